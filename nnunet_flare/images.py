@@ -1,0 +1,250 @@
+"""Reading, checking and writing images and label maps, geometry carried exactly.
+
+Arrays are ``(Z, Y, X)`` as stored in the file (no reorientation), spacings ``(z, y, x)`` in mm; origin and direction
+stay in SimpleITK's ``(x, y, z)`` order and are only ever copied. What makes a case unusable raises
+:class:`CaseError`; what is odd but predictable is returned by :func:`oddities`.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_flare.errors import CaseError, InputError
+from nnunet_flare.files import replacing
+
+SUFFIXES: tuple[str, ...] = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
+"""File name endings of single-file images, longest first."""
+
+CT_RANGE_HU = (-2048.0, 8192.0)
+"""Values outside are no CT numbers (air is -1000, metal saturates near 3071 or, on extended scales, 8191)."""
+
+SPACING_RANGE_MM = (0.2, 15.0)
+"""Spacings outside are odd for an abdominal CT."""
+
+GEOMETRY_TOLERANCE_MM = 1e-3
+"""Two grids are the same when no spacing, origin or direction entry differs by more."""
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A scan or label map and its grid: ``array`` (Z, Y, X), ``spacing_mm`` (z, y, x), origin, direction (x, y, z)."""
+
+    array: np.ndarray
+    spacing_mm: tuple[float, float, float]
+    origin: tuple[float, ...] = (0.0, 0.0, 0.0)
+    direction: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+
+    @property
+    def voxel_mm3(self) -> float:
+        """Volume of one voxel."""
+        return float(np.prod(self.spacing_mm))
+
+    def with_array(self, array: np.ndarray) -> Volume:
+        """The same grid with other values; the shape must be equal."""
+        if array.shape != self.array.shape:
+            raise ValueError(f"array of shape {array.shape} does not fit a grid of shape {self.array.shape}")
+        return Volume(array, self.spacing_mm, self.origin, self.direction)
+
+
+def suffix_of(path: Path) -> str | None:
+    """The image suffix of a file name (``.nii.gz``, ...), or None."""
+    name = path.name.lower()
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+
+
+def stem_of(path: Path) -> str:
+    """File name without its image suffix."""
+    suffix = suffix_of(path)
+    return path.name if suffix is None else path.name[: -len(suffix)]
+
+
+def read_volume(path: Path, case: str | None = None) -> Volume:
+    """Read one 3-D scalar image in its stored type.
+
+    Raises:
+        CaseError: when it is missing, unreadable, not 3-D, of several components, has an axis of fewer than 2 voxels
+            or an impossible spacing.
+    """
+    import SimpleITK as sitk
+
+    case = case or stem_of(path)
+    if not path.is_file():
+        raise CaseError(case, f"{path}: no such file" if not path.exists() else f"{path}: not a file")
+    if path.stat().st_size == 0:
+        raise CaseError(case, f"{path}: the file is empty (0 bytes); copy it again")
+    _check_nifti_spacing(path, case)
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise CaseError(case, f"{path}: cannot be read ({_last_line(error)}); expected one of {SUFFIXES}") from error
+    return from_sitk(image, case, path)
+
+
+def from_sitk(image: Any, case: str, path: Path | str = "image") -> Volume:
+    """A :class:`Volume` of a SimpleITK image, checked as :func:`read_volume` does."""
+    import SimpleITK as sitk
+
+    if image.GetDimension() != 3:
+        raise CaseError(case, f"{path}: has {image.GetDimension()} dimensions {image.GetSize()}, expected 3")
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        raise CaseError(case, f"{path}: has {image.GetNumberOfComponentsPerPixel()} values per voxel, expected 1")
+    volume = Volume(
+        sitk.GetArrayFromImage(image),
+        tuple(float(s) for s in image.GetSpacing()[::-1]),  # type: ignore[arg-type]
+        tuple(image.GetOrigin()),
+        tuple(image.GetDirection()),
+    )
+    check_grid(volume, case, path)
+    return volume
+
+
+def check_grid(volume: Volume, case: str, path: Path | str = "image") -> None:
+    """Raise :class:`CaseError` for a grid that no model can predict."""
+    if volume.array.ndim != 3:
+        raise CaseError(case, f"{path}: has {volume.array.ndim} dimensions, expected 3 (z, y, x)")
+    if min(volume.array.shape) < 2:
+        raise CaseError(
+            case, f"{path}: shape (z, y, x) {volume.array.shape} has an axis of fewer than 2 voxels, expected 3-D scan"
+        )
+    if not all(np.isfinite(s) and s > 0 for s in volume.spacing_mm):
+        raise CaseError(case, f"{path}: spacing (z, y, x) {volume.spacing_mm} mm, expected three numbers above 0")
+
+
+def check_values(volume: Volume, case: str, path: Path | str = "image") -> None:
+    """Raise :class:`CaseError` for NaN, infinite or constant images."""
+    array = volume.array
+    if array.dtype.kind not in "iuf":
+        raise CaseError(case, f"{path}: voxels are of type {array.dtype}, expected real numbers")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        bad = int(array.size - np.isfinite(array).sum())
+        raise CaseError(case, f"{path}: {bad} of {array.size} voxels are NaN or infinite; expected finite CT numbers")
+    if array.size and array.min() == array.max():
+        raise CaseError(case, f"{path}: all voxels are {array.flat[0]}; the scan is empty")
+
+
+def oddities(volume: Volume) -> list[str]:
+    """What is odd about a readable scan, in words; such a scan is predicted with a warning."""
+    found = []
+    low, high = float(volume.array.min()), float(volume.array.max())
+    if low < CT_RANGE_HU[0] or high > CT_RANGE_HU[1]:
+        found.append(f"values from {low:g} to {high:g}, outside CT's {CT_RANGE_HU[0]:g} to {CT_RANGE_HU[1]:g} HU")
+    elif low >= 0 and high <= 255:
+        found.append(f"values from {low:g} to {high:g}, which look like an 8-bit picture and not like CT numbers")
+    if min(volume.spacing_mm) < SPACING_RANGE_MM[0] or max(volume.spacing_mm) > SPACING_RANGE_MM[1]:
+        spacing = tuple(round(s, 3) for s in volume.spacing_mm)
+        found.append(f"spacing (z, y, x) {spacing} mm, outside {SPACING_RANGE_MM[0]:g} to {SPACING_RANGE_MM[1]:g} mm")
+    return found
+
+
+def read_labels(path: Path, case: str | None = None, *, allowed: Sequence[int] | None = None) -> Volume:
+    """Read a label map as integers (uint8 where the ids fit); floats are taken when they are whole numbers.
+
+    Raises:
+        CaseError: as :func:`read_volume`, and for fractional or negative ids or ids outside ``allowed``.
+    """
+    case = case or stem_of(path)
+    volume = read_volume(path, case)
+    array = volume.array
+    if array.dtype.kind == "f":
+        whole = np.rint(array)
+        if not np.isfinite(array).all() or not np.array_equal(whole, array):
+            raise CaseError(case, f"{path}: holds fractions or NaN; expected whole label ids")
+        array = whole
+    if array.size and array.min() < 0:
+        raise CaseError(case, f"{path}: holds the negative id {array.min():g}; expected ids from 0 up")
+    if array.max(initial=0) > 65535:
+        raise CaseError(case, f"{path}: holds the id {array.max():g}; expected small label ids")
+    array = array.astype(np.uint8 if array.max(initial=0) <= 255 else np.uint16, copy=False)
+    if allowed is not None:
+        unknown = sorted(set(np.flatnonzero(np.bincount(array.ravel())).tolist()) - set(allowed))
+        if unknown:
+            raise CaseError(case, f"{path}: holds the ids {unknown}, which are not in the label set {sorted(allowed)}")
+    return volume.with_array(array)
+
+
+def geometry_difference(one: Volume, other: Volume) -> str | None:
+    """What differs between two grids, in words, or None when they are the same."""
+    if one.array.shape != other.array.shape:
+        return f"shape (z, y, x) {one.array.shape} and {other.array.shape}"
+    for name in ("spacing_mm", "origin", "direction"):
+        a, b = getattr(one, name), getattr(other, name)
+        if not np.allclose(a, b, rtol=0, atol=GEOMETRY_TOLERANCE_MM):
+            return f"{name.replace('_mm', '')} {tuple(np.round(a, 4).tolist())} and {tuple(np.round(b, 4).tolist())}"
+    return None
+
+
+def to_sitk(volume: Volume) -> Any:
+    """The SimpleITK image of a volume."""
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(volume.array)
+    image.SetSpacing(tuple(volume.spacing_mm[::-1]))
+    image.SetOrigin(volume.origin)
+    image.SetDirection(volume.direction)
+    return image
+
+
+def write_volume(path: Path, volume: Volume) -> None:
+    """Write an image by rename, compressed where the format allows it."""
+    import SimpleITK as sitk
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        try:
+            sitk.WriteImage(to_sitk(volume), str(temporary), useCompression=True)
+        except RuntimeError as error:
+            raise OSError(f"{path}: cannot be written ({_last_line(error)})") from error
+
+
+def write_labels(path: Path, labels: np.ndarray, like: Volume) -> None:
+    """Write a label map (Z, Y, X) as uint8 on the grid of ``like``, by rename."""
+    if labels.max(initial=0) > 255:
+        raise ValueError(f"label id {labels.max()} does not fit uint8")
+    write_volume(path, like.with_array(labels.astype(np.uint8, copy=False)))
+
+
+def find_cases(folder: Path, file_ending: str, channels: int = 1) -> dict[str, list[Path]]:
+    """The cases of an nnU-Net image folder (``<case>_0000<file_ending>`` and so on), sorted by id.
+
+    Missing channels are left for the reader to report, case by case.
+
+    Raises:
+        InputError: when the folder is missing or holds no such file.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected images named <case>_0000{file_ending}")
+    pattern = re.compile(r"(.+)_(\d{4})" + re.escape(file_ending))
+    names = {m.group(1) for p in folder.iterdir() if (m := pattern.fullmatch(p.name)) and not p.name.startswith(".")}
+    if not names:
+        seen = sorted(p.name for p in folder.iterdir())[:3]
+        raise InputError(f"{folder}: no image named <case>_0000{file_ending}; found {seen or 'nothing'}")
+    return {n: [folder / f"{n}_{channel:04d}{file_ending}" for channel in range(channels)] for n in sorted(names)}
+
+
+def _check_nifti_spacing(path: Path, case: str) -> None:
+    """ITK repairs zero and negative spacings of NIfTI headers silently; read them from the header itself."""
+    if suffix_of(path) not in (".nii.gz", ".nii"):
+        return
+    import nibabel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            header = nibabel.load(path).header
+            spacing = [float(s) for s in header["pixdim"][1:4]]
+        except Exception:  # not a NIfTI file after all: the reader says so
+            return
+    if not all(np.isfinite(s) and s > 0 for s in spacing[: int(header["dim"][0])]):
+        raise CaseError(case, f"{path}: spacing (x, y, z) {spacing} mm in the header, expected three numbers above 0")
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
