@@ -1,0 +1,183 @@
+"""What a configuration tells our trainers: the key ``"flare"`` of a configuration in the plans.
+
+Stock nnU-Net carries unknown keys of a configuration through and saves them with the model, so the same
+``nnUNetv2_train`` command trains the same way by hand, on a cluster and inside the loop. Every key has the class
+default; an unknown key or an impossible value is an error that names its place. No torch is imported here, because
+``rounds`` reads and writes these settings too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from nnunet_flare.errors import InputError
+
+KEY = "flare"
+ITERATIONS_VARIABLE = "NNUNET_FLARE_ITERATIONS"
+SEED_VARIABLE = "NNUNET_FLARE_SEED"
+
+Augmentation = Literal["stock", "weak", "strong"]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+_Positive = Annotated[float, Field(gt=0)]
+_NotNegative = Annotated[float, Field(ge=0)]
+_Momentum = Annotated[float, Field(ge=0, lt=1)]
+
+
+class AugmentationSettings(BaseModel):
+    """The augmentation chain of each role: ``stock`` nnU-Net, ``weak`` or ``strong`` (see ``augmentation``)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    labelled: Augmentation = "stock"
+    pseudo: Augmentation = "strong"
+    partial: Augmentation = "stock"
+
+
+class TrainingSettings(BaseModel):
+    """Settings of ``nnUNetTrainerFlareST``; the defaults are stock nnU-Net's, but pseudo cases are augmented strongly."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    num_epochs: int = Field(1000, ge=1, description="training length; _<N>epochs in the trainer's name wins")
+    iterations_per_epoch: int = Field(250, ge=1)
+    validation_iterations: int | None = Field(None, ge=1, description="None: a fifth of the iterations, at least 1")
+    augmentation: AugmentationSettings = AugmentationSettings()
+    mirroring: bool = Field(True, description="False: no mirroring, neither in training nor allowed at inference")
+    labelled_to_pseudo: tuple[_NotNegative, _NotNegative] | None = Field(
+        None, description="share of labelled and partial to pseudo samples; None: every case alike, times its weight"
+    )
+    pseudo_folds: Literal["split", "all"] = Field(
+        "split", description="split: each fold trains on 4/5 of the pseudo cases"
+    )
+    checkpoints_at: tuple[Fraction, ...] = Field(
+        (), description="fractions of the training that are kept as checkpoints"
+    )
+    optimizer: Literal["SGD", "AdamW"] = "SGD"
+    initial_lr: _Positive = 0.01
+    weight_decay: _NotNegative = 3e-5
+    betas: tuple[_Momentum, _Momentum] = Field((0.9, 0.99), description="AdamW only; Fosun's values")
+    lr_schedule: Literal["poly", "steps"] = Field(
+        "poly", description="steps: x0.1 after 66 %, x0.05 after 86 % (Fosun)"
+    )
+    warmup_iterations: int = Field(0, ge=0, description="iterations over which the rate rises linearly from zero")
+    class_weights: Literal["inverse-sqrt-frequency"] | tuple[_NotNegative, ...] | None = Field(
+        None, description="weights of the classes, background first, in the cross-entropy"
+    )
+    oversample_foreground: float = Field(0.33, ge=0, le=1)
+    init_from: str | None = Field(
+        None, min_length=1, description="checkpoint to start from, segmentation head included"
+    )
+    ignore_label: int | None = Field(None, ge=1, description="value in a round's labels that the loss leaves out")
+    final_validation: bool = Field(True, description="False: the validation after training is skipped")
+    cpu_precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast and channels-last on the CPU")
+    save_every: int = Field(
+        10, ge=1, description="epochs between two checkpoint_latest; at least every 15 minutes anyway"
+    )
+    seed: int | None = Field(None, ge=0, description="all random streams derive from (seed, round, fold, epoch)")
+    run: str | None = None
+    round: int | None = Field(None, ge=0, description="set by flare-pseudolabel: the round that this configuration is")
+    recipe_hash: str | None = None
+
+    @field_validator("labelled_to_pseudo")
+    @classmethod
+    def _some_sample(cls, ratio: tuple[float, float] | None) -> tuple[float, float] | None:
+        if ratio is not None and sum(ratio) == 0:
+            raise ValueError("expected at least one of the two shares above 0")
+        return ratio
+
+    @field_validator("checkpoints_at")
+    @classmethod
+    def _increasing(cls, fractions: tuple[float, ...]) -> tuple[float, ...]:
+        if any(a >= b for a, b in itertools.pairwise(fractions)):
+            raise ValueError("expected increasing fractions")
+        return fractions
+
+    @model_validator(mode="after")
+    def _weights_not_all_zero(self) -> TrainingSettings:
+        if isinstance(self.class_weights, tuple) and not any(self.class_weights):
+            raise ValueError("class_weights: expected at least one weight above 0")
+        return self
+
+    @property
+    def num_validation_iterations(self) -> int:
+        """Validation iterations of an epoch: as set, else a fifth of the training iterations, at least 1."""
+        if self.validation_iterations is not None:
+            return self.validation_iterations
+        return max(1, self.iterations_per_epoch // 5)
+
+    def to_json(self) -> dict[str, Any]:
+        """What to write under ``"flare"``: the keys that differ from the class defaults."""
+        dumped: dict[str, Any] = self.model_dump(mode="json", exclude_defaults=True)
+        return dumped
+
+
+def read_settings(configuration: Mapping[str, Any], *, where: str = "configuration") -> TrainingSettings:
+    """The settings of a configuration (the class defaults where it has none).
+
+    Args:
+        configuration: one entry of the plans' ``configurations``, inheritance resolved.
+        where: what to call it in an error, e.g. ``nnUNetPlansFlare.json, configuration 3d_fullres``.
+
+    Raises:
+        InputError: every wrong or unknown key at once, each with its path, what was found and what is allowed.
+    """
+    given = configuration.get(KEY, {})
+    if not isinstance(given, Mapping):
+        raise InputError(f"{where}: '{KEY}' must be an object of settings, found {type(given).__name__}")
+    try:
+        # Strict JSON rules: lists become tuples and 1 becomes 1.0, but "5" is no number and true is no 1.
+        return TrainingSettings.model_validate_json(json.dumps(given), strict=True)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: {_explain(error)}") from error
+
+
+def _explain(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return f"'{KEY}' is not plain JSON ({error})"
+    problems = []
+    for problem in error.errors():
+        path = ".".join([KEY, *(str(part) for part in problem["loc"])])
+        if problem["type"] == "extra_forbidden":
+            model = AugmentationSettings if len(problem["loc"]) > 1 else TrainingSettings
+            problems.append(f"{path}: unknown key, allowed are {', '.join(model.model_fields)}")
+        else:
+            problems.append(f"{path}: found {problem['input']!r}: {problem['msg']}")
+    return f"{len(problems)} problem(s) in the settings: " + "; ".join(problems)
+
+
+def with_environment(settings: TrainingSettings, environment: Mapping[str, str] | None = None) -> TrainingSettings:
+    """The settings with the two variables for tests applied: ``NNUNET_FLARE_ITERATIONS`` and ``NNUNET_FLARE_SEED``.
+
+    The first sets the training iterations of an epoch (validation = a fifth, at least 1), the second the seed.
+
+    Raises:
+        InputError: when a variable is not a whole number (of at least 1 and 0).
+    """
+    environment = os.environ if environment is None else environment
+    changes: dict[str, Any] = {}
+    for variable, key, lowest in ((ITERATIONS_VARIABLE, "iterations_per_epoch", 1), (SEED_VARIABLE, "seed", 0)):
+        text = environment.get(variable, "").strip()
+        if not text:
+            continue
+        if not text.isdigit() or int(text) < lowest:
+            raise InputError(f"environment variable {variable}: found {text!r}, expected a whole number >= {lowest}")
+        changes[key] = int(text)
+    if "iterations_per_epoch" in changes:
+        changes["validation_iterations"] = None
+    return settings.model_copy(update=changes)
+
+
+def checkpoint_epochs(fractions: Sequence[float], num_epochs: int) -> dict[str, int]:
+    """File name to number of completed epochs of each kept checkpoint: ``checkpoint_<k>of<n>.pth`` after
+    ``max(1, ceil(f N))`` epochs. Fractions may coincide in a short training; all their files are written then.
+    """
+    # Rounded first: 0.07 * 100 is 7.000000000000001 in floating point.
+    epochs = [max(1, math.ceil(round(fraction * num_epochs, 6))) for fraction in fractions]
+    return {f"checkpoint_{k}of{len(epochs)}.pth": epoch for k, epoch in enumerate(epochs, start=1)}
