@@ -1,0 +1,81 @@
+"""What the commands share: exit codes, one-line errors, logging to the terminal and nnU-Net's folders."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from nnunet_flare.errors import FlareError, InputError
+
+
+def setup_logging(verbose: bool = False) -> None:
+    """Log our own records to stderr, bare; records of other packages only from warnings up."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("nnunet_flare").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def run_command(program: str, function: Callable[[], int]) -> int:
+    """Run a command's body: our errors become one line and their exit code, Ctrl-C becomes 130."""
+    try:
+        return function()
+    except FlareError as error:
+        sys.stderr.write(f"{program}: error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{program}: interrupted\n")
+        return 130
+    except BrokenPipeError:  # the reader of our output (head, less) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def nnunet_folder(variable: str) -> Path:
+    """The folder that one of nnU-Net's environment variables names.
+
+    Raises:
+        InputError: when it is not set or not a folder.
+    """
+    value = os.environ.get(variable)
+    if not value:
+        raise InputError(f"the environment variable {variable} is not set; export {variable}=FOLDER as for nnU-Net")
+    return Path(value)
+
+
+class HyphenParser(argparse.ArgumentParser):
+    """An argument parser that takes ``--save-members`` for ``--save_members``, as people type both."""
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        args = list(sys.argv[1:] if args is None else args)
+        known = {option for action in self._actions for option in action.option_strings}
+        for index, word in enumerate(args):
+            name, equals, value = word.partition("=")
+            if name.startswith("--") and name not in known and name.replace("-", "_")[2:] != name[2:]:
+                candidate = "--" + name[2:].replace("-", "_")
+                if candidate in known:
+                    args[index] = candidate + equals + value
+        return super().parse_known_args(args, namespace)
+
+
+def parse_settings(words: Sequence[str]) -> dict[str, str]:
+    """``["a.b=1", ...]`` as a dict; values stay text.
+
+    Raises:
+        InputError: for a word without ``=`` or a key given twice.
+    """
+    settings: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise InputError(f"--set {word}: expected key=value, for example selection.threshold=0.85")
+        if key in settings:
+            raise InputError(f"--set {key}: given twice ({settings[key]} and {value})")
+        settings[key] = value
+    return settings

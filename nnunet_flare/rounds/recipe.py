@@ -1,0 +1,287 @@
+"""Recipes: a published system as data, validated with located errors.
+
+A recipe is a YAML file of ``nnunet_flare/recipes`` (or the user's own). ``--set key=value`` changes any key; what comes
+out is one frozen :class:`Recipe`, whose hash names the settings in the ledger and in every model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from nnunet_flare.errors import InputError
+from nnunet_flare.selection.rules import RULES
+from nnunet_flare.trainers.settings import AugmentationSettings, TrainingSettings
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
+"""Names of runs and recipes: letters, digits, hyphen."""
+
+LOOP_KEYS = ("augmentation", "checkpoints_at", "run", "round", "recipe_hash", "init_from", "ignore_label", "seed")
+"""Training settings that the loop sets itself, from other keys of the recipe."""
+
+_Unit = Annotated[float, Field(ge=0, le=1)]
+_Share = Annotated[float, Field(gt=0, le=1)]
+_Size = Annotated[int, Field(ge=1)]
+_Mm = Annotated[float, Field(gt=0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class PlanChanges(_Part):
+    """Changes to the planner's base configuration; any of them gives the run plans of its own."""
+
+    spacing_mm: tuple[_Mm, _Mm, _Mm] | None = None
+    patch_size: tuple[_Size, _Size, _Size] | None = None
+    base_features: int | None = Field(None, ge=1)
+    max_features: int | None = Field(None, ge=1)
+    stages: int | None = Field(None, ge=2)
+    convs_per_stage: int | None = Field(None, ge=1)
+    batch_size: int | None = Field(None, ge=1)
+
+    def changes(self) -> dict[str, Any]:
+        """The keys that are set."""
+        return self.model_dump(exclude_none=True)
+
+
+class Members(_Part):
+    """What the ensemble of a round is made of: ``count`` folds, or the checkpoints ``at`` of one training."""
+
+    kind: Literal["folds", "checkpoints"] = "folds"
+    count: int = Field(5, ge=1)
+    at: tuple[_Share, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Members:
+        if self.kind == "checkpoints" and len(self.at) < 2:
+            raise ValueError("members of kind 'checkpoints' need at least two fractions in 'at'")
+        if self.kind == "folds" and self.at:
+            raise ValueError("'at' belongs to members of kind 'checkpoints'")
+        return self
+
+
+class Predict(_Part):
+    """How the unlabelled cases are labelled."""
+
+    step_size: float = Field(0.5, gt=0, le=1)
+    tta: Literal["none", "mirror"] = "mirror"
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+
+
+class Selection(_Part):
+    """Which pseudo-labelled cases are taken (see ``selection.rules``)."""
+
+    rule: Literal["min-organ", "trimmed-min", "mean-organ", "all"] = "min-organ"
+    threshold: _Unit = 0.9
+    top_fraction: _Share | None = None
+    per_organ: dict[str, _Unit] = {}
+    keep_odd: bool = Field(False, description="take scans that are odd (not CT-like values, strange spacing) too")
+
+
+class Fusion(_Part):
+    """How the members' outputs become one label."""
+
+    method: Literal["mean-softmax"] = "mean-softmax"
+    uncertain_organs: Literal["drop-case", "ignore"] = Field(
+        "drop-case", description="ignore: keep a case whose other organs are certain, leave the uncertain ones out"
+    )
+    min_certain_organs: _Unit = Field(0.5, description="with 'ignore': smallest share of organs that are certain")
+
+
+class Final(_Part):
+    """The final training on all data."""
+
+    num_epochs: int | None = Field(None, ge=1, description="default: as the last round")
+
+
+class Stop(_Part):
+    """Early stop: after ``patience`` rounds without a gain of the mean agreement."""
+
+    patience: int | None = Field(None, ge=1)
+
+
+class Recipe(_Part):
+    """One system, complete: everything that the loop needs to know besides the data."""
+
+    name: str
+    summary: str
+    paper: str
+    planner: str = "nnUNetPlannerFlare"
+    configuration: str = "3d_fullres"
+    trainer: str = "nnUNetTrainerFlareST"
+    rounds: int = Field(1, ge=1, description="how many times the unlabelled cases are labelled and selected")
+    plan: PlanChanges = PlanChanges()
+    members: Members = Members()
+    training: dict[str, Any] = {}
+    augmentation: AugmentationSettings = AugmentationSettings()
+    predict: Predict = Predict()
+    selection: Selection = Selection()
+    fusion: Fusion = Fusion()
+    final: Final = Final()
+    stop: Stop = Stop()
+    seed: int | None = Field(None, ge=0)
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if not NAME_PATTERN.fullmatch(name):
+            raise ValueError("expected letters, digits and hyphens")
+        return name
+
+    @model_validator(mode="after")
+    def _training_is_valid(self) -> Recipe:
+        if self.selection.rule not in RULES:
+            raise ValueError(f"selection.rule: expected one of {', '.join(RULES)}")
+        epochs = self.training.get("num_epochs", 1000)
+        if isinstance(epochs, list) and (not epochs or not all(isinstance(n, int) and n > 0 for n in epochs)):
+            raise ValueError("training.num_epochs: expected a whole number above 0, or one per round")
+        for number in range(self.rounds + 1):
+            self.settings(number, run=None)
+        if self.members.kind == "checkpoints" and len(set(self._checkpoint_epochs(0))) < 2:
+            raise ValueError(
+                f"members.at {list(self.members.at)} gives fewer than two different checkpoints in a training of "
+                f"{self.settings(0, run=None).num_epochs} epochs"
+            )
+        return self
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of one training (nnU-Net's DDP)."""
+        return int(self.training.get("num_gpus", 1))
+
+    @property
+    def hash(self) -> str:
+        """Short hash of all settings."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    def num_epochs(self, number: int) -> int:
+        """Training length of a round; of a list shorter than the rounds the last entry goes on."""
+        if number == self.rounds and self.final.num_epochs is not None:
+            return self.final.num_epochs
+        epochs = self.training.get("num_epochs", 1000)
+        return int(epochs[min(number, len(epochs) - 1)]) if isinstance(epochs, list) else int(epochs)
+
+    def settings(self, number: int, *, run: str | None, ignore_label: int | None = None) -> TrainingSettings:
+        """The ``"flare"`` entry of a round's configuration; round :attr:`rounds` is the final training."""
+        given = {k: v for k, v in self.training.items() if k not in ("num_gpus", "pretrained_weights")}
+        taken = sorted(set(given) & set(LOOP_KEYS))
+        if taken:
+            raise ValueError(f"training.{taken[0]}: is set by the loop and cannot be given here")
+        final = number == self.rounds
+        document = {
+            **given,
+            "num_epochs": self.num_epochs(number),
+            "augmentation": self.augmentation.model_dump(),
+            "checkpoints_at": list(self.members.at) if self.members.kind == "checkpoints" and not final else [],
+            "ignore_label": ignore_label,
+            "seed": self.seed,
+            "run": run,
+            "round": None if run is None else number,
+            "recipe_hash": None if run is None else self.hash,
+        }
+        try:
+            return TrainingSettings.model_validate_json(json.dumps(document), strict=True)
+        except ValidationError as error:
+            raise ValueError("; ".join(_explain(error, "training."))) from error
+
+    def member_folds(self, number: int) -> list[str]:
+        """The folds that a round trains: the final one ``all``, checkpoints one training on ``all``."""
+        if number >= self.rounds or self.members.kind == "checkpoints":
+            return ["all"]
+        return [str(fold) for fold in range(self.members.count)]
+
+    def member_checkpoints(self, number: int) -> list[str]:
+        """Checkpoint files that are members of each trained fold; those that coincide count once."""
+        if number >= self.rounds or self.members.kind == "folds":
+            return ["checkpoint_final.pth"]
+        epochs = self._checkpoint_epochs(number)
+        last = {epoch: f"checkpoint_{k}of{len(epochs)}.pth" for k, epoch in enumerate(epochs, start=1)}
+        return list(last.values())
+
+    def _checkpoint_epochs(self, number: int) -> list[int]:
+        from nnunet_flare.trainers.settings import checkpoint_epochs
+
+        return list(checkpoint_epochs(self.members.at, self.num_epochs(number)).values())
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes in the package."""
+    folder = resources.files("nnunet_flare.recipes")
+    return sorted(entry.name[: -len(".yaml")] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_recipe(name_or_path: str, settings: Mapping[str, str] | None = None) -> Recipe:
+    """A shipped recipe by name or the user's own by path, with ``--set`` values applied.
+
+    Args:
+        name_or_path: name of a shipped recipe, or a ``.yaml`` file.
+        settings: dotted key to text; the text is read as YAML, so ``0.9``, ``[4, 1.2, 1.2]`` and ``null`` work.
+
+    Raises:
+        InputError: for an unknown recipe or key or a wrong value, each with its path.
+    """
+    if name_or_path.endswith((".yaml", ".yml")):
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise InputError(f"recipe {path}: no such file")
+        text, where = path.read_text(encoding="utf-8"), str(path)
+    elif name_or_path in shipped_recipes():
+        text = resources.files("nnunet_flare.recipes").joinpath(f"{name_or_path}.yaml").read_text(encoding="utf-8")
+        where = f"recipe {name_or_path}"
+    else:
+        raise InputError(f"no recipe '{name_or_path}'; there are {', '.join(shipped_recipes())}, or give a .yaml file")
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}: no valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(document, dict):
+        raise InputError(f"{where}: expected keys and values, found {type(document).__name__}")
+    for key, value in (settings or {}).items():
+        _set(document, key, value)
+    return recipe_from(document, where)
+
+
+def recipe_from(document: Mapping[str, Any], where: str) -> Recipe:
+    """Validate a recipe document; ``where`` is named in errors."""
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        problems = _explain(error)
+        raise InputError(f"{where}: {len(problems)} problem(s): {'; '.join(problems)}") from error
+
+
+def _set(document: dict[str, Any], key: str, text: str) -> None:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {key}={text}: no valid value ({' '.join(str(error).split())})") from error
+    place = document
+    *parents, last = key.split(".")
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise InputError(f"--set {key}: '{parent}' has no keys below it")
+    place[last] = value
+
+
+def _explain(error: ValidationError, prefix: str = "") -> list[str]:
+    problems = []
+    for problem in error.errors():
+        path = prefix + ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            problems.append(f"{path}: unknown key")
+        elif problem["type"] == "value_error":
+            problems.append(f"{path + ': ' if path else ''}{problem['msg'].removeprefix('Value error, ')}")
+        else:
+            problems.append(f"{path}: found {problem['input']!r}: {problem['msg']}")
+    return problems

@@ -1,0 +1,121 @@
+"""Which pseudo-labelled cases are taken: pure functions of a table of agreements.
+
+A table is an array (cases, organs) of values in 0 .. 1; NaN means that a value could not be computed and counts as 0,
+so that no case is ever taken on it. What the rules mean:
+
+- ``min-organ``: the worst organ (Radboud, FLARE22);
+- ``trimmed-min``: the third smallest organ, which forgives two hard ones;
+- ``mean-organ``: the mean over organs, which ranked true quality best in our trials;
+- ``all``: every case that was labelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+RULES: tuple[str, ...] = ("min-organ", "trimmed-min", "mean-organ", "all")
+TRIMMED_RANK = 3
+"""``trimmed-min`` is this smallest organ (of fewer organs: the largest of them)."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a case is taken, its score under the rule, and why in words."""
+
+    case: str
+    taken: bool
+    score: float
+    reason: str
+
+
+def scores(table: np.ndarray, rule: str) -> np.ndarray:
+    """(cases,) score of each row of a (cases, organs) table under a rule; NaN counts as 0."""
+    values = np.nan_to_num(np.asarray(table, dtype=float), nan=0.0)
+    if values.ndim != 2 or values.shape[1] == 0:
+        raise ValueError(f"expected a table (cases, organs), got shape {values.shape}")
+    if rule == "min-organ":
+        return values.min(axis=1)
+    if rule == "trimmed-min":
+        return np.sort(values, axis=1)[:, min(TRIMMED_RANK, values.shape[1]) - 1]
+    if rule == "mean-organ":
+        return values.mean(axis=1)
+    if rule == "all":
+        return np.ones(len(values))
+    raise ValueError(f"unknown rule '{rule}', expected one of {', '.join(RULES)}")
+
+
+def select(
+    cases: Sequence[str],
+    table: np.ndarray,
+    *,
+    organs: Sequence[str],
+    rule: str = "min-organ",
+    threshold: float = 0.9,
+    top_fraction: float | None = None,
+    per_organ: Mapping[str, float] | None = None,
+) -> list[Decision]:
+    """Decide on every case: score >= ``threshold`` (inclusive), every organ of ``per_organ`` at least its own
+    threshold, and of those only the best ``top_fraction`` of *all* cases. The order of the cases does not matter; ties
+    at the cut are broken by case id.
+
+    Args:
+        cases: ids, one per row.
+        table: (cases, organs) agreement.
+        organs: names of the columns.
+        rule: one of :data:`RULES`.
+        threshold: smallest score that is taken.
+        top_fraction: largest share of the cases that is taken, rounded to the nearest whole case, at least one.
+        per_organ: smallest agreement by organ name.
+    """
+    values = np.nan_to_num(np.asarray(table, dtype=float).reshape(len(cases), len(organs)), nan=0.0)
+    unknown = sorted(set(per_organ or {}) - set(organs))
+    if unknown:
+        raise ValueError(f"thresholds for unknown organs {unknown}, the organs are {list(organs)}")
+    if not len(cases):
+        return []
+    score = scores(values, rule)
+    reasons: list[str | None] = [None] * len(cases)
+    for row in range(len(cases)):
+        worst = int(values[row].argmin())
+        if score[row] < threshold:
+            lowest = f"; lowest organ {organs[worst]} {values[row, worst]:.3f}" if rule != "all" else ""
+            reasons[row] = f"{rule} {score[row]:.3f} < {threshold:g}{lowest}"
+        for organ, least in (per_organ or {}).items():
+            value = values[row, list(organs).index(organ)]
+            if reasons[row] is None and value < least:
+                reasons[row] = f"{organ} {value:.3f} < {least:g}"
+    if top_fraction is not None:
+        room = max(1, int(np.floor(top_fraction * len(cases) + 0.5)))
+        ranking = sorted(
+            (row for row in range(len(cases)) if reasons[row] is None), key=lambda r: (-score[r], cases[r])
+        )
+        for rank, row in enumerate(ranking[room:], start=room + 1):
+            reasons[row] = f"{rule} {score[row]:.3f} is rank {rank} of {len(cases)}, above the best {top_fraction:.0%}"
+    return [
+        Decision(
+            case, why is None, float(value), why if why is not None else _taken(rule, value, threshold, top_fraction)
+        )
+        for case, value, why in zip(cases, score, reasons, strict=True)
+    ]
+
+
+def _taken(rule: str, score: float, threshold: float, top_fraction: float | None) -> str:
+    if rule == "all":
+        return "all labelled cases are taken"
+    within = "" if top_fraction is None else f", among the best {top_fraction:.0%}"
+    return f"{rule} {score:.3f} >= {threshold:g}{within}"
+
+
+def accepted_organs(table: np.ndarray, threshold: float, per_organ: Mapping[int, float] | None = None) -> np.ndarray:
+    """(cases, organs) which organs of each case are certain enough on their own (organ-wise acceptance).
+
+    ``per_organ`` maps a column to its own threshold. NaN is never accepted.
+    """
+    values = np.nan_to_num(np.asarray(table, dtype=float), nan=0.0)
+    least = np.full(values.shape[1], threshold)
+    for column, value in (per_organ or {}).items():
+        least[column] = value
+    return values >= least
