@@ -31,6 +31,7 @@ PLANNERS = {
     "nnUNetPlannerFlare": "nnunet_flare.planners.flare",
     "nnUNetPlannerFlareSmall": "nnunet_flare.planners.flare",
     "nnUNetPlannerFlareNoisyStudent": "nnunet_flare.planners.flare",
+    "nnUNetPlannerFlareBig": "nnunet_flare.planners.flare",
     "nnUNetPlannerFlareTiny": "nnunet_flare.planners.flare",
 }
 REGISTRY = {**TRAINERS, **PLANNERS}

@@ -41,7 +41,7 @@ class AugmentationSettings(BaseModel):
 
 
 class TrainingSettings(BaseModel):
-    """Settings of ``nnUNetTrainerFlareST``; the defaults are stock nnU-Net's, but pseudo cases are augmented strongly."""
+    """Settings of ``nnUNetTrainerFlareST``; the defaults are stock's, but pseudo cases are augmented strongly."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
