@@ -1,0 +1,91 @@
+"""What is scored: a label, or a region made of several labels, with its tolerance and its rule for slices.
+
+The official tables cover the FLARE label sets; any nnU-Net ``dataset.json`` serves as well, region-based ones included.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_flare.errors import InputError
+from nnunet_flare.organs import FLARE23, LABEL_SETS, Organ
+
+LABELLED_SLICES_ONLY: frozenset[str] = frozenset({"aorta", "inferior_vena_cava", "esophagus"})
+"""Tubes that leave the field of view: the official script scores them on the reference's labelled slices only."""
+
+DEFAULT_TOLERANCE_MM = 2.0
+"""NSD tolerance of structures outside the FLARE table: the challenge's own value for lesions and small organs."""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """One scored thing: ``id`` in tables, dataset.json ``name``, CSV ``short`` name, its label ids and constants."""
+
+    id: int
+    name: str
+    short: str
+    labels: tuple[int, ...]
+    nsd_tolerance_mm: float
+    labelled_slices_only: bool = False
+
+
+def structures_of(organs: Sequence[Organ | Structure]) -> tuple[Structure, ...]:
+    """The structures of a FLARE label set; structures are passed through."""
+    return tuple(organ if isinstance(organ, Structure) else _of_organ(organ) for organ in organs)
+
+
+def _of_organ(organ: Organ) -> Structure:
+    return Structure(
+        organ.id, organ.name, organ.short, (organ.id,), organ.nsd_tolerance_mm, organ.name in LABELLED_SLICES_ONLY
+    )
+
+
+def read_structures(name_or_path: str, *, tolerance_mm: float = DEFAULT_TOLERANCE_MM) -> tuple[Structure, ...]:
+    """Structures by the name of a label set (``flare22``, ``flare23``) or from a ``dataset.json``.
+
+    A region of dataset.json (a list of ids) is scored as the union of its labels. Names of the FLARE table keep the
+    official tolerances and rules; others get ``tolerance_mm``.
+
+    Raises:
+        InputError: for a name that is neither, or a file without usable labels.
+    """
+    if name_or_path in LABEL_SETS:
+        return structures_of(LABEL_SETS[name_or_path])
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise InputError(
+            f"--labels {name_or_path}: neither a label set ({', '.join(LABEL_SETS)}) nor a dataset.json that exists"
+        )
+    try:
+        labels = json.loads(path.read_text(encoding="utf-8"))["labels"]
+        entries = [(name, value) for name, value in labels.items() if name not in ("background", "ignore")]
+        parsed = [(name, _label_ids(value)) for name, value in entries]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(f"{path}: no usable 'labels' ({error}); expected nnU-Net's name: id, or ids") from error
+    if not parsed:
+        raise InputError(f"{path}: 'labels' names no foreground label")
+    return tuple(_of_entry(place, name, ids, tolerance_mm) for place, (name, ids) in enumerate(parsed, 1))
+
+
+def _label_ids(value: Any) -> tuple[int, ...]:
+    ids = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    if not ids or not all(isinstance(i, int) and not isinstance(i, bool) and 0 < i < 256 for i in ids):
+        raise ValueError(f"label {value!r}: expected ids from 1 to 255")
+    return ids
+
+
+def _of_entry(place: int, name: str, ids: tuple[int, ...], tolerance_mm: float) -> Structure:
+    known = {organ.name: organ for organ in FLARE23}.get(name)
+    identifier = ids[0] if len(ids) == 1 else 1000 + place
+    if known is None:
+        return Structure(identifier, name, name, ids, tolerance_mm)
+    return Structure(identifier, name, known.short, ids, known.nsd_tolerance_mm, name in LABELLED_SLICES_ONLY)
+
+
+def label_ids(structures: Sequence[Structure]) -> tuple[int, ...]:
+    """Every label id that some structure uses, sorted."""
+    return tuple(sorted({label for structure in structures for label in structure.labels}))

@@ -1,0 +1,187 @@
+"""The table of scores: the official CSV layout, its summary, and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_flare.errors import InputError
+from nnunet_flare.evaluation.structures import Structure
+from nnunet_flare.files import write_json, write_text
+
+MEASURES: tuple[str, ...] = ("DSC", "NSD")
+
+NOT_AN_ORGAN: frozenset[str] = frozenset({"lesion", "tumor", "tumour"})
+"""Structures that the official organ mean leaves out."""
+
+OFFICIAL_DECIMALS = 4
+"""The official FLARE23 script rounds means to four decimals, before averaging them over the organs and after."""
+
+WORST_CASES = 3
+"""Cases that the summary names for each structure."""
+
+
+@dataclass(frozen=True)
+class CaseRow:
+    """One case: its file ``name`` and DSC and NSD by structure id."""
+
+    name: str
+    dsc: dict[int, float]
+    nsd: dict[int, float]
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One measure of one structure over the cases; ``sd`` with n - 1; ``worst`` are (file name, value), worst first."""
+
+    structure: str
+    measure: str
+    cases: int
+    mean: float
+    sd: float
+    median: float
+    worst: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Scores of a folder.
+
+    ``failed`` holds (case, reason) of cases that could not be scored, ``notes`` what a reader must know besides.
+    """
+
+    structures: tuple[Structure, ...]
+    rows: tuple[CaseRow, ...]
+    corrected: bool = False
+    failed: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def values(self, measure: str) -> np.ndarray:
+        """The scores (cases, structures) of ``DSC`` or ``NSD``."""
+        columns = [[_of(row, measure)[s.id] for s in self.structures] for row in self.rows]
+        return np.array(columns, dtype=float).reshape(len(self.rows), len(self.structures))
+
+    def mean(self, measure: str) -> float:
+        """Mean over organs (lesions left out) of the mean over cases; NaN without cases.
+
+        Official tables round as the official script does, corrected ones do not.
+        """
+        organs = [i for i, s in enumerate(self.structures) if s.name.lower() not in NOT_AN_ORGAN]
+        if not self.rows:
+            return float("nan")
+        means = self.values(measure).mean(axis=0)[organs or slice(None)]
+        if self.corrected:
+            return float(means.mean())
+        return float(np.round(np.round(means, OFFICIAL_DECIMALS).mean(), OFFICIAL_DECIMALS))
+
+    def summary(self) -> list[SummaryRow]:
+        """Mean, sd, median and worst cases of every structure and measure; empty without cases."""
+        rows = []
+        for measure in MEASURES:
+            for structure, values in zip(self.structures, self.values(measure).T, strict=True):
+                if not values.size:
+                    continue
+                order = np.argsort(values, kind="stable")[:WORST_CASES]
+                rows.append(
+                    SummaryRow(
+                        structure.short,
+                        measure,
+                        values.size,
+                        float(values.mean()),
+                        float(values.std(ddof=1)) if values.size > 1 else 0.0,
+                        float(np.median(values)),
+                        tuple((self.rows[i].name, float(values[i])) for i in order),
+                    )
+                )
+        return rows
+
+    def csv_text(self) -> str:
+        """The official layout: Name, every structure's DSC, every structure's NSD."""
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["Name", *(f"{s.short}_{measure}" for measure in MEASURES for s in self.structures)])
+        for row in self.rows:
+            writer.writerow([row.name, *(_of(row, measure)[s.id] for measure in MEASURES for s in self.structures)])
+        return stream.getvalue()
+
+    def write_csv(self, path: Path) -> None:
+        """Write the official layout by rename."""
+        write_text(path, self.csv_text())
+
+    def write_summary_csv(self, path: Path) -> None:
+        """Write the summary by rename, one line per structure and measure."""
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["Structure", "Measure", "Cases", "Mean", "SD", "Median", "Worst_Cases"])
+        for row in self.summary():
+            worst = " ".join(f"{name}={value:.4f}" for name, value in row.worst)
+            figures = [f"{value:.4f}" for value in (row.mean, row.sd, row.median)]
+            writer.writerow([row.structure, row.measure, row.cases, *figures, worst])
+        write_text(path, stream.getvalue())
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything in the table as JSON values."""
+        return {
+            "rules": "corrected" if self.corrected else "official",
+            "structures": [
+                {"id": s.id, "name": s.name, "labels": list(s.labels), "nsd_tolerance_mm": s.nsd_tolerance_mm}
+                for s in self.structures
+            ],
+            "mean": {measure: self.mean(measure) if self.rows else None for measure in MEASURES},
+            "summary": [
+                {**row.__dict__, "worst": [{"name": name, "value": value} for name, value in row.worst]}
+                for row in self.summary()
+            ],
+            "cases": [
+                {"name": row.name, **{m: {s.name: _of(row, m)[s.id] for s in self.structures} for m in MEASURES}}
+                for row in self.rows
+            ],
+            "failed": [{"case": case, "reason": reason} for case, reason in self.failed],
+            "notes": list(self.notes),
+        }
+
+    def write_json(self, path: Path) -> None:
+        """Write :meth:`to_json` by rename."""
+        write_json(path, self.to_json())
+
+
+def _of(row: CaseRow, measure: str) -> dict[int, float]:
+    return row.dsc if measure == "DSC" else row.nsd
+
+
+def read_csv(path: Path, structures: Sequence[Structure]) -> ScoreTable:
+    """Read a table in the official layout.
+
+    Raises:
+        InputError: for a missing file, other columns than those of ``structures``, or cells that are no numbers.
+    """
+    expected = ["Name", *(f"{s.short}_{measure}" for measure in MEASURES for s in structures)]
+    try:
+        with open(path, newline="", encoding="utf-8") as stream:
+            lines = list(csv.reader(stream))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as a table of scores ({error})") from error
+    if not lines or lines[0] != expected:
+        found = ", ".join(lines[0][:4]) if lines else "nothing"
+        raise InputError(
+            f"{path}: columns {found}, ..., expected {', '.join(expected[:4])}, ... ({len(expected)} columns); "
+            "give the --labels with which it was written"
+        )
+    rows = []
+    for number, line in enumerate(lines[1:], 2):
+        try:
+            values = [float(cell) for cell in line[1:]]
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: {error}; expected numbers after the name") from error
+        if len(line) != len(expected) or not np.isfinite(values).all():
+            raise InputError(f"{path}, line {number}: expected {len(expected) - 1} finite numbers after the name")
+        ids = [s.id for s in structures]
+        dsc, nsd = values[: len(ids)], values[len(ids) :]
+        rows.append(CaseRow(line[0], dict(zip(ids, dsc, strict=True)), dict(zip(ids, nsd, strict=True))))
+    return ScoreTable(tuple(structures), tuple(rows))
