@@ -76,7 +76,7 @@ def pairwise_dice(labels: Sequence[np.ndarray], num_labels: int) -> Agreement:
         voxels[a], voxels[b] = size_a, size_b
         total = size_a + size_b
         dice[row] = np.where(total > 0, 2.0 * both / np.maximum(total, 1), 1.0)
-    return Agreement(pairs, dice, voxels.any(axis=0), voxels)
+    return Agreement(pairs, dice, np.asarray(voxels.any(axis=0)), voxels)
 
 
 def _packed_tables(values: list[np.ndarray], num_labels: int, pairs: tuple[tuple[int, int], ...]) -> list[np.ndarray]:

@@ -1,0 +1,277 @@
+"""``flare-pseudolabel``: the whole self-training loop as one resumable command, and its parts by hand."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from nnunet_flare.cli.common import HyphenParser, nnunet_folder, parse_settings, run_command, setup_logging
+
+PROGRAM = "flare-pseudolabel"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code (0 done, 1 something failed, 2 wrong usage or input)."""
+    arguments = _parser().parse_args(argv)
+    setup_logging(arguments.verbose)
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    return run_command(PROGRAM, lambda: command(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = HyphenParser(prog=PROGRAM, description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, function: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("-v", "--verbose", action="store_true", help="log more")
+        sub.set_defaults(command=function)
+        return sub
+
+    run = add("run", _run, "train, predict, select, build and train again; the same command resumes")
+    run.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="dataset id or name in nnUNet_raw")
+    run.add_argument(
+        "-u", dest="unlabelled", required=True, type=Path, metavar="DIR", help="folder of unlabelled scans"
+    )
+    run.add_argument("-o", dest="run_dir", type=Path, metavar="RUN_DIR", help="default: flare_NAME in nnUNet_results")
+    run.add_argument("--name", help="name of the run (default: the recipe's); letters, digits, hyphens")
+    run.add_argument("--recipe", default="uncertainty", help="shipped recipe or .yaml file (default: uncertainty)")
+    run.add_argument("--set", dest="settings", nargs="+", action="extend", default=[], metavar="key=value")
+    run.add_argument("--init_model", type=Path, metavar="MODEL_FOLDER", help="trained models as round 0's members")
+    run.add_argument("-f", dest="folds", nargs="+", default=[], metavar="FOLD", help="folds of --init_model")
+    run.add_argument("--eval", nargs=2, type=Path, metavar=("IMAGES", "LABELS"), help="held-out cases to score on")
+    run.add_argument("-num_gpus", type=int, metavar="N", help="GPUs to use, one task on each (default: all visible)")
+    run.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"))
+    run.add_argument(
+        "--executor", default="local", choices=("local", "print"), help="print: write a shell script instead"
+    )
+    run.add_argument("--dry_run", action="store_true", help="show every task, its command, hours and disk; do nothing")
+
+    demo = add("demo", _demo, "synthetic data, the whole loop and a table of results; minutes, no GPU, no download")
+    demo.add_argument("-o", dest="output", type=Path, default=Path("flare_demo"), metavar="DIR")
+    demo.add_argument("--seed", type=int, default=0)
+
+    phantom = add(
+        "phantom", _phantom, "write synthetic abdominal CTs as a dataset, an unlabelled folder and a test set"
+    )
+    phantom.add_argument("-o", dest="output", type=Path, required=True, metavar="DIR")
+    for name, default in (("labelled", 6), ("partial", 0), ("unlabelled", 12), ("test", 4), ("seed", 0)):
+        phantom.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"default {default}")
+    phantom.add_argument("--lesions", action="store_true", help="with lesions (label 14, as FLARE23)")
+    phantom.add_argument("--size", type=int, nargs=3, default=(48, 96, 96), metavar=("Z", "Y", "X"))
+
+    for name, function, text in (
+        ("status", _status, "rounds, stages, cases taken, agreement per organ, time used and left"),
+        ("retry", _retry, "run again what failed; scans that were set aside are tried again"),
+    ):
+        sub = add(name, function, text)
+        sub.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR")
+        if name == "retry":
+            sub.add_argument("-num_gpus", type=int, metavar="N")
+
+    task = add("task", _task, "run one task of a run by hand or from a job script (status lists them)")
+    task.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR")
+    task.add_argument("name", help="for example train-r0-f0, label-r0-p0, select-r0, build-r1")
+
+    export = add("export", _export, "write a round as a plain nnU-Net dataset, or the final model for stock nnU-Net")
+    export.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR")
+    export.add_argument("--round", type=int, metavar="R", help="round whose training data is exported (default: final)")
+    export.add_argument("--dataset", type=int, metavar="ID", help="new dataset id (in nnUNet_raw)")
+    export.add_argument("--ledger", type=Path, metavar="CSV", help="write the ledger as CSV")
+    export.add_argument("--stock_model", type=Path, metavar="DIR", help="write the final model as nnUNetTrainer's")
+
+    add("recipes", _recipes, "list the recipes")
+
+    score = add("score", _score, "agreement of folders of label maps (one folder per member)")
+    score.add_argument("-i", dest="inputs", nargs="+", type=Path, required=True, metavar="MEMBER_DIR")
+    score.add_argument("-o", dest="output", type=Path, required=True, metavar="scores.csv")
+
+    choose = add("select", _select, "select cases of a scores.csv")
+    choose.add_argument("-i", dest="input", type=Path, required=True, metavar="scores.csv")
+    choose.add_argument("-o", dest="output", type=Path, required=True, metavar="selection.csv")
+    choose.add_argument("--threshold", type=float, default=0.9)
+    choose.add_argument("--rule", default="min-organ", choices=("min-organ", "trimmed-min", "mean-organ", "all"))
+    choose.add_argument("--top_fraction", type=float)
+    return parser
+
+
+def _folders() -> dict[str, Path]:
+    return {name: nnunet_folder(name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from nnunet_flare.rounds.recipe import load_recipe
+    from nnunet_flare.rounds.start import Request, plan_run, start_run
+
+    recipe = load_recipe(arguments.recipe, parse_settings(arguments.settings))
+    gpus = _gpus(arguments.device, arguments.num_gpus, recipe.num_gpus)
+    images, labels = arguments.eval or (None, None)
+    request = Request(
+        dataset=arguments.dataset,
+        unlabelled=arguments.unlabelled,
+        run_dir=arguments.run_dir,
+        name=arguments.name,
+        device=arguments.device,
+        shards=max(1, len(gpus)),
+        init_model=arguments.init_model,
+        init_folds=arguments.folds,
+        eval_images=images,
+        eval_labels=labels,
+    )
+    plan = plan_run(request, recipe, _folders())
+    if arguments.dry_run:
+        from nnunet_flare.rounds.preview import preview
+
+        print(preview(plan))
+        return 0
+    run = start_run(plan)
+    if arguments.executor == "print":
+        from nnunet_flare.rounds.script import write_script
+
+        print(f"{write_script(run)}\nRun it with sh; each line is one task and can be run again.")
+        return 0
+    return _work(run.root, gpus)
+
+
+def _gpus(device: str, wanted: int | None, needed: int) -> list[int]:
+    """The GPUs of this machine that tasks may use; none for other devices."""
+    from nnunet_flare.errors import InputError
+    from nnunet_flare.rounds.local import visible_gpus
+
+    if device != "cuda":
+        if wanted not in (None, 0):
+            raise InputError(f"-num_gpus {wanted} needs -device cuda, not {device}")
+        return []
+    gpus = visible_gpus(wanted)
+    if len(gpus) < needed:
+        raise InputError(
+            f"-device cuda: this machine shows {len(gpus)} GPU(s), a training needs {needed} "
+            "(training.num_gpus). Use -device cpu on a machine without"
+        )
+    return gpus
+
+
+def _work(root: Path, gpus: Sequence[int]) -> int:
+    from nnunet_flare.rounds.local import run_local
+    from nnunet_flare.rounds.manifest import load_run
+    from nnunet_flare.rounds.status import failed_cases, status
+
+    run = load_run(root)
+    run_local(run, gpus)
+    print(status(run))
+    failed = failed_cases(run)
+    for case, reason in failed.items():
+        print(f"set aside: {case}: {reason}")
+    print(f"final model: {run.model(run.last_round)}")
+    return 1 if failed else 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from nnunet_flare.report.pictures import compare
+    from nnunet_flare.rounds.demo import run_demo
+
+    output = arguments.output.absolute()
+    demo = run_demo(output, seed=arguments.seed)
+    compare(demo.scan, demo.maps, output / "demo.png")
+    print(f"{demo.text}\n\nin {output}: demo.txt, demo.json, demo.png (a test case), run (flare-pseudolabel status -o)")
+    return 0
+
+
+def _phantom(arguments: argparse.Namespace) -> int:
+    from nnunet_flare.phantom import write_phantom
+
+    write_phantom(
+        arguments.output,
+        labelled=arguments.labelled,
+        partial=arguments.partial,
+        lesions=arguments.lesions,
+        unlabelled=arguments.unlabelled,
+        test=arguments.test,
+        size=tuple(arguments.size),
+        seed=arguments.seed,
+    )
+    print(f"{arguments.output}: nnUNet_raw/Dataset022_FLAREPhantom, unlabelled, test/images, test/labels")
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from nnunet_flare.rounds.manifest import load_run
+    from nnunet_flare.rounds.status import status
+
+    print(status(load_run(arguments.run_dir)))
+    return 0
+
+
+def _retry(arguments: argparse.Namespace) -> int:
+    from nnunet_flare.rounds.local import forget_failures
+    from nnunet_flare.rounds.manifest import load_run
+
+    run = load_run(arguments.run_dir)
+    forget_failures(run)
+    return _work(run.root, _gpus(run.settings.device, arguments.num_gpus, run.recipe.num_gpus))
+
+
+def _task(arguments: argparse.Namespace) -> int:
+    from nnunet_flare.rounds.manifest import load_run
+    from nnunet_flare.rounds.tasks import find_task
+    from nnunet_flare.rounds.work import do_task
+
+    run = load_run(arguments.run_dir)
+    do_task(run, find_task(run, arguments.name))
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from nnunet_flare.errors import InputError
+    from nnunet_flare.rounds import export
+    from nnunet_flare.rounds.manifest import load_run
+
+    run = load_run(arguments.run_dir)
+    if arguments.dataset is None and arguments.ledger is None and arguments.stock_model is None:
+        raise InputError("export: give --dataset ID, --ledger CSV or --stock_model DIR")
+    if arguments.ledger is not None:
+        print(export.export_ledger(run, arguments.ledger))
+    if arguments.dataset is not None:
+        print(export.export_dataset(run, arguments.round, arguments.dataset))
+    if arguments.stock_model is not None:
+        print(export.export_stock_model(run, arguments.stock_model))
+    return 0
+
+
+def _recipes(arguments: argparse.Namespace) -> int:
+    from nnunet_flare.rounds.recipe import load_recipe, shipped_recipes
+
+    for name in shipped_recipes():
+        recipe = load_recipe(name)
+        print(f"{name:<14}{recipe.summary}\n{'':<14}{recipe.paper}")
+    return 0
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    from nnunet_flare.rounds.by_hand import score_folders
+
+    scored, failed = score_folders(arguments.inputs, arguments.output)
+    print(f"{arguments.output}: {scored} cases")
+    for case, reason in failed.items():
+        print(f"set aside: {case}: {reason}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _select(arguments: argparse.Namespace) -> int:
+    from nnunet_flare.rounds.by_hand import select_from_scores
+
+    taken, total = select_from_scores(
+        arguments.input,
+        arguments.output,
+        rule=arguments.rule,
+        threshold=arguments.threshold,
+        top_fraction=arguments.top_fraction,
+    )
+    print(f"{arguments.output}: {taken} of {total} cases taken")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

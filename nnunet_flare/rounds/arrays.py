@@ -1,0 +1,89 @@
+"""Preprocessed cases as nnU-Net stores them: ``<case>.b2nd``, ``<case>_seg.b2nd`` and ``<case>.pkl``.
+
+Written under temporary names and renamed, the pickle last, so that its presence says that the case is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_flare.files import replacing
+
+ENDINGS = (".b2nd", "_seg.b2nd", ".pkl")
+
+
+def write_array(path: Path, array: np.ndarray, patch_size: Sequence[int]) -> None:
+    """Write one blosc2 array (C, Z, Y, X) with nnU-Net's chunks, blocks and compression, by rename.
+
+    Labels are stored without the byte shuffle, which only helps resampled intensities.
+    """
+    import blosc2
+    from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
+
+    blocks, chunks = comp_blosc2_params(array.shape, tuple(patch_size), array.itemsize)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        blosc2.asarray(
+            np.ascontiguousarray(array),
+            urlpath=str(temporary),
+            chunks=tuple(chunks),
+            blocks=tuple(blocks),
+            cparams={
+                "codec": blosc2.Codec.ZSTD,
+                "clevel": 8,
+                "filters": [blosc2.Filter.SHUFFLE if array.dtype.kind == "f" else blosc2.Filter.NOFILTER],
+            },
+            mmap_mode="w+",
+        )
+
+
+def read_array(path: Path) -> np.ndarray:
+    """Read a whole blosc2 array.
+
+    Raises:
+        OSError: when it is missing or damaged; the message names the file.
+    """
+    import blosc2
+
+    try:
+        return np.asarray(blosc2.open(urlpath=str(path), mode="r")[:])
+    except Exception as error:  # blosc2 raises RuntimeError, ValueError or FileNotFoundError
+        raise OSError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+
+
+def write_properties(path: Path, properties: dict[str, Any]) -> None:
+    """Write a case's pickle as nnU-Net does, by rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, open(temporary, "wb") as stream:
+        pickle.dump(properties, stream)
+
+
+def read_properties(path: Path) -> dict[str, Any]:
+    """Read a case's pickle from our own preprocessed folders.
+
+    Raises:
+        OSError: when it is missing or damaged.
+    """
+    try:
+        with open(path, "rb") as stream:
+            properties = pickle.load(stream)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise OSError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+    if not isinstance(properties, dict):
+        raise OSError(f"{path}: holds {type(properties).__name__}, expected the properties of a case")
+    return properties
+
+
+def label_hash(label: np.ndarray) -> str:
+    """SHA-256 of a label map's shape and uint8 voxels."""
+    digest = hashlib.sha256(repr(label.shape).encode())
+    digest.update(np.ascontiguousarray(label, dtype=np.uint8).tobytes())
+    return digest.hexdigest()

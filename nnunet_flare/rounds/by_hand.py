@@ -1,0 +1,124 @@
+"""The loop's scoring and selection on plain folders and CSV files, for people who bring their own predictions."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_flare.errors import CaseError, InputError
+from nnunet_flare.files import read_json
+from nnunet_flare.images import geometry_difference, read_labels, stem_of, suffix_of
+from nnunet_flare.organs import FLARE22
+from nnunet_flare.rounds.choose import write_scores, write_selection
+from nnunet_flare.selection.agreement import pairwise_dice
+from nnunet_flare.selection.rules import select
+
+FIXED_COLUMNS = ("mean_organ", "min_organ", "members")
+
+
+def score_folders(folders: Sequence[Path], output: Path) -> tuple[int, dict[str, str]]:
+    """Agreement of the label maps that several members wrote for the same cases, as ``scores.csv``.
+
+    The organs are those of the ``dataset.json`` in the first folder that has one, else FLARE22's.
+
+    Returns:
+        The number of scored cases, and why each other case was set aside.
+
+    Raises:
+        InputError: for fewer than two folders, a missing folder or no case at all.
+    """
+    if len(folders) < 2:
+        raise InputError(f"score: agreement needs at least two member folders, got {len(folders)}")
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"score: {folder}: no such folder")
+    organs = _organs(folders)
+    found = [
+        {stem_of(p): p for p in sorted(f.iterdir()) if suffix_of(p) and not p.name.startswith(".")} for f in folders
+    ]
+    cases = sorted(set().union(*found))
+    if not cases:
+        raise InputError(f"score: no label map in {folders[0]}")
+    rows, scored, failed = [], [], {}
+    for case in cases:
+        try:
+            missing = [str(f) for f, files in zip(folders, found, strict=True) if case not in files]
+            if missing:
+                raise CaseError(case, f"no label map in {', '.join(missing)}")
+            volumes = [read_labels(files[case], case, allowed=[0, *organs.values()]) for files in found]
+            for folder, volume in zip(folders[1:], volumes[1:], strict=True):
+                difference = geometry_difference(volumes[0], volume)
+                if difference:
+                    raise CaseError(case, f"{folders[0]} and {folder} differ in {difference}")
+        except CaseError as error:
+            failed[case] = error.reason
+            continue
+        agreement = pairwise_dice([v.array for v in volumes], max(organs.values()) + 1).per_organ
+        rows.append([agreement[organ - 1] for organ in organs.values()])
+        scored.append(case)
+    write_scores(output, scored, np.array(rows).reshape(-1, len(organs)), list(organs), [len(folders)] * len(scored))
+    return len(scored), failed
+
+
+def _label_maps(folder: Path) -> dict[str, Path]:
+    return {stem_of(p): p for p in sorted(folder.iterdir()) if suffix_of(p) and not p.name.startswith(".")}
+
+
+def _organs(folders: Sequence[Path]) -> dict[str, int]:
+    for folder in folders:
+        path = folder / "dataset.json"
+        if path.is_file():
+            labels = read_json(path)["labels"]
+            if any(not isinstance(value, int) for value in labels.values()):
+                raise InputError(f"{path}: labels are regions; score needs one whole number per organ")
+            return {name: value for name, value in labels.items() if name not in ("background", "ignore")}
+    return {organ.name: organ.id for organ in FLARE22}
+
+
+def select_from_scores(
+    scores: Path, output: Path, *, rule: str, threshold: float, top_fraction: float | None
+) -> tuple[int, int]:
+    """Select cases of a ``scores.csv`` and write ``selection.csv``; returns taken and all.
+
+    Raises:
+        InputError: with the line and column of what cannot be read.
+    """
+    if not 0 <= threshold <= 1:
+        raise InputError(f"--threshold {threshold:g}: expected a number from 0 to 1")
+    if top_fraction is not None and not 0 < top_fraction <= 1:
+        raise InputError(f"--top_fraction {top_fraction:g}: expected a number above 0, at most 1")
+    if not scores.is_file():
+        raise InputError(f"{scores}: no such file; flare-pseudolabel score writes one")
+    with open(scores, newline="", encoding="utf-8") as stream:
+        reader = csv.DictReader(stream)
+        columns = list(reader.fieldnames or [])
+        organs = [c for c in columns if c not in ("case", *FIXED_COLUMNS)]
+        if "case" not in columns or not organs:
+            raise InputError(f"{scores}: columns {columns}, expected case, one per organ, {', '.join(FIXED_COLUMNS)}")
+        cases: dict[str, int] = {}
+        table = []
+        for line, row in enumerate(reader, start=2):
+            try:
+                values = [float(row[organ]) if row[organ].strip() else float("nan") for organ in organs]
+            except (TypeError, ValueError, AttributeError) as error:
+                raise InputError(f"{scores}, line {line}: {error}; expected one number per organ") from error
+            if not row["case"] or row["case"] in cases:
+                first = f" (first in line {cases[row['case']]})" if row["case"] in cases else ""
+                raise InputError(f"{scores}, line {line}: case '{row['case']}' is empty or there twice{first}")
+            if any(value < 0 or value > 1 for value in values):
+                raise InputError(f"{scores}, line {line}: agreement outside 0 to 1")
+            cases[row["case"]] = line
+            table.append(values)
+    chosen = select(
+        list(cases),
+        np.array(table).reshape(-1, len(organs)),
+        organs=organs,
+        rule=rule,
+        threshold=threshold,
+        top_fraction=top_fraction,
+    )
+    write_selection(output, chosen)
+    return sum(decision.taken for decision in chosen), len(chosen)

@@ -1,0 +1,174 @@
+"""Selecting a round's cases: the agreement table, the rule, and a record of why for every case."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_flare.errors import TaskError
+from nnunet_flare.files import read_json, replacing, write_json
+from nnunet_flare.rounds.labelling import organ_ids, round_members
+from nnunet_flare.rounds.ledger import Entry, read_decisions, write_round
+from nnunet_flare.rounds.manifest import Run
+from nnunet_flare.rounds.unlabelled import read_list
+from nnunet_flare.selection.rules import Decision, accepted_organs, select
+
+log = logging.getLogger(__name__)
+
+
+def select_round(run: Run, number: int) -> dict[str, Any]:
+    """Decide on every unlabelled case of a round and write the tables and the ledger.
+
+    Raises:
+        TaskError: when nothing is taken: it says which threshold kept out what, and what to change.
+    """
+    organs = list(organ_ids(run))
+    documents = {c.case: read_json(run.paths.case(number, c.case)) for c in read_list(run.paths.unlabelled)}
+    judged = [case for case, document in documents.items() if "failed" not in document]
+    table = np.array([[_value(documents[case], organ) for organ in organs] for case in judged]).reshape(-1, len(organs))
+    for row, column in np.argwhere(np.isnan(table)):
+        log.warning("%s: agreement of %s could not be computed; it counts as 0", judged[row], organs[column])
+    decisions, uncertain = _decide(run, judged, table, organs)
+    entries = [
+        _entry(run, number, case, documents[case], decisions.get(case), uncertain.get(case, [])) for case in documents
+    ]
+    write_scores(run.paths.scores(number), judged, table, organs, [documents[case]["members"] for case in judged])
+    write_selection(run.paths.selection(number), [decisions[case] for case in judged])
+    write_round(run.paths, number, entries)
+    taken = [entry for entry in entries if entry.decision == "taken"]
+    if not taken:
+        raise TaskError(_nothing_taken(run, number, table, organs, entries))
+    _early_stop(run, number)
+    mean = float(np.nanmean(table)) if table.size else float("nan")
+    counts = {d: sum(e.decision == d for e in entries) for d in ("taken", "refused", "odd", "failed")}
+    log.info("round %d: %s, mean agreement %.3f", number, ", ".join(f"{n} {d}" for d, n in counts.items() if n), mean)
+    return {**counts, "mean_agreement": mean}
+
+
+def _value(document: dict[str, Any], organ: str) -> float:
+    value = document["agreement"][organ]
+    return float("nan") if value is None else float(value)
+
+
+def _decide(
+    run: Run, cases: Sequence[str], table: np.ndarray, organs: Sequence[str]
+) -> tuple[dict[str, Decision], dict[str, list[str]]]:
+    """Decisions by case and, with organ-wise acceptance, each case's uncertain organs."""
+    rule = run.recipe.selection
+    if run.recipe.fusion.uncertain_organs == "drop-case":
+        chosen = select(
+            cases,
+            table,
+            organs=organs,
+            rule=rule.rule,
+            threshold=rule.threshold,
+            top_fraction=rule.top_fraction,
+            per_organ=rule.per_organ,
+        )
+        return {decision.case: decision for decision in chosen}, {}
+    own = {organs.index(organ): least for organ, least in rule.per_organ.items()}
+    certain = accepted_organs(table, rule.threshold, own)
+    least = run.recipe.fusion.min_certain_organs
+    decisions, uncertain = {}, {}
+    for row, case in enumerate(cases):
+        share = float(certain[row].mean())
+        missing = [organ for organ, ok in zip(organs, certain[row], strict=True) if not ok]
+        taken = share >= least and share > 0
+        reason = (
+            f"{certain[row].sum()} of {len(organs)} organs certain, {'at least' if taken else 'fewer than'} {least:.0%}"
+        )
+        if taken and missing:
+            reason += f"; ignored: {', '.join(missing)}"
+        decisions[case] = Decision(case, taken, share, reason)
+        uncertain[case] = missing if taken else []
+    return decisions, uncertain
+
+
+def _entry(
+    run: Run, number: int, case: str, document: dict[str, Any], decision: Decision | None, uncertain: Sequence[str]
+) -> Entry:
+    members = ",".join(f"{fold}:{checkpoint}" for fold, checkpoint in round_members(run, number))
+    model = f"{run.model(number).name} [{members}]"
+    base: dict[str, Any] = {
+        "round": number,
+        "case": case,
+        "role": "pseudo",
+        "model": model,
+        "recipe_hash": run.recipe.hash,
+    }
+    if decision is None:
+        return Entry(
+            **base, decision="failed", reason=document["failed"], score=None, mean_organ=None, min_organ=None,
+            agreement={}, ignored={}, label_sha256=None,
+        )  # fmt: skip
+    values = np.nan_to_num([_value(document, organ) for organ in document["agreement"]])
+    outcome, reason = ("taken" if decision.taken else "refused"), decision.reason
+    if decision.taken and document["odd"] and not run.recipe.selection.keep_odd:
+        outcome, reason = "odd", f"{'; '.join(document['odd'])} (selection.keep_odd=true would take it)"
+    return Entry(
+        **base, decision=outcome, reason=reason, score=decision.score, mean_organ=float(values.mean()),
+        min_organ=float(values.min()), agreement=document["agreement"],
+        ignored=dict.fromkeys(uncertain, 0.0), label_sha256=document["label_sha256"],
+    )  # fmt: skip
+
+
+def _nothing_taken(run: Run, number: int, table: np.ndarray, organs: Sequence[str], entries: Sequence[Entry]) -> str:
+    rule = run.recipe.selection
+    failed = sum(entry.decision == "failed" for entry in entries)
+    odd = sum(entry.decision == "odd" for entry in entries)
+    best = max((entry.score for entry in entries if entry.score is not None), default=float("nan"))
+    below = np.nan_to_num(table) < rule.threshold
+    worst = [organs[i] for i in np.argsort(-below.sum(axis=0))[:3] if below.shape[0] and below[:, i].any()]
+    return (
+        f"round {number}: none of {len(entries)} unlabelled cases was taken ({failed} failed, {odd} odd). "
+        f"Rule {rule.rule} with threshold {rule.threshold:g}; the best case scored {best:.3f}"
+        + (f"; most often below the threshold: {', '.join(worst)}" if worst else "")
+        + f". See {run.paths.selection(number)}. Start a new run with a lower selection.threshold, another "
+        "selection.rule (mean-organ, trimmed-min), selection.top_fraction, or fusion.uncertain_organs=ignore"
+    )
+
+
+def _early_stop(run: Run, number: int) -> None:
+    """End the labelling after ``stop.patience`` rounds without a gain of the mean agreement."""
+    patience = run.recipe.stop.patience
+    if patience is None or number == 0 or number + 1 >= run.recipe.rounds:
+        return
+    means = []
+    for earlier in range(number + 1):
+        values = [e.mean_organ for e in read_decisions(run.paths, earlier) if e.mean_organ is not None]
+        means.append(float(np.mean(values)) if values else 0.0)
+    best = int(np.argmax(means))
+    if number - best >= patience:
+        write_json(run.paths.stop, {"last_labelled_round": number, "mean_agreement": means})
+        log.info("early stop: mean agreement has not risen since round %d (%s)", best, [round(m, 4) for m in means])
+
+
+def write_scores(
+    path: Path, cases: Sequence[str], table: np.ndarray, organs: Sequence[str], members: Sequence[int]
+) -> None:
+    """Write ``scores.csv``: case, one column per organ, mean_organ, min_organ, members."""
+    values = np.nan_to_num(table)
+    rows = [
+        [case, *(f"{v:.6f}" for v in row), f"{row.mean():.6f}", f"{row.min():.6f}", count]
+        for case, row, count in zip(cases, values, members, strict=True)
+    ]
+    _write_csv(path, ["case", *organs, "mean_organ", "min_organ", "members"], rows)
+
+
+def write_selection(path: Path, decisions: Sequence[Decision]) -> None:
+    """Write ``selection.csv``: case, taken (1 or 0), score, reason."""
+    rows = [[d.case, int(d.taken), f"{d.score:.6f}", d.reason] for d in decisions]
+    _write_csv(path, ["case", "taken", "score", "reason"], rows)
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(header)
+        writer.writerows(rows)

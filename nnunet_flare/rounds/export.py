@@ -1,0 +1,161 @@
+"""What leaves a run: a round as a plain nnU-Net dataset, the final model for stock nnU-Net, the ledger as CSV."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_flare.cases import FILE_NAME, Case, write_table
+from nnunet_flare.errors import InputError
+from nnunet_flare.files import link_or_copy, read_json, write_json
+from nnunet_flare.images import read_labels, write_labels
+from nnunet_flare.rounds.arrays import read_array
+from nnunet_flare.rounds.data import ignore_label
+from nnunet_flare.rounds.labelling import organ_ids
+from nnunet_flare.rounds.ledger import Entry, export_csv, read_decisions, read_ledger
+from nnunet_flare.rounds.manifest import Run
+from nnunet_flare.rounds.plans import base_table, dataset_json
+from nnunet_flare.rounds.preprocess import remove_scratch
+from nnunet_flare.rounds.unlabelled import read_list
+from nnunet_flare.trainers.settings import KEY
+
+
+def export_ledger(run: Run, path: Path) -> Path:
+    """The ledger as CSV, one row per case and round."""
+    export_csv(read_ledger(run.paths), list(organ_ids(run)), path)
+    return path
+
+
+def export_dataset(run: Run, number: int | None, dataset_id: int) -> Path:
+    """Write the data of a round's training as ``nnUNet_raw/Dataset<id>_<name>``: images linked, NIfTI labels.
+
+    Where organs were ignored, the label maps hold the *ignore* value and dataset.json declares it.
+
+    Raises:
+        InputError: when the id is taken, or the round has no selection to export.
+    """
+    number = run.last_round if number is None else number
+    if not 0 < number <= run.last_round:
+        raise InputError(f"export --round {number}: expected 1 to {run.last_round}; round 0 is the dataset itself")
+    if not run.paths.decisions(number - 1).is_file():
+        raise InputError(f"export --round {number}: round {number - 1} has selected no cases yet; see status")
+    if not 0 < dataset_id < 1000:
+        raise InputError(f"export --dataset {dataset_id}: expected an id from 1 to 999")
+    raw = run.raw.parent
+    taken_id = [p.name for p in raw.glob(f"Dataset{dataset_id:03d}_*")]
+    if taken_id:
+        raise InputError(f"export --dataset {dataset_id}: {raw / taken_id[0]} is there already; choose another id")
+    document = dataset_json(run)
+    ending = document["file_ending"]
+    taken = [entry for entry in read_decisions(run.paths, number - 1) if entry.decision == "taken"]
+    target = raw / f"Dataset{dataset_id:03d}_{run.settings.dataset.split('_', 1)[1]}_{run.settings.name}_r{number}"
+    scratch = target.with_name(f".tmp-{target.name}")
+    remove_scratch(scratch)
+    images, labels = scratch / "imagesTr", scratch / "labelsTr"
+    images.mkdir(parents=True)
+    labels.mkdir()
+    table = base_table(run)
+    cases: dict[str, Case] = {}
+    for case, files in raw_files(run, document).items():
+        cases[case] = table[case]
+        for channel, file in enumerate(files["images"]):
+            os.symlink(Path(file).resolve(), images / f"{case}_{channel:04d}{ending}")
+        link_or_copy(Path(files["label"]), labels / f"{case}{ending}")
+    scans = {case.case: case.images for case in read_list(run.paths.unlabelled)}
+    for entry in taken:
+        cases[entry.case] = Case("pseudo", round=number)
+        for channel, file in enumerate(scans[entry.case]):
+            os.symlink(Path(file).resolve(), images / f"{entry.case}_{channel:04d}{ending}")
+        _export_label(run, number - 1, entry, labels / f"{entry.case}{ending}", ending)
+    new = {k: v for k, v in document.items() if k != "dataset"}
+    new["numTraining"] = len(cases)
+    if any(entry.ignored for entry in taken):
+        new["labels"] = {**document["labels"], "ignore": ignore_label(run)}
+    write_json(scratch / "dataset.json", new)
+    write_table(scratch / FILE_NAME, cases)
+    os.replace(scratch, target)
+    return target
+
+
+def raw_files(run: Run, document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Image and label files of the raw dataset by case."""
+    ending = document["file_ending"]
+    raw = read_json(run.raw / "dataset.json")
+    if "dataset" in raw:
+        entries = {}
+        for case, entry in raw["dataset"].items():
+            paths = [Path(os.path.expandvars(p)) for p in (*entry["images"], entry["label"])]
+            paths = [p if p.is_absolute() else run.raw / p for p in paths]
+            entries[case] = {"images": paths[:-1], "label": paths[-1]}
+        return entries
+    channels = len(document["channel_names"])
+    return {
+        case: {
+            "images": [run.raw / "imagesTr" / f"{case}_{c:04d}{ending}" for c in range(channels)],
+            "label": run.raw / "labelsTr" / f"{case}{ending}",
+        }
+        for case in sorted(p.name[: -len(ending)] for p in (run.raw / "labelsTr").glob(f"*{ending}"))
+    }
+
+
+def _export_label(run: Run, number: int, entry: Entry, path: Path, ending: str) -> None:
+    source = run.paths.label(number, entry.case, ending)
+    if not entry.ignored:
+        link_or_copy(source, path)
+        return
+    volume = read_labels(source, entry.case)
+    organs = organ_ids(run)
+    uncertain = np.isin(read_array(run.paths.members(number, entry.case)), [organs[name] for name in entry.ignored])
+    ignored = _to_image_grid(run, number, entry.case, np.asarray(uncertain.any(axis=0)))
+    labels = volume.array.copy()
+    labels[ignored | np.isin(labels, [organs[name] for name in entry.ignored])] = ignore_label(run)
+    write_labels(path, labels, volume)
+
+
+def _to_image_grid(run: Run, number: int, case: str, mask: np.ndarray) -> np.ndarray:
+    """A mask of the network grid on the image's grid, by the interpolation that label maps take."""
+    import torch
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunet_flare.inference.export import labels_on_image_grid
+    from nnunet_flare.rounds.arrays import read_properties
+
+    plans = PlansManager(read_json(run.plans_file))
+    scores = torch.from_numpy(np.stack([~mask, mask]).astype(np.float32))
+    two_classes = plans.get_label_manager({"labels": {"background": 0, "uncertain": 1}})
+    properties = read_properties(run.paths.properties(number, case))
+    manager = plans.get_configuration(run.recipe.configuration)
+    return labels_on_image_grid(scores, properties, plans, manager, two_classes) > 0
+
+
+def export_stock_model(run: Run, folder: Path) -> Path:
+    """Write the final model so that a machine without this package predicts with it: the trainer becomes stock's.
+
+    Raises:
+        InputError: when the final training is not done or its network is not one that the plans define.
+    """
+    import torch
+
+    from nnunet_flare.inference.checkpoints import load_checkpoint
+
+    model = run.model(run.last_round)
+    source = model / "fold_all" / "checkpoint_final.pth"
+    if not source.is_file():
+        raise InputError(f"{source}: missing; the final training is not done, see flare-pseudolabel status")
+    plans = read_json(model / "plans.json")
+    network = plans["configurations"][run.recipe.configuration]["architecture"]["network_class_name"]
+    if network.startswith("nnunet_flare."):
+        raise InputError(f"{model}: its network {network} is part of this package; stock nnU-Net cannot build it")
+    for configuration in plans["configurations"].values():
+        configuration.pop(KEY, None)
+    checkpoint = dict(load_checkpoint(source))
+    checkpoint["trainer_name"] = "nnUNetTrainer"
+    checkpoint["init_args"] = {**checkpoint["init_args"], "plans": plans}
+    (folder / "fold_all").mkdir(parents=True, exist_ok=True)
+    write_json(folder / "plans.json", plans)
+    write_json(folder / "dataset.json", read_json(model / "dataset.json"))
+    torch.save(checkpoint, folder / "fold_all" / "checkpoint_final.pth")
+    return folder

@@ -1,0 +1,145 @@
+"""Labelling the unlabelled cases of a round: one pass per case gives every member's label map and their agreement.
+
+A case is read once from its preprocessed array; the members' label maps and the mean of their softmax exist only in
+memory, and no probabilities are written. What is kept per case: the members' label maps on the network grid (small,
+for the report and for *ignore* labels), the training label and its pickle, the fused map on the image's grid, and last
+a JSON file with the agreement, whose presence says that the case is done.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from nnunet_flare.errors import TaskError
+from nnunet_flare.files import read_json, replacing, write_json
+from nnunet_flare.fusion.members import class_locations, training_label
+from nnunet_flare.rounds.arrays import label_hash, read_array, read_properties, write_array, write_properties
+from nnunet_flare.rounds.manifest import Run
+from nnunet_flare.rounds.plans import dataset_json
+from nnunet_flare.rounds.preprocess import failure, odd
+from nnunet_flare.rounds.unlabelled import UnlabelledCase, read_list, shard
+from nnunet_flare.selection.agreement import Agreement, pairwise_dice
+
+log = logging.getLogger(__name__)
+
+
+def round_members(run: Run, number: int) -> list[tuple[str, str]]:
+    """(fold, checkpoint) of every member of a round's ensemble."""
+    folds: Sequence[str] = run.recipe.member_folds(number)
+    checkpoints: Sequence[str] = run.recipe.member_checkpoints(number)
+    if number == 0 and run.settings.init_model is not None:
+        folds, checkpoints = run.settings.init_folds, ["checkpoint_final.pth"]
+    return [(fold, checkpoint) for fold in folds for checkpoint in checkpoints]
+
+
+def load_predictor(run: Run, folder: Path, members: Sequence[tuple[str, str]]) -> Any:
+    """The members of a model folder as one predictor with the recipe's settings."""
+    from nnunet_flare.inference.predictor import FlarePredictor, Member
+
+    predict = run.recipe.predict
+    return FlarePredictor.from_members(
+        [Member(folder, fold if fold == "all" else int(fold), checkpoint) for fold, checkpoint in members],
+        step_size=predict.step_size,
+        tta=predict.tta,
+        precision=predict.precision,
+        device=run.settings.device,
+    )
+
+
+def label_shard(run: Run, number: int, part: int, parts: int) -> dict[str, int]:
+    """Label one part of the unlabelled cases; those that are done already are kept.
+
+    Returns how many cases were labelled (now or before) and how many failed.
+
+    Raises:
+        TaskError: when no case of the part could be labelled.
+    """
+    cases = shard(read_list(run.paths.unlabelled), part, parts)
+    todo = [case for case in cases if not run.paths.case(number, case.case).is_file()]
+    if todo:
+        predictor = load_predictor(run, run.model(number), round_members(run, number))
+        organs = organ_ids(run)
+        for case in tqdm(todo, desc=f"round {number}: labelling", disable=None, unit="case"):
+            reason = failure(run.unlabelled_data, case.case)
+            document = {"failed": reason} if reason is not None else _label_case(run, number, case, predictor, organs)
+            write_json(run.paths.case(number, case.case), {"case": case.case, "round": number, **document})
+    failed = [c.case for c in cases if "failed" in read_json(run.paths.case(number, c.case))]
+    if cases and len(failed) == len(cases):
+        first = read_json(run.paths.case(number, failed[0]))["failed"]
+        for name in failed:  # so that the next try labels them again
+            run.paths.case(number, name).unlink()
+        raise TaskError(f"none of {len(cases)} unlabelled cases could be labelled; the first, {failed[0]}: {first}")
+    return {"labelled": len(cases) - len(failed), "failed": len(failed)}
+
+
+def organ_ids(run: Run) -> dict[str, int]:
+    """Organ names and ids of the dataset, background and *ignore* left out, in order of id."""
+    labels = {n: i for n, i in dataset_json(run)["labels"].items() if n not in ("background", "ignore")}
+    return dict(sorted(labels.items(), key=lambda item: item[1]))
+
+
+def _label_case(run: Run, number: int, case: UnlabelledCase, predictor: Any, organs: dict[str, int]) -> dict[str, Any]:
+    """Label one case, write its files and return what its JSON says; a case that fails says why."""
+    started = time.monotonic()
+    try:
+        folder, name = run.unlabelled_data, case.case
+        data = read_array(folder / f"{name}.b2nd")
+        crop_mask_seg = read_array(folder / f"{name}_seg.b2nd")[0]
+        properties = read_properties(folder / f"{name}.pkl")
+        prediction = predictor.predict_members(data)
+        fused = prediction.mean_softmax.argmax(0).numpy().astype(np.uint8)
+        agreement = _agreement(prediction.labels, max(organs.values()) + 1)
+        _write_label(run, number, name, predictor, prediction, properties)
+        label = training_label(fused, crop_mask_seg)
+        patch = predictor.configuration_manager.patch_size
+        write_array(run.paths.members(number, name), np.stack(prediction.labels).astype(np.uint8), patch)
+        write_array(run.paths.training_label(number, name), label[None], patch)
+        located = class_locations(label, list(organs.values()))
+        write_properties(run.paths.properties(number, name), {**properties, "class_locations": located})
+    except MemoryError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (28, 30, 122, 13):  # full or read-only disk, quota, permission
+            raise
+        log.exception("%s could not be labelled", case.case)
+        return {"failed": f"labelling failed ({type(error).__name__}: {error})"}
+    voxel_mm3 = float(np.prod(predictor.configuration_manager.spacing))
+    counts = np.bincount(fused.ravel(), minlength=max(organs.values()) + 1)
+    return {
+        "agreement": {n: None if agreement is None else float(agreement.per_organ[i - 1]) for n, i in organs.items()},
+        "present": {n: bool(agreement is None or agreement.present[i - 1]) for n, i in organs.items()},
+        "volume_mm3": {n: float(counts[i] * voxel_mm3) for n, i in organs.items()},
+        "members": len(prediction.labels),
+        "label_sha256": label_hash(fused),
+        "odd": odd(run.unlabelled_data, case.case),
+        "seconds": round(time.monotonic() - started, 3),
+    }
+
+
+def _agreement(labels: Sequence[np.ndarray], num_labels: int) -> Agreement | None:
+    """Agreement of two or more members; one member alone has none."""
+    return pairwise_dice(labels, num_labels) if len(labels) > 1 else None
+
+
+def _write_label(run: Run, number: int, case: str, predictor: Any, prediction: Any, properties: dict[str, Any]) -> None:
+    """Write the fused label map on the image's own grid, through the reader of the plans."""
+    from nnunet_flare.inference.export import labels_on_image_grid
+
+    labels = labels_on_image_grid(
+        prediction.mean_softmax,
+        properties,
+        predictor.plans_manager,
+        predictor.configuration_manager,
+        predictor.label_manager,
+    )
+    path = run.paths.label(number, case, dataset_json(run)["file_ending"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        predictor.plans_manager.image_reader_writer_class().write_seg(labels, str(temporary), properties)

@@ -1,0 +1,231 @@
+"""The plans of a run: planned and preprocessed once, then one configuration per round is added under a lock."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from nnunet_flare.cases import FILE_NAME, CaseTable, find_table
+from nnunet_flare.errors import InputError, TaskError
+from nnunet_flare.files import read_json, write_json
+from nnunet_flare.rounds.locks import LockFile
+from nnunet_flare.rounds.manifest import Run
+
+log = logging.getLogger(__name__)
+
+SPLITS = "splits_final.json"
+
+
+def default_plans_name(planner: str) -> str:
+    """The plans name that a planner writes by default.
+
+    Raises:
+        InputError: when nnU-Net finds no planner of that name.
+    """
+    import inspect
+
+    name = inspect.signature(planner_class(planner).__init__).parameters["plans_name"].default
+    return str(name)
+
+
+def planner_class(planner: str) -> Any:
+    """A planner's class, found as ``nnUNetv2_plan_and_preprocess -pl`` finds it."""
+    import nnunetv2
+    from nnunetv2.utilities import find_class_by_name
+
+    folder = os.path.join(nnunetv2.__path__[0], "experiment_planning")
+    found = find_class_by_name.recursive_find_python_class(folder, planner, "nnunetv2.experiment_planning")
+    if found is None:
+        raise InputError(f"planner '{planner}': nnU-Net finds no planner of that name; see flare-doctor")
+    return found
+
+
+def plan_and_preprocess(run: Run) -> str:
+    """Fingerprint, plan and preprocess the labelled cases, as far as that was not done before.
+
+    Returns the hash of the resolved base configuration.
+    """
+    with LockFile(run.preprocessed / "flare_plans.lock", f"the plans of {run.settings.dataset}", wait=True):
+        if not run.plans_file.is_file():
+            _plan(run)
+        configuration = base_configuration(run)
+        labelled = raw_cases(run)
+        if not _is_preprocessed(run, labelled):
+            _preprocess(run)
+        _write_splits(run, labelled)
+        copy_case_table(run)
+    return configuration_hash(configuration)
+
+
+def _plan(run: Run) -> None:
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import (
+        extract_fingerprint_dataset,
+        plan_experiment_dataset,
+    )
+
+    number = _dataset_id(run)
+    processes = num_processes(len(raw_cases(run)))
+    extract_fingerprint_dataset(number, num_processes=processes, clean=False, show_progress_bar=False, verbose=False)
+    plan_experiment_dataset(number, planner_class(run.recipe.planner), overwrite_plans_name=run.settings.plans_name)
+    changes = run.recipe.plan.changes()
+    if changes:
+        from nnunet_flare.planners.topology import override_configuration
+
+        plans = read_json(run.plans_file)
+        base = plans["configurations"][run.recipe.configuration]
+        plans["configurations"][run.recipe.configuration] = override_configuration(base, **changes)
+        write_json(run.plans_file, plans)
+
+
+def _preprocess(run: Run) -> None:
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
+
+    log.info("preprocessing the labelled cases of %s for %s", run.settings.dataset, run.recipe.configuration)
+    preprocess_dataset(
+        _dataset_id(run),
+        run.settings.plans_name,
+        (run.recipe.configuration,),
+        num_processes=[num_processes(len(raw_cases(run)))],
+        show_progress_bar=False,
+    )
+
+
+def num_processes(cases: int) -> int:
+    """Worker processes for preprocessing: nnU-Net's own variable, never more than cores or cases."""
+    wanted = int(os.environ.get("nnUNet_def_n_proc", "8"))  # noqa: SIM112 (nnU-Net spells it so)
+    return max(1, min(wanted, os.cpu_count() or 1, cases))
+
+
+def _dataset_id(run: Run) -> int:
+    return int(run.settings.dataset[len("Dataset") :][:3])
+
+
+def dataset_json(run: Run) -> dict[str, Any]:
+    """dataset.json as the planner copied it, else the raw one."""
+    copied = run.preprocessed / "dataset.json"
+    document: dict[str, Any] = read_json(copied if copied.is_file() else run.raw / "dataset.json")
+    return document
+
+
+def raw_cases(run: Run) -> list[str]:
+    """Ids of the labelled and partial cases of the raw dataset (file names only; nothing is opened)."""
+    document = read_json(run.raw / "dataset.json")
+    if "dataset" in document:
+        return sorted(document["dataset"])
+    ending = document["file_ending"]
+    return sorted(p.name[: -len(ending)] for p in (run.raw / "labelsTr").iterdir() if p.name.endswith(ending))
+
+
+def _is_preprocessed(run: Run, cases: list[str]) -> bool:
+    return all(
+        (run.base_data / f"{case}{ending}").is_file() for case in cases for ending in (".b2nd", "_seg.b2nd", ".pkl")
+    )
+
+
+def _write_splits(run: Run, cases: list[str]) -> None:
+    """nnU-Net's cross-validation split over the labelled and partial cases, made once for the dataset."""
+    if run.recipe.members.kind != "folds" or run.settings.init_model is not None:
+        return
+    count = run.recipe.members.count
+    path = run.preprocessed / SPLITS
+    if path.is_file():
+        folds = len(read_json(path))
+        if folds < count:
+            raise InputError(
+                f"{path} has {folds} folds, members.count is {count}. "
+                f"Set members.count={folds}, or remove that file to have it made anew"
+            )
+        return
+    if len(cases) < max(2, count):
+        raise InputError(
+            f"{run.settings.dataset} has {len(cases)} labelled cases, fewer than members.count={count} folds. "
+            f"Set members.count={max(2, len(cases))} or fewer, or add labelled cases"
+        )
+    from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+    splits = generate_crossval_split(cases, seed=12345, n_splits=max(2, count))
+    write_json(path, splits)
+
+
+def copy_case_table(run: Run) -> None:
+    """Carry ``flare_cases.json`` from the raw to the preprocessed dataset, once."""
+    source, target = run.raw / FILE_NAME, run.preprocessed / FILE_NAME
+    if source.is_file() and not target.is_file():
+        write_json(target, read_json(source))
+
+
+def base_table(run: Run) -> CaseTable:
+    """Roles of the labelled and partial cases."""
+    return find_table(
+        run.preprocessed, run.raw, run.recipe.configuration, is_round=False, labels=dataset_json(run)["labels"]
+    )
+
+
+def base_configuration(run: Run) -> dict[str, Any]:
+    """The base configuration, inheritance resolved.
+
+    Raises:
+        InputError: when the plans do not have it.
+    """
+    return resolve(read_json(run.plans_file), run.recipe.configuration, run.plans_file)
+
+
+def resolve(plans: dict[str, Any], name: str, where: Path) -> dict[str, Any]:
+    """One configuration of plans with everything that it inherits."""
+    configurations = plans["configurations"]
+    if name not in configurations:
+        raise InputError(f"{where}: has no configuration '{name}', only {', '.join(configurations)}")
+    configuration = dict(configurations[name])
+    parent = configuration.pop("inherits_from", None)
+    return configuration if parent is None else {**resolve(plans, parent, where), **configuration}
+
+
+def configuration_hash(configuration: dict[str, Any]) -> str:
+    """Hash of what training and preprocessing depend on."""
+    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_base(run: Run) -> None:
+    """Stop when the base configuration was planned anew since the run started.
+
+    Raises:
+        TaskError: naming the plans file and what to do.
+    """
+    marker = read_json(run.paths.done("plan"))
+    found = configuration_hash(base_configuration(run))
+    if found != marker["result"]["base_hash"]:
+        raise TaskError(
+            f"{run.plans_file}: configuration '{run.recipe.configuration}' was planned anew since this run started "
+            f"(hash {marker['result']['base_hash']} then, {found} now). Start a new run with another --name, "
+            "or restore the plans"
+        )
+
+
+def write_configuration(
+    run: Run, name: str, number: int, *, data_identifier: str | None, training: dict[str, Any]
+) -> None:
+    """Add (or replace) a round's configuration in the plans, under the dataset's lock and by rename.
+
+    Args:
+        run: the run.
+        name: name of the configuration.
+        number: the round, for the error when the plans changed.
+        data_identifier: folder of the round's data; None: the base's.
+        training: what stands under ``"flare"``.
+    """
+    from nnunet_flare.trainers.settings import KEY
+
+    check_base(run)
+    with LockFile(run.preprocessed / "flare_plans.lock", f"the plans of {run.settings.dataset}", wait=True):
+        plans = read_json(run.plans_file)
+        entry: dict[str, Any] = {"inherits_from": run.recipe.configuration, KEY: training}
+        if data_identifier is not None:
+            entry["data_identifier"] = data_identifier
+        if plans["configurations"].get(name) != entry:
+            plans["configurations"][name] = entry
+            write_json(run.plans_file, plans)
+    log.info("round %d trains configuration %s", number, name)

@@ -1,0 +1,223 @@
+"""Starting a run: all input is checked first, then the manifest and the frozen list of cases are written."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_flare.datasets import check_dataset, resolve_dataset
+from nnunet_flare.errors import FlareError, InputError
+from nnunet_flare.files import read_json
+from nnunet_flare.rounds.held_out import check_held_out
+from nnunet_flare.rounds.manifest import FOLDERS, Run, Settings, create_run
+from nnunet_flare.rounds.paths import RunPaths
+from nnunet_flare.rounds.plans import default_plans_name
+from nnunet_flare.rounds.recipe import NAME_PATTERN, Recipe
+from nnunet_flare.rounds.unlabelled import find_sources, freeze, read_list, write_list
+
+log = logging.getLogger(__name__)
+
+STOCK_CHECKPOINT_BYTES = 250_000_000
+"""A checkpoint of nnU-Net's usual 31 M parameter network with its optimiser's state."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for on the command line of ``flare-pseudolabel run``."""
+
+    dataset: str
+    unlabelled: Path
+    run_dir: Path | None = None
+    name: str | None = None
+    device: str = "cuda"
+    shards: int = 1
+    init_model: Path | None = None
+    init_folds: Sequence[str] = ()
+    eval_images: Path | None = None
+    eval_labels: Path | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked run that was not started: what ``--dry-run`` shows and :func:`start_run` writes."""
+
+    run: Run
+    labelled: tuple[str, ...]
+    channels: int
+    file_ending: str
+
+
+def plan_run(request: Request, recipe: Recipe, folders: Mapping[str, Path]) -> Plan:
+    """Check all input; nothing is written.
+
+    Raises:
+        InputError: all problems of the input at once.
+    """
+    raw = resolve_dataset(request.dataset, folders["nnUNet_raw"])
+    name = request.name or recipe.name
+    if not NAME_PATTERN.fullmatch(name):
+        raise InputError(f"--name {name}: expected letters, digits and hyphens")
+    root = (request.run_dir or folders["nnUNet_results"] / raw.name / f"flare_{name}").absolute()
+    document = read_json(raw / "dataset.json") if (raw / "dataset.json").is_file() else {}
+    problems = [] if RunPaths(root).manifest.is_file() else check_dataset(raw)
+    problems += _check_labels(document)
+    if problems:
+        raise InputError(f"{raw}: {len(problems)} problem(s):\n  " + "\n  ".join(problems))
+    labelled = _labelled(raw, document)
+    channels, ending = len(document["channel_names"]), document["file_ending"]
+    sources = find_sources(request.unlabelled, channels)
+    shared = sorted(set(sources) & set(labelled))
+    if shared:
+        raise InputError(
+            f"-u {request.unlabelled}: {len(shared)} case ids are labelled cases too ({', '.join(shared[:5])}). "
+            "Rename the unlabelled files, or remove them if they are the same scans"
+        )
+    if request.eval_images is not None and request.eval_labels is not None:
+        used = set(labelled) | set(sources)
+        check_held_out(request.eval_images, request.eval_labels, ending, channels, used)
+    settings = Settings(
+        name=name,
+        dataset=raw.name,
+        plans_name=_plans_name(recipe, name),
+        unlabelled_dir=str(request.unlabelled.absolute()),
+        recipe=recipe.model_dump(mode="json"),
+        folders={variable: str(Path(folders[variable]).absolute()) for variable in FOLDERS},
+        device=request.device,
+        shards=request.shards,
+        init_model=None if request.init_model is None else str(request.init_model.absolute()),
+        init_folds=tuple(_init_folds(request, document)),
+        eval_images=None if request.eval_images is None else str(request.eval_images.absolute()),
+        eval_labels=None if request.eval_labels is None else str(request.eval_labels.absolute()),
+    )
+    return Plan(Run(root, settings, recipe), tuple(labelled), channels, ending)
+
+
+def start_run(plan: Plan) -> Run:
+    """Write the manifest and freeze the unlabelled cases; an existing run with the same settings is returned.
+
+    Raises:
+        InputError: when the folder or the name belongs to another run.
+        FlareError: when the disk cannot hold the preprocessed scans.
+    """
+    run = create_run(plan.run.root, plan.run.settings, plan.run.recipe)
+    folder = Path(run.settings.unlabelled_dir)
+    if run.paths.unlabelled.is_file():
+        _report_late_files(run, folder, plan.channels)
+        return run
+    sources = find_sources(folder, plan.channels)
+    check_disk(run, sources)
+    cases = freeze(sources, raw=run.raw, preprocessed=run.preprocessed, file_ending=plan.file_ending)
+    write_list(run.paths.unlabelled, cases)
+    return run
+
+
+def _check_labels(document: Mapping[str, Any]) -> list[str]:
+    """The loop needs a plain label map: whole numbers from 0 up, no regions, no *ignore* label of the dataset's own."""
+    labels = document.get("labels")
+    if not isinstance(labels, dict):
+        return []  # check_dataset has said so
+    if any(not isinstance(value, int) for value in labels.values()):
+        return ["dataset.json: labels are regions; flare-pseudolabel needs one whole number per organ"]
+    if "ignore" in labels:
+        return ["dataset.json: has an 'ignore' label; flare-pseudolabel sets ignored voxels itself, remove it"]
+    return []
+
+
+def _labelled(raw: Path, document: Mapping[str, Any]) -> list[str]:
+    if "dataset" in document:
+        return sorted(document["dataset"])
+    ending = document["file_ending"]
+    return sorted(p.name[: -len(ending)] for p in (raw / "labelsTr").iterdir() if p.name.endswith(ending))
+
+
+def _plans_name(recipe: Recipe, name: str) -> str:
+    """The planner's own plans; plans of the run's own where the recipe changes them."""
+    default = default_plans_name(recipe.planner)
+    return f"{default}_{name}" if recipe.plan.changes() else default
+
+
+def _init_folds(request: Request, document: Mapping[str, Any]) -> list[str]:
+    """The folds of ``--init_model`` that are members, checked to exist and to have these labels."""
+    folder = request.init_model
+    if folder is None:
+        return []
+    checkpoint = "checkpoint_final.pth"
+    if not (folder / "plans.json").is_file() or not (folder / "dataset.json").is_file():
+        raise InputError(f"--init_model {folder}: no nnU-Net model folder (plans.json or dataset.json is missing)")
+    there = read_json(folder / "dataset.json")["labels"]
+    if there != document["labels"]:
+        raise InputError(f"--init_model {folder}: its labels are {there}, the dataset's {document['labels']}")
+    found = sorted(p.parent.name.removeprefix("fold_") for p in folder.glob(f"fold_*/{checkpoint}"))
+    numbered = [fold for fold in found if fold != "all"]
+    folds = list(request.init_folds) or numbered or found
+    missing = [fold for fold in folds if fold not in found]
+    if missing or not folds:
+        raise InputError(
+            f"--init_model {folder}: no {checkpoint} for fold {', '.join(missing) or '(any)'}; has {found}"
+        )
+    return folds
+
+
+def _report_late_files(run: Run, folder: Path, channels: int) -> None:
+    """The list is frozen at the start; say what appeared or vanished since."""
+    frozen = {case.case for case in read_list(run.paths.unlabelled)}
+    try:
+        now = set(find_sources(folder, channels))
+    except InputError as error:
+        log.warning("%s; the run goes on with what it has linked", error)
+        return
+    if now - frozen:
+        names = ", ".join(sorted(now - frozen)[:5])
+        log.warning("%d unlabelled scans appeared after the start and are left out: %s", len(now - frozen), names)
+    if frozen - now:
+        names = ", ".join(sorted(frozen - now)[:5])
+        log.warning("%d unlabelled scans are gone since the start: %s", len(frozen - now), names)
+
+
+def disk_needed(run: Run, sources: Mapping[str, Sequence[Path]]) -> dict[str, int]:
+    """Estimate of the bytes that the run will write, by what they are.
+
+    A preprocessed array takes about twice its compressed scan (float32 against int16); the labels of a round about 2 %
+    of that per member map, for the members, the training label and the map on the image's grid.
+    """
+    recipe = run.recipe
+    arrays = 2 * sum(path.stat().st_size for paths in sources.values() for path in paths)
+    members = len(recipe.member_folds(0)) * len(recipe.member_checkpoints(0))
+    first = 0 if run.settings.init_model is None else 1
+    trainings = sum(len(recipe.member_folds(number)) for number in range(first, recipe.rounds + 1))
+    kept = 2 + len(recipe.members.at)
+    return {
+        "unlabelled arrays": arrays,
+        "labels of all rounds": int(0.02 * arrays * (members + 2)) * recipe.rounds,
+        "checkpoints": trainings * kept * _checkpoint_bytes(run),
+    }
+
+
+def _checkpoint_bytes(run: Run) -> int:
+    """Size of a checkpoint: of an earlier training with these plans, else of stock nnU-Net's usual network."""
+    found = [path.stat().st_size for path in run.results.glob(f"*{run.settings.plans_name}__*/fold_*/checkpoint_*.pth")]
+    return max(found, default=STOCK_CHECKPOINT_BYTES)
+
+
+def check_disk(run: Run, sources: Mapping[str, Sequence[Path]]) -> None:
+    """Raise when the preprocessed scans, or labels and checkpoints, will not fit where they go."""
+    needed = disk_needed(run, sources)
+    wanted: dict[int, tuple[Path, int]] = {}
+    for folder, size in (
+        (run.preprocessed, needed["unlabelled arrays"]),
+        (run.results, needed["labels of all rounds"] + needed["checkpoints"]),
+    ):
+        place = next(path for path in (folder, *folder.parents) if path.exists())
+        device = place.stat().st_dev
+        wanted[device] = (place, wanted.get(device, (place, 0))[1] + size)
+    for place, size in wanted.values():
+        free = shutil.disk_usage(place).free
+        if size > free:
+            raise FlareError(
+                f"{place}: the run needs about {size / 1e9:.1f} GB there, {free / 1e9:.1f} GB are free. "
+                "Free disk space, or set nnUNet_preprocessed and nnUNet_results to larger disks"
+            )

@@ -1,0 +1,140 @@
+"""The state of a run as a table that a person can read, in 80 columns and without control characters."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from nnunet_flare.files import read_json
+from nnunet_flare.rounds.held_out import held_out_dice
+from nnunet_flare.rounds.ledger import Entry, read_ledger
+from nnunet_flare.rounds.local import duration
+from nnunet_flare.rounds.manifest import Run
+from nnunet_flare.rounds.tasks import Task, graph
+from nnunet_flare.rounds.unlabelled import read_list
+
+
+def status(run: Run) -> str:
+    """Rounds, stages, cases taken, agreement per organ, time used and left."""
+    tasks = graph(run)
+    states = {name: _state(run, task) for name, task in tasks.items()}
+    entries = read_ledger(run.paths) if any(run.root.glob("rounds/r*/decisions.json")) else []
+    lines = [
+        f"Run {run.settings.name} (recipe {run.recipe.name}, {run.recipe.hash}) on {run.settings.dataset}",
+        f"{run.root}",
+        f"{_unlabelled(run)} unlabelled cases, {run.recipe.rounds} round(s) of labelling, device {run.settings.device}",
+        "",
+        f"{'round':<7}{'train':>9}{'label':>9}{'select':>9}{'taken':>7}{'refused':>9}{'aside':>7}{'agree':>7}{'Dice':>7}",
+    ]
+    for number in range(run.last_round + 1):
+        lines.append(_round_row(run, number, tasks, states, [e for e in entries if e.round == number]))
+    lines += ["", *_agreement_rows(entries)]
+    lines += _time_rows(run, tasks, states)
+    failed = [name for name, state in states.items() if state == "failed"]
+    for name in failed:
+        document = read_json(run.paths.failed(name))
+        tail = [line for line in str(document["last_lines"]).splitlines() if line.strip()][-1:]
+        lines.append(f"FAILED {name} (exit code {document['exit_code']}): {tail[0] if tail else 'no output'}")
+        lines.append(f"       log: {run.paths.log(name)}")
+    if failed:
+        lines.append(f"Mend the cause, then: flare-pseudolabel retry -o {run.root}")
+    return "\n".join(lines)
+
+
+def _unlabelled(run: Run) -> int:
+    return len(read_list(run.paths.unlabelled)) if run.paths.unlabelled.is_file() else 0
+
+
+def _state(run: Run, task: Task) -> str:
+    if run.paths.done(task.name).is_file():
+        return "done"
+    if run.paths.failed(task.name).is_file():
+        return "failed"
+    if run.paths.task_lock(task.name).is_file():
+        return "running"
+    return "waiting"
+
+
+def _round_row(run: Run, number: int, tasks: dict[str, Task], states: dict[str, str], entries: Sequence[Entry]) -> str:
+    def cell(stage: str) -> str:
+        found = [states[t.name] for t in tasks.values() if t.stage == stage and t.round == number]
+        if not found:
+            return "-"
+        for state in ("failed", "running"):
+            if state in found:
+                return state
+        done = found.count("done")
+        return "done" if done == len(found) else "waiting" if done == 0 else f"{done}/{len(found)}"
+
+    name = f"r{number}" if number < run.last_round else "final"
+    counts = {d: sum(e.decision == d for e in entries) for d in ("taken", "refused", "odd", "failed")}
+    means = [e.mean_organ for e in entries if e.mean_organ is not None]
+    dice = held_out_dice(run, number)
+    return (
+        f"{name:<7}{cell('train'):>9}{cell('label'):>9}{cell('select'):>9}"
+        + (f"{counts['taken']:>7}{counts['refused']:>9}{counts['odd'] + counts['failed']:>7}" if entries else " " * 23)
+        + (f"{np.mean(means):>7.3f}" if means else f"{'-':>7}")
+        + (f"{dice:>7.3f}" if dice is not None else f"{'-':>7}")
+    ).rstrip()
+
+
+def _agreement_rows(entries: Sequence[Entry]) -> list[str]:
+    """Mean agreement per organ, one column per round (the last six)."""
+    rounds = sorted({entry.round for entry in entries if entry.agreement})[-6:]
+    if not rounds:
+        return []
+    organs = next(list(entry.agreement) for entry in entries if entry.agreement)
+    lines = [f"{'mean agreement':<28}" + "".join(f"{f'r{number}':>8}" for number in rounds)]
+    for organ in organs:
+        means = []
+        for number in rounds:
+            values = [e.agreement.get(organ) for e in entries if e.round == number and e.agreement]
+            means.append(float(np.mean([0.0 if v is None else v for v in values])))
+        lines.append(f"  {organ[:26]:<26}" + "".join(f"{mean:>8.3f}" for mean in means))
+    return [*lines, ""]
+
+
+def _time_rows(run: Run, tasks: dict[str, Task], states: dict[str, str]) -> list[str]:
+    """Time used so far and, from finished tasks of the same stage, an estimate of what is left."""
+    used: dict[str, list[float]] = {}
+    for task in tasks.values():
+        if states[task.name] == "done":
+            used.setdefault(task.stage, []).append(float(read_json(run.paths.done(task.name))["seconds"]))
+    total = sum(sum(values) for values in used.values())
+    if not total:
+        return []
+    lines = ["time used: " + ", ".join(f"{stage} {duration(sum(v))}" for stage, v in used.items())]
+    left, unknown = 0.0, []
+    for task in tasks.values():
+        if states[task.name] == "done":
+            continue
+        if task.stage in used:
+            left += float(np.mean(used[task.stage])) * _relative_length(run, task, tasks, states)
+        elif task.stage not in unknown:
+            unknown.append(task.stage)
+    if left or unknown:
+        note = f" (without {', '.join(unknown)}: not measured yet)" if unknown else ""
+        finish = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left))
+        lines.append(f"time left: about {duration(left)} of computing, one task at a time until {finish}{note}")
+    return lines
+
+
+def _relative_length(run: Run, task: Task, tasks: dict[str, Task], states: dict[str, str]) -> float:
+    """Epochs of a training against the mean of those that are done; 1 for other tasks."""
+    if task.stage != "train" or task.round is None:
+        return 1.0
+    done = [
+        run.recipe.num_epochs(t.round)
+        for t in tasks.values()
+        if t.stage == "train" and t.round is not None and states[t.name] == "done"
+    ]
+    return run.recipe.num_epochs(task.round) / (sum(done) / len(done))
+
+
+def failed_cases(run: Run) -> dict[str, str]:
+    """Unlabelled cases that were set aside, with the reason, from the last round that was judged."""
+    entries = read_ledger(run.paths) if any(run.root.glob("rounds/r*/decisions.json")) else []
+    last = max((entry.round for entry in entries), default=None)
+    return {e.case: e.reason for e in entries if e.round == last and e.decision == "failed"}

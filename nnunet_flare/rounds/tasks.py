@@ -1,0 +1,118 @@
+"""The tasks of a run: what must be done, in which order, by which command.
+
+A task is a command line with a done marker. The graph follows from the manifest alone, so the driver, a Slurm job and a
+person who types the command all mean the same by ``train-r1-f0``.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from nnunet_flare.errors import InputError
+from nnunet_flare.rounds.manifest import Run
+
+Stage = Literal["plan", "unlabelled", "build", "train", "label", "select", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task. ``gpus`` is how many GPUs it holds (0: a CPU task); ``part`` the fold of a training or the shard."""
+
+    name: str
+    stage: Stage
+    needs: tuple[str, ...]
+    round: int | None = None
+    fold: str | None = None
+    part: int = 0
+    gpus: int = 0
+
+    def command(self, run: Run) -> list[str]:
+        """The command that runs the task."""
+        return [sys.executable, "-m", "nnunet_flare.cli.pseudolabel", "task", "-o", str(run.root), self.name]
+
+    def shown(self, run: Run) -> str:
+        """The command as a person would type it; for a training the stock command behind it."""
+        if self.stage == "train":
+            return shlex.join(["nnUNetv2_train", *train_arguments(run, self)])
+        return shlex.join(["flare-pseudolabel", "task", "-o", str(run.root), self.name])
+
+
+def train_arguments(run: Run, task: Task) -> list[str]:
+    """Arguments of ``nnUNetv2_train`` for a training task, without ``--c``."""
+    recipe = run.recipe
+    if task.round is None or task.fold is None:
+        raise ValueError(f"{task.name} is no training")
+    arguments = [
+        str(int(run.settings.dataset[len("Dataset") :][:3])),
+        run.configuration(task.round),
+        task.fold,
+        "-tr",
+        recipe.trainer,
+        "-p",
+        run.settings.plans_name,
+        "-device",
+        run.settings.device,
+    ]
+    if recipe.num_gpus > 1:
+        arguments += ["-num_gpus", str(recipe.num_gpus)]
+    if recipe.training.get("pretrained_weights"):
+        arguments += ["-pretrained_weights", str(recipe.training["pretrained_weights"])]
+    return arguments
+
+
+def graph(run: Run) -> dict[str, Task]:
+    """Every task of the run by name, in an order that respects what each needs."""
+    tasks: list[Task] = [Task("plan", "plan", ()), Task("unlabelled", "unlabelled", ("plan",))]
+    gpus = 0 if run.settings.device == "cpu" else 1
+    train_gpus = 0 if gpus == 0 else run.recipe.num_gpus
+    last = run.last_round
+    for number in range(last + 1):
+        trained: tuple[str, ...] = ()
+        if number > 0 or run.settings.init_model is None:
+            before = (f"select-r{number - 1}",) if number > 0 else ("plan",)
+            tasks.append(Task(f"build-r{number}", "build", before, number))
+            folds = run.recipe.member_folds(number if number < last else run.recipe.rounds)
+            for fold in folds:
+                name = f"train-r{number}-f{fold}"
+                tasks.append(Task(name, "train", (f"build-r{number}",), number, fold, gpus=train_gpus))
+                trained += (name,)
+        if run.settings.eval_images is not None:
+            tasks.append(Task(f"evaluate-r{number}", "evaluate", (*trained, "plan"), number, gpus=gpus))
+        if number < last:
+            shards = []
+            for part in range(run.settings.shards):
+                name = f"label-r{number}-p{part}"
+                tasks.append(Task(name, "label", (*trained, "unlabelled"), number, part=part, gpus=gpus))
+                shards.append(name)
+            tasks.append(Task(f"select-r{number}", "select", tuple(shards), number))
+    return {task.name: task for task in tasks}
+
+
+def find_task(run: Run, name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        InputError: when the run has none.
+    """
+    tasks = graph(run)
+    if name not in tasks:
+        raise InputError(f"the run in {run.root} has no task '{name}'; it has {', '.join(tasks)}")
+    return tasks[name]
+
+
+def is_done(run: Run, task: Task) -> bool:
+    """Whether a task's marker is there."""
+    return run.paths.done(task.name).is_file()
+
+
+def ready_tasks(run: Run, tasks: Mapping[str, Task]) -> list[Task]:
+    """Tasks that are not done, but all that they need is."""
+    return [
+        task
+        for task in tasks.values()
+        if not is_done(run, task) and all(run.paths.done(need).is_file() for need in task.needs)
+    ]

@@ -1,0 +1,140 @@
+"""The unlabelled scans of a run: found, given safe ids, linked into ``imagesUn`` and listed once for all."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from nnunet_flare.errors import CaseError, InputError
+from nnunet_flare.files import link_or_copy, read_json, write_json
+from nnunet_flare.images import read_volume, stem_of, suffix_of, write_volume
+
+log = logging.getLogger(__name__)
+
+TABLE = "flare_unlabelled.json"
+
+
+@dataclass(frozen=True)
+class UnlabelledCase:
+    """An unlabelled scan: its id in the run, where it came from, the files nnU-Net reads, and its size on disk."""
+
+    case: str
+    source: str
+    images: tuple[str, ...]
+    size_bytes: int
+
+
+def find_sources(folder: Path, channels: int) -> dict[str, list[Path]]:
+    """The scans in a folder by safe, unique id: ``<case>_0000.<ext>`` and so on, or ``<case>.<ext>`` of one channel.
+
+    Raises:
+        InputError: when the folder is missing or holds no image, or two files give one id.
+    """
+    if not folder.is_dir():
+        raise InputError(f"-u {folder}: no such folder; expected a folder of CT scans")
+    found: dict[str, dict[int, Path]] = {}
+    clashes: list[str] = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or suffix_of(path) is None:
+            continue
+        match = re.fullmatch(r"(.+)_(\d{4})", stem_of(path))
+        numbered = match is not None and int(match.group(2)) < channels
+        name, channel = (match.group(1), int(match.group(2))) if match and numbered else (stem_of(path), 0)
+        files = found.setdefault(safe_id(name), {})
+        if channel in files:
+            clashes.append(f"{files[channel].name} and {path.name} both give the case '{safe_id(name)}'")
+        files[channel] = path
+    if clashes:
+        raise InputError(f"-u {folder}: {'; '.join(clashes)}. Rename or remove one of each")
+    if not found:
+        raise InputError(
+            f"-u {folder}: no image (.nii.gz, .nii, .mha, .mhd, .nrrd) in it; expected unlabelled CT scans"
+        )
+    return {case: [files[c] for c in sorted(files)] for case, files in sorted(found.items())}
+
+
+def safe_id(name: str) -> str:
+    """A case id that is safe in file names, commands and tables."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip("._-") or "case"
+
+
+def freeze(
+    sources: Mapping[str, Sequence[Path]], *, raw: Path, preprocessed: Path, file_ending: str
+) -> list[UnlabelledCase]:
+    """List the unlabelled scans of a run and link them into ``imagesUn``.
+
+    Where nnUNet_raw cannot be written, the links lie in the preprocessed folder. Scans in another format than the
+    dataset's are converted there. Nothing else of the raw dataset is touched.
+
+    Raises:
+        InputError: for an id that another run gave to another scan.
+    """
+    target = raw / "imagesUn"
+    try:
+        target.mkdir(exist_ok=True)
+        writable = os.access(target, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        target = preprocessed / "imagesUn"
+        target.mkdir(parents=True, exist_ok=True)
+    table = preprocessed / TABLE
+    known = read_json(table)["cases"] if table.is_file() else {}
+    cases = []
+    for case, files in sources.items():
+        source = str(files[0].resolve())
+        if case in known and known[case]["source"] != source and Path(known[case]["source"]).exists():
+            raise InputError(
+                f"-u {files[0].parent}: the case id '{case}' is {source}, but an earlier run on this dataset has "
+                f"{known[case]['source']} under that id. Rename one of the files"
+            )
+        images = [target / f"{case}_{channel:04d}{file_ending}" for channel in range(len(files))]
+        for file, image in zip(files, images, strict=True):
+            _provide(file, image, case, file_ending)
+        size = sum(file.stat().st_size for file in files)
+        cases.append(UnlabelledCase(case, source, tuple(str(image) for image in images), size))
+        known[case] = {"source": source, "images": [str(image) for image in images]}
+    write_json(table, {"version": 1, "cases": dict(sorted(known.items()))})
+    return cases
+
+
+def _provide(file: Path, image: Path, case: str, file_ending: str) -> None:
+    """Make ``image`` the scan ``file``: a link, or a converted copy when the format differs."""
+    if image.exists() and image.stat().st_mtime >= file.stat().st_mtime:
+        return
+    if file.name.lower().endswith(file_ending):
+        with suppress(FileNotFoundError):
+            image.unlink()
+        try:
+            os.symlink(file.resolve(), image)
+        except OSError:
+            link_or_copy(file, image)
+        return
+    try:
+        write_volume(image, read_volume(file, case))
+    except CaseError as error:
+        log.warning("%s (it will be set aside)", error)
+
+
+def write_list(path: Path, cases: Sequence[UnlabelledCase]) -> None:
+    """Keep the frozen list in the run's folder."""
+    write_json(path, {"version": 1, "cases": [asdict(case) for case in cases]})
+
+
+def read_list(path: Path) -> list[UnlabelledCase]:
+    """The frozen list of a run."""
+    return [
+        UnlabelledCase(entry["case"], entry["source"], tuple(entry["images"]), entry["size_bytes"])
+        for entry in read_json(path)["cases"]
+    ]
+
+
+def shard(cases: Sequence[UnlabelledCase], part: int, parts: int) -> list[UnlabelledCase]:
+    """Every ``parts``-th case of the list sorted by size, so that all parts have about the same work."""
+    ordered = sorted(cases, key=lambda case: (-case.size_bytes, case.case))
+    return ordered[part::parts]
