@@ -111,9 +111,7 @@ def _train_arm(run: Run, arm: str, taken: list[Entry]) -> dict[str, float]:
         log.info("%s: training", name)
         number = run.last_round
         if not (model / "fold_all" / "checkpoint_final.pth").is_file():
-            build_training(
-                run, name, number, [e for e in read_decisions(run.paths, number - 1) if e.case in set(cases)]
-            )
+            build_training(run, name, number, taken)
             path = run.paths.log(f"train-{arm}")
             with open(path, "ab") as stream:
                 command = [sys.executable, "-m", "nnunetv2.run.run_training", "22", name, "all"]

@@ -67,6 +67,8 @@ def _plan(run: Run) -> None:
         plan_experiment_dataset,
     )
 
+    if os.environ.get("nnUNet_n_proc_DA") == "0":  # noqa: SIM112
+        os.environ["nnUNet_n_proc_DA"] = "1"  # noqa: SIM112 (stock planning asks torch for that many threads)
     number = _dataset_id(run)
     processes = num_processes(len(raw_cases(run)))
     extract_fingerprint_dataset(number, num_processes=processes, clean=False, show_progress_bar=False, verbose=False)

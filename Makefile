@@ -1,0 +1,43 @@
+# `make demo` and `make test` do everything on a fresh machine with Python 3.10+: they make their own environment.
+# TORCH chooses a build of torch that is installed first and kept, for example TORCH=torch==2.13.0.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?=
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.nnunet-flare
+CONSTRAINT = $(VENV)/constraints.txt
+TEST_ENV = OMP_NUM_THREADS=1 nnUNet_def_n_proc=1 nnUNet_compile=f MPLBACKEND=Agg
+PYTEST = $(TEST_ENV) $(BIN)/python -m pytest
+
+.PHONY: demo test lint check soak slurm bench clean
+
+$(STAMP): pyproject.toml
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	: > $(CONSTRAINT)
+	test -z "$(TORCH)" || $(BIN)/python -m pip install --quiet "$(TORCH)"
+	test -z "$(TORCH)" || echo "$(TORCH)" > $(CONSTRAINT)
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINT) -e .
+	touch $@
+
+$(STAMP)-test: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINT) -e ".[test,dev,openvino,dicom]" hatchling editables
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/flare-pseudolabel demo -o flare_demo
+
+test: lint check
+
+lint: $(STAMP)-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: $(STAMP)-test
+	$(PYTEST) -n 2 --dist loadfile -m "not slow and not gpu" --cov --cov-report=term --durations=15 tests
+
+soak: $(STAMP)-test
+	$(PYTEST) -m "slow and not gpu" --durations=0 tests
+
+clean:
+	rm -rf $(VENV) build dist .coverage* .pytest_cache .mypy_cache .ruff_cache

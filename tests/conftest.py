@@ -1,0 +1,34 @@
+"""Shared fixtures: nnU-Net's folders, the real CT scans, and a tiny loop on synthetic scans."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# nnU-Net starts this many processes for everything by default; tests have two cores.
+os.environ.setdefault("nnUNet_def_n_proc", "1")
+os.environ.setdefault("nnUNet_compile", "f")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real CT scans; tests that need it are skipped where it is missing."""
+    folder = Path(os.environ.get("FLARE_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (folder / "ts_torso3mm_ct.nii.gz").is_file():
+        pytest.skip(f"no real CT scans in {folder} (set FLARE_SHARED_DATA)")
+    return folder
+
+
+@pytest.fixture
+def nnunet_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """nnU-Net's three folders, empty, with the environment variables set to them."""
+    folders = {}
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        folders[name] = tmp_path / name
+        folders[name].mkdir()
+        monkeypatch.setenv(name, str(folders[name]))
+    return folders
