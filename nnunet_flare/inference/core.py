@@ -1,0 +1,262 @@
+"""The prediction itself: one or several trained models applied to a scan.
+
+Free of stock nnU-Net's predictor, whose import costs more than a small scan's prediction; ``predictor.FlarePredictor``
+offers the same under stock's interface.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nnunet_flare.errors import CaseError, InputError
+from nnunet_flare.images import Volume, check_values
+from nnunet_flare.inference.export import SliceExporter
+from nnunet_flare.inference.model import (
+    DEFAULT_CHECKPOINT,
+    Fold,
+    Member,
+    Model,
+    check_same_task,
+    find_folds,
+    open_model,
+)
+from nnunet_flare.inference.orientation import Orientation, orientation_for
+from nnunet_flare.inference.preprocessing import Prepared, check_channels, preprocess
+from nnunet_flare.inference.profile import Profile
+from nnunet_flare.inference.runtimes import Forward, TorchRuntime, averaged, choose_precision, mirrored
+from nnunet_flare.inference.windows import Consume, slide
+
+TTA = ("none", "mirror")
+
+DEFAULT_STEP_SIZE = 0.9
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to predict: step size (share of the patch), test-time augmentation, device and precision."""
+
+    step_size: float = DEFAULT_STEP_SIZE
+    tta: str = "none"
+    device: str = "cpu"
+    precision: str = "auto"
+    trust_checkpoint: bool = False
+    gaussian: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.step_size <= 1:
+            raise InputError(f"step size {self.step_size}: expected a number above 0 and at most 1")
+        if self.tta not in TTA:
+            raise InputError(f"test-time augmentation {self.tta!r}: expected one of {', '.join(TTA)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """A scan on the network's grid, and the way back: its orientation and the grid it came from (without voxels)."""
+
+    prepared: Prepared
+    orientation: Orientation
+    grid: Volume
+
+
+@dataclass(frozen=True, eq=False)
+class MembersPrediction:
+    """Each member's label map (z, y, x), uint8, and the mean of their softmax (K, z, y, x), on the network's grid."""
+
+    labels: list[np.ndarray]
+    mean_softmax: torch.Tensor
+
+
+class Segmenter:
+    """Applies the members of an ensemble to scans. Members share preprocessing and labels; networks are kept ready."""
+
+    def __init__(self, models: Sequence[Model], settings: Settings, profile: Profile | None = None) -> None:
+        if not models:
+            raise InputError("no model was given")
+        for other in models[1:]:
+            check_same_task(models[0], other)
+        self.models = list(models)
+        self.settings = settings
+        self.profile = profile or Profile()
+        self.device = open_device(settings.device)
+        self.precision = choose_precision(settings.precision, self.device)
+        self.plans_manager = models[0].plans_manager
+        self.configuration_manager = models[0].configuration_manager
+        self.label_manager = models[0].label_manager
+        patch = tuple(int(p) for p in self.configuration_manager.patch_size)
+        self._two_d = len(patch) == 2
+        self.patch = (1, *patch) if self._two_d else patch
+        self._forwards: list[Forward] = []
+
+    @classmethod
+    def from_model_folder(
+        cls,
+        folder: Path,
+        settings: Settings,
+        *,
+        folds: Sequence[Fold] | None = None,
+        checkpoint: str = DEFAULT_CHECKPOINT,
+        profile: Profile | None = None,
+    ) -> Segmenter:
+        """The folds of one trained model. Without ``folds`` all numbered ones found, else ``all``.
+
+        Raises:
+            InputError: when something is missing, damaged or unknown.
+        """
+        members = [Member(Path(folder), fold, checkpoint) for fold in find_folds(Path(folder), folds, checkpoint)]
+        return cls.from_members(members, settings, profile=profile)
+
+    @classmethod
+    def from_members(
+        cls, members: Sequence[Member], settings: Settings, *, profile: Profile | None = None
+    ) -> Segmenter:
+        """Any members that share preprocessing and labels.
+
+        Raises:
+            InputError: when something is missing, damaged or unknown, or two members do not fit together.
+        """
+        models = [open_model(member, trust_checkpoint=settings.trust_checkpoint) for member in members]
+        return cls(models, settings, profile)
+
+    @property
+    def channels(self) -> int:
+        """Number of image channels that the model wants."""
+        return self.models[0].channels
+
+    @property
+    def heads(self) -> int:
+        """Number of classes or regions."""
+        return int(self.label_manager.num_segmentation_heads)
+
+    def load(self) -> None:
+        """Build the networks now and not at the first scan."""
+        if self._forwards:
+            return
+        forwards = []
+        for model in self.models:
+            runtime = TorchRuntime(model.network(), device=self.device, precision=self.precision, two_d=self._two_d)
+            forwards.append(mirrored(runtime, self._mirror_axes(model)))
+        self._forwards = forwards
+
+    def prepare(self, volumes: Sequence[Volume], case: str = "image") -> Scan:
+        """Check a scan's channels and bring them to the network's grid.
+
+        Raises:
+            CaseError: when the scan cannot be predicted with this model.
+        """
+        if len(volumes) != self.channels:
+            raise CaseError(case, f"has {len(volumes)} channels, the model was trained on {self.channels}")
+        for volume in volumes:
+            check_values(volume, case)
+        check_channels(list(volumes), case)
+        orientation = orientation_for(self.plans_manager.plans["image_reader_writer"], volumes[0])
+        try:
+            prepared = preprocess(
+                [orientation.apply(volume.array) for volume in volumes],
+                orientation.spacing(volumes[0].spacing_mm),
+                self.plans_manager,
+                self.configuration_manager,
+            )
+        except ValueError as error:
+            raise CaseError(case, str(error)) from error
+        nothing = np.broadcast_to(np.uint8(0), volumes[0].array.shape)
+        return Scan(prepared, orientation, volumes[0].with_array(nothing))
+
+    def segment(self, scan: Scan) -> np.ndarray:
+        """The label map (Z, Y, X), uint8, on the scan's own grid, of the members' averaged logits."""
+        self.load()
+        exporter = SliceExporter(
+            scan.prepared.data.shape[1:],
+            scan.prepared.properties,
+            self.plans_manager,
+            self.configuration_manager,
+            self.label_manager,
+        )
+
+        def consume(block: torch.Tensor) -> None:
+            with self.profile.stage("export"):
+                exporter.consume(block)
+
+        self._slide(scan.prepared.data, averaged(self._forwards), consume)
+        return np.ascontiguousarray(scan.orientation.revert(exporter.finish()))
+
+    def logits(self, data: np.ndarray) -> torch.Tensor:
+        """The members' averaged logits (K, z, y, x), float32, of a preprocessed scan (C, z, y, x)."""
+        self.load()
+        return self._collect(data, averaged(self._forwards))
+
+    def predict_members(self, data: np.ndarray) -> MembersPrediction:
+        """Every member's label map and the mean of their softmax (sigmoid for regions), in one call.
+
+        Args:
+            data: a preprocessed scan (C, z, y, x), float32.
+        """
+        self.load()
+        mean = torch.zeros((self.heads, *data.shape[1:]), dtype=torch.float32)
+        labels = []
+        for forward in self._forwards:
+            mine = np.zeros(data.shape[1:], np.uint8)
+            done = 0
+
+            def consume(block: torch.Tensor, mine: np.ndarray = mine) -> None:
+                nonlocal done
+                last = done + block.shape[1]
+                probabilities = self.label_manager.apply_inference_nonlin(block)
+                decided = self.label_manager.convert_probabilities_to_segmentation(probabilities.cpu())
+                mine[done:last] = np.asarray(decided)
+                mean[:, done:last] += probabilities.cpu()
+                done = last
+
+            self._slide(data, forward, consume)
+            labels.append(mine)
+        return MembersPrediction(labels, mean.div_(len(self._forwards)))
+
+    def _collect(self, data: np.ndarray, forward: Forward) -> torch.Tensor:
+        blocks: list[torch.Tensor] = []
+        self._slide(data, forward, lambda block: blocks.append(block.cpu().clone()))
+        return torch.cat(blocks, dim=1)
+
+    def _slide(self, data: np.ndarray, forward: Forward, consume: Consume) -> None:
+        def timed(window: torch.Tensor) -> torch.Tensor:
+            with self.profile.stage("network"):
+                return forward(window)
+
+        with torch.inference_mode():
+            slide(
+                torch.from_numpy(np.ascontiguousarray(data, np.float32)),
+                timed,
+                consume,
+                heads=self.heads,
+                patch=self.patch,
+                step_size=self.settings.step_size,
+                device=self.device,
+                gaussian=self.settings.gaussian,
+            )
+
+    def _mirror_axes(self, model: Model) -> tuple[int, ...] | None:
+        if self.settings.tta != "mirror" or not model.mirroring_axes:
+            return None
+        return tuple(axis + self._two_d for axis in model.mirroring_axes)
+
+
+def open_device(name: str) -> torch.device:
+    """The torch device of a name.
+
+    Raises:
+        InputError: when it does not exist here.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device {name!r}: expected cuda, cpu or mps") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda: no CUDA device was found; use -device cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError("device mps: not available here; use -device cpu")
+    if device.type not in ("cuda", "cpu", "mps"):
+        raise InputError(f"device {name!r}: expected cuda, cpu or mps")
+    return device

@@ -1,0 +1,212 @@
+"""From scores on the network's grid to a label map on the image's grid, without full-resolution scores.
+
+Stock nnU-Net interpolates all classes to the image's grid and takes the argmax there: 14 classes of a 512 x 512 x 400
+scan are 6 GB in half precision, and one thread works on them for a minute. Interpolation is separable and the argmax
+works voxel by voxel, so that one slice of scores after the other gives the same labels: where the slice axis takes
+nearest neighbours, only the slices of the network's grid are interpolated, once each; where it is linear, neighbouring
+slices are mixed on the network's grid first. Within a slice a running maximum over the classes needs one plane.
+
+Equal to stock but for ties: stock rounds the interpolated scores to half precision first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from nnunet_flare.errors import InputError
+from nnunet_flare.inference.grids import ANISOTROPY_THRESHOLD, linear, nearest, separate_axis
+
+REGION_THRESHOLD = 0.5
+"""A region holds a voxel where its probability is above this (stock nnU-Net)."""
+
+SEPARABLE = ("resample_data_or_seg_to_shape", "resample_torch_fornnunet")
+"""Stock resampling functions whose result for scores :class:`SliceExporter` reproduces."""
+
+
+def labels_on_image_grid(
+    scores: torch.Tensor,
+    properties: dict[str, Any],
+    plans_manager: Any,
+    configuration_manager: Any,
+    label_manager: Any,
+    *,
+    probabilities: bool = False,
+) -> np.ndarray:
+    """The label map (Z, Y, X), uint8, of scores (K, z, y, x) on the network's grid.
+
+    Args:
+        scores: logits, or probabilities with ``probabilities=True`` (for softmax models there is no difference).
+        properties: what preprocessing noted: spacing, shapes and crop, as stock nnU-Net names them.
+        probabilities: for region-based models, whether the sigmoid was already taken.
+
+    Raises:
+        InputError: when the plans name a resampling of scores that is not separable linear interpolation.
+    """
+    exporter = SliceExporter(
+        tuple(scores.shape[1:]),
+        properties,
+        plans_manager,
+        configuration_manager,
+        label_manager,
+        probabilities=probabilities,
+    )
+    exporter.consume(scores)
+    return exporter.finish()
+
+
+class SliceExporter:
+    """Takes the scores slice by slice along the network's first axis and fills the label map on the image's grid."""
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        properties: dict[str, Any],
+        plans_manager: Any,
+        configuration_manager: Any,
+        label_manager: Any,
+        *,
+        probabilities: bool = False,
+    ) -> None:
+        check_resampling(configuration_manager)
+        target = tuple(int(n) for n in properties["shape_after_cropping_and_before_resampling"])
+        axis = score_axis(properties, plans_manager, configuration_manager)
+        self._backward = list(plans_manager.transpose_backward)
+        self._regions = list(label_manager.regions_class_order) if label_manager.has_regions else None
+        self._sigmoid = not probabilities
+        self._slices, self._target = int(shape[0]), target
+        self._rows = nearest(shape[1], target[1]) if axis == 1 else None
+        self._columns = nearest(shape[2], target[2]) if axis == 2 else None
+        self._nearest = nearest(shape[0], target[0]) if axis == 0 or shape[0] == target[0] else None
+        self._linear = linear(shape[0], target[0])
+        self._previous: torch.Tensor | None = None
+        self._seen = 0
+        self._canvas = np.zeros([int(n) for n in properties["shape_before_cropping"]], np.uint8)
+        box = properties["bbox_used_for_cropping"]
+        self._labels = self._canvas[tuple(slice(int(low), int(high)) for low, high in box)]
+
+    def consume(self, scores: torch.Tensor) -> None:
+        """Take the next slices (K, n, y, x) along the network's first axis, on any device."""
+        for index in range(scores.shape[1]):
+            plane = scores[:, index].float()
+            if self._nearest is not None:
+                targets = np.flatnonzero(self._nearest == self._seen)
+                if targets.size:
+                    self._labels[targets] = self._classify(self._planes(plane))
+            else:
+                self._consume_linear(plane)
+            self._seen += 1
+
+    def finish(self) -> np.ndarray:
+        """The label map (Z, Y, X), uint8, crop and transposition undone."""
+        if self._seen != self._slices:
+            raise ValueError(f"{self._seen} of {self._slices} slices of scores were given")
+        return np.ascontiguousarray(self._canvas.transpose(self._backward))
+
+    def _consume_linear(self, plane: torch.Tensor) -> None:
+        """Output slices that lie between the slice before and this one."""
+        low, high, weight = self._linear
+        for target in np.flatnonzero(high == self._seen):
+            if low[target] == self._seen:
+                mixed = plane
+            else:
+                assert self._previous is not None  # high > low, hence a slice came before
+                mixed = torch.lerp(self._previous, plane, float(weight[target]))
+            self._labels[target] = self._classify(self._planes(mixed))
+        self._previous = plane.clone()  # the caller may use its memory again
+
+    def _planes(self, plane: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """Index and interpolated plane of each class that can win somewhere.
+
+        A class that is nowhere above the background on the network's grid cannot win between its points either:
+        interpolation has no negative weights, and rounding is monotone.
+        """
+        wanted = range(plane.shape[0])
+        if self._regions is None:
+            above = (plane[1:] > plane[:1]).flatten(1).any(1).tolist()
+            wanted = [0, *(k for k, wins in enumerate(above, start=1) if wins)]  # type: ignore[assignment]
+        for k in wanted:
+            yield k, self._interpolate(plane[k])
+
+    def _interpolate(self, plane: torch.Tensor) -> torch.Tensor:
+        size = (
+            plane.shape[0] if self._rows is not None else self._target[1],
+            plane.shape[1] if self._columns is not None else self._target[2],
+        )
+        if tuple(plane.shape) != size:
+            plane = F.interpolate(plane[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+        if self._rows is not None:
+            plane = plane[torch.from_numpy(self._rows).to(plane.device)]
+        if self._columns is not None:
+            plane = plane[:, torch.from_numpy(self._columns).to(plane.device)]
+        return plane
+
+    def _classify(self, planes: Iterator[tuple[int, torch.Tensor]]) -> np.ndarray:
+        if self._regions is not None:
+            return self._classify_regions(planes)
+        _, best = next(planes)
+        best = best.clone()
+        labels = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
+        for k, plane in planes:
+            labels.masked_fill_(plane > best, k)
+            torch.maximum(best, plane, out=best)
+        return labels.cpu().numpy()
+
+    def _classify_regions(self, planes: Iterator[tuple[int, torch.Tensor]]) -> np.ndarray:
+        """Regions are painted one over the other in the data set's order."""
+        assert self._regions is not None
+        labels: torch.Tensor | None = None
+        for k, plane in planes:
+            if labels is None:
+                labels = torch.zeros(plane.shape, dtype=torch.uint8, device=plane.device)
+            probability = torch.sigmoid(plane) if self._sigmoid else plane
+            labels.masked_fill_(probability > REGION_THRESHOLD, int(self._regions[k]))
+        if labels is None:
+            raise ValueError("scores of no class were given")
+        return labels.cpu().numpy()
+
+
+def score_axis(properties: dict[str, Any], plans_manager: Any, configuration_manager: Any) -> int | None:
+    """The axis of the network's grid along which scores take nearest neighbours, or None."""
+    spacing = [float(properties["spacing"][axis]) for axis in plans_manager.transpose_forward]
+    current = list(configuration_manager.spacing)
+    if len(current) < len(spacing):
+        current = [spacing[0], *current]
+    kwargs = configuration_manager.configuration["resampling_fn_probabilities_kwargs"]
+    return separate_axis(
+        current,
+        spacing,
+        force=kwargs.get("force_separate_z", _default_force(configuration_manager)),
+        threshold=kwargs.get("separate_z_anisotropy_threshold", ANISOTROPY_THRESHOLD),
+    )
+
+
+def check_resampling(configuration_manager: Any) -> None:
+    """Refuse plans whose scores are not resampled linearly (nearest neighbours along a separate axis).
+
+    Raises:
+        InputError: with the function and arguments that the plans name.
+    """
+    name = configuration_manager.configuration["resampling_fn_probabilities"]
+    kwargs = configuration_manager.configuration["resampling_fn_probabilities_kwargs"]
+    linear_in_plane = kwargs.get("order", 3) == 1 if name == SEPARABLE[0] else kwargs.get("mode", "linear") == "linear"
+    nearest_between = (
+        kwargs.get("order_z", 0) == 0
+        if name == SEPARABLE[0]
+        else kwargs.get("aniso_axis_mode", "nearest-exact") == "nearest-exact"
+    )
+    if name not in SEPARABLE or kwargs.get("is_seg", False) or not linear_in_plane or not nearest_between:
+        raise InputError(
+            f"the plans resample predictions with {name}({kwargs}); flare-predict knows {SEPARABLE[0]} of order 1 and "
+            f"order_z 0, and {SEPARABLE[1]} in linear mode: predict this model with nnUNetv2_predict"
+        )
+
+
+def _default_force(configuration_manager: Any) -> bool | None:
+    """What the stock functions assume where the plans do not say ``force_separate_z``."""
+    name = configuration_manager.configuration["resampling_fn_probabilities"]
+    return False if name == SEPARABLE[0] else None

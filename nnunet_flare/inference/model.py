@@ -1,0 +1,265 @@
+"""Opening a trained model: plans, data set, checkpoints and network, without loading trainer code where possible.
+
+The trainer module of stock nnU-Net takes seconds to import, and prediction needs it only to build the network. Where
+the trainer is known to build what its plans describe, the network is built from the plans alone, without initial
+values, and the checkpoint's tensors are taken as its parameters as they lie in the file.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nnunet_flare import plugin
+from nnunet_flare.errors import InputError
+from nnunet_flare.inference.checkpoints import load_checkpoint, weights_of
+from nnunet_flare.inference.export import check_resampling
+
+Fold = int | str
+"""A fold's number, or ``"all"``."""
+
+DEFAULT_CHECKPOINT = "checkpoint_final.pth"
+
+STOCK_PLAN_TRAINER = re.compile(r"nnUNetTrainer(_\d+epochs?|NoMirroring|DA5|DAOrd0|NoDA)?")
+"""Stock trainers that build the network of their plans unchanged."""
+
+READERS = ("SimpleITKIO", "NibabelIO", "SimpleITKIOWithReorient", "NibabelIOWithReorient")
+"""Readers of volumes; the reorienting ones bring every scan to RAS first."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of an ensemble: a checkpoint of a fold in a trained model's folder."""
+
+    folder: Path
+    fold: Fold
+    checkpoint: str = DEFAULT_CHECKPOINT
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint file."""
+        return Path(self.folder) / f"fold_{self.fold}" / self.checkpoint
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A member with its plans, data set and weights."""
+
+    member: Member
+    plans_manager: Any
+    configuration_manager: Any
+    dataset_json: dict[str, Any]
+    configuration_name: str
+    trainer_name: str
+    mirroring_axes: tuple[int, ...] | None
+    weights: dict[str, torch.Tensor] = field(repr=False)
+
+    @cached_property
+    def label_manager(self) -> Any:
+        """Stock nnU-Net's label manager."""
+        return self.plans_manager.get_label_manager(self.dataset_json)
+
+    @property
+    def channels(self) -> int:
+        """Number of image channels."""
+        return len(self.dataset_json.get("channel_names", self.dataset_json.get("modality", ())))
+
+    def network(self) -> nn.Module:
+        """The network with its weights, in evaluation mode, without deep supervision.
+
+        Raises:
+            InputError: when the checkpoint does not fit the network that its plans and trainer describe.
+        """
+        if _plans_define_network(self.trainer_name):
+            with torch.device("meta"):  # no memory and no random numbers for values that are replaced at once
+                network = _from_plans(self)
+        else:
+            network = _from_trainer(self)
+        try:
+            network.load_state_dict(self.weights, assign=True)
+        except RuntimeError as error:
+            lines = [line.strip() for line in str(error).splitlines()[1:]]
+            raise InputError(
+                f"{self.member}: holds the weights of another network than {self.member.folder / 'plans.json'} "
+                f"describes ({len(lines)} differences, the first: {lines[0] if lines else error})"
+            ) from error
+        return network.requires_grad_(False).eval()
+
+
+def open_model(member: Member, *, trust_checkpoint: bool = False) -> Model:
+    """Open one member.
+
+    Raises:
+        InputError: when files are missing or damaged, or the model is of a kind that flare-predict does not know.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    folder = Path(member.folder)
+    plans = _read(folder, "plans.json")
+    dataset_json = _read(folder, "dataset.json")
+    checkpoint = load_checkpoint(member.path, trust=trust_checkpoint)
+    name = checkpoint["init_args"]["configuration"]
+    if name not in plans["configurations"]:
+        raise InputError(
+            f"{member}: was trained with the configuration {name}, but {folder / 'plans.json'} has "
+            f"{sorted(plans['configurations'])}"
+        )
+    manager = PlansManager(plans)
+    axes = checkpoint.get("inference_allowed_mirroring_axes")
+    model = Model(
+        member,
+        manager,
+        manager.get_configuration(name),
+        dataset_json,
+        name,
+        checkpoint["trainer_name"],
+        None if axes is None else tuple(int(a) for a in axes),
+        weights_of(checkpoint),
+    )
+    _check_supported(model)
+    return model
+
+
+def find_folds(folder: Path, folds: Sequence[Fold] | None, checkpoint: str) -> list[Fold]:
+    """The folds to predict with: those asked for, else every numbered one that has the checkpoint, else ``all``.
+
+    Raises:
+        InputError: when there is no such folder, or no fold has the checkpoint.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such model folder; expected one with plans.json, dataset.json and fold_*")
+    if folds:
+        return [_fold(fold) for fold in folds]
+    there = {path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{checkpoint}")}
+    numbered = sorted(int(name) for name in there if name.isdigit())
+    if numbered:
+        return list(numbered)
+    if "all" in there:
+        return ["all"]
+    other = sorted({path.name for path in folder.glob("fold_*/*.pth")})
+    raise InputError(f"{folder}: no fold holds {checkpoint}; found {other or 'no checkpoint'} (choose with -chk)")
+
+
+def check_same_task(first: Model, other: Model) -> None:
+    """Refuse members that do not share one preprocessing and one label set.
+
+    Raises:
+        InputError: naming both members and what differs.
+    """
+    for name, of in _SHARED.items():
+        one, two = of(first), of(other)
+        if one != two:
+            raise InputError(
+                f"{first.member} and {other.member} cannot be averaged: their {name} differ, {one} and {two}"
+            )
+
+
+_SHARED = {
+    "labels": lambda model: model.dataset_json["labels"],
+    "channels": lambda model: model.dataset_json.get("channel_names", model.dataset_json.get("modality")),
+    "spacings": lambda model: list(model.configuration_manager.spacing),
+    "patch sizes": lambda model: list(model.configuration_manager.patch_size),
+    "axis orders": lambda model: list(model.plans_manager.transpose_forward),
+    "readers": lambda model: model.plans_manager.plans["image_reader_writer"],
+    "normalisations": lambda model: (
+        list(model.configuration_manager.normalization_schemes),
+        list(model.configuration_manager.use_mask_for_norm),
+        model.plans_manager.foreground_intensity_properties_per_channel,
+    ),
+    "resamplings": lambda model: {
+        key: model.configuration_manager.configuration[key]
+        for stage in ("data", "probabilities")
+        for key in (f"resampling_fn_{stage}", f"resampling_fn_{stage}_kwargs")
+    },
+}
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: no such file; expected a trained model's folder (Trainer__Plans__configuration)"
+        ) from None
+    except ValueError as error:
+        raise InputError(f"{path}: is no JSON ({error}); copy it again") from error
+
+
+def _fold(fold: Fold) -> Fold:
+    if fold == "all" or str(fold).isdigit():
+        return fold if fold == "all" else int(fold)
+    raise InputError(f"fold {fold!r}: expected a number or 'all'")
+
+
+def _check_supported(model: Model) -> None:
+    where, configuration = model.member.folder, model.configuration_manager
+    reader = model.plans_manager.plans["image_reader_writer"]
+    if reader not in READERS:
+        raise InputError(f"{where}: reads images with {reader}; flare-predict reads volumes ({', '.join(READERS)})")
+    if configuration.previous_stage_name is not None:
+        raise InputError(
+            f"{where}: {model.configuration_name} is the second stage of a cascade; predict it with nnUNetv2_predict"
+        )
+    if max(model.label_manager.all_labels) > 255:
+        raise InputError(f"{where}: has label ids up to {max(model.label_manager.all_labels)}; label maps are uint8")
+    check_resampling(configuration)
+
+
+def _plans_define_network(trainer_name: str) -> bool:
+    return bool(STOCK_PLAN_TRAINER.fullmatch(trainer_name)) or plugin.module_of(trainer_name) is not None
+
+
+def _from_plans(model: Model) -> nn.Module:
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    configuration = model.configuration_manager
+    return get_network_from_plans(
+        configuration.network_arch_class_name,
+        configuration.network_arch_init_kwargs,
+        configuration.network_arch_init_kwargs_req_import,
+        model.channels,
+        model.label_manager.num_segmentation_heads,
+        allow_init=False,
+        deep_supervision=False,
+    )
+
+
+def _from_trainer(model: Model) -> nn.Module:
+    """What the trainer class builds, found as stock nnU-Net finds it."""
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    try:
+        trainer = recursive_find_trainer_class_by_name(model.trainer_name)
+    except RuntimeError as error:
+        raise InputError(
+            f"{model.member}: trained by {model.trainer_name}, which is not installed here ({error})"
+        ) from error
+    if trainer is None:
+        raise InputError(f"{model.member}: trained by {model.trainer_name}, which is not installed here")
+    configuration = model.configuration_manager
+    heads = model.label_manager.num_segmentation_heads
+    if "plans_manager" in inspect.signature(trainer.build_network_architecture).parameters:
+        return trainer.build_network_architecture(
+            model.plans_manager, configuration, model.channels, heads, enable_deep_supervision=False
+        )
+    return trainer.build_network_architecture(
+        configuration.network_arch_class_name,
+        configuration.network_arch_init_kwargs,
+        configuration.network_arch_init_kwargs_req_import,
+        model.channels,
+        heads,
+        enable_deep_supervision=False,
+    )

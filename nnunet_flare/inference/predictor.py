@@ -1,0 +1,205 @@
+"""``FlarePredictor``: this package's prediction under stock nnU-Net's interface, and its Python API.
+
+::
+
+    predictor = FlarePredictor.from_model_folder("Dataset022/nnUNetTrainerFlareST__nnUNetPlansFlare__3d_fullres")
+    labels = predictor.predict("scan_0000.nii.gz")  # (Z, Y, X), uint8, on the scan's grid
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+from nnunet_flare.errors import InputError
+from nnunet_flare.images import Volume, from_sitk, read_volume
+from nnunet_flare.inference.core import DEFAULT_STEP_SIZE, MembersPrediction, Segmenter, Settings
+from nnunet_flare.inference.model import DEFAULT_CHECKPOINT, Fold, Member
+
+__all__ = ["FlarePredictor", "Member", "MembersPrediction"]
+
+Image = Any
+"""A path, a ``Volume``, a SimpleITK image, or an array (Z, Y, X) together with ``spacing_mm``."""
+
+
+class FlarePredictor(nnUNetPredictor):
+    """A drop-in ``nnUNetPredictor``: stock's methods work on it, with our windows, precision and loading."""
+
+    def __init__(
+        self,
+        tile_step_size: float = DEFAULT_STEP_SIZE,
+        use_gaussian: bool = True,
+        use_mirroring: bool = False,
+        perform_everything_on_device: bool = True,
+        device: torch.device | str = "cpu",
+        verbose: bool = False,
+        verbose_preprocessing: bool = False,
+        allow_tqdm: bool = True,
+        *,
+        precision: str = "auto",
+        trust_checkpoint: bool = False,
+    ) -> None:
+        device = torch.device(device)
+        with redirect_stdout(StringIO()):  # stock prints a remark about every device but cuda
+            super().__init__(
+                tile_step_size,
+                use_gaussian,
+                use_mirroring,
+                perform_everything_on_device,
+                device,
+                verbose,
+                verbose_preprocessing,
+                allow_tqdm,
+            )
+        self._settings = Settings(
+            tile_step_size,
+            "mirror" if use_mirroring else "none",
+            str(device),
+            precision,
+            trust_checkpoint,
+            use_gaussian,
+        )
+        self._segmenter: Segmenter | None = None
+
+    @classmethod
+    def from_model_folder(
+        cls,
+        folder: Path | str,
+        *,
+        folds: Sequence[Fold] | None = None,
+        checkpoint: str = DEFAULT_CHECKPOINT,
+        step_size: float = DEFAULT_STEP_SIZE,
+        tta: str = "none",
+        device: str = "cpu",
+        precision: str = "auto",
+        trust_checkpoint: bool = False,
+    ) -> FlarePredictor:
+        """Open the folds of a trained model (all numbered ones by default).
+
+        Raises:
+            InputError: when something is missing, damaged or unknown.
+        """
+        settings = Settings(step_size, tta, device, precision, trust_checkpoint)
+        return cls._of(Segmenter.from_model_folder(Path(folder), settings, folds=folds, checkpoint=checkpoint))
+
+    @classmethod
+    def from_members(
+        cls,
+        members: Sequence[Member],
+        *,
+        step_size: float = DEFAULT_STEP_SIZE,
+        tta: str = "none",
+        device: str = "cpu",
+        precision: str = "auto",
+        trust_checkpoint: bool = False,
+    ) -> FlarePredictor:
+        """Open members of any folders that share preprocessing and labels.
+
+        Raises:
+            InputError: when something is missing, damaged or unknown, or two members do not fit together.
+        """
+        settings = Settings(step_size, tta, device, precision, trust_checkpoint)
+        return cls._of(Segmenter.from_members(members, settings))
+
+    @property
+    def segmenter(self) -> Segmenter:
+        """The opened models.
+
+        Raises:
+            InputError: when no model was opened yet.
+        """
+        if self._segmenter is None:
+            raise InputError("no model is open; use FlarePredictor.from_model_folder(...)")
+        return self._segmenter
+
+    def predict(self, image: Image | Sequence[Image], *, spacing_mm: Sequence[float] | None = None) -> np.ndarray:
+        """The label map (Z, Y, X), uint8, on the image's own grid.
+
+        Args:
+            image: a path, a ``Volume``, a SimpleITK image, or an array (Z, Y, X); a list of them for several channels.
+            spacing_mm: (z, y, x), for arrays.
+
+        Raises:
+            CaseError: when the image cannot be predicted with this model.
+        """
+        images = list(image) if isinstance(image, (list, tuple)) else [image]
+        case = str(images[0]) if isinstance(images[0], (str, os.PathLike)) else "image"
+        volumes = [_as_volume(one, spacing_mm, case) for one in images]
+        return self.segmenter.segment(self.segmenter.prepare(volumes, case))
+
+    def predict_members(self, data: np.ndarray) -> MembersPrediction:
+        """Every member's label map and the mean of their softmax, for a preprocessed scan (C, z, y, x), float32."""
+        return self.segmenter.predict_members(np.asarray(data))
+
+    def initialize_from_trained_model_folder(
+        self,
+        model_training_output_dir: str,
+        use_folds: Sequence[Fold] | str | None,
+        checkpoint_name: str = DEFAULT_CHECKPOINT,
+    ) -> None:
+        """As stock's; numbered folds are found when ``use_folds`` is None, else ``all``."""
+        folds = [use_folds] if isinstance(use_folds, str) else use_folds
+        self._adopt(
+            Segmenter.from_model_folder(
+                Path(model_training_output_dir), self._settings, folds=folds, checkpoint=checkpoint_name
+            )
+        )
+
+    def predict_logits_from_preprocessed_data(self, data: torch.Tensor) -> torch.Tensor:
+        """As stock's: the folds' averaged logits (K, z, y, x) on the CPU, in single precision."""
+        if self._segmenter is None:  # after stock's manual_initialization with a network
+            return super().predict_logits_from_preprocessed_data(data)
+        return self._segmenter.logits(np.asarray(data))
+
+    def predict_sliding_window_return_logits(self, input_image: torch.Tensor) -> torch.Tensor:
+        """As stock's, for the folds that were opened."""
+        if self._segmenter is None:
+            return super().predict_sliding_window_return_logits(input_image)
+        return self._segmenter.logits(np.asarray(input_image))
+
+    @classmethod
+    def _of(cls, segmenter: Segmenter) -> FlarePredictor:
+        settings = segmenter.settings
+        predictor = cls(
+            settings.step_size,
+            use_mirroring=settings.tta == "mirror",
+            device=settings.device,
+            precision=settings.precision,
+            trust_checkpoint=settings.trust_checkpoint,
+        )
+        predictor._adopt(segmenter)
+        return predictor
+
+    def _adopt(self, segmenter: Segmenter) -> None:
+        """Set what stock's methods read."""
+        first = segmenter.models[0]
+        self._segmenter = segmenter
+        self.plans_manager = segmenter.plans_manager
+        self.configuration_manager = segmenter.configuration_manager
+        self.label_manager = segmenter.label_manager
+        self.dataset_json = first.dataset_json
+        self.trainer_name = first.trainer_name
+        self.allowed_mirroring_axes = first.mirroring_axes
+        self.list_of_parameters = [model.weights for model in segmenter.models]
+
+
+def _as_volume(image: Image, spacing_mm: Sequence[float] | None, case: str) -> Volume:
+    if isinstance(image, Volume):
+        return image
+    if isinstance(image, (str, os.PathLike)):
+        return read_volume(Path(image), case)
+    if isinstance(image, np.ndarray):
+        if spacing_mm is None or len(spacing_mm) != 3:
+            raise InputError("an array needs its spacing: predict(array, spacing_mm=(z, y, x))")
+        return Volume(image, (float(spacing_mm[0]), float(spacing_mm[1]), float(spacing_mm[2])))
+    if hasattr(image, "GetSpacing"):
+        return from_sitk(image, case)
+    raise InputError(f"cannot predict a {type(image).__name__}; give a path, a Volume, a SimpleITK image or an array")

@@ -1,0 +1,172 @@
+"""From a scan as stored to the network's grid: axis order, crop to nonzero, normalisation, resampling.
+
+The steps, their order and their results are stock nnU-Net's ``DefaultPreprocessor``; normalisation is done by the
+classes that the plans name. What is spared: the hole filling of the nonzero mask where no normalisation asks for the
+mask (it does not change the mask's box), the resampling of that mask, and for voxel-wise normalisations the slices
+that resampling does not look at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nnunet_flare.errors import CaseError, InputError
+from nnunet_flare.images import Volume
+from nnunet_flare.inference.grids import new_shape
+from nnunet_flare.inference.resampling import resample_image
+
+STOCK_PREPROCESSOR = "DefaultPreprocessor"
+
+VOXELWISE = frozenset({"CTNormalization", "NoNormalization"})
+"""Normalisations whose result in one voxel depends on that voxel alone."""
+
+OUTSIDE = -1
+"""Marks voxels outside the nonzero mask, as stock nnU-Net marks them for masked normalisations."""
+
+MAX_NETWORK_VOXELS = 2**31
+"""A scan with more voxels on the network's grid has a spacing that cannot be meant."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A scan on the network's grid: ``data`` (C, z, y, x) float32, and how to come back (stock's properties)."""
+
+    data: np.ndarray
+    properties: dict[str, Any]
+
+
+def preprocess(
+    channels: list[np.ndarray], spacing_mm: tuple[float, ...], plans_manager: Any, configuration_manager: Any
+) -> Prepared:
+    """Bring a scan to the network's grid.
+
+    Args:
+        channels: one array (Z, Y, X) per channel, all of one shape; they are not changed.
+        spacing_mm: (z, y, x).
+        plans_manager: stock nnU-Net's.
+        configuration_manager: stock nnU-Net's.
+
+    Raises:
+        InputError: when the plans ask for a preprocessor or normalisation that is not stock nnU-Net's.
+        ValueError: when the scan has fewer than one voxel along an axis of the network's grid.
+    """
+    if configuration_manager.preprocessor_name != STOCK_PREPROCESSOR:
+        return _with_plans_preprocessor(channels, spacing_mm, plans_manager, configuration_manager)
+    forward = list(plans_manager.transpose_forward)
+    arrays = [channel.transpose(forward) for channel in channels]
+    spacing = [float(spacing_mm[axis]) for axis in forward]
+    box = nonzero_box(arrays)
+    inside = tuple(slice(low, high) for low, high in box)
+    properties: dict[str, Any] = {
+        "spacing": tuple(float(s) for s in spacing_mm),
+        "shape_before_cropping": tuple(arrays[0].shape),
+        "bbox_used_for_cropping": [list(b) for b in box],
+    }
+    masked = any(configuration_manager.use_mask_for_norm)
+    mask = _outside_mask(arrays, inside) if masked else None
+    arrays = [array[inside] for array in arrays]
+    shape_before = tuple(arrays[0].shape)
+    properties["shape_after_cropping_and_before_resampling"] = shape_before
+    target = list(configuration_manager.spacing)
+    if len(target) < len(spacing):
+        target = [spacing[0], *target]
+    shape = new_shape(shape_before, spacing, target)
+    if min(shape) < 1 or float(np.prod(shape, dtype=float)) > MAX_NETWORK_VOXELS:
+        raise ValueError(
+            f"shape {shape_before} at spacing {tuple(spacing)} mm becomes {shape} at the model's "
+            f"{tuple(target)} mm, which cannot be predicted; check the spacing"
+        )
+    data = np.empty((len(arrays), *shape), np.float32)
+    for channel, array in enumerate(arrays):
+        scheme = configuration_manager.normalization_schemes[channel]
+        run = _normaliser(channel, plans_manager, configuration_manager, mask)
+        if scheme in VOXELWISE:
+            data[channel] = resample_image(array, shape, spacing, target, configuration_manager, run)
+        else:
+            data[channel] = resample_image(run(array), shape, spacing, target, configuration_manager)
+    return Prepared(data, properties)
+
+
+def nonzero_box(arrays: list[np.ndarray]) -> list[tuple[int, int]]:
+    """The smallest box (first, one past last, per axis) that holds every voxel that is not 0 in some channel.
+
+    Planes are looked at from the outside, so that a scan without a zero border costs six planes.
+    """
+    box: list[tuple[int, int]] = []
+    for axis in range(3):
+        size = arrays[0].shape[axis]
+        low = next((i for i in range(size) if any(np.any(a.take(i, axis)) for a in arrays)), None)
+        if low is None:
+            return [(0, n) for n in arrays[0].shape]
+        high = next(i for i in range(size - 1, -1, -1) if any(np.any(a.take(i, axis)) for a in arrays))
+        box.append((low, high + 1))
+    return box
+
+
+def check_channels(volumes: list[Volume], case: str) -> None:
+    """Refuse channels of one case that do not lie on one grid.
+
+    Raises:
+        CaseError: naming the channels and what differs.
+    """
+    from nnunet_flare.images import geometry_difference
+
+    for number, volume in enumerate(volumes[1:], start=1):
+        difference = geometry_difference(volumes[0], volume)
+        if difference is not None:
+            raise CaseError(case, f"channels 0000 and {number:04d} lie on different grids: {difference}")
+
+
+def _outside_mask(arrays: list[np.ndarray], inside: tuple[slice, ...]) -> np.ndarray:
+    from scipy.ndimage import binary_fill_holes
+
+    nonzero = arrays[0] != 0
+    for array in arrays[1:]:
+        nonzero |= array != 0
+    return np.where(binary_fill_holes(nonzero)[inside], np.int8(0), np.int8(OUTSIDE))
+
+
+def _normaliser(channel: int, plans_manager: Any, configuration_manager: Any, mask: np.ndarray | None) -> Any:
+    """The plans' normalisation of one channel as a function of an array, which gets a float32 copy of it."""
+    name = configuration_manager.normalization_schemes[channel]
+    properties = plans_manager.foreground_intensity_properties_per_channel[str(channel)]
+    scheme = _normalisation_class(name)(
+        use_mask_for_norm=configuration_manager.use_mask_for_norm[channel], intensityproperties=properties
+    )
+    return lambda array: scheme.run(array.astype(np.float32), mask)
+
+
+def _normalisation_class(name: str) -> Any:
+    from nnunetv2.preprocessing.normalization import default_normalization_schemes as stock
+
+    found = getattr(stock, name, None)
+    if found is None:
+        import nnunetv2
+        from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+        folder = f"{nnunetv2.__path__[0]}/preprocessing/normalization"
+        found = recursive_find_python_class(folder, name, "nnunetv2.preprocessing.normalization")
+    if found is None:
+        raise InputError(f"the plans normalise with {name}, which is not installed here")
+    return found
+
+
+def _with_plans_preprocessor(
+    channels: list[np.ndarray], spacing_mm: tuple[float, ...], plans_manager: Any, configuration_manager: Any
+) -> Prepared:
+    """Another preprocessor than stock's, which is run as it is."""
+    preprocessor = configuration_manager.preprocessor_class
+    if preprocessor is None:
+        raise InputError(f"the plans preprocess with {configuration_manager.preprocessor_name}, not installed here")
+    data, _, properties = preprocessor(verbose=False).run_case_npy(
+        np.stack(channels).astype(np.float32),
+        None,
+        {"spacing": tuple(float(s) for s in spacing_mm)},
+        plans_manager,
+        configuration_manager,
+        {},
+    )
+    return Prepared(np.asarray(data, np.float32), properties)

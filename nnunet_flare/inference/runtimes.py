@@ -1,0 +1,103 @@
+"""What executes the network: PyTorch in the precision that the hardware has."""
+
+from __future__ import annotations
+
+import itertools
+import platform
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from nnunet_flare.errors import InputError
+
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+"""CPU features with which bfloat16 products are faster than single precision."""
+
+Forward = Callable[[torch.Tensor], torch.Tensor]
+
+
+def choose_precision(asked: str, device: torch.device) -> str:
+    """The precision to compute in: what was asked for, else what the hardware is fast at. Nothing is measured.
+
+    ``auto`` is half precision on CUDA, bfloat16 on CPUs with instructions for it, single precision elsewhere.
+
+    Raises:
+        InputError: for an unknown precision, or half precision on a CPU.
+    """
+    if asked not in PRECISIONS:
+        raise InputError(f"precision {asked!r}: expected one of {', '.join(PRECISIONS)}")
+    if asked == "fp16" and device.type == "cpu":
+        raise InputError("precision fp16 needs a GPU; on a CPU choose bf16, fp32 or auto")
+    if asked != "auto":
+        return asked
+    if device.type == "cuda":
+        return "fp16"
+    return "bf16" if device.type == "cpu" and BF16_FLAGS & cpu_flags() else "fp32"
+
+
+@lru_cache(maxsize=1)
+def cpu_flags() -> frozenset[str]:
+    """Feature flags of the first CPU; empty where the system does not tell (other systems than Linux)."""
+    path = Path("/proc/cpuinfo")
+    if platform.machine() not in ("x86_64", "AMD64") or not path.is_file():
+        return frozenset()
+    for line in path.read_text().splitlines():
+        if line.startswith("flags"):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+class TorchRuntime:
+    """A network on a device, in one precision: a window (1, C, z, y, x) to scores (K, z, y, x)."""
+
+    def __init__(self, network: nn.Module, *, device: torch.device, precision: str, two_d: bool = False) -> None:
+        self._device, self._precision, self._two_d = device, precision, two_d
+        self._dtype = torch.float16 if precision == "fp16" else torch.float32
+        self._network = network.to(device, self._dtype)
+
+    def __call__(self, window: torch.Tensor) -> torch.Tensor:
+        window = window.to(self._device, self._dtype)
+        with self._autocast():
+            if self._two_d:
+                return self._network(window[:, :, 0])[0][:, None]
+            return self._network(window)[0]
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self._precision == "bf16":
+            return torch.autocast(self._device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+
+def mirrored(forward: Forward, axes: Sequence[int] | None) -> Forward:
+    """``forward`` averaged over all flips of the given spatial axes (0 = z), as stock nnU-Net mirrors."""
+    if not axes:
+        return forward
+    flips = [tuple(axis + 2 for axis in some) for n in range(len(axes) + 1) for some in itertools.combinations(axes, n)]
+
+    def average(window: torch.Tensor) -> torch.Tensor:
+        total = forward(window).float()
+        for flip in flips[1:]:
+            total += torch.flip(forward(torch.flip(window, flip)), [axis - 1 for axis in flip])
+        return total.div_(len(flips))
+
+    return average
+
+
+def averaged(forwards: Sequence[Forward]) -> Forward:
+    """The mean of several networks' scores, as stock nnU-Net averages folds."""
+    if len(forwards) == 1:
+        return forwards[0]
+
+    def average(window: torch.Tensor) -> torch.Tensor:
+        total = forwards[0](window).float()
+        for forward in forwards[1:]:
+            total += forward(window)
+        return total.div_(len(forwards))
+
+    return average

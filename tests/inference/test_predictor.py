@@ -1,0 +1,168 @@
+"""flare's prediction against stock nnU-Net's, on the same models and scans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import small_scans as scans
+import stock_prediction as stock
+import torch
+import trained_models as models
+
+from nnunet_flare.errors import CaseError, InputError
+from nnunet_flare.images import Volume, to_sitk, write_volume
+from nnunet_flare.inference.predictor import FlarePredictor, Member
+
+TIES = 2e-5
+"""Share of voxels that may differ: scores that are equal up to rounding."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def assert_same_labels(ours: np.ndarray, theirs: np.ndarray) -> None:
+    assert ours.dtype == np.uint8
+    assert ours.shape == theirs.shape
+    assert len(np.unique(theirs)) > 1, "the reference is one label only, which proves nothing"
+    assert (ours != theirs).mean() <= TIES
+
+
+def compare(tmp_path: Path, volume: Volume, *, folds=(0,), mirror=False, labels=None, **plan) -> np.ndarray:
+    folder = models.write_model(tmp_path / "model", folds=folds, plan=models.plans(**plan), labels=labels)
+    path = tmp_path / "case_0000.nii.gz"
+    write_volume(path, volume)
+    theirs = stock.labels(stock.predictor(folder, folds, mirror=mirror), [path])
+    predictor = FlarePredictor.from_model_folder(folder, tta="mirror" if mirror else "none", precision="fp32")
+    ours = predictor.predict(path)
+    assert_same_labels(ours, theirs)
+    return ours
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        pytest.param({}, id="separate-z"),
+        pytest.param({"spacing": (2.0, 6.5, 2.0)}, id="separate-other-axis"),
+        pytest.param({"spacing": (3.0, 2.0, 2.0)}, id="all-axes-together"),
+        pytest.param({"transpose": (2, 0, 1)}, id="axes-transposed"),
+        pytest.param({"force_separate_z": False}, id="separation-switched-off"),
+        pytest.param({"resampling": "resample_torch_fornnunet"}, id="torch-resampling"),
+        pytest.param({"resampling": "resample_torch_fornnunet", "spacing": (7.0, 2.0, 2.0)}, id="torch-separate"),
+        pytest.param({"normalisation": "ZScoreNormalization", "masked": True}, id="masked-z-score"),
+        pytest.param({"patch": (32, 32), "spacing": (2.0, 2.0)}, id="2d"),
+        pytest.param({"patch": (32, 96, 96)}, id="patch-larger-than-scan"),
+    ],
+)
+def test_labels_equal_stock(tmp_path, plan):
+    compare(tmp_path, scans.blobs(spacing=(6.5, 1.7, 2.3) if plan == {} else (4.0, 1.7, 2.3), pad=2), **plan)
+
+
+def test_folds_are_averaged_and_mirrored_as_stock_does(tmp_path):
+    compare(tmp_path, scans.blobs((12, 40, 40)), folds=(0, 1), mirror=True)
+
+
+def test_regions_equal_stock(tmp_path):
+    labels = compare(tmp_path, scans.blobs(), labels=models.REGIONS)
+    assert set(np.unique(labels)) <= {0, 1, 2}
+
+
+def test_real_ct_equals_stock(tmp_path):
+    volume = scans.crop(scans.real_ct("chaos3"), (20, 44), (150, 350), (120, 380))
+    compare(tmp_path, volume, patch=(16, 48, 64), features=(4, 8, 16))
+
+
+@pytest.mark.parametrize("reader", ["NibabelIOWithReorient", "SimpleITKIOWithReorient"])
+def test_reorienting_readers_predict_a_flipped_copy_alike(tmp_path, reader):
+    """The same anatomy stored in another axis order gets the same labels, each on its own grid."""
+    folder = models.write_model(tmp_path / "model", plan=models.plans(reader=reader))
+    predictor = FlarePredictor.from_model_folder(folder, precision="fp32")
+    volume = scans.blobs((14, 40, 44))
+    stored = to_sitk(volume)
+    other = sitk.DICOMOrient(stored, "PIR")
+    one = volume.with_array(predictor.predict(stored))
+    two = sitk.GetImageFromArray(predictor.predict(other))
+    two.CopyInformation(other)
+    back = sitk.GetArrayFromImage(sitk.DICOMOrient(two, "LPS"))
+    assert len(np.unique(back)) > 1
+    np.testing.assert_array_equal(one.array, back)
+
+
+def test_reorienting_reader_equals_stock_file(tmp_path):
+    folder = models.write_model(tmp_path / "model", plan=models.plans(reader="NibabelIOWithReorient"))
+    path, written = tmp_path / "case_0000.nii.gz", tmp_path / "stock.nii.gz"
+    write_volume(path, scans.blobs((14, 40, 44)))
+    predictor = stock.predictor(folder, (0,))
+    reader = predictor.plans_manager.image_reader_writer_class()
+    reader.write_seg(stock.labels(predictor, [path]), str(written), reader.read_images([str(path)])[1])
+    theirs = sitk.GetArrayFromImage(sitk.ReadImage(str(written)))
+    assert_same_labels(FlarePredictor.from_model_folder(folder, precision="fp32").predict(path), theirs)
+
+
+def test_members_give_each_label_map_and_the_mean_softmax(tmp_path):
+    one = models.write_model(tmp_path / "one", folds=(0, 1))
+    two = models.write_model(tmp_path / "two", folds=("all",), seed=7)
+    members = [Member(one, 0), Member(one, 1), Member(two, "all")]
+    predictor = FlarePredictor.from_members(members, step_size=0.5, precision="fp32")
+    data = predictor.segmenter.prepare([scans.blobs()]).prepared.data
+    result = predictor.predict_members(data)
+    singles = []
+    for member, labels in zip(members, result.labels, strict=True):
+        logits = stock.predictor(member.folder, (member.fold,), step=0.5).predict_logits_from_preprocessed_data
+        singles.append(stock.exact(logits, data).softmax(0))
+        assert_same_labels(labels, singles[-1].argmax(0).numpy())
+    torch.testing.assert_close(result.mean_softmax, torch.stack(singles).mean(0), atol=1e-4, rtol=0)
+    assert any((a != b).any() for a, b in zip(result.labels, result.labels[1:], strict=False)), "members are alike"
+
+
+def test_members_with_other_labels_or_spacing_are_refused_naming_both(tmp_path):
+    one = models.write_model(tmp_path / "one")
+    two = models.write_model(tmp_path / "two", labels={"background": 0, "liver": 1, "aorta": 2, "spleen": 3})
+    three = models.write_model(tmp_path / "three", plan=models.plans(spacing=(4.0, 2.5, 2.5)))
+    for other, what in ((two, "labels"), (three, "spacings")):
+        with pytest.raises(InputError, match=what) as caught:
+            FlarePredictor.from_members([Member(one, 0), Member(other, 0)])
+        assert str(one) in str(caught.value) and str(other) in str(caught.value)
+
+
+def test_image_may_be_path_volume_sitk_image_or_array(tmp_path):
+    predictor = FlarePredictor.from_model_folder(models.write_model(tmp_path / "model"), precision="fp32")
+    volume = scans.blobs((12, 40, 40))
+    write_volume(tmp_path / "scan.nii.gz", volume)
+    expected = predictor.predict(volume)
+    np.testing.assert_array_equal(predictor.predict(str(tmp_path / "scan.nii.gz")), expected)
+    np.testing.assert_array_equal(predictor.predict(to_sitk(volume)), expected)
+    np.testing.assert_array_equal(predictor.predict(volume.array, spacing_mm=volume.spacing_mm), expected)
+    with pytest.raises(InputError, match="spacing"):
+        predictor.predict(volume.array)
+
+
+def test_two_channels_want_two_images_on_one_grid(tmp_path):
+    predictor = FlarePredictor.from_model_folder(models.write_model(tmp_path / "model", channels=2), precision="fp32")
+    one, two = scans.blobs((12, 40, 40)), scans.blobs((12, 40, 40), seed=1)
+    assert predictor.predict([one, two]).shape == (12, 40, 40)
+    with pytest.raises(CaseError, match="1 channels, the model was trained on 2"):
+        predictor.predict(one)
+    with pytest.raises(CaseError, match="different grids"):
+        predictor.predict([one, scans.blobs((12, 40, 40), spacing=(3.0, 1.7, 2.3))])
+
+
+def test_stock_methods_work_on_it(tmp_path):
+    """A drop-in nnUNetPredictor: initialised and called as stock's, it returns stock's result."""
+    folder = models.write_model(tmp_path / "model")
+    volume = scans.blobs((12, 40, 40))
+    write_volume(tmp_path / "case_0000.nii.gz", volume)
+    drop_in = FlarePredictor(0.9, use_mirroring=False, device=torch.device("cpu"), precision="fp32", allow_tqdm=False)
+    drop_in.initialize_from_trained_model_folder(str(folder), (0,))
+    image, properties = drop_in.plans_manager.image_reader_writer_class().read_images(
+        [str(tmp_path / "case_0000.nii.gz")]
+    )
+    labels = drop_in.predict_single_npy_array(image, properties)
+    assert_same_labels(np.asarray(labels, np.uint8), drop_in.predict(volume))
