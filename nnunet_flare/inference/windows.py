@@ -115,7 +115,7 @@ def slide(
             window = padded[:, z : z + patch[0], y : y + patch[1], x : x + patch[2]]
             scores = forward(window[None].contiguous()).to(device)
             rows, columns = slice(y, y + patch[1]), slice(x, x + patch[2])
-            sums[(slice(None), *here)].addcmul_(scores.float(), weights)
+            sums[:, :, rows, columns].addcmul_(scores.float(), weights)
             total[:, rows, columns] += weights
             done += 1
             if progress is not None:
