@@ -1,0 +1,92 @@
+"""Selection rules: what they take, that they are monotone, and that NaN is never taken."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from nnunet_flare.selection.rules import RULES, accepted_organs, scores, select
+
+ORGANS = ["liver", "spleen", "pancreas", "aorta"]
+tables = st.integers(1, 12).flatmap(lambda n: arrays(np.float64, (n, len(ORGANS)), elements=st.floats(0, 1)))
+with_rule = st.sampled_from(RULES)
+
+
+def taken(table, **how):
+    cases = [f"case_{row}" for row in range(len(table))]
+    return {d.case for d in select(cases, table, organs=ORGANS, **how) if d.taken}
+
+
+def test_the_papers_rule_takes_a_case_whose_worst_organ_reaches_the_threshold_exactly():
+    table = np.array([[0.95, 0.9, 0.99, 1.0], [0.95, 0.8999, 0.99, 1.0]])
+    assert taken(table, rule="min-organ", threshold=0.9) == {"case_0"}
+
+
+def test_each_rule_reduces_a_row_as_it_says():
+    row = np.array([[0.1, 0.4, 0.8, 0.9]])
+    assert scores(row, "min-organ")[0] == 0.1
+    assert scores(row, "trimmed-min")[0] == 0.8  # the third smallest
+    assert scores(row, "mean-organ")[0] == pytest.approx(0.55)
+    assert scores(row, "all")[0] == 1.0
+    with pytest.raises(ValueError, match="unknown rule"):
+        scores(row, "best")
+
+
+@settings(max_examples=60, deadline=None)
+@given(tables, with_rule, st.floats(0, 1), st.floats(0, 1))
+def test_a_higher_threshold_never_takes_more(table, rule, one, other):
+    low, high = sorted((one, other))
+    assert taken(table, rule=rule, threshold=high) <= taken(table, rule=rule, threshold=low)
+
+
+@settings(max_examples=60, deadline=None)
+@given(tables, with_rule, st.floats(0.01, 1), st.randoms(use_true_random=False))
+def test_the_order_of_the_cases_does_not_matter(table, rule, fraction, random):
+    cases = [f"case_{row}" for row in range(len(table))]
+    order = list(range(len(table)))
+    random.shuffle(order)
+    how = {"organs": ORGANS, "rule": rule, "threshold": 0.3, "top_fraction": fraction}
+    straight = {d.case: d for d in select(cases, table, **how)}
+    shuffled = {d.case: d for d in select([cases[i] for i in order], table[order], **how)}
+    assert straight == shuffled
+
+
+@settings(max_examples=60, deadline=None)
+@given(tables, with_rule.filter(lambda rule: rule != "all"), st.floats(0.01, 1))
+def test_nan_is_never_taken(table, rule, threshold):
+    table[0] = np.nan
+    assert "case_0" not in taken(table, rule=rule, threshold=threshold)
+
+
+@settings(max_examples=60, deadline=None)
+@given(tables, st.floats(0.01, 1))
+def test_a_top_fraction_takes_that_share_of_all_cases_and_the_best_of_them(table, fraction):
+    found = taken(table, rule="mean-organ", threshold=0.0, top_fraction=fraction)
+    assert len(found) == max(1, int(np.floor(fraction * len(table) + 0.5)))
+    means = {f"case_{row}": table[row].mean() for row in range(len(table))}
+    left = set(means) - found
+    assert not left or min(means[c] for c in found) >= max(means[c] for c in left) - 1e-12
+
+
+def test_thresholds_of_single_organs_hold_beside_the_rule():
+    table = np.array([[1.0, 1.0, 0.6, 1.0], [1.0, 1.0, 0.7, 1.0]])
+    assert taken(table, rule="mean-organ", threshold=0.5, per_organ={"pancreas": 0.65}) == {"case_1"}
+    with pytest.raises(ValueError, match="unknown organs"):
+        taken(table, per_organ={"heart": 0.5})
+
+
+def test_every_refusal_names_what_was_too_low():
+    table = np.array([[1.0, 0.2, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0], [0.99, 1.0, 1.0, 1.0]])
+    low, best, second = select(["a", "b", "c"], table, organs=ORGANS, threshold=0.9, top_fraction=1 / 3)
+    assert "min-organ 0.200 < 0.9" in low.reason and "spleen 0.200" in low.reason
+    assert best.taken and ">= 0.9" in best.reason
+    assert not second.taken and "rank 2 of 3" in second.reason
+
+
+def test_organs_are_accepted_one_by_one():
+    table = np.array([[0.95, 0.5, np.nan, 0.85]])
+    assert accepted_organs(table, 0.9).tolist() == [[True, False, False, False]]
+    assert accepted_organs(table, 0.9, {3: 0.8}).tolist() == [[True, False, False, True]]
