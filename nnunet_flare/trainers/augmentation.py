@@ -1,0 +1,179 @@
+"""The three augmentations that a role can have: ``stock``, ``weak`` and ``strong``.
+
+``stock`` is nnU-Net's own chain. ``weak`` and ``strong`` are Fosun's (S1, seed-systems 1.4), converted to z-scored
+arrays with the plan's window and standard deviation; what batchgeneratorsv2 has is used:
+
+=====================  ===========================================  ==================================================
+S1                     here                                         why
+=====================  ===========================================  ==================================================
+axial rot90, p .5      ``Rot90Transform``, k uniform in 0..3        by 0 or 180 degrees only where a patch that is not
+                                                                    square would leave the loaded region
+flip, p .5, one axis   ``MirrorTransform``, each allowed axis p .5  inference mirrors all allowed axes
+resize .8-1.2, p .5    ``SpatialTransform`` scaling, labels nearest its factor is the inverse: > 1 makes objects smaller
+organ shift, p .5      ``OrganShiftTransform``, +-200 HU / std      -
+contrast .7-1.3        ``ContrastTransform``, range preserved       -
+brightness x.8-1.2     ``MultiplicativeBrightnessTransform``        about the plan's mean instead of 0 HU
+gamma .5-1.5           ``GammaTransform``                           -
+noise std 0-.2         ``GaussianNoiseTransform``, 0-100 HU / std   S1's unit is its half window of 500 HU
+blur sigma .5-1        ``GaussianBlurTransform``                    -
+in- / out-painting     ``PaintingTransform``                        noise over the plan's window
+clip to [-1, 1]        ``ClipToWindowTransform``                    the plan's window
+=====================  ===========================================  ==================================================
+
+``strong`` is ``weak`` plus nnU-Net's own rotation (p .2) and the colour, noise and painting blocks, each with p .5. The
+two chains of S1 crop after the geometry; so do nnU-Net's, from a larger initial patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
+from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
+from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
+from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.spatial.rot90 import Rot90Transform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
+from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
+from batchgeneratorsv2.transforms.utils.random import OneOfTransform, RandomTransform
+
+from nnunet_flare.trainers.transforms.organ_shift import OrganShiftTransform
+from nnunet_flare.trainers.transforms.painting import PaintingTransform
+from nnunet_flare.trainers.transforms.shuffled import ShuffledTransforms
+from nnunet_flare.trainers.transforms.window import ClipToWindowTransform, Window
+
+P_BLOCK = 0.5
+"""S1: probability of each geometric step, of the organ shift and of each block."""
+RESIZE = (0.8, 1.2)
+P_ROTATION = 0.2
+"""Stock nnU-Net's probability of a rotation, which S1 does not have."""
+CONTRAST = (0.7, 1.3)
+BRIGHTNESS = (0.8, 1.2)
+GAMMA = (0.5, 1.5)
+NOISE_HU = 100.0
+"""S1: standard deviation up to 0.2 of a half window of 500 HU."""
+NOISE_WITHOUT_UNIT = 0.7
+"""The same in standard deviations of a typical CT plan (140 HU), for a channel that is not CT."""
+BLUR_SIGMA = (0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What nnU-Net's ``configure_rotation_dummyDA_mirroring_and_inital_patch_size`` decides for a configuration."""
+
+    patch_size: tuple[int, ...]
+    initial_patch_size: tuple[int, ...]
+    rotation: tuple[float, float]
+    mirror_axes: tuple[int, ...] | None
+    dummy_2d: bool
+
+
+def weak_transforms(
+    geometry: Geometry, labels: Sequence[int], windows: Sequence[Window | None]
+) -> list[BasicTransform]:
+    """S1's weak augmentation: samples of ``initial_patch_size`` in, of ``patch_size`` out."""
+    return [*_spatial(geometry, p_rotation=0.0), _organ_shift(labels, windows)]
+
+
+def strong_transforms(
+    geometry: Geometry, labels: Sequence[int], windows: Sequence[Window | None]
+) -> list[BasicTransform]:
+    """S1's strong augmentation: the weak one, rotation, and the colour, noise and painting blocks."""
+    return [
+        *_spatial(geometry, p_rotation=P_ROTATION),
+        _organ_shift(labels, windows),
+        RandomTransform(_colour(), apply_probability=P_BLOCK),
+        RandomTransform(_noise(windows), apply_probability=P_BLOCK),
+        RandomTransform(PaintingTransform(windows), apply_probability=P_BLOCK),
+        ClipToWindowTransform(windows),
+    ]
+
+
+def with_tail(
+    transforms: Sequence[BasicTransform], tail: BasicTransform, use_mask_for_norm: Sequence[bool] | None
+) -> BasicTransform:
+    """Close a chain as stock does: masking for normalisation, then ``tail``, stock's validation transforms.
+
+    Those turn -1 into background, add the previous stage's labels, convert regions and downsample the target.
+    """
+    mask: list[BasicTransform] = []
+    if use_mask_for_norm is not None and any(use_mask_for_norm):
+        channels = [channel for channel, use in enumerate(use_mask_for_norm) if use]
+        mask = [MaskImageTransform(apply_to_channels=channels, channel_idx_in_seg=0, set_outside_to=0)]
+    return ComposeTransforms([*transforms, *mask, tail])
+
+
+def without_timing(transform: Any) -> None:
+    """Make a chain a function of its random streams alone.
+
+    Stock's blur measures on its first samples whether a convolution or a Fourier transform is faster; the two differ in
+    the last digits, so that two equal trainings would part.
+    """
+    if isinstance(transform, GaussianBlurTransform):
+        transform.benchmark = False
+    for part in [*getattr(transform, "transforms", []), *getattr(transform, "list_of_transforms", [])]:
+        without_timing(part)
+    for chain in getattr(transform, "chains", {}).values():
+        without_timing(chain)
+    if hasattr(transform, "transform"):
+        without_timing(transform.transform)
+
+
+def _spatial(geometry: Geometry, *, p_rotation: float) -> list[BasicTransform]:
+    dimensions = len(geometry.patch_size)
+    in_plane = (dimensions - 2, dimensions - 1)
+    fits_turned = all(geometry.initial_patch_size[a] >= geometry.patch_size[b] for a, b in (in_plane, in_plane[::-1]))
+    turns = (0, 1, 2, 3) if fits_turned else (0, 2)
+    rotate = Rot90Transform(num_axis_combinations=1, num_rot_per_combination=turns, allowed_axes=set(in_plane))
+    spatial = SpatialTransform(
+        geometry.patch_size[1:] if geometry.dummy_2d else geometry.patch_size,
+        patch_center_dist_from_border=0,
+        random_crop=False,
+        p_rotation=p_rotation,
+        rotation=geometry.rotation,
+        p_scaling=P_BLOCK,
+        scaling=(1 / RESIZE[1], 1 / RESIZE[0]),
+        p_synchronize_scaling_across_axes=1,
+        mode_seg="nearest",
+        border_mode_seg="constant",
+        padding_value_seg=-1,
+    )
+    chain: list[BasicTransform] = [RandomTransform(rotate, apply_probability=P_BLOCK)]
+    chain += [Convert3DTo2DTransform(), spatial, Convert2DTo3DTransform()] if geometry.dummy_2d else [spatial]
+    if geometry.mirror_axes:
+        chain.append(MirrorTransform(geometry.mirror_axes))
+    return chain
+
+
+def _organ_shift(labels: Sequence[int], windows: Sequence[Window | None]) -> BasicTransform:
+    return RandomTransform(OrganShiftTransform(labels, windows), apply_probability=P_BLOCK)
+
+
+def _colour() -> BasicTransform:
+    return ShuffledTransforms(
+        [
+            ContrastTransform(BGContrast(CONTRAST), preserve_range=True, synchronize_channels=False),
+            MultiplicativeBrightnessTransform(BRIGHTNESS, synchronize_channels=False),
+            GammaTransform(
+                BGContrast(GAMMA), p_invert_image=0, synchronize_channels=False, p_per_channel=1, p_retain_stats=0
+            ),
+        ]
+    )
+
+
+def _noise(windows: Sequence[Window | None]) -> BasicTransform:
+    unit = next((window.hu for window in windows if window is not None), None)
+    strongest = NOISE_WITHOUT_UNIT if unit is None else NOISE_HU / unit
+    return OneOfTransform(
+        [
+            GaussianNoiseTransform(noise_variance=(0.0, strongest)),
+            GaussianBlurTransform(BLUR_SIGMA, synchronize_axes=True, synchronize_channels=True),
+        ]
+    )

@@ -1,0 +1,259 @@
+"""What all trainers of this package share: settings, length, random streams, schedule, and checkpoints that survive.
+
+The roles of cases, sampling and augmentation are the business of the trainers that derive from it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from batchgenerators.utilities.file_and_folder_operations import join
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch._dynamo import OptimizedModule
+
+from nnunet_flare.errors import InputError
+from nnunet_flare.trainers import checkpoints
+from nnunet_flare.trainers.schedules import EpochSchedule
+from nnunet_flare.trainers.seeding import derived_seed, seed_everything
+from nnunet_flare.trainers.settings import TrainingSettings, checkpoint_epochs, read_settings, with_environment
+
+THREADS_VARIABLE = "NNUNET_FLARE_THREADS"
+"""Torch's threads on the CPU. ``nnUNetv2_train -device cpu`` takes all cores, but two trainings of one thread each give
+more than one of two."""
+SAVE_EVERY_S = 15 * 60
+"""``checkpoint_latest`` is written at the first end of an epoch after this time, if not earlier."""
+PLOT_EVERY_S = 60
+"""``progress.png`` takes stock over a second, too long for epochs of seconds."""
+
+
+class FlareTrainer(nnUNetTrainer):
+    """Base class; nnU-Net is never asked for it by name.
+
+    Raises:
+        InputError: from the constructor, for settings or an environment variable that cannot be used.
+    """
+
+    # Attributes that stock's constructor sets without a type.
+    network: Any
+    label_manager: Any
+    dataset_class: Any
+    _best_ema: Any
+
+    epochs_by_name: ClassVar[int | None] = None
+    """Set by the classes named ``<trainer>_<N>epochs``; wins over the settings."""
+    curves: ClassVar[tuple[str, ...]] = ()
+    """What a trainer logs once an epoch beside stock's curves."""
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - stock reads this very signature
+    ) -> None:
+        self.is_continued = bool(plans.get("continue_training", False))
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        where = f"{self.plans_manager.plans_name}.json, configuration '{configuration}'"
+        settings = with_environment(read_settings(self.configuration_manager.configuration, where=where))
+        self.settings: TrainingSettings = settings
+        self.num_epochs = self.epochs_by_name or settings.num_epochs
+        self.num_iterations_per_epoch = settings.iterations_per_epoch
+        self.num_val_iterations_per_epoch = settings.num_validation_iterations
+        self.initial_lr = settings.initial_lr
+        self.weight_decay = settings.weight_decay
+        self.oversample_foreground_percent = settings.oversample_foreground
+        self.save_every = settings.save_every
+        self.data_label_manager = self.label_manager
+        if settings.ignore_label is not None:
+            self.label_manager = self._label_manager_with_ignore(settings.ignore_label, where)
+        self.reports_dice = True
+        for curve in self.curves:
+            self.logger.local_logger.my_fantastic_logging[curve] = []
+        self.kept_checkpoints = checkpoint_epochs(settings.checkpoints_at, self.num_epochs)
+        self._iteration = 0
+        self._is_resuming = False
+        self._saved_at = self._plotted_at = time.monotonic()
+
+    def _label_manager_with_ignore(self, value: int, where: str) -> Any:
+        """The labels of dataset.json and, for this trainer alone, the value that a round's labels ignore."""
+        if self.label_manager.ignore_label == value:
+            return self.label_manager
+        expected = max(self.label_manager.all_labels) + 1
+        if self.label_manager.has_ignore_label or value != expected:
+            raise InputError(
+                f"{where}: flare.ignore_label: found {value}, expected {self.label_manager.ignore_label or expected}, "
+                "one above the highest label of dataset.json"
+            )
+        labels = {**self.dataset_json["labels"], "ignore": value}
+        return self.plans_manager.get_label_manager({**self.dataset_json, "labels": labels})
+
+    def initialize(self) -> None:
+        """Builds network, optimizer and loss as stock does; then loads ``init_from``, unless a training is resumed."""
+        if self.device.type == "cpu":
+            self._set_threads()
+        if self.settings.seed is not None:
+            seed_everything(self.derived_seed("initialize"))
+        super().initialize()
+        if self._low_precision():
+            self.network = self.network.to(memory_format=self._memory_format())
+        if not self._is_resuming:
+            self._load_initial_weights()
+
+    def _set_threads(self) -> None:
+        text = os.environ.get(THREADS_VARIABLE, "").strip()
+        if not text:
+            return
+        if not text.isdigit() or int(text) < 1:
+            raise InputError(
+                f"environment variable {THREADS_VARIABLE}: found {text!r}, expected a whole number of at least 1"
+            )
+        torch.set_num_threads(int(text))
+
+    def derived_seed(self, *parts: int | str) -> int:
+        """The seed of one purpose of this training; only where the settings have a seed."""
+        if self.settings.seed is None:
+            raise ValueError("streams are derived only where a seed is set")
+        return derived_seed(self.settings.seed, self.settings.round, self.fold, *parts)
+
+    def _unwrapped_network(self) -> torch.nn.Module:
+        network = self.network.module if self.is_ddp else self.network
+        return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+    def _load_initial_weights(self) -> None:
+        if self.settings.init_from is None:
+            return
+        from nnunet_flare.inference.checkpoints import load_checkpoint, weights_of
+
+        source = Path(self.settings.init_from).expanduser()
+        checkpoints.load_weights_strictly(self._unwrapped_network(), weights_of(load_checkpoint(source)), source=source)
+        self.print_to_log_file(f"Started from the weights of {source}, segmentation head included.")
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
+        """Stock's SGD, or AdamW; the rate is a closed formula of the epoch, so that ``--c`` resumes it exactly."""
+        settings = self.settings
+        optimizer: torch.optim.Optimizer
+        if settings.optimizer == "AdamW":
+            optimizer = torch.optim.AdamW(
+                self.network.parameters(), self.initial_lr, betas=settings.betas, weight_decay=self.weight_decay
+            )
+        else:
+            optimizer = torch.optim.SGD(
+                self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay, momentum=0.99, nesterov=True
+            )
+        schedule = EpochSchedule(
+            optimizer,
+            self.initial_lr,
+            self.num_epochs,
+            schedule=settings.lr_schedule,
+            warmup_iterations=settings.warmup_iterations,
+            iterations_per_epoch=self.num_iterations_per_epoch,
+        )
+        return optimizer, schedule
+
+    def _low_precision(self) -> bool:
+        return self.device.type == "cpu" and self.settings.cpu_precision == "bf16"
+
+    def _memory_format(self) -> torch.memory_format:
+        return torch.channels_last_3d if len(self.configuration_manager.patch_size) == 3 else torch.channels_last
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        """Stock's autocast on CUDA; on the CPU only where the settings ask for bf16."""
+        if self.device.type == "cuda":
+            return torch.autocast("cuda", enabled=True)
+        if self._low_precision():
+            return torch.autocast("cpu", dtype=torch.bfloat16)
+        return nullcontext()
+
+    # ------------------------------------------------------------------ course of a training
+
+    def on_train_start(self) -> None:
+        """Stock's start, after removing what a killed training left half-written."""
+        if self.local_rank == 0:
+            checkpoints.remove_leftovers(Path(self.output_folder))
+        super().on_train_start()
+        self._saved_at = time.monotonic()
+
+    def on_epoch_start(self) -> None:
+        super().on_epoch_start()
+        self._iteration = 0
+        if self.settings.seed is not None:
+            seed_everything(self.derived_seed("epoch", self.current_epoch, self.local_rank))
+
+    def on_epoch_end(self) -> None:
+        """Log, keep checkpoints, plot: stock's steps, with the best Dice known before ``checkpoint_latest``."""
+        self.logger.log("epoch_end_timestamps", time.time(), self.current_epoch)
+        value = {key: self.logger.get_value(key, step=-1) for key in self.logger.local_logger.my_fantastic_logging}
+        self.print_to_log_file("train_loss", np.round(value["train_losses"], decimals=4))
+        self.print_to_log_file("val_loss", np.round(value["val_losses"], decimals=4))
+        if self.reports_dice:
+            dice = [round(float(each), 4) for each in value["dice_per_class_or_region"]]
+            self.print_to_log_file("Pseudo dice", dice)
+        for curve in self.curves:
+            self.print_to_log_file(curve, np.round(value[curve], decimals=4))
+        duration = value["epoch_end_timestamps"] - value["epoch_start_timestamps"]
+        self.print_to_log_file(f"Epoch time: {np.round(duration, decimals=2)} s")
+        if self.reports_dice and (self._best_ema is None or value["ema_fg_dice"] > self._best_ema):
+            self._best_ema = value["ema_fg_dice"]
+            self.print_to_log_file(f"New best EMA pseudo Dice: {np.round(self._best_ema, decimals=4)}")
+            self.save_checkpoint(join(self.output_folder, "checkpoint_best.pth"))
+        done = self.current_epoch + 1
+        for name, epochs in self.kept_checkpoints.items():
+            if epochs == done:
+                self.save_checkpoint(join(self.output_folder, name))
+        is_last = done == self.num_epochs
+        if not is_last and (done % self.save_every == 0 or time.monotonic() - self._saved_at > SAVE_EVERY_S):
+            self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"))
+            self._saved_at = time.monotonic()
+        if self.local_rank == 0 and (is_last or time.monotonic() - self._plotted_at > PLOT_EVERY_S):
+            self.logger.plot_progress_png(self.output_folder)
+            self._plotted_at = time.monotonic()
+        self.current_epoch += 1
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Stock's checkpoint, under its name only once it is whole."""
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)
+            return
+        with checkpoints.written_whole(Path(filename)) as temporary:
+            super().save_checkpoint(str(temporary))
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """Stock's loading; where ``--c`` meets a broken file it takes the newest good one instead, and says so."""
+        self._is_resuming = True
+        chosen = filename_or_checkpoint
+        if self.is_continued and isinstance(filename_or_checkpoint, (str, os.PathLike)):
+            replacement = self._good_checkpoint(Path(filename_or_checkpoint))
+            if replacement is None:
+                self._is_resuming = False
+                if self.was_initialized:
+                    self._load_initial_weights()
+                else:
+                    self.initialize()
+                return
+            chosen = str(replacement)
+        super().load_checkpoint(chosen)
+        logged = self.logger.local_logger.my_fantastic_logging
+        for curve in self.curves:
+            logged.setdefault(curve, [float("nan")] * self.current_epoch)
+
+    def _good_checkpoint(self, path: Path) -> Path | None:
+        problem = checkpoints.problem_of(path)
+        if problem is None:
+            return path
+        self.print_to_log_file(f"{path} is broken ({problem}).")
+        found = checkpoints.newest_good(path.parent, besides=path)
+        self.print_to_log_file(
+            "There is no other checkpoint that can be read: training starts anew."
+            if found is None
+            else f"Continuing from the newest good checkpoint, {found.name}."
+        )
+        return found

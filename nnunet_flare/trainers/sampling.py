@@ -1,0 +1,150 @@
+"""Which case a sample is drawn from, how it is augmented, and on which random stream."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+
+from nnunet_flare.cases import CaseTable
+from nnunet_flare.errors import InputError
+from nnunet_flare.trainers.seeding import Part, derived_seed, seed_from_system, temporary_seed
+
+
+def sampling_probabilities(
+    cases: Sequence[str], table: CaseTable, labelled_to_pseudo: tuple[float, float] | None
+) -> np.ndarray | None:
+    """Probability of each case to be drawn for a sample; None where all are alike, as in stock nnU-Net.
+
+    A case counts as its weight. With ``labelled_to_pseudo`` the labelled and partial cases together have the first
+    share and the pseudo cases the second; where one of the two groups has no case, the other has all.
+
+    Raises:
+        InputError: when the shares and weights leave nothing to draw.
+    """
+    weights = np.array([table[case].weight for case in cases], dtype=np.float64)
+    if labelled_to_pseudo is not None:
+        is_pseudo = np.array([table[case].role == "pseudo" for case in cases], dtype=bool)
+        totals = weights[~is_pseudo].sum(), weights[is_pseudo].sum()
+        if all(total > 0 for total in totals):
+            for group, share, total in zip((~is_pseudo, is_pseudo), labelled_to_pseudo, totals, strict=True):
+                weights[group] *= share / total
+    if weights.sum() <= 0:
+        raise InputError(
+            f"{table.source or 'flare_cases.json'}: the weights of all {len(cases)} training cases are 0; "
+            "give at least one a weight above 0"
+        )
+    if labelled_to_pseudo is None and np.all(weights == weights[0]):
+        return None
+    return np.asarray(weights / weights.sum())
+
+
+class PerCaseTransforms(BasicTransform):
+    """Applies to each sample the chain of its case's role; the loader says beforehand which cases come."""
+
+    def __init__(self, chains: Mapping[str, BasicTransform], roles: Mapping[str, str]) -> None:
+        super().__init__()
+        self.chains = dict(chains)
+        self.roles = dict(roles)
+        self._coming: deque[str] = deque()
+
+    def expect(self, cases: Sequence[str]) -> None:
+        """Note the cases of the next batch, in the order of its samples."""
+        self._coming = deque(cases)
+
+    def __call__(self, **sample: Any) -> dict:
+        case = self._coming.popleft()
+        transformed: dict = self.chains[self.roles[case]](**sample)
+        return transformed
+
+    def __repr__(self) -> str:
+        return f"PerCaseTransforms({self.chains})"
+
+
+@dataclass
+class BatchStreams:
+    """One random stream per batch of a training, named by epoch and position, however many workers there are.
+
+    ``next_batch`` counts the batches of the whole training; a resumed training starts it where it left off.
+    """
+
+    seed: int
+    parts: tuple[Part, ...]
+    batches_per_epoch: int
+    next_batch: int
+    step: int = 1
+
+    def take(self) -> int:
+        """The seed of the next batch."""
+        epoch, position = divmod(self.next_batch, self.batches_per_epoch)
+        self.next_batch += self.step
+        return derived_seed(self.seed, *self.parts, epoch, position)
+
+
+class FlareDataLoader(nnUNetDataLoader):
+    """nnU-Net's loader with augmentation by role and random streams that workers do not share.
+
+    Set after construction:
+        streams: None draws from the process's own streams; otherwise each batch has its own.
+        without_label: a label that no patch is centred on (the value that the loss ignores).
+    """
+
+    streams: BatchStreams | None = None
+    without_label: int | None = None
+
+    def set_thread_id(self, thread_id: int) -> None:
+        """Called once in each worker process, before its first batch."""
+        super().set_thread_id(thread_id)
+        if self.streams is None:
+            seed_from_system()
+        else:
+            self.streams.next_batch += thread_id
+
+    def get_indices(self) -> np.ndarray:
+        cases: np.ndarray = super().get_indices()
+        if isinstance(self.transforms, PerCaseTransforms):
+            self.transforms.expect([str(case) for case in cases])
+        return cases
+
+    def get_bbox(
+        self, data_shape: np.ndarray, force_fg: bool, class_locations: dict | None, *args: Any, **kwargs: Any
+    ) -> tuple[list[int], list[int]]:
+        if class_locations and self.without_label in class_locations:
+            class_locations = {key: where for key, where in class_locations.items() if key != self.without_label}
+        box: tuple[list[int], list[int]] = super().get_bbox(data_shape, force_fg, class_locations, *args, **kwargs)
+        return box
+
+    def generate_train_batch(self) -> dict:
+        if self.streams is None:
+            batch: dict = super().generate_train_batch()
+            return batch
+        with temporary_seed(self.streams.take()):
+            return dict(super().generate_train_batch())
+
+
+def start_augmenter(loader: FlareDataLoader, *, processes: int, cached: int, pin_memory: bool) -> Any:
+    """nnU-Net's augmenter for a loader: in this process (``processes`` 0), or in workers that start at once.
+
+    With the loader's own streams the batches come in a fixed order, without them as they get ready, as in stock.
+    """
+    if processes == 0:
+        return SingleThreadedAugmenter(loader, None)
+    if loader.streams is None:
+        augmenter: Any = NonDetMultiThreadedAugmenter(
+            loader, None, processes, num_cached=cached, seeds=None, pin_memory=pin_memory, wait_time=0.002
+        )
+    else:
+        loader.streams.step = processes
+        augmenter = MultiThreadedAugmenter(
+            loader, None, processes, num_cached_per_queue=2, seeds=None, pin_memory=pin_memory, wait_time=0.002
+        )
+    augmenter._start()  # stock draws and throws away a batch for this, which would shift the seeded ones
+    return augmenter
