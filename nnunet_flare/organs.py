@@ -37,7 +37,7 @@ FLARE22: tuple[Organ, ...] = (
     Organ(13, "left_kidney", "LK", 3, 102572.2),
 )
 
-FLARE23: tuple[Organ, ...] = (*FLARE22, Organ(14, "lesion", "Tumor", 2, None))
+FLARE23: tuple[Organ, ...] = (*FLARE22, Organ(14, "lesion", "Lesion", 2, None))
 
 LABEL_SETS: MappingProxyType[str, tuple[Organ, ...]] = MappingProxyType({"flare22": FLARE22, "flare23": FLARE23})
 

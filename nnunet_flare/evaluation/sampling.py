@@ -1,0 +1,209 @@
+"""Running a command while sampling the memory and processor use of its process tree and of the machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import psutil
+
+from nnunet_flare.errors import InputError
+from nnunet_flare.evaluation.gpu import Gpu, GpuReading
+
+INTERVAL_S = 0.1
+"""The official sampling period."""
+
+CPU_FLOOR_S = 0.1
+"""The official script adds this to the processor time that a share is taken of, so that its shares stay below 100 %."""
+
+GRACE_S = 5.0
+"""An interrupted command gets this long to end before it is killed."""
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample; memory in MiB, ``seconds`` since the start. GPU values are None without a GPU.
+
+    ``cpu_percent`` is the machine's, by the official formula (100 = all cores); ``tree_cpu_percent`` that of the
+    process tree (100 = one core); ``tree_ram_mb`` counts memory shared by processes once (PSS) where the system tells.
+    """
+
+    seconds: float
+    cpu_percent: float
+    ram_mb: float
+    tree_cpu_percent: float
+    tree_ram_mb: float
+    gpu_mb: float | None
+    tree_gpu_mb: float | None
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a command used: wall time and processor time in s, samples, and the state of the machine before it."""
+
+    seconds: float
+    cpu_seconds: float
+    exit_code: int
+    samples: tuple[Sample, ...]
+    baseline_ram_mb: float
+    baseline_gpu_mb: float | None
+
+
+def record(command: Sequence[str], *, gpu: Gpu | None, interval_s: float = INTERVAL_S) -> Recording:
+    """Run a command to its end and sample it; its output goes where ours goes.
+
+    An interruption is passed on to the command's whole process group.
+
+    Raises:
+        InputError: when the command cannot be started.
+    """
+    baseline = gpu.read(()) if gpu is not None else None
+    baseline_ram = psutil.virtual_memory().used / MIB
+    start = time.perf_counter()
+    try:
+        process = subprocess.Popen(list(command), start_new_session=True)
+    except OSError as error:
+        raise InputError(f"{command[0]}: cannot be started ({error.strerror}); expected a command after --") from error
+    sampler = _Sampler(process.pid, gpu, start, interval_s)
+    sampler.start()
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+    except BaseException:
+        _end_group(process)
+        raise
+    finally:
+        sampler.stop()
+    seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return Recording(
+        seconds,
+        usage.ru_utime + usage.ru_stime,
+        process.returncode,
+        tuple(sampler.samples),
+        baseline_ram,
+        None if baseline is None else baseline.device_mb,
+    )
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+class _Sampler(threading.Thread):
+    """Takes samples on a fixed time grid until stopped; a late sample keeps its true time."""
+
+    def __init__(self, pid: int, gpu: Gpu | None, start: float, interval_s: float) -> None:
+        super().__init__(name="resource sampler", daemon=True)
+        self.samples: list[Sample] = []
+        self._root = pid
+        self._start_time = start
+        self._interval_s = interval_s
+        self._ended = threading.Event()
+        self._tree_cpu: dict[int, float] = {}
+        self._machine_cpu = psutil.cpu_times()
+        self._last_tick = start
+        self._gpu = _LatestGpu(gpu) if gpu is not None else None
+
+    def run(self) -> None:
+        tick = 0
+        while True:
+            self.samples.append(self._sample())
+            tick = max(tick + 1, int((time.perf_counter() - self._start_time) / self._interval_s) + 1)
+            if self._ended.wait(max(0.0, self._start_time + tick * self._interval_s - time.perf_counter())):
+                return
+
+    def stop(self) -> None:
+        self._ended.set()
+        self.join()
+        if self._gpu is not None:
+            self._gpu.stop()
+
+    def _sample(self) -> Sample:
+        tree = self._tree()
+        tree_cpu_s, tree_ram_mb = 0.0, 0.0
+        for process in tree:
+            with suppress(psutil.Error):
+                tree_cpu_s += self._cpu_since_last(process)
+                tree_ram_mb += _memory_mb(process)
+        reading = self._gpu.latest([p.pid for p in tree]) if self._gpu is not None else None
+        now = time.perf_counter()
+        elapsed, self._last_tick = now - self._last_tick, now
+        return Sample(
+            now - self._start_time,
+            self._machine_percent(),
+            psutil.virtual_memory().used / MIB,
+            100 * tree_cpu_s / elapsed if elapsed > 0 else 0.0,
+            tree_ram_mb,
+            None if reading is None else reading.device_mb,
+            None if reading is None else reading.processes_mb,
+        )
+
+    def _tree(self) -> list[psutil.Process]:
+        try:
+            root = psutil.Process(self._root)
+            return [root, *root.children(recursive=True)]
+        except psutil.Error:
+            return []
+
+    def _cpu_since_last(self, process: psutil.Process) -> float:
+        times = process.cpu_times()
+        total = times.user + times.system
+        since = total - self._tree_cpu.get(process.pid, 0.0)
+        self._tree_cpu[process.pid] = total
+        return max(0.0, since)
+
+    def _machine_percent(self) -> float:
+        now, before = psutil.cpu_times(), self._machine_cpu
+        self._machine_cpu = now
+        user, system, idle = now.user - before.user, now.system - before.system, now.idle - before.idle
+        return 100 - 100 * idle / (user + system + idle + CPU_FLOOR_S)
+
+
+def _memory_mb(process: psutil.Process) -> float:
+    try:
+        return process.memory_full_info().pss / MIB
+    except (AttributeError, psutil.AccessDenied):
+        return process.memory_info().rss / MIB
+
+
+class _LatestGpu(threading.Thread):
+    """Asks the GPU over and over in its own thread, because nvidia-smi answers slower than the sampling period."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        super().__init__(name="GPU sampler", daemon=True)
+        self._gpu = gpu
+        self._pids: list[int] = []
+        self._reading: GpuReading | None = None
+        self._ended = threading.Event()
+        self.start()
+
+    def latest(self, pids: list[int]) -> GpuReading | None:
+        self._pids = pids
+        return self._reading
+
+    def stop(self) -> None:
+        self._ended.set()
+        self.join()
+
+    def run(self) -> None:
+        while not self._ended.is_set():
+            try:
+                self._reading = self._gpu.read(self._pids)
+            except Exception:  # a failed query leaves a gap in the curve, never ends the measured command
+                self._reading = None
+            self._ended.wait(INTERVAL_S / 4)

@@ -1,0 +1,154 @@
+"""flare-evaluate as people call it: files written, exit codes, refusals."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from nnunet_flare.cli.evaluate import main
+from nnunet_flare.images import Volume, write_labels
+
+
+@pytest.fixture
+def folders(tmp_path):
+    rng = np.random.default_rng(0)
+    for place in range(4):
+        labels = np.kron(rng.integers(0, 14, (3, 3, 3)), np.ones((4, 4, 4))).astype(np.uint8)
+        grid = Volume(labels, (2.5, 0.8, 0.8))
+        for folder, shift in (("ref", 0), ("good", 0 if place else 1), ("bad", 2)):
+            write_labels(tmp_path / folder / f"case_{place}.nii.gz", np.roll(labels, shift, axis=2), grid)
+    return tmp_path
+
+
+def call(folders, *words):
+    return main([word.format(d=folders) for word in words])
+
+
+def test_scores_summary_json_and_picture_are_written(folders, capsys):
+    assert call(folders, "-ref", "{d}/ref", "-pred", "{d}/good", "-o", "{d}/out/good.csv", "-np", "1") == 0
+    with open(folders / "out/good.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["Name"] for row in rows] == [f"case_{i}.nii.gz" for i in range(4)]
+    assert float(rows[1]["Liver_DSC"]) == 1.0 > float(rows[0]["Stomach_DSC"])
+    assert json.loads((folders / "out/good.json").read_text())["rules"] == "official"
+    assert (
+        (folders / "out/good_summary.csv").read_text().startswith("Structure,Measure,Cases,Mean,SD,Median,Worst_Cases")
+    )
+    assert (folders / "out/good.png").read_bytes().startswith(b"\x89PNG")
+    assert "case_0.nii.gz" in capsys.readouterr().out
+
+
+def test_lesions_and_corrected_rules_can_be_asked_for(folders):
+    words = ["-ref", "{d}/ref", "-pred", "{d}/good", "-o", "{d}/o.csv", "--labels", "flare23", "--corrected"]
+    assert call(folders, *words, "-np", "1") == 0
+    assert "Lesion_DSC" in (folders / "o.csv").read_text()
+    assert json.loads((folders / "o.json").read_text())["rules"] == "corrected"
+
+
+def test_two_methods_are_compared_from_folders_or_from_their_tables(folders, capsys):
+    words = ["-ref", "{d}/ref", "-np", "1", "-o"]
+    assert call(folders, *words, "{d}/folders.csv", "--compare", "{d}/good", "{d}/bad") == 0
+    assert "Organ_mean" in capsys.readouterr().out
+    for name in ("good", "bad"):
+        assert call(folders, *words, f"{{d}}/{name}.csv", "-pred", f"{{d}}/{name}") == 0
+    assert call(folders, "-o", "{d}/tables.csv", "--compare", "{d}/good.csv", "{d}/bad.csv") == 0
+    assert (folders / "tables.csv").read_text() == (folders / "folders.csv").read_text()
+    assert (folders / "tables.png").is_file()
+    rows = json.loads((folders / "tables.json").read_text())["rows"]
+    assert rows[0]["difference"] < 0
+
+
+def test_failed_cases_are_named_and_the_exit_code_is_one(folders, capsys):
+    (folders / "good/case_2.nii.gz").write_bytes(b"")
+    assert call(folders, "-ref", "{d}/ref", "-pred", "{d}/good", "-o", "{d}/o.csv", "-np", "1") == 1
+    assert "not scored: case_2" in capsys.readouterr().err
+    assert "case_1.nii.gz" in (folders / "o.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    "labels, extra, code, named",
+    [
+        ("flare22", [], 0, False),
+        ("flare23", [], 2, False),
+        ("flare22", ["--corrected"], 0, True),
+        ("flare23", ["--missing", "zero"], 0, True),
+    ],
+)
+def test_a_missing_prediction_counts_as_the_chosen_rules_say(folders, capsys, labels, extra, code, named):
+    (folders / "good/case_2.nii.gz").unlink()
+    words = ["-ref", "{d}/ref", "-pred", "{d}/good", "-o", "{d}/o.csv", "--labels", labels, "-np", "1", *extra]
+    assert call(folders, *words) == code
+    assert "case_2.nii.gz" in capsys.readouterr().err
+    if code == 0:
+        assert ("case_2.nii.gz" in (folders / "o.csv").read_text()) == named
+    else:
+        assert not (folders / "o.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "words, complaint",
+    [
+        (["-pred", "{d}/good"], "-ref"),
+        (["-ref", "{d}/ref"], "-pred"),
+        (["-ref", "{d}/ref", "-pred", "{d}/none"], "no such folder"),
+        (["-ref", "{d}/ref", "-pred", "{d}/good", "--labels", "flare99"], "flare99"),
+        (["-ref", "{d}/ref", "-pred", "{d}/good", "-np", "0"], "-np"),
+        (["-ref", "{d}/ref", "-pred", "{d}/good", "--tolerance_mm", "-1"], "tolerance"),
+        (["--compare", "{d}/good", "{d}/bad"], "-ref"),
+        (["--compare", "{d}/good.csv", "{d}/bad.csv"], "good.csv"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_two(folders, capsys, words, complaint):
+    assert call(folders, *words, "-o", "{d}/o.csv") == 2
+    error = capsys.readouterr().err
+    assert complaint in error and error.count("\n") == 1 and "Traceback" not in error
+
+
+def test_the_table_must_be_named_as_csv(folders, capsys):
+    assert call(folders, "-ref", "{d}/ref", "-pred", "{d}/good", "-o", "{d}/o.json") == 2
+    assert ".csv" in capsys.readouterr().err
+
+
+def test_efficiency_measures_the_command_after_two_hyphens(folders, capfd):
+    words = [
+        "efficiency",
+        "-o",
+        "{d}/eff.csv",
+        "--name",
+        "case_1.nii.gz",
+        "--",
+        sys.executable,
+        "-c",
+        "print('worked')",
+    ]
+    assert call(folders, *words) == 0
+    assert "worked" in capfd.readouterr().out
+    with open(folders / "eff.csv", newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert row["Name"] == "case_1.nii.gz" and float(row["Time"]) > 0
+    assert (folders / "eff_case_1.nii.gz.png").is_file() and (folders / "eff_case_1.nii.gz.json").is_file()
+
+
+def test_efficiency_of_a_failing_command_says_so(folders, capsys):
+    assert call(folders, "efficiency", "-o", "{d}/eff.csv", "--", sys.executable, "-c", "raise SystemExit(7)") == 1
+    assert "exit code 7" in capsys.readouterr().err
+    assert (folders / "eff.csv").read_text().splitlines()[1].endswith(",7")
+
+
+@pytest.mark.parametrize("words", [[], ["--"], ["--interval", "0", "--", "true"], ["--", "no-such-command-here"]])
+def test_efficiency_without_a_usable_command_is_refused(folders, capsys, words):
+    assert call(folders, "efficiency", "-o", "{d}/eff.csv", *words) == 2
+    assert not (folders / "eff.csv").exists()
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys; from nnunet_flare.cli.evaluate import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "print([m for m in ('numpy', 'torch', 'scipy', 'matplotlib') if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]" and "--compare" in done.stdout

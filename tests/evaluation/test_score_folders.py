@@ -1,0 +1,204 @@
+"""Scoring folders: the official table, cases missing on a side, geometry, failures, parallel workers."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from nnunet_flare.errors import InputError
+from nnunet_flare.evaluation.measures import evaluate_folders
+from nnunet_flare.evaluation.structures import structures_of
+from nnunet_flare.evaluation.table import CaseRow, ScoreTable, read_csv
+from nnunet_flare.images import Volume, write_labels
+from nnunet_flare.organs import FLARE22, FLARE23
+from nnunet_flare.orientation import Turn, turn_volume
+
+RAS = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
+
+
+def scan(seed, direction=RAS):
+    coarse = np.random.default_rng(seed).integers(0, 14, (3, 4, 5), dtype=np.uint8)
+    return Volume(np.kron(coarse, np.ones((4, 4, 4), np.uint8)), (2.5, 0.8, 0.7), (11.0, -7.0, 3.0), direction)
+
+
+def shifted(volume):
+    return volume.with_array(np.roll(volume.array, 1, axis=1))
+
+
+def put(folder, name, volume):
+    write_labels(folder / f"{name}.nii.gz", volume.array, volume)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Three cases with their predictions."""
+    for seed, name in enumerate(["case_c", "case_a", "case_b"]):
+        put(tmp_path / "ref", name, scan(seed))
+        put(tmp_path / "pred", name, shifted(scan(seed)))
+    return tmp_path / "ref", tmp_path / "pred"
+
+
+def test_the_table_has_the_official_columns_and_the_cases_in_order(folders, tmp_path):
+    evaluate_folders(*folders, FLARE22, processes=1).write_csv(tmp_path / "out.csv")
+    with open(tmp_path / "out.csv", newline="") as stream:
+        rows = list(csv.reader(stream))
+    assert ",".join(rows[0]) == (
+        "Name,Liver_DSC,RK_DSC,Spleen_DSC,Pancreas_DSC,Aorta_DSC,IVC_DSC,RAG_DSC,LAG_DSC,Gallbladder_DSC,Esophagus_DSC,"
+        "Stomach_DSC,Duodenum_DSC,LK_DSC,Liver_NSD,RK_NSD,Spleen_NSD,Pancreas_NSD,Aorta_NSD,IVC_NSD,RAG_NSD,LAG_NSD,"
+        "Gallbladder_NSD,Esophagus_NSD,Stomach_NSD,Duodenum_NSD,LK_NSD"
+    )
+    assert [row[0] for row in rows[1:]] == ["case_a.nii.gz", "case_b.nii.gz", "case_c.nii.gz"]
+    assert all(float(cell) == round(float(cell), 4) for row in rows[1:] for cell in row[1:])
+
+
+def test_workers_give_the_table_of_a_single_process(folders):
+    alone = evaluate_folders(*folders, FLARE22, processes=1)
+    assert evaluate_folders(*folders, FLARE22, processes=2).rows == alone.rows
+
+
+def test_a_written_table_reads_back_as_it_was(folders, tmp_path):
+    table = evaluate_folders(*folders, FLARE22, corrected=True, processes=1)
+    table.write_csv(tmp_path / "out.csv")
+    assert read_csv(tmp_path / "out.csv", structures_of(FLARE22)).rows == table.rows
+
+
+def test_reading_a_table_of_other_labels_is_refused_with_both_columns(folders, tmp_path):
+    evaluate_folders(*folders, FLARE23, processes=1).write_csv(tmp_path / "out.csv")
+    with pytest.raises(InputError, match=r"out\.csv.*--labels"):
+        read_csv(tmp_path / "out.csv", structures_of(FLARE22))
+
+
+@pytest.mark.parametrize("line", ["case.nii.gz,1.0,x", "case.nii.gz,1.0", "case.nii.gz,nan,1.0"])
+def test_broken_cells_of_a_table_are_refused_with_their_line(tmp_path, line):
+    (tmp_path / "out.csv").write_text(f"Name,Liver_DSC,Liver_NSD\n{line}\n")
+    with pytest.raises(InputError, match="line 2"):
+        read_csv(tmp_path / "out.csv", structures_of(FLARE22[:1]))
+
+
+def test_flare22_lists_and_leaves_out_a_reference_without_prediction(folders):
+    (folders[1] / "case_a.nii.gz").unlink()
+    table = evaluate_folders(*folders, FLARE22, missing="skip", processes=1)
+    assert [row.name for row in table.rows] == ["case_b.nii.gz", "case_c.nii.gz"]
+    assert "case_a.nii.gz" in table.notes[0]
+
+
+def test_flare23_stops_at_a_reference_without_prediction(folders):
+    (folders[1] / "case_a.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"1 reference.*case_a\.nii\.gz"):
+        evaluate_folders(*folders, FLARE23, missing="stop", processes=1)
+
+
+def test_a_missing_prediction_can_score_zero(folders):
+    (folders[1] / "case_a.nii.gz").unlink()
+    table = evaluate_folders(*folders, FLARE22, missing="zero", processes=1)
+    assert [row.name for row in table.rows] == ["case_a.nii.gz", "case_b.nii.gz", "case_c.nii.gz"]
+    assert set(table.rows[0].dsc.values()) == set(table.rows[0].nsd.values()) == {0.0}
+
+
+@pytest.mark.parametrize("missing, is_failure", [("skip", True), ("stop", False), ("zero", False)])
+def test_a_prediction_without_reference_is_listed(folders, missing, is_failure):
+    (folders[0] / "case_a.nii.gz").unlink()
+    table = evaluate_folders(*folders, FLARE22, missing=missing, processes=1)
+    assert "case_a.nii.gz" in table.notes[0]
+    assert bool(table.failed) == is_failure
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [Turn((0, 1, 2), (True, False, False)), Turn((0, 1, 2), (True, True, True)), Turn((2, 0, 1), (False, True, False))],
+)
+def test_a_prediction_in_another_orientation_is_turned_by_its_header_and_said(folders, turn, caplog):
+    expected = evaluate_folders(*folders, FLARE22, processes=1).rows
+    put(folders[1], "case_b", turn_volume(shifted(scan(2)), turn))
+    table = evaluate_folders(*folders, FLARE22, processes=1)
+    assert table.rows == expected
+    assert "case_b: prediction stored as" in caplog.text
+
+
+def test_a_prediction_on_another_grid_is_set_aside_with_both_grids(folders):
+    moved = scan(2)
+    put(folders[1], "case_b", Volume(moved.array, moved.spacing_mm, (0.0, 0.0, 0.0), moved.direction))
+    table = evaluate_folders(*folders, FLARE22, processes=1)
+    assert [row.name for row in table.rows] == ["case_a.nii.gz", "case_c.nii.gz"]
+    ((case, reason),) = table.failed
+    assert case == "case_b" and "origin" in reason and "11.0" in reason
+
+
+def test_lost_headers_can_be_ignored_as_the_official_script_does(folders):
+    expected = evaluate_folders(*folders, FLARE22, processes=1).rows
+    put(folders[1], "case_b", Volume(shifted(scan(2)).array, (1.0, 1.0, 1.0)))
+    table = evaluate_folders(*folders, FLARE22, as_stored=True, processes=1)
+    assert table.rows == expected and not table.failed
+
+
+def test_another_shape_is_refused_even_as_stored(folders):
+    put(folders[1], "case_b", Volume(scan(2).array[:-1], (1.0, 1.0, 1.0)))
+    table = evaluate_folders(*folders, FLARE22, as_stored=True, processes=1)
+    assert "(11, 16, 20)" in table.failed[0][1] and "(12, 16, 20)" in table.failed[0][1]
+
+
+def test_an_unreadable_prediction_is_set_aside_and_the_others_are_scored(folders):
+    (folders[1] / "case_b.nii.gz").write_bytes(b"not an image")
+    table = evaluate_folders(*folders, FLARE22, processes=2)
+    assert len(table.rows) == 2
+    assert table.failed[0][0] == "case_b"
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_missing_and_empty_folders_are_refused(folders, tmp_path, side):
+    empty = tmp_path / "empty"
+    for expected in ("no such folder", "no (references|predictions)"):
+        sides = list(folders)
+        sides[side] = empty
+        with pytest.raises(InputError, match=expected):
+            evaluate_folders(*sides, FLARE22)
+        empty.mkdir(exist_ok=True)
+
+
+def test_two_files_of_one_case_are_refused(folders):
+    (folders[1] / "case_b.nii").write_bytes((folders[1] / "case_b.nii.gz").read_bytes())
+    with pytest.raises(InputError, match="case_b"):
+        evaluate_folders(*folders, FLARE22)
+
+
+def test_single_files_are_a_pair_whatever_their_names(folders):
+    table = evaluate_folders(folders[0] / "case_b.nii.gz", folders[1] / "case_b.nii.gz", FLARE22)
+    assert [row.name for row in table.rows] == ["case_b.nii.gz"]
+
+
+def table_of(values, organs=FLARE23, corrected=False):
+    rows = []
+    for place, case in enumerate(values):
+        scores = {organ.id: value for organ, value in zip(organs, case, strict=True)}
+        rows.append(CaseRow(f"case_{place}.nii.gz", scores, scores))
+    return ScoreTable(structures_of(organs), tuple(rows), corrected)
+
+
+def test_the_organ_mean_leaves_lesions_out_and_rounds_as_the_official_script():
+    organs = (FLARE23[0], FLARE23[1], FLARE23[13])
+    values = [[0.91234, 0.8, 0.1], [0.91233, 0.9, 0.2], [0.91233, 0.7, 0.0]]
+    assert table_of(values, organs).mean("DSC") == round(np.mean([0.9123, 0.8]), 4)
+    exact = np.mean([np.mean([0.91234, 0.91233, 0.91233]), 0.8])
+    assert table_of(values, organs, corrected=True).mean("DSC") == pytest.approx(exact, abs=1e-12)
+
+
+def test_the_summary_gives_mean_sd_median_and_names_the_worst_cases():
+    values = np.array([[0.9], [0.5], [0.7], [0.1]])
+    row = table_of(values, FLARE22[:1]).summary()[0]
+    assert (row.structure, row.measure, row.cases) == ("Liver", "DSC", 4)
+    assert row.mean == pytest.approx(0.55)
+    assert row.sd == pytest.approx(np.std(values, ddof=1))
+    assert row.median == pytest.approx(0.6)
+    assert [name for name, _ in row.worst] == ["case_3.nii.gz", "case_1.nii.gz", "case_2.nii.gz"]
+
+
+def test_the_json_holds_rules_scores_and_failures(folders, tmp_path):
+    (folders[1] / "case_b.nii.gz").write_bytes(b"not an image")
+    table = evaluate_folders(*folders, FLARE22, corrected=True, processes=1)
+    table.write_json(tmp_path / "out.json")
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert document["rules"] == "corrected"
+    assert document["failed"][0]["case"] == "case_b"
+    assert document["cases"][0]["DSC"]["liver"] == table.rows[0].dsc[1]
+    assert len(document["summary"]) == 26
