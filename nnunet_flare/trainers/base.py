@@ -246,10 +246,11 @@ class FlareTrainer(nnUNetTrainer):
             logged.setdefault(curve, [float("nan")] * self.current_epoch)
 
     def _good_checkpoint(self, path: Path) -> Path | None:
-        problem = checkpoints.problem_of(path)
-        if problem is None:
+        try:
+            checkpoints.read_to_resume(path)
             return path
-        self.print_to_log_file(f"{path} is broken ({problem}).")
+        except InputError as error:
+            self.print_to_log_file(f"This checkpoint is broken: {error}")
         found = checkpoints.newest_good(path.parent, besides=path)
         self.print_to_log_file(
             "There is no other checkpoint that can be read: training starts anew."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import pickle
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +15,6 @@ from nnunet_flare.errors import InputError
 from nnunet_flare.files import replacing
 
 NEEDED_TO_RESUME = ("network_weights", "optimizer_state", "logging", "current_epoch", "init_args")
-UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, AttributeError)
 
 
 @contextmanager
@@ -34,25 +33,43 @@ def remove_leftovers(folder: Path) -> None:
             leftover.unlink()
 
 
-def problem_of(path: Path) -> str | None:
-    """Why a training cannot be resumed from this file of its own folder, or None when it can."""
+def read_to_resume(path: Path) -> dict[str, Any]:
+    """A checkpoint of this computer's own training, read whole.
+
+    Raises:
+        InputError: with the reason, when a training cannot be resumed from it.
+    """
     try:
+        damaged = _damaged_record(path)
+        if damaged is not None:
+            raise ValueError(f"record {damaged} has another checksum than when it was written")
         checkpoint = torch.load(path, map_location="cpu", weights_only=False)
-    except UNREADABLE as error:
-        return f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else 'no reason given'}"
+    except Exception as error:  # a damaged pickle can raise anything
+        raise InputError(
+            f"{path}: {type(error).__name__}: {(str(error) or 'no reason given').splitlines()[0][:200]}"
+        ) from error
     missing = [key for key in NEEDED_TO_RESUME if not isinstance(checkpoint, dict) or key not in checkpoint]
-    return f"lacks {', '.join(missing)}" if missing else None
+    if missing:
+        raise InputError(f"{path}: lacks {', '.join(missing)}")
+    return dict(checkpoint)
+
+
+def _damaged_record(path: Path) -> str | None:
+    """The first part of a checkpoint whose checksum is wrong: torch itself loads changed bytes without a word."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip()
 
 
 def newest_good(folder: Path, *, besides: Path) -> Path | None:
     """The readable checkpoint of the most epochs in a training folder, other than ``besides``; None without one."""
-    best: tuple[int, float, Path] | None = None
-    for path in sorted(folder.glob("checkpoint_*.pth")):
-        if path == besides or problem_of(path) is not None:
-            continue
-        epoch = int(torch.load(path, map_location="cpu", weights_only=False)["current_epoch"])
-        best = max(best or (-1, 0.0, path), (epoch, path.stat().st_mtime, path))
-    return None if best is None else best[2]
+    found: list[tuple[int, str]] = []
+    for path in folder.glob("checkpoint_*.pth"):
+        if path != besides:
+            with suppress(InputError):
+                found.append((int(read_to_resume(path)["current_epoch"]), path.name))
+    return folder / max(found)[1] if found else None
 
 
 def load_weights_strictly(network: torch.nn.Module, weights: dict[str, Any], *, source: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
@@ -103,6 +104,7 @@ class FlareDataLoader(nnUNetDataLoader):
     def set_thread_id(self, thread_id: int) -> None:
         """Called once in each worker process, before its first batch."""
         super().set_thread_id(thread_id)
+        torch.set_num_threads(1)  # stock's ordered augmenter, unlike its unordered one, leaves all threads to a worker
         if self.streams is None:
             seed_from_system()
         else:
