@@ -100,6 +100,8 @@ def write_phantom(
         logger.info("%s: the phantom is there already, with the same settings", out)
         return
     write_json(out / RECORD, {"version": VERSION, "complete": False, "settings": settings})
+    for stray in out.rglob(".tmp-*"):  # of a killed attempt; nnU-Net would take one in imagesTr for a case
+        stray.unlink()
     planned = list(_plan(counts, seed=seed, domain=domain, lesions=lesions, junk=junk))
     truth = {}
     for plan in tqdm(planned, desc="phantom", unit="case", disable=None):

@@ -191,7 +191,7 @@ def draw_patient(rng: np.random.Generator, domain: Domain, *, lesions_labelled: 
         hu={n: float(s) for n, s in zip(names, shifts, strict=True)},
         gallbladder=bool(rng.random() >= domain.no_gallbladder_probability),
         ascites=bool(rng.random() < domain.ascites_probability),
-        lesions=int(rng.integers(1, 4)) if rng.random() < probability else 0,
+        lesions=int(rng.integers(1, 4)) * int(rng.random() < probability),
         scanner=SCANNERS[int(rng.integers(domain.scanners))],
         noise_sd_hu=float(rng.uniform(*domain.noise_sd_hu)),
         blur_voxels=float(rng.uniform(*domain.blur_voxels)),

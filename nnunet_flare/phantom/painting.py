@@ -103,10 +103,14 @@ class Contents:
 
 
 def draw_contents(rng: np.random.Generator, patient: Patient) -> Contents:
-    """Draw what :class:`Patient` leaves open: lesions, bowel, gas and the tissue's texture."""
+    """Draw what :class:`Patient` leaves open: lesions, bowel, gas and the tissue's texture.
+
+    Lesions have a stream of their own, so that a patient with and without them is otherwise the same.
+    """
+    lesion_rng = rng.spawn(1)[0]
     return Contents(
         organs=organ_shapes(patient),
-        lesions=draw_lesions(rng, patient),
+        lesions=draw_lesions(lesion_rng, patient),
         bowel=draw_bowel(rng, PHASE_HU[patient.phase]["bowel"]),
         texture=SmoothField(rng, FIELDS_MM, TEXTURE_KNOT_MM, TEXTURE_PEAK_HU),
         shading=SmoothField(rng, FIELDS_MM, SHADING_KNOT_MM, SHADING_PEAK_HU),
