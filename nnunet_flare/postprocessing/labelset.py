@@ -1,0 +1,95 @@
+"""Names and ids of the labels that a pipeline is written for."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_flare.errors import InputError
+from nnunet_flare.organs import FLARE23, LABEL_SETS, dataset_labels
+
+SYNONYMS: dict[str, str] = {
+    **{organ.short.lower(): organ.name for organ in FLARE23},
+    "oesophagus": "esophagus",
+    "gall_bladder": "gallbladder",
+    "postcava": "inferior_vena_cava",
+    "tumor": "lesion",
+    "tumour": "lesion",
+}
+"""Other spellings of the FLARE organs, as data sets and the official tables use them."""
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """The organs by name, and every id that a label map may hold (regions included)."""
+
+    source: str
+    organs: Mapping[str, int]
+    allowed: frozenset[int]
+
+    def find(self, name: str | int) -> int:
+        """The id of an organ given by name (any spelling of case, hyphens and blanks, or a synonym) or by id.
+
+        Raises:
+            ValueError: with the names that there are.
+        """
+        if isinstance(name, int):
+            if name in self.organs.values():
+                return name
+            raise ValueError(f"label id {name} is not in {self.source}, which has {sorted(self.organs.values())}")
+        wanted = _canonical(name)
+        by_name = {_canonical(known): label for known, label in self.organs.items()}
+        if wanted in by_name:
+            return by_name[wanted]
+        close = difflib.get_close_matches(wanted, by_name, 1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        raise ValueError(f"organ '{name}' is not in {self.source} ({', '.join(self.organs)}){hint}")
+
+
+def _canonical(name: str) -> str:
+    plain = re.sub(r"[\s-]+", "_", name.strip().lower())
+    return SYNONYMS.get(plain, plain)
+
+
+def label_set(labels: str | Mapping[str, Any]) -> LabelSet:
+    """The label set of a name (``flare22``, ``flare23``), a dataset.json's path, or its ``labels`` entry.
+
+    Region entries (lists of ids) only widen the ids that may occur: operations work on single labels.
+
+    Raises:
+        InputError: for an unknown name, an unreadable file or unusable labels.
+    """
+    if isinstance(labels, str):
+        if labels in LABEL_SETS:
+            return _of_entry(labels, dataset_labels(LABEL_SETS[labels]))
+        return _of_entry(labels, _read_entry(Path(labels)))
+    return _of_entry("dataset.json", labels)
+
+
+def _read_entry(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise InputError(f"labels {path}: neither a label set ({', '.join(LABEL_SETS)}) nor a dataset.json that exists")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["labels"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: no usable 'labels' ({error}); expected nnU-Net's dataset.json") from error
+
+
+def _of_entry(source: str, entry: Any) -> LabelSet:
+    organs: dict[str, int] = {}
+    allowed = {0}
+    for name, value in entry.items() if isinstance(entry, Mapping) else ():
+        ids = list(value) if isinstance(value, (list, tuple)) else [value]
+        if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < 256 for i in ids):
+            raise InputError(f"{source}: label '{name}' is {value!r}; expected ids from 0 to 255")
+        allowed.update(ids)
+        if not isinstance(value, (list, tuple)) and value > 0 and name != "ignore":
+            organs[name] = value
+    if not organs:
+        raise InputError(f"{source}: names no organ of a single label id; expected nnU-Net's 'labels'")
+    return LabelSet(source, organs, frozenset(allowed))
