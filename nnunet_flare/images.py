@@ -8,7 +8,6 @@ stay in SimpleITK's ``(x, y, z)`` order and are only ever copied. What makes a c
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,12 @@ import numpy as np
 
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.files import replacing
+from nnunet_flare.nifti import check_nifti
 
 SUFFIXES: tuple[str, ...] = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 """File name endings of single-file images, longest first."""
+
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
 
 CT_RANGE_HU = (-2048.0, 8192.0)
 """Values outside are no CT numbers (air is -1000, metal saturates near 3071 or, on extended scales, 8191)."""
@@ -79,7 +81,8 @@ def read_volume(path: Path, case: str | None = None) -> Volume:
         raise CaseError(case, f"{path}: no such file" if not path.exists() else f"{path}: not a file")
     if path.stat().st_size == 0:
         raise CaseError(case, f"{path}: the file is empty (0 bytes); copy it again")
-    _check_nifti_spacing(path, case)
+    if suffix_of(path) in NIFTI_SUFFIXES:
+        check_nifti(path, case)
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
@@ -226,23 +229,6 @@ def find_cases(folder: Path, file_ending: str, channels: int = 1) -> dict[str, l
         seen = sorted(p.name for p in folder.iterdir())[:3]
         raise InputError(f"{folder}: no image named <case>_0000{file_ending}; found {seen or 'nothing'}")
     return {n: [folder / f"{n}_{channel:04d}{file_ending}" for channel in range(channels)] for n in sorted(names)}
-
-
-def _check_nifti_spacing(path: Path, case: str) -> None:
-    """ITK repairs zero and negative spacings of NIfTI headers silently; read them from the header itself."""
-    if suffix_of(path) not in (".nii.gz", ".nii"):
-        return
-    import nibabel
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            header = nibabel.load(path).header
-            spacing = [float(s) for s in header["pixdim"][1:4]]
-        except Exception:  # not a NIfTI file after all: the reader says so
-            return
-    if not all(np.isfinite(s) and s > 0 for s in spacing[: int(header["dim"][0])]):
-        raise CaseError(case, f"{path}: spacing (x, y, z) {spacing} mm in the header, expected three numbers above 0")
 
 
 def _last_line(error: Exception) -> str:

@@ -6,7 +6,9 @@ offers the same under stock's interface.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import numpy as np
 import torch
 
 from nnunet_flare.errors import CaseError, InputError
-from nnunet_flare.images import Volume, check_values
+from nnunet_flare.images import Volume, check_values, oddities
 from nnunet_flare.inference.export import SliceExporter
 from nnunet_flare.inference.model import (
     DEFAULT_CHECKPOINT,
@@ -28,8 +30,10 @@ from nnunet_flare.inference.model import (
 from nnunet_flare.inference.orientation import Orientation, orientation_for
 from nnunet_flare.inference.preprocessing import Prepared, check_channels, preprocess
 from nnunet_flare.inference.profile import Profile
-from nnunet_flare.inference.runtimes import Forward, TorchRuntime, averaged, choose_precision, mirrored
-from nnunet_flare.inference.windows import Consume, slide
+from nnunet_flare.inference.runtimes import Forward, TorchRuntime, averaged, choose_precision, mirrored, stacked
+from nnunet_flare.inference.windows import Consume, slide, window_starts
+
+log = logging.getLogger(__name__)
 
 TTA = ("none", "mirror")
 
@@ -56,11 +60,15 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """A scan on the network's grid, and the way back: its orientation and the grid it came from (without voxels)."""
+    """A scan on the network's grid, and the way back: its orientation and the grid it came from (without voxels).
+
+    ``oddities`` says in words what is unusual about it.
+    """
 
     prepared: Prepared
     orientation: Orientation
     grid: Volume
+    oddities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +144,8 @@ class Segmenter:
         """Build the networks now and not at the first scan."""
         if self._forwards:
             return
+        if self.settings.tta == "mirror" and not any(model.mirroring_axes for model in self.models):
+            log.warning("trained without mirroring, so that --tta mirror changes nothing")
         forwards = []
         for model in self.models:
             runtime = TorchRuntime(model.network(), device=self.device, precision=self.precision, two_d=self._two_d)
@@ -164,25 +174,46 @@ class Segmenter:
         except ValueError as error:
             raise CaseError(case, str(error)) from error
         nothing = np.broadcast_to(np.uint8(0), volumes[0].array.shape)
-        return Scan(prepared, orientation, volumes[0].with_array(nothing))
-
-    def segment(self, scan: Scan) -> np.ndarray:
-        """The label map (Z, Y, X), uint8, on the scan's own grid, of the members' averaged logits."""
-        self.load()
-        exporter = SliceExporter(
-            scan.prepared.data.shape[1:],
-            scan.prepared.properties,
-            self.plans_manager,
-            self.configuration_manager,
-            self.label_manager,
+        return Scan(
+            prepared, orientation, volumes[0].with_array(nothing), self._oddities(volumes, prepared.data.shape[1:])
         )
+
+    def windows(self, scan: Scan) -> int:
+        """How many windows :meth:`segment` runs the network on."""
+        shape = [max(n, p) for n, p in zip(scan.prepared.data.shape[1:], self.patch, strict=True)]
+        return math.prod(len(s) for s in window_starts(shape, self.patch, self.settings.step_size))
+
+    def segment(
+        self, scan: Scan, *, members: bool = False, progress: Callable[[int], None] | None = None
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The label map (Z, Y, X), uint8, on the scan's own grid, of the members' averaged logits.
+
+        Args:
+            scan: as :meth:`prepare` made it.
+            members: whether to make the label map of every member too.
+            progress: told the number of windows done since its last call.
+
+        Returns:
+            The label map, and those of the members (none without ``members``).
+        """
+        self.load()
+        count = len(self._forwards) if members and len(self._forwards) > 1 else 1
+        exporters = [self._exporter(scan) for _ in range(count + (count > 1))]
 
         def consume(block: torch.Tensor) -> None:
             with self.profile.stage("export"):
-                exporter.consume(block)
+                if count == 1:
+                    exporters[0].consume(block)
+                    return
+                each = block.unflatten(0, (count, self.heads))
+                exporters[0].consume(each.mean(0))
+                for exporter, scores in zip(exporters[1:], each, strict=True):
+                    exporter.consume(scores)
 
-        self._slide(scan.prepared.data, averaged(self._forwards), consume)
-        return np.ascontiguousarray(scan.orientation.revert(exporter.finish()))
+        forward = averaged(self._forwards) if count == 1 else stacked(self._forwards)
+        self._slide(scan.prepared.data, forward, consume, members=count, progress=progress)
+        labels = [np.ascontiguousarray(scan.orientation.revert(exporter.finish())) for exporter in exporters]
+        return labels[0], labels if members and count == 1 else labels[1:]
 
     def logits(self, data: np.ndarray) -> torch.Tensor:
         """The members' averaged logits (K, z, y, x), float32, of a preprocessed scan (C, z, y, x)."""
@@ -220,7 +251,33 @@ class Segmenter:
         self._slide(data, forward, lambda block: blocks.append(block.cpu().clone()))
         return torch.cat(blocks, dim=1)
 
-    def _slide(self, data: np.ndarray, forward: Forward, consume: Consume) -> None:
+    def _exporter(self, scan: Scan) -> SliceExporter:
+        return SliceExporter(
+            scan.prepared.data.shape[1:],
+            scan.prepared.properties,
+            self.plans_manager,
+            self.configuration_manager,
+            self.label_manager,
+        )
+
+    def _oddities(self, volumes: Sequence[Volume], shape: Sequence[int]) -> tuple[str, ...]:
+        is_ct = "CTNormalization" in self.configuration_manager.normalization_schemes
+        found = [odd for volume in volumes for odd in oddities(volume)] if is_ct else []
+        if any(n < p for n, p in zip(shape, self.patch, strict=True)):
+            found.append(
+                f"shape {tuple(shape)} on the network's grid, smaller than its patch {self.patch}; padded with zeros"
+            )
+        return tuple(dict.fromkeys(found))
+
+    def _slide(
+        self,
+        data: np.ndarray,
+        forward: Forward,
+        consume: Consume,
+        *,
+        members: int = 1,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
         def timed(window: torch.Tensor) -> torch.Tensor:
             with self.profile.stage("network"):
                 return forward(window)
@@ -230,11 +287,12 @@ class Segmenter:
                 torch.from_numpy(np.ascontiguousarray(data, np.float32)),
                 timed,
                 consume,
-                heads=self.heads,
+                heads=members * self.heads,
                 patch=self.patch,
                 step_size=self.settings.step_size,
                 device=self.device,
                 gaussian=self.settings.gaussian,
+                progress=progress,
             )
 
     def _mirror_axes(self, model: Model) -> tuple[int, ...] | None:

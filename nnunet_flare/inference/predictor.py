@@ -133,7 +133,7 @@ class FlarePredictor(nnUNetPredictor):
         images = list(image) if isinstance(image, (list, tuple)) else [image]
         case = str(images[0]) if isinstance(images[0], (str, os.PathLike)) else "image"
         volumes = [_as_volume(one, spacing_mm, case) for one in images]
-        return self.segmenter.segment(self.segmenter.prepare(volumes, case))
+        return self.segmenter.segment(self.segmenter.prepare(volumes, case))[0]
 
     def predict_members(self, data: np.ndarray) -> MembersPrediction:
         """Every member's label map and the mean of their softmax, for a preprocessed scan (C, z, y, x), float32."""

@@ -101,3 +101,8 @@ def averaged(forwards: Sequence[Forward]) -> Forward:
         return total.div_(len(forwards))
 
     return average
+
+
+def stacked(forwards: Sequence[Forward]) -> Forward:
+    """All networks' scores one after the other along the class axis."""
+    return lambda window: torch.cat([forward(window) for forward in forwards])

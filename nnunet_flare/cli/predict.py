@@ -1,0 +1,228 @@
+"""``flare-predict``: label maps of scans with a trained model. nnU-Net's flags and manners, one process."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nnunet_flare.cli.common import HyphenParser, nnunet_folder, run_command, setup_logging
+from nnunet_flare.errors import InputError
+
+if TYPE_CHECKING:
+    from nnunet_flare.inference.core import Segmenter
+    from nnunet_flare.inference.folder import Report
+    from nnunet_flare.inference.profile import Profile
+
+PROGRAM = "flare-predict"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = HyphenParser(
+        prog=PROGRAM,
+        description="Predict scans with a trained nnU-Net model, in one process and little memory.",
+        epilog="Exit code 0: all cases written; 1: some cases were set aside, as listed; 2: wrong usage or input.",
+    )
+    p.add_argument(
+        "-i",
+        dest="input",
+        nargs="+",
+        type=Path,
+        required=True,
+        metavar="IN",
+        help="folder of nnU-Net image names (<case>_0000.nii.gz), or image files",
+    )
+    p.add_argument("-o", dest="output", type=Path, required=True, metavar="OUT", help="output folder")
+    model = p.add_argument_group("model: -m, or -d with -c")
+    model.add_argument("-m", dest="model", type=Path, metavar="MODEL_FOLDER", help="a trained model's folder")
+    model.add_argument("-d", dest="dataset", help="dataset id or name in nnUNet_results")
+    model.add_argument("-c", dest="configuration", help="configuration, for example 3d_fullres")
+    model.add_argument("-tr", dest="trainer", help="trainer name; needed where several were trained")
+    model.add_argument("-p", dest="plans", help="plans name; needed where several were trained")
+    model.add_argument(
+        "-f",
+        dest="folds",
+        nargs="+",
+        metavar="FOLD",
+        help="folds to average (0 1 2 ... or all); default: all numbered folds found, else all",
+    )
+    model.add_argument("-chk", dest="checkpoint", default="checkpoint_final.pth", help="checkpoint file name")
+    model.add_argument(
+        "--trust-checkpoint",
+        "--trust_checkpoint",
+        action="store_true",
+        help="load checkpoints that hold more than weights and numbers; they can run any program",
+    )
+    how = p.add_argument_group("how to predict")
+    how.add_argument(
+        "-step_size",
+        "--step_size",
+        type=float,
+        default=0.9,
+        help="distance of windows as a share of the patch (default 0.9)",
+    )
+    how.add_argument("--tta", choices=("none", "mirror"), default="none", help="test-time augmentation")
+    how.add_argument("--disable_tta", action="store_true", help="the default here; accepted as in nnU-Net")
+    how.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "fp16", "bf16"),
+        default="auto",
+        help="auto: half on CUDA, bfloat16 on CPUs that have it, else single",
+    )
+    how.add_argument("-device", "--device", default="cuda" if _has_cuda() else "cpu", help="cuda, cpu or mps")
+    out = p.add_argument_group("cases and output")
+    out.add_argument("-num_parts", "--num_parts", type=int, default=1, help="split the cases into this many parts")
+    out.add_argument("-part_id", "--part_id", type=int, default=0, help="predict this part, from 0")
+    out.add_argument("--continue_prediction", "--c", action="store_true", help="skip cases whose label map exists")
+    out.add_argument("--save_members", action="store_true", help="also write each fold's label map, OUT/members/<k>")
+    out.add_argument("--profile", action="store_true", help="print the time of every stage")
+    out.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
+    out.add_argument("--verbose", action="store_true", help="show the details of errors")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    args = parser().parse_args(argv)
+    setup_logging(args.verbose)
+    return run_command(PROGRAM, lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
+    from nnunet_flare.inference.folder import predict_cases
+    from nnunet_flare.inference.inputs import find_inputs, model_dataset
+    from nnunet_flare.inference.profile import Profile
+
+    if args.disable_tta and args.tta != "none":
+        raise InputError(f"--disable_tta and --tta {args.tta} contradict each other; give one of them")
+    if not 0 <= args.part_id < args.num_parts:
+        raise InputError(f"-part_id {args.part_id}: expected a number from 0 to {args.num_parts - 1} (-num_parts)")
+    profile = Profile()
+    folder = _model_folder(args)
+    dataset = model_dataset(folder)
+    if args.dataset:
+        _check_dataset(args.dataset, dataset, folder)
+    cases = find_inputs(args.input, dataset)[args.part_id :: args.num_parts]
+    bar = _ProgressBar(disabled=args.disable_progress_bar or not sys.stderr.isatty())
+    report = predict_cases(
+        cases,
+        args.output,
+        lambda: _open(args, folder, profile),
+        overwrite=not args.continue_prediction,
+        save_members=args.save_members,
+        profile=profile,
+        progress=bar.case,
+    )
+    bar.close()
+    _print(report, profile if args.profile else None)
+    return report.exit_code
+
+
+def _open(args: argparse.Namespace, folder: Path, profile: Profile) -> Segmenter:
+    with profile.stage("imports"):
+        from nnunet_flare.inference.core import Segmenter, Settings
+    settings = Settings(
+        step_size=args.step_size,
+        tta=args.tta,
+        device=args.device,
+        precision=args.precision,
+        trust_checkpoint=args.trust_checkpoint,
+    )
+    with profile.stage("model"):
+        segmenter = Segmenter.from_model_folder(
+            folder, settings, folds=args.folds, checkpoint=args.checkpoint, profile=profile
+        )
+        segmenter.load()
+    return segmenter
+
+
+def _model_folder(args: argparse.Namespace) -> Path:
+    """The folder that ``-m``, or ``-d -c -tr -p``, names."""
+    if (args.model is None) == (args.dataset is None):
+        raise InputError("give the model either as -m MODEL_FOLDER or as -d DATASET -c CONFIGURATION")
+    if args.model is not None:
+        if any((args.configuration, args.trainer, args.plans)):
+            raise InputError("-c, -tr and -p go with -d; -m names the whole folder")
+        return args.model
+    if not args.configuration:
+        raise InputError("-d needs -c, for example -c 3d_fullres")
+    dataset = _dataset_folder(nnunet_folder("nnUNet_results"), args.dataset)
+    pattern = f"{args.trainer or '*'}__{args.plans or '*'}__{args.configuration}"
+    found = sorted(path for path in dataset.glob(pattern) if path.is_dir())
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        there = sorted(path.name for path in dataset.glob("*__*__*"))
+        raise InputError(f"{dataset}: no model {pattern}; it holds {there or 'none'}")
+    raise InputError(f"{dataset}: several models fit, {[path.name for path in found]}; choose with -tr and -p")
+
+
+def _dataset_folder(root: Path, name: str) -> Path:
+    """``22``, ``022`` or ``Dataset022_Name`` in one of nnU-Net's folders."""
+    if (root / name).is_dir():
+        return root / name
+    found = sorted(root.glob(f"Dataset{int(name):03d}_*")) if name.isdigit() else []
+    if len(found) == 1:
+        return found[0]
+    there = sorted(path.name for path in root.glob("Dataset*"))
+    raise InputError(f"{root}: no dataset {name}; it holds {there or 'none'}")
+
+
+def _check_dataset(name: str, trained: dict[str, Any], folder: Path) -> None:
+    """Refuse a model that was trained with other labels or channels than its dataset now has."""
+    root = os.environ.get("nnUNet_raw")  # noqa: SIM112
+    if not root or not Path(root).is_dir():
+        return
+    from nnunet_flare.inference.inputs import model_dataset
+
+    try:
+        raw = _dataset_folder(Path(root), name)
+    except InputError:  # the raw dataset is not needed for prediction
+        return
+    if not (raw / "dataset.json").is_file():
+        return
+    now = model_dataset(raw)
+    for key in ("labels", "channel_names"):
+        if now.get(key) != trained.get(key):
+            raise InputError(
+                f"{folder} was trained with {key} {trained.get(key)}, {raw / 'dataset.json'} says {now.get(key)}; "
+                "use -m to predict with the model as it is"
+            )
+
+
+class _ProgressBar:
+    """A bar per case on the terminal: windows done."""
+
+    def __init__(self, *, disabled: bool) -> None:
+        self._disabled = disabled
+        self._bar: Any = None
+
+    def case(self, name: str, windows: int) -> Callable[[int], None]:
+        from tqdm import tqdm
+
+        self.close()
+        self._bar = tqdm(total=windows, desc=name, unit="window", disable=self._disabled, file=sys.stderr)
+        return lambda done: self._bar.update(done) and None
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _print(report: Report, profile: Profile | None) -> None:
+    if profile is not None:
+        print(profile.table())
+    print(report.table())
+
+
+def _has_cuda() -> bool:
+    """Whether an NVIDIA driver is loaded; a look at the system, since importing torch costs a second."""
+    return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

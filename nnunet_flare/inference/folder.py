@@ -1,0 +1,208 @@
+"""Predicting many scans: the next one is read while the network runs, the last one is written meanwhile.
+
+Two threads and no processes: reading, resampling and compressing release the interpreter's lock, nothing is pickled,
+and nothing needs shared memory, of which containers have little. A case that cannot be predicted is set aside with
+one line and the others go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nnunet_flare.errors import CaseError, FlareError, InputError
+from nnunet_flare.images import Volume, write_labels
+from nnunet_flare.inference.inputs import Case, check_channel_count
+from nnunet_flare.inference.profile import Profile
+
+if TYPE_CHECKING:
+    from nnunet_flare.inference.core import Scan, Segmenter
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, int], Callable[[int], None]]
+"""Case name and number of windows to a function that is told the windows done."""
+
+
+@dataclass
+class Report:
+    """What became of the cases: seconds of those written, reasons of those set aside, those that were there already."""
+
+    written: dict[str, float] = field(default_factory=dict)
+    kept: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> int:
+        """0 when every case is there, else 1."""
+        return 1 if self.failed else 0
+
+    def table(self) -> str:
+        """The summary, one line per case that was set aside."""
+        lines = [f"{len(self.written)} written, {len(self.kept)} already there, {len(self.failed)} set aside"]
+        lines += [f"  {name}: {reason}" for name, reason in sorted(self.failed.items())]
+        return "\n".join(lines)
+
+
+def predict_cases(
+    cases: Sequence[Case],
+    output: Path,
+    open_segmenter: Callable[[], Segmenter],
+    *,
+    overwrite: bool = True,
+    save_members: bool = False,
+    profile: Profile | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Predict cases into ``output/<case><suffix>``; members' label maps go to ``output/members/<k>/``.
+
+    Args:
+        cases: what to predict.
+        output: the folder; made where it is missing.
+        open_segmenter: opens the model; called while the first case is already being read.
+        overwrite: predict cases anew whose label map exists.
+        save_members: also write the label map of every member (fold).
+        profile: gets the time of every stage.
+        progress: makes a progress display per case.
+
+    Raises:
+        InputError: when the output folder cannot be written or the model cannot be opened.
+    """
+    profile = profile or Profile()
+    report = Report()
+    check_writable(output)
+    todo = []
+    for case in cases:
+        if not overwrite and _target(output, case).is_file():
+            report.kept.append(case.name)
+        else:
+            todo.append(case)
+    if not todo:
+        return report
+    model: Future[Segmenter] = Future()
+    loader = ThreadPoolExecutor(1, "flare-load")
+    writer = ThreadPoolExecutor(1, "flare-write")
+    try:
+        ahead = _prefetch(todo, loader, model, profile)
+        model.set_result(open_segmenter())
+        segmenter = model.result()
+        pending: tuple[Case, float, Future[None]] | None = None
+        for case, loading in ahead:
+            start = time.perf_counter()
+            with _set_aside(case, report):
+                scan = loading.result()
+                for odd in scan.oddities:
+                    log.warning("%s: %s", case.name, odd)
+                done = None if progress is None else progress(case.name, segmenter.windows(scan))
+                labels, members = segmenter.segment(scan, members=save_members, progress=done)
+                if pending is not None:
+                    _finish(pending, report)
+                writing = writer.submit(_write, case, output, scan.grid, labels, members, profile)
+                pending = (case, start, writing)
+        if pending is not None:
+            _finish(pending, report)
+    except BaseException as error:
+        if not model.done():
+            model.set_exception(error)
+        raise
+    finally:
+        loader.shutdown(cancel_futures=True)
+        writer.shutdown()
+    return report
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder and refuse one that cannot be written.
+
+    Raises:
+        InputError: with the system's reason.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".flare-write-test"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another -o") from error
+
+
+def _prefetch(
+    cases: Sequence[Case], loader: ThreadPoolExecutor, model: Future[Segmenter], profile: Profile
+) -> Iterator[tuple[Case, Future[Scan]]]:
+    """Each case with its loading, the next one's already under way. The first loading starts at once."""
+    first = loader.submit(_load, cases[0], model, profile)
+
+    def following() -> Iterator[tuple[Case, Future[Scan]]]:
+        current = first
+        for case, after in zip(cases, [*cases[1:], None], strict=True):
+            current.exception()  # one scan waits at a time, no more
+            ahead = None if after is None else loader.submit(_load, after, model, profile)
+            yield case, current
+            if ahead is not None:
+                current = ahead
+
+    return following()
+
+
+def _load(case: Case, model: Future[Segmenter], profile: Profile) -> Scan:
+    with profile.stage("read"):
+        volumes = case.read()
+    segmenter = model.result()
+    check_channel_count(case, segmenter.channels)
+    with profile.stage("preprocess"):
+        return segmenter.prepare(volumes, case.name)
+
+
+def _write(
+    case: Case, output: Path, grid: Volume, labels: np.ndarray, members: Sequence[np.ndarray], profile: Profile
+) -> None:
+    with profile.stage("write"):
+        for number, member in enumerate(members):
+            write_labels(_target(output / "members" / str(number), case), member, grid)
+        write_labels(_target(output, case), labels, grid)
+
+
+def _target(output: Path, case: Case) -> Path:
+    return output / f"{case.name}{case.suffix}"
+
+
+def _finish(pending: tuple[Case, float, Future[None]], report: Report) -> None:
+    case, start, writing = pending
+    with _set_aside(case, report):
+        writing.result()
+        report.written[case.name] = time.perf_counter() - start
+
+
+class _set_aside:
+    """Turns the failure of one case into a line of the report. Errors of the input as a whole go on."""
+
+    def __init__(self, case: Case, report: Report) -> None:
+        self._case, self._report = case, report
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> bool:
+        if error is None or isinstance(error, InputError) or not isinstance(error, Exception):
+            return False
+        reason = error.reason if isinstance(error, CaseError) else _describe(error)
+        self._report.failed[self._case.name] = reason
+        log.error("%s: set aside: %s", self._case.name, reason)
+        log.debug("%s", self._case.name, exc_info=error)
+        return True
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, FlareError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"cannot be read or written ({error.strerror or error})"
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''} (more with --verbose)"
