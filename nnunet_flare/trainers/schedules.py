@@ -62,4 +62,4 @@ class EpochSchedule:
 
     def is_warming_up(self, current_step: int, iteration: int) -> bool:
         """Whether the rate still differs from one iteration to the next."""
-        return current_step * self.iterations_per_epoch + iteration <= self.warmup_iterations
+        return current_step * self.iterations_per_epoch + iteration < self.warmup_iterations

@@ -47,4 +47,4 @@ def test_warm_up_rises_linearly_across_epochs_and_then_follows_the_schedule() ->
 
 def test_no_warm_up_leaves_the_rate_alone() -> None:
     assert warmup_factor(0, 0) == 1.0
-    assert not EpochSchedule(optimizer(), 0.01, 10, iterations_per_epoch=4).is_warming_up(0, 1)
+    assert not EpochSchedule(optimizer(), 0.01, 10, iterations_per_epoch=4).is_warming_up(0, 0)

@@ -1,0 +1,293 @@
+"""nnUNetTrainerFlareST by its roles: who trains, who validates, what is drawn, what is kept."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_flare.errors import InputError
+
+TRUE = [f"true{k}" for k in range(5)]
+PSEUDO = [f"pseudo{k}" for k in range(5)]
+
+
+def log_of(trainer: Any) -> str:
+    return Path(trainer.log_file).read_text()
+
+
+def drawn_cases(trainer: Any, batches: int) -> Counter[str]:
+    trainer.initialize()
+    loader, _ = trainer.get_dataloaders()
+    return Counter(str(case) for _ in range(batches) for case in next(loader)["keys"])
+
+
+def short(**settings: Any) -> dict[str, Any]:
+    return {"num_epochs": 1, "iterations_per_epoch": 2, "final_validation": False, **settings}
+
+
+# ---------------------------------------------------------------------------------------------------- roles
+
+
+def test_pseudo_cases_train_but_never_validate(tiny: Any) -> None:
+    tiny.add(*TRUE, *PSEUDO)
+    tiny.table(dict.fromkeys(PSEUDO, "pseudo"))
+    training, validation = tiny.trainer(fold=0).do_split()
+    assert len(validation) == 1
+    assert set(validation) <= set(TRUE)
+    assert len(set(training) & set(PSEUDO)) == 4, "4/5 of the pseudo cases"
+    assert set(training) & set(TRUE) == set(TRUE) - set(validation)
+    training, validation = tiny.trainer(fold="all").do_split()
+    assert training == sorted(TRUE + PSEUDO)
+    assert validation == sorted(TRUE)
+    assert not any(case in (tiny.folder / "splits_final.json").read_text() for case in PSEUDO)
+
+
+def test_partial_cases_validate_and_unlabelled_ones_take_no_part(tiny: Any) -> None:
+    tiny.add(*TRUE, "extra")
+    tiny.table({"true0": {"role": "partial", "annotated": [1]}, "extra": "unlabelled"})
+    training, validation = tiny.trainer(fold="all").do_split()
+    assert training == validation == sorted(TRUE)
+
+
+def test_the_log_counts_each_role(tiny: Any) -> None:
+    tiny.add(*TRUE, *PSEUDO)
+    tiny.table({**dict.fromkeys(PSEUDO, "pseudo"), "true0": {"role": "partial", "annotated": [1]}})
+    trainer = tiny.trainer(fold="all")
+    trainer.get_tr_and_val_datasets()
+    assert "Training on 4 labelled, 5 pseudo, 1 partial cases" in log_of(trainer)
+    assert "validating on 4 labelled, 1 partial cases" in log_of(trainer)
+    assert "their figures flatter" in log_of(trainer), "fold all validates on training cases"
+
+
+def test_a_rounds_own_table_comes_first(tiny: Any) -> None:
+    tiny.add(*TRUE, *PSEUDO)
+    tiny.plans["configurations"]["3d_fullres_demo_r1"] = {"inherits_from": "3d_fullres"}
+    tiny.table(dict.fromkeys(TRUE, "pseudo"))
+    tiny.table(
+        {**dict.fromkeys(TRUE, "labelled"), **dict.fromkeys(PSEUDO, "pseudo")},
+        name="flare_cases.3d_fullres_demo_r1.json",
+    )
+    trainer = tiny.trainer(configuration="3d_fullres_demo_r1", **short(round=1, run="demo"))
+    assert trainer.do_split()[1] == sorted(TRUE)
+
+
+def test_a_round_without_its_table_is_refused(tiny: Any) -> None:
+    tiny.add(*TRUE)
+    with pytest.raises(InputError, match="is a round of flare-pseudolabel"):
+        tiny.trainer(**short(round=1)).do_split()
+
+
+def test_a_case_that_a_rounds_table_lacks_is_refused(tiny: Any) -> None:
+    tiny.add(*TRUE)
+    tiny.table(dict.fromkeys(TRUE[:-1], "labelled"), name="flare_cases.3d_fullres.json")
+    with pytest.raises(InputError, match="'true4' is in the training data but not in this table"):
+        tiny.trainer(**short(round=0)).do_split()
+
+
+def test_a_table_in_the_raw_folder_counts_and_must_agree(tiny: Any) -> None:
+    tiny.add(*TRUE, *PSEUDO)
+    tiny.table(dict.fromkeys(PSEUDO, "pseudo"), raw=True)
+    assert tiny.trainer(fold="all").do_split()[1] == sorted(TRUE)
+    tiny.table({}, raw=False)
+    with pytest.raises(InputError, match="differ"):
+        tiny.trainer(fold="all").do_split()
+
+
+def test_too_few_labelled_cases_for_the_folds_is_refused(tiny: Any) -> None:
+    tiny.add(*TRUE[:3], *PSEUDO)
+    tiny.table(dict.fromkeys(PSEUDO, "pseudo"))
+    with pytest.raises(InputError, match="fewer than the 5 folds"):
+        tiny.trainer(fold=0).do_split()
+
+
+# ---------------------------------------------------------------------------------------------------- sampling
+
+
+def test_observed_shares_follow_the_ratio(tiny: Any) -> None:
+    tiny.add(*TRUE[:2], *PSEUDO)
+    tiny.table(dict.fromkeys(PSEUDO, "pseudo"))
+    drawn = drawn_cases(tiny.trainer(labelled_to_pseudo=[3, 1], seed=1), 150)
+    share = sum(drawn[case] for case in PSEUDO) / drawn.total()
+    assert share == pytest.approx(0.25, abs=0.06)
+    assert set(drawn) == {*TRUE[:2], *PSEUDO}
+
+
+def test_without_a_ratio_all_cases_are_alike_but_for_their_weight(tiny: Any) -> None:
+    tiny.add(*TRUE[:2], *PSEUDO[:2])
+    tiny.table({"pseudo0": {"role": "pseudo", "weight": 3.0}, "pseudo1": {"role": "pseudo", "weight": 0.0}})
+    drawn = drawn_cases(tiny.trainer(seed=1), 150)
+    assert drawn["pseudo0"] / drawn.total() == pytest.approx(0.6, abs=0.07)
+    assert drawn["pseudo1"] == 0
+
+
+def test_the_share_of_pseudo_samples_is_logged(tiny: Any) -> None:
+    tiny.add(*TRUE[:2], *PSEUDO)
+    tiny.table(dict.fromkeys(PSEUDO, "pseudo"))
+    trainer = tiny.trainer(**short(labelled_to_pseudo=[0, 1]))
+    trainer.run_training()
+    assert trainer.logger.get_value("pseudo_share", step=None) == [1.0]
+
+
+# ---------------------------------------------------------------------------------------------------- validation
+
+
+def test_a_fold_without_true_cases_reports_no_dice(tiny: Any) -> None:
+    tiny.add(*PSEUDO)
+    tiny.table(dict.fromkeys(PSEUDO, "pseudo"))
+    trainer = tiny.trainer(fold="all", **short(final_validation=True))
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    log = log_of(trainer)
+    assert "no Dice is reported" in log
+    assert "Pseudo dice" not in log
+    assert "Final validation skipped: no labelled or partial case" in log
+    assert np.isfinite(trainer.logger.get_value("val_losses", step=-1))
+    assert np.isnan(trainer.logger.get_value("mean_fg_dice", step=-1))
+    files = {entry.name for entry in Path(trainer.output_folder).iterdir()}
+    assert "checkpoint_final.pth" in files
+    assert "checkpoint_best.pth" not in files
+
+
+def test_online_dice_of_a_partial_case_counts_its_annotated_organs_only(tiny: Any) -> None:
+    tiny.add("full", "part")
+    tiny.table({"part": {"role": "partial", "annotated": [2]}})
+    trainer = tiny.trainer(fold="all")
+    trainer.initialize()
+    trainer.get_tr_and_val_datasets()
+    data = torch.randn(2, 1, 8, 16, 16)
+    target = torch.randint(0, 3, (2, 1, 8, 16, 16)).to(torch.int16)
+    targets = [target, target[..., ::2, ::2]]
+
+    def counts(*keys: str) -> np.ndarray:
+        with torch.no_grad():
+            output = trainer.validation_step({"data": data, "target": targets, "keys": list(keys)})
+        return np.stack([output["tp_hard"], output["fp_hard"], output["fn_hard"]])
+
+    both = counts("full", "full")
+    mixed = counts("full", "part")
+    assert np.array_equal(mixed[:, 1], both[:, 1]), "organ 2 is annotated in both"
+    assert np.all(mixed[:, 0] <= both[:, 0])
+    assert mixed[:, 0].sum() < both[:, 0].sum(), "organ 1 of the partial case is not counted"
+    assert np.array_equal(counts("part", "part")[:, 0], np.zeros(3))
+
+
+def test_a_partial_case_is_validated_on_its_annotated_organs(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stock's own validation is replaced by its summary: it needs images, and has its own tests."""
+    from nnunetv2.evaluation.evaluate_predictions import load_summary_json, save_summary_json
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    tiny.add(*TRUE[:2])
+    tiny.table({"true1": {"role": "partial", "annotated": [1]}})
+    trainer = tiny.trainer(fold="all")
+    folder = Path(trainer.output_folder, "validation")
+
+    def stock_validation(self: Any, save_probabilities: bool = False) -> None:
+        folder.mkdir()
+        cases = [
+            {"prediction_file": str(folder / f"{case}.nii.gz"), "metrics": {k: {"Dice": dice} for k in (1, 2)}}
+            for case, dice in (("true0", 0.8), ("true1", 0.4))
+        ]
+        means = {1: {"Dice": 0.6}, 2: {"Dice": 0.6}}
+        document = {"metric_per_case": cases, "mean": means, "foreground_mean": {"Dice": 0.6}}
+        save_summary_json(document, str(folder / "summary.json"))
+
+    monkeypatch.setattr(nnUNetTrainer, "perform_actual_validation", stock_validation)
+    trainer.perform_actual_validation()
+    summary = load_summary_json(str(folder / "summary.json"))
+    assert summary["mean"][1]["Dice"] == pytest.approx(0.6)
+    assert summary["mean"][2]["Dice"] == pytest.approx(0.8), "organ 2 is not annotated in true1"
+    assert summary["foreground_mean"]["Dice"] == pytest.approx(0.7)
+    assert "over the annotated organs" in log_of(trainer)
+
+
+# ---------------------------------------------------------------------------------------------------- ignore label
+
+
+def test_ignored_voxels_change_neither_loss_nor_dice(tiny: Any) -> None:
+    tiny.add(*TRUE[:2])
+    trainer = tiny.trainer(fold="all", ignore_label=3)
+    trainer.initialize()
+    assert trainer.network.decoder.seg_layers[-1].out_channels == 3, "the ignored value is no class"
+    data = torch.randn(2, 1, 8, 16, 16)
+    target = torch.randint(0, 3, (2, 1, 8, 16, 16)).to(torch.int16)
+    target[..., :8] = 3
+    results = []
+    with torch.no_grad():
+        results.append(trainer.validation_step({"data": data, "target": [target, target[..., ::2, ::2]]}))
+        spoilt = [output.clone() for output in trainer.network(data)]
+        for output in spoilt:
+            output[..., : output.shape[-1] // 2] = torch.randn_like(output[..., : output.shape[-1] // 2]) * 50
+        trainer.network.forward = lambda _: spoilt
+        results.append(trainer.validation_step({"data": data, "target": [target, target[..., ::2, ::2]]}))
+    for key, value in results[0].items():
+        assert np.allclose(value, results[1][key]), key
+
+
+def test_a_round_with_ignored_voxels_trains_though_dataset_json_does_not_know_them(tiny: Any) -> None:
+    seg = np.zeros((1, 10, 20, 20), np.int8)
+    seg[0, 2:8, 4:14, 4:14] = 1
+    seg[0, 2:8, 14:18, 4:14] = 3
+    tiny.add(*TRUE[:2])
+    tiny.add(*PSEUDO[:3], seg=seg)
+    tiny.table(dict.fromkeys(PSEUDO[:3], "pseudo"))
+    for roles in ("stock", "weak", "strong"):
+        trainer = tiny.trainer(
+            fold="all",
+            results=roles,
+            **short(ignore_label=3, augmentation={"pseudo": roles}, labelled_to_pseudo=[0, 1]),
+        )
+        trainer.run_training()
+        assert np.isfinite(trainer.logger.get_value("train_losses", step=-1))
+    assert tiny.dataset_json["labels"] == {"background": 0, "liver": 1, "spleen": 2}
+
+
+def test_ignored_voxels_in_a_fold_of_pseudo_cases_only(tiny: Any) -> None:
+    """The online validation draws training patches then, which do carry the ignored value."""
+    seg = np.full((1, 10, 20, 20), 3, np.int8)
+    seg[0, 2:8, 4:14, 4:14] = 1
+    tiny.add(*PSEUDO[:2], seg=seg)
+    tiny.table(dict.fromkeys(PSEUDO[:2], "pseudo"))
+    trainer = tiny.trainer(fold="all", **short(ignore_label=3))
+    trainer.run_training()
+    assert np.isfinite(trainer.logger.get_value("val_losses", step=-1))
+
+
+@pytest.mark.parametrize("value", [2, 4])
+def test_an_ignore_label_in_the_wrong_place_is_refused(tiny: Any, value: int) -> None:
+    with pytest.raises(InputError, match=f"found {value}, expected 3"):
+        tiny.trainer(ignore_label=value)
+
+
+# ---------------------------------------------------------------------------------------------------- environment
+
+
+def test_wrong_settings_and_variables_stop_before_anything_is_trained(tiny: Any) -> None:
+    with pytest.raises(InputError, match=r"nnUNetPlansFlareTiny.json, configuration '3d_fullres'.*flare.num_epochs"):
+        tiny.trainer(num_epochs=0)
+    tiny.environment.setenv("NNUNET_FLARE_THREADS", "many")
+    with pytest.raises(InputError, match="NNUNET_FLARE_THREADS: found 'many'"):
+        tiny.trainer(num_epochs=1).initialize()
+
+
+def test_the_number_of_threads_can_be_chosen(tiny: Any, one_thread: None) -> None:
+    tiny.add(TRUE[0])
+    torch.set_num_threads(2)
+    tiny.environment.setenv("NNUNET_FLARE_THREADS", "1")
+    tiny.trainer().initialize()
+    assert torch.get_num_threads() == 1
+
+
+def test_the_length_in_the_name_wins_over_the_settings(tiny: Any) -> None:
+    assert tiny.trainer(name="nnUNetTrainerFlareST_12epochs", num_epochs=3).num_epochs == 12
+
+
+def test_nothing_to_train_on_is_refused(tiny: Any) -> None:
+    tiny.add("extra")
+    tiny.table({"extra": "unlabelled"})
+    with pytest.raises(InputError, match="no labelled, partial or pseudo case"):
+        tiny.trainer(fold="all").do_split()
