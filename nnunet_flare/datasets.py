@@ -1,0 +1,244 @@
+"""Raw datasets: found by name or id, and checked as a whole before anything is trained on them.
+
+:func:`check_dataset` opens every image and label file once and returns all problems together, because a dataset that
+is mended one error a day is not mended.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from nnunet_flare.cases import FILE_NAME, Case, read_table
+from nnunet_flare.errors import CaseError, InputError
+from nnunet_flare.files import read_json
+from nnunet_flare.images import SUFFIXES, Volume, check_values, geometry_difference, read_labels, read_volume
+
+REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
+READERS = 4
+"""Files read at a time; decompression dominates, and a full-size scan takes half a gigabyte while it is checked."""
+
+
+@dataclass(frozen=True)
+class TrainingCase:
+    """The files of one training case: one image per channel, and the label map."""
+
+    images: tuple[Path, ...]
+    label: Path
+
+
+def resolve_dataset(name_or_id: str | int, raw: Path) -> Path:
+    """The folder of a dataset in ``raw`` (``nnUNet_raw``), given as ``22``, ``Dataset022_Name`` or its path.
+
+    Raises:
+        InputError: when there is none, or more than one with that id.
+    """
+    wanted = str(name_or_id)
+    if os.sep in wanted and (Path(wanted) / "dataset.json").is_file():
+        return Path(wanted)
+    if not raw.is_dir():
+        raise InputError(f"{raw}: no such folder; nnUNet_raw must name the folder that holds the datasets")
+    known = sorted(p.name for p in raw.iterdir() if re.fullmatch(r"Dataset\d{3}_.+", p.name) and p.is_dir())
+    if wanted.isdigit():
+        found = [name for name in known if int(name[7:10]) == int(wanted)]
+    else:
+        found = [name for name in known if name == wanted]
+    if len(found) > 1:
+        raise InputError(f"dataset {wanted}: {raw} holds {' and '.join(found)}; rename one, ids must be unique")
+    if not found:
+        there = ", ".join(known) or "no dataset at all"
+        raise InputError(f"dataset {wanted}: not in {raw}, which holds {there}; expected an id or Dataset<id>_<Name>")
+    return raw / found[0]
+
+
+def check_dataset(dataset_folder: Path) -> list[str]:
+    """Everything that is wrong with a raw dataset, one line each, with the file, what was found and what to do.
+
+    Checked are dataset.json, that every image has its label map and the other way round, every voxel grid, the image
+    values, the label ids, and ``flare_cases.json``. An empty list means that training can start.
+    """
+    problems: list[str] = []
+    document = _read_dataset_json(dataset_folder, problems)
+    if document is None:
+        return problems
+    cases = _training_cases(dataset_folder, document, problems)
+    if document["numTraining"] != len(cases):
+        problems.append(
+            f"{dataset_folder / 'dataset.json'}: numTraining is {document['numTraining']!r}, found {len(cases)} cases"
+        )
+    wrong_labels = _label_problems(document["labels"])
+    problems += [f"{dataset_folder / 'dataset.json'}: labels: {line}" for line in wrong_labels]
+    allowed = None if wrong_labels else _label_ids(document["labels"])
+    table = _read_cases(dataset_folder, document, cases, problems)
+    check = partial(_check_case, allowed=allowed, table=table)
+    with ThreadPoolExecutor(READERS) as pool:
+        found = pool.map(check, cases.items())
+        for lines in tqdm(found, desc="checking the dataset", total=len(cases), unit="case", disable=None):
+            problems += lines
+    return problems
+
+
+def _read_dataset_json(folder: Path, problems: list[str]) -> dict[str, Any] | None:
+    path = folder / "dataset.json"
+    try:
+        document = read_json(path)
+    except FileNotFoundError:
+        problems.append(f"{path}: no such file; a dataset needs one, see nnU-Net's dataset format")
+        return None
+    except (OSError, ValueError) as error:
+        problems.append(f"{path}: not readable as JSON ({error})")
+        return None
+    if not isinstance(document, dict):
+        problems.append(f"{path}: expected an object, found {type(document).__name__}")
+        return None
+    before = len(problems)
+    missing = [key for key in REQUIRED_KEYS if key not in document]
+    if missing:
+        problems.append(f"{path}: {', '.join(missing)} missing; required are {', '.join(REQUIRED_KEYS)}")
+    for key in ("labels", "channel_names"):
+        if key in document and (not isinstance(document[key], dict) or not document[key]):
+            problems.append(f"{path}: {key} is {document[key]!r}, expected an object with at least one entry")
+    ending = document.get("file_ending")
+    if "file_ending" in document and ending not in SUFFIXES:
+        problems.append(f"{path}: file_ending is {ending!r}, expected one of {', '.join(SUFFIXES)}")
+    if len(problems) > before:
+        return None
+    return document
+
+
+def _label_problems(labels: Mapping[str, Any]) -> list[str]:
+    if labels.get("background") != 0:
+        return [f"'background' is {labels.get('background')!r}, expected 0"]
+    ids = _label_ids(labels)
+    if ids is None:
+        return [f"{dict(labels)}, expected whole numbers, or lists of them for regions"]
+    if ids != set(range(len(ids))):
+        return [f"ids {sorted(ids)}, expected 0, 1, 2, ... without gaps"]
+    return []
+
+
+def _label_ids(labels: Mapping[str, Any]) -> set[int] | None:
+    """All ids of dataset.json's ``labels``, those of regions and of ``ignore`` included; None where one is no id."""
+    ids: set[int] = set()
+    for value in labels.values():
+        values = value if isinstance(value, list) else [value]
+        if not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values):
+            return None
+        ids.update(values)
+    return ids
+
+
+def _training_cases(folder: Path, document: Mapping[str, Any], problems: list[str]) -> dict[str, TrainingCase]:
+    """The cases as nnU-Net finds them: listed in dataset.json, else by the file names in imagesTr and labelsTr."""
+    if "dataset" in document:
+        return _listed_cases(folder, document["dataset"], problems)
+    ending, channels = document["file_ending"], len(document["channel_names"])
+    images, labels = folder / "imagesTr", folder / "labelsTr"
+    absent = [path for path in (images, labels) if not path.is_dir()]
+    problems += [f"{path}: no such folder; expected images in imagesTr and label maps in labelsTr" for path in absent]
+    if absent:
+        return {}
+    pattern = re.compile(r"(.+)_(\d{4})" + re.escape(ending))
+    by_case: dict[str, list[Path]] = {}
+    for path in sorted(p for p in images.iterdir() if p.name.endswith(ending)):
+        match = pattern.fullmatch(path.name)
+        if match is None or path.name.startswith("."):
+            problems.append(
+                f"{path}: expected <case>_0000{ending}; nnU-Net takes every file here for a scan, rename or remove it"
+            )
+        else:
+            by_case.setdefault(match.group(1), []).append(path)
+    label_names = {p.name[: -len(ending)] for p in labels.iterdir() if p.name.endswith(ending) and p.name[0] != "."}
+    problems += [
+        f"{labels / (case + ending)}: a label map without images in imagesTr"
+        for case in sorted(label_names - set(by_case))
+    ]
+    cases = {}
+    for case, found in by_case.items():
+        expected = [images / f"{case}_{channel:04d}{ending}" for channel in range(channels)]
+        if found != expected:
+            names, wanted = [p.name for p in found], [p.name for p in expected]
+            problems.append(f"{case}: found the channels {names}, expected {wanted} as in dataset.json")
+        cases[case] = TrainingCase(tuple(p for p in found if p in expected), labels / f"{case}{ending}")
+    if not cases:
+        problems.append(f"{images}: no image named <case>_0000{ending}")
+    return cases
+
+
+def _listed_cases(folder: Path, listed: Any, problems: list[str]) -> dict[str, TrainingCase]:
+    cases = {}
+    for case, entry in listed.items() if isinstance(listed, dict) else ():
+        try:
+            images, label = [str(image) for image in entry["images"]], str(entry["label"])
+        except (KeyError, TypeError):
+            problems.append(f"{folder / 'dataset.json'}: dataset.{case}: expected 'images' (a list) and 'label'")
+            continue
+        expanded = [folder / os.path.expandvars(path) for path in (*images, label)]
+        cases[case] = TrainingCase(tuple(expanded[:-1]), expanded[-1])
+    if not cases:
+        problems.append(f"{folder / 'dataset.json'}: dataset: expected an object of cases, found {listed!r:.80}")
+    return cases
+
+
+def _read_cases(
+    folder: Path, document: Mapping[str, Any], cases: Mapping[str, TrainingCase], problems: list[str]
+) -> Mapping[str, Case]:
+    path = folder / FILE_NAME
+    if not path.exists():
+        return {}
+    try:
+        table = read_table(path, labels=document["labels"])
+    except InputError as error:
+        problems.append(str(error))
+        return {}
+    strangers = sorted(set(table.cases) - set(cases))
+    if strangers:
+        problems.append(f"{path}: cases {strangers} are not in the dataset; remove them or add their files")
+    return table.cases
+
+
+def _check_case(item: tuple[str, TrainingCase], *, allowed: set[int] | None, table: Mapping[str, Case]) -> list[str]:
+    case, files = item
+    problems: list[str] = []
+    grids = [_read(problems, partial(_read_image, path, case)) for path in files.images]
+    label = _read(
+        problems, partial(read_labels, files.label, case, allowed=None if allowed is None else sorted(allowed))
+    )
+    first = next((grid for grid in grids if grid is not None), None)
+    others = [*zip(files.images, grids, strict=True), (files.label, label)]
+    for path, grid in others:
+        difference = None if first is None or grid is None else geometry_difference(first, grid)
+        if difference:
+            problems.append(f"{case}: {path}: another grid than {files.images[0].name}: {difference}")
+    entry = table.get(case, Case())
+    if label is not None and entry.role == "partial":
+        unannounced = set(np.unique(label.array).tolist()) - {0, *(entry.annotated or ())}
+        if unannounced:
+            problems.append(
+                f"{case}: {files.label}: holds {sorted(unannounced)}, but {FILE_NAME} says that only "
+                f"{list(entry.annotated or ())} are annotated"
+            )
+    return problems
+
+
+def _read_image(path: Path, case: str) -> Volume:
+    volume = read_volume(path, case)
+    check_values(volume, case, path)
+    return volume
+
+
+def _read(problems: list[str], read: Callable[[], Volume]) -> Volume | None:
+    try:
+        return read()
+    except CaseError as error:
+        problems.append(str(error))
+        return None
