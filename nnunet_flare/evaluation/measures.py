@@ -11,18 +11,15 @@ in the script, whatever the orientation.
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from nnunet_flare.errors import CaseError, FlareError, InputError
+from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.evaluation.overlap import compact, dice, dice_of_counts, joint_counts
 from nnunet_flare.evaluation.pairs import CasePair, Pairing, find_pairs, on_grid_of, read_pair
 from nnunet_flare.evaluation.structures import Structure, label_ids, structures_of
@@ -30,6 +27,7 @@ from nnunet_flare.evaluation.surface import Corners, find_corners, surface_dice,
 from nnunet_flare.evaluation.table import CaseRow, ScoreTable
 from nnunet_flare.images import Volume
 from nnunet_flare.organs import Organ
+from nnunet_flare.parallel import Workers
 
 __all__ = ["CaseScores", "Missing", "dice", "evaluate_case", "evaluate_folders"]
 
@@ -156,13 +154,15 @@ def evaluate_folders(
     if missing == "zero":
         zeros = {s.id: 0.0 for s in structures}
         rows = [CaseRow(name, zeros, zeros) for name in pairing.without_prediction]
-    for pair, outcome in _each(pairing.pairs, structures, corrected, as_stored, processes, progress):
-        if isinstance(outcome, CaseError):
-            failed.append((outcome.case, outcome.reason))
-            continue
-        scores, note = outcome
-        rows.append(CaseRow(pair.name, scores.dsc, scores.nsd))
-        notes += [note] if note else []
+    score = partial(_score_pair, structures=structures, corrected=corrected, as_stored=as_stored)
+    with Workers(processes, progress=progress) as workers:
+        for pair, outcome in workers.each_case(score, pairing.pairs, description="scoring"):
+            if isinstance(outcome, CaseError):
+                failed.append((outcome.case, outcome.reason))
+                continue
+            scores, note = outcome
+            rows.append(CaseRow(pair.name, scores.dsc, scores.nsd))
+            notes += [note] if note else []
     for note in notes:
         log.warning(note)
     rows.sort(key=lambda row: row.name)
@@ -191,39 +191,8 @@ def _missing_cases(pairing: Pairing, missing: Missing) -> tuple[list[str], list[
     return notes, failed
 
 
-_Outcome = CaseError | tuple[CaseScores, str | None]
-
-
-def _each(
-    pairs: Sequence[CasePair],
-    structures: Sequence[Structure],
-    corrected: bool,
-    as_stored: bool,
-    processes: int | None,
-    progress: bool,
-) -> Iterator[tuple[CasePair, _Outcome]]:
-    from tqdm import tqdm
-
-    workers = min(processes or os.cpu_count() or 1, len(pairs))
-    bar = {"desc": "scoring", "unit": "case", "disable": None if progress else True}
-    if workers <= 1:
-        for pair in tqdm(pairs, **bar):
-            yield pair, _score_pair(pair, structures, corrected, as_stored)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        jobs = {pool.submit(_score_pair, pair, structures, corrected, as_stored): pair for pair in pairs}
-        for job in tqdm(as_completed(jobs), total=len(jobs), **bar):
-            try:
-                yield jobs[job], job.result()
-            except BrokenProcessPool as error:
-                raise FlareError(
-                    f"a scoring worker died near case {jobs[job].case} (out of memory?); use fewer with -np 1"
-                ) from error
-
-
-def _score_pair(pair: CasePair, structures: Sequence[Structure], corrected: bool, as_stored: bool) -> _Outcome:
-    try:
-        reference, prediction, note = read_pair(pair, as_stored=as_stored)
-    except CaseError as error:
-        return error
+def _score_pair(
+    pair: CasePair, *, structures: Sequence[Structure], corrected: bool, as_stored: bool
+) -> tuple[CaseScores, str | None]:
+    reference, prediction, note = read_pair(pair, as_stored=as_stored)
     return _score(reference.array, prediction.array, reference.spacing_mm, structures, corrected), note

@@ -32,6 +32,11 @@ class LabelSet:
     organs: Mapping[str, int]
     allowed: frozenset[int]
 
+    @property
+    def named_set(self) -> str | None:
+        """The name by which a pipeline file can refer to this set; None for a dataset.json, which may move."""
+        return self.source if self.source in LABEL_SETS else None
+
     def find(self, name: str | int) -> int:
         """The id of an organ given by name (any spelling of case, hyphens and blanks, or a synonym) or by id.
 

@@ -17,11 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.orientation import LPS, turn_between
@@ -44,7 +44,7 @@ class PipelineFile(BaseModel):
 
     description: str = ""
     labels: str | None = None
-    steps: Annotated[list[Step], Field(min_length=1)]
+    steps: list[Step]
 
 
 @dataclass(frozen=True)
@@ -124,12 +124,15 @@ def load_pipeline(name_or_path: str | Path, *, labels: str | Mapping[str, Any] |
         content = PipelineFile.model_validate(document)
     except ValidationError as error:
         raise InputError(f"{name}: {_problems(error)}") from error
-    return bind_pipeline(name, content, labels=labels)
+    return bind_pipeline(name, content, label_set(labels if labels is not None else content.labels or DEFAULT_LABELS))
 
 
-def bind_pipeline(name: str, content: PipelineFile, *, labels: str | Mapping[str, Any] | None = None) -> Pipeline:
-    """A pipeline's content bound to a label set; see :func:`load_pipeline`."""
-    known = label_set(labels if labels is not None else content.labels or DEFAULT_LABELS)
+def bind_pipeline(name: str, content: PipelineFile, known: LabelSet) -> Pipeline:
+    """A pipeline's content bound to a label set.
+
+    Raises:
+        InputError: naming every organ that the label set lacks, with its place.
+    """
     operations, problems = [], []
     for place, step in enumerate(content.steps):
         try:
