@@ -120,5 +120,5 @@ def select_from_scores(
         threshold=threshold,
         top_fraction=top_fraction,
     )
-    write_selection(output, chosen)
+    write_selection(output, [(d.case, d.taken, d.score, d.reason) for d in chosen])
     return sum(decision.taken for decision in chosen), len(chosen)

@@ -33,12 +33,12 @@ def select_round(run: Run, number: int) -> dict[str, Any]:
     table = np.array([[_value(documents[case], organ) for organ in organs] for case in judged]).reshape(-1, len(organs))
     for row, column in np.argwhere(np.isnan(table)):
         log.warning("%s: agreement of %s could not be computed; it counts as 0", judged[row], organs[column])
-    decisions, uncertain = _decide(run, judged, table, organs)
-    entries = [
-        _entry(run, number, case, documents[case], decisions.get(case), uncertain.get(case, [])) for case in documents
-    ]
+    keep_odd = run.recipe.selection.keep_odd
+    eligible = [row for row, case in enumerate(judged) if keep_odd or not documents[case]["odd"]]
+    decisions, uncertain = _decide(run, [judged[row] for row in eligible], table[eligible], organs)
+    entries = [_entry(run, number, c, documents[c], decisions.get(c), uncertain.get(c, [])) for c in documents]
     write_scores(run.paths.scores(number), judged, table, organs, [documents[case]["members"] for case in judged])
-    write_selection(run.paths.selection(number), [decisions[case] for case in judged])
+    write_selection(run.paths.selection(number), [(e.case, e.decision == "taken", e.score, e.reason) for e in entries])
     write_round(run.paths, number, entries)
     taken = [entry for entry in entries if entry.decision == "taken"]
     if not taken:
@@ -101,18 +101,19 @@ def _entry(
         "model": model,
         "recipe_hash": run.recipe.hash,
     }
-    if decision is None:
+    if "failed" in document:
         return Entry(
             **base, decision="failed", reason=document["failed"], score=None, mean_organ=None, min_organ=None,
             agreement={}, ignored={}, label_sha256=None,
         )  # fmt: skip
     values = np.nan_to_num([_value(document, organ) for organ in document["agreement"]])
-    outcome, reason = ("taken" if decision.taken else "refused"), decision.reason
-    if decision.taken and document["odd"] and not run.recipe.selection.keep_odd:
-        outcome, reason = "odd", f"{'; '.join(document['odd'])} (selection.keep_odd=true would take it)"
+    if decision is None:
+        outcome, reason = "odd", f"{'; '.join(document['odd'])} (selection.keep_odd=true would judge it)"
+    else:
+        outcome, reason = ("taken" if decision.taken else "refused"), decision.reason
     return Entry(
-        **base, decision=outcome, reason=reason, score=decision.score, mean_organ=float(values.mean()),
-        min_organ=float(values.min()), agreement=document["agreement"],
+        **base, decision=outcome, reason=reason, score=None if decision is None else decision.score,
+        mean_organ=float(values.mean()), min_organ=float(values.min()), agreement=document["agreement"],
         ignored=dict.fromkeys(uncertain, 0.0), label_sha256=document["label_sha256"],
     )  # fmt: skip
 
@@ -160,9 +161,11 @@ def write_scores(
     _write_csv(path, ["case", *organs, "mean_organ", "min_organ", "members"], rows)
 
 
-def write_selection(path: Path, decisions: Sequence[Decision]) -> None:
-    """Write ``selection.csv``: case, taken (1 or 0), score, reason."""
-    rows = [[d.case, int(d.taken), f"{d.score:.6f}", d.reason] for d in decisions]
+def write_selection(path: Path, decisions: Sequence[tuple[str, bool, float | None, str]]) -> None:
+    """Write ``selection.csv``: case, taken (1 or 0), score (empty where it was not judged), reason."""
+    rows = [
+        [case, int(taken), "" if score is None else f"{score:.6f}", reason] for case, taken, score, reason in decisions
+    ]
     _write_csv(path, ["case", "taken", "score", "reason"], rows)
 
 

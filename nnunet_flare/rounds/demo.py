@@ -8,8 +8,10 @@ control) and one on all pseudo-labels. The table says what was measured, whateve
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,9 @@ log = logging.getLogger(__name__)
 
 LABELLED, UNLABELLED, TEST = 6, 24, 12
 SIZE = (32, 48, 64)
+PARALLEL = 2
+"""Trainings at a time, of one thread each: so small a network gains nothing from a second thread."""
+
 RANKED = ("mean-organ", "trimmed-min", "min-organ")
 
 
@@ -62,6 +67,8 @@ def run_demo(output: Path, *, seed: int) -> Demo:
         log.info("phantom: %d labelled, %d unlabelled and %d test cases", LABELLED, UNLABELLED, TEST)
         write_phantom(data, labelled=LABELLED, unlabelled=UNLABELLED, test=TEST, size=SIZE, seed=seed)
         write_json(output / "data.json", {"seed": seed})
+    for variable, value in {"NNUNET_FLARE_THREADS": "1", "nnUNet_n_proc_DA": "1"}.items():
+        os.environ.setdefault(variable, value)
     folders = {
         "nnUNet_raw": data / "nnUNet_raw",
         "nnUNet_preprocessed": output / "nnUNet_preprocessed",
@@ -79,11 +86,15 @@ def run_demo(output: Path, *, seed: int) -> Demo:
         eval_labels=data / "test" / "labels",
     )
     run = start_run(plan_run(request, recipe, folders))
-    run_local(run)
+    run_local(run, cpu_tasks=PARALLEL)
+    entries = read_decisions(run.paths, 0)
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        control = pool.submit(_train_arm, run, "control", [])
+        everything = pool.submit(_train_arm, run, "all", [entry for entry in entries if entry.label_sha256])
     arms = {
         f"ensemble of the {recipe.members.count} supervised members": _measured(run, 0),
-        "supervised control (same iterations, same augmentation)": _train_arm(run, "control", []),
-        "all pseudo-labels": _train_arm(run, "all", [e for e in read_decisions(run.paths, 0) if e.label_sha256]),
+        "supervised control (same iterations, same augmentation)": _measure_arm(run, control.result()),
+        "all pseudo-labels": _measure_arm(run, everything.result()),
         "selected half": _measured(run, run.last_round),
     }
     ranking = _ranking(run, data / "unlabelled_truth")
@@ -102,28 +113,32 @@ def _means(result: dict[str, Any]) -> dict[str, float]:
     return {"mean": result["mean"], **result["organs"]}
 
 
-def _train_arm(run: Run, arm: str, taken: list[Entry]) -> dict[str, float]:
-    """Train one more student like the final model, on other pseudo-labels, and measure it on the test cases."""
+def _train_arm(run: Run, arm: str, taken: list[Entry]) -> str:
+    """Train one more student like the final model, on other pseudo-labels; returns its configuration."""
     name = f"{run.recipe.configuration}_{run.settings.name}_{arm}"
-    folder = run.root / "evaluation" / arm
-    model = run.results / f"{run.recipe.trainer}__{run.settings.plans_name}__{name}"
-    if not (folder / "dice.json").is_file():
-        log.info("%s: training", name)
-        number = run.last_round
-        if not (model / "fold_all" / "checkpoint_final.pth").is_file():
-            build_training(run, name, number, taken)
-            path = run.paths.log(f"train-{arm}")
-            with open(path, "ab") as stream:
-                command = [sys.executable, "-m", "nnunetv2.run.run_training", "22", name, "all"]
-                command += ["-tr", run.recipe.trainer, "-p", run.settings.plans_name, "-device", run.settings.device]
-                code = run_child(command, environment=run.environment(), output=stream)
-            if code != 0:
-                raise TaskError(f"training {name} ended with exit code {code}; see {path}")
-        predict_held_out(run, model, [("all", "checkpoint_final.pth")], folder)
+    if not (_arm_model(run, name) / "fold_all" / "checkpoint_final.pth").is_file():
+        log.info("%s: started", name)
+        build_training(run, name, run.last_round, taken)
+        path = run.paths.log(f"train-{arm}")
+        with open(path, "ab") as stream:
+            command = [sys.executable, "-m", "nnunetv2.run.run_training", "22", name, "all", "-tr", run.recipe.trainer]
+            command += ["-p", run.settings.plans_name, "-device", run.settings.device]
+            code = run_child(command, environment=run.environment(), output=stream)
+        if code != 0:
+            raise TaskError(f"training {name} ended with exit code {code}; see {path}")
+        log.info("%s: done", name)
+    return name
+
+
+def _arm_model(run: Run, name: str) -> Path:
+    return run.results / f"{run.recipe.trainer}__{run.settings.plans_name}__{name}"
+
+
+def _measure_arm(run: Run, name: str) -> dict[str, float]:
+    folder = run.root / "evaluation" / name.rpartition("_")[2]
+    cases = predict_held_out(run, _arm_model(run, name), [("all", "checkpoint_final.pth")], folder)
     labels = Path(str(run.settings.eval_labels))
-    ending = dataset_json(run)["file_ending"]
-    names = sorted(path.name[: -len(ending)] for path in labels.glob(f"*{ending}"))
-    score_folder(folder, labels, names, ending, organ_ids(run))
+    score_folder(folder, labels, cases, dataset_json(run)["file_ending"], organ_ids(run))
     return _means(read_json(folder / "dice.json"))
 
 

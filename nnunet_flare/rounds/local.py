@@ -29,12 +29,13 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.05
 
 
-def run_local(run: Run, gpus: Sequence[int] = ()) -> None:
+def run_local(run: Run, gpus: Sequence[int] = (), *, cpu_tasks: int = 1) -> None:
     """Run every task that is not done, as far as what it needs succeeds.
 
     Args:
         run: the run.
         gpus: numbers of the GPUs to use; empty on a machine without.
+        cpu_tasks: how many tasks that hold no GPU run at once.
 
     Raises:
         LockedError: when another driver works on this run.
@@ -43,7 +44,7 @@ def run_local(run: Run, gpus: Sequence[int] = ()) -> None:
     with LockFile(run.paths.driver_lock, f"the run in {run.root}"):
         for marker in run.root.glob("tasks/*.failed.json"):
             marker.unlink()
-        executor = _Executor(run, gpus)
+        executor = _Executor(run, gpus, cpu_tasks)
         try:
             executor.work()
         finally:
@@ -55,10 +56,10 @@ def run_local(run: Run, gpus: Sequence[int] = ()) -> None:
 class _Executor:
     """Starts ready tasks on free slots until nothing is left to start."""
 
-    def __init__(self, run: Run, gpus: Sequence[int]) -> None:
+    def __init__(self, run: Run, gpus: Sequence[int], cpu_tasks: int) -> None:
         self.run = run
         self.free_gpus = list(gpus)
-        self.cpu_free = True
+        self.free_cpu = cpu_tasks
         self.children: dict[str, tuple[subprocess.Popen[bytes], ExitStack, list[int], float]] = {}
         self.failed: dict[str, str] = {}
 
@@ -83,9 +84,9 @@ class _Executor:
                 stack, chosen = self._take_gpus(task.gpus)
                 if stack is None:
                     continue
-            elif self.cpu_free:
+            elif self.free_cpu:
                 stack, chosen = ExitStack(), []
-                self.cpu_free = False
+                self.free_cpu -= 1
             else:
                 continue
             self._start(task, stack, chosen)
@@ -142,7 +143,7 @@ class _Executor:
             if gpus:
                 self.free_gpus = sorted([*self.free_gpus, *gpus])
             else:
-                self.cpu_free = True
+                self.free_cpu += 1
             seconds = time.monotonic() - started
             if child.returncode == 0 and name in tasks and is_done(self.run, tasks[name]):
                 log.info("%s: done in %s", name, duration(seconds))

@@ -28,8 +28,9 @@ def default_plans_name(planner: str) -> str:
     """
     import inspect
 
-    name = inspect.signature(planner_class(planner).__init__).parameters["plans_name"].default
-    return str(name)
+    found = planner_class(planner)
+    default = inspect.signature(found.__init__).parameters["plans_name"].default
+    return str(getattr(found, "plans_name", default))
 
 
 def planner_class(planner: str) -> Any:
@@ -62,25 +63,22 @@ def plan_and_preprocess(run: Run) -> str:
 
 
 def _plan(run: Run) -> None:
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import (
-        extract_fingerprint_dataset,
-        plan_experiment_dataset,
-    )
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset
+
+    from nnunet_flare.planners.flare import plan_dataset
 
     if os.environ.get("nnUNet_n_proc_DA") == "0":  # noqa: SIM112
         os.environ["nnUNet_n_proc_DA"] = "1"  # noqa: SIM112 (stock planning asks torch for that many threads)
     number = _dataset_id(run)
     processes = num_processes(len(raw_cases(run)))
     extract_fingerprint_dataset(number, num_processes=processes, clean=False, show_progress_bar=False, verbose=False)
-    plan_experiment_dataset(number, planner_class(run.recipe.planner), overwrite_plans_name=run.settings.plans_name)
-    changes = run.recipe.plan.changes()
-    if changes:
-        from nnunet_flare.planners.topology import override_configuration
-
-        plans = read_json(run.plans_file)
-        base = plans["configurations"][run.recipe.configuration]
-        plans["configurations"][run.recipe.configuration] = override_configuration(base, **changes)
-        write_json(run.plans_file, plans)
+    plan_dataset(
+        number,
+        planner_class(run.recipe.planner),
+        configuration=run.recipe.configuration,
+        plans_name=run.settings.plans_name,
+        **run.recipe.plan.changes(),
+    )
 
 
 def _preprocess(run: Run) -> None:

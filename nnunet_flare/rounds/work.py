@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -159,7 +160,9 @@ def run_child(command: list[str], *, environment: dict[str, str] | None = None, 
         end_group(child.pid)
         raise SystemExit(128 + number)
 
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    is_main = threading.current_thread() is threading.main_thread()  # only there may handlers be set
+    previous = {number: signal.signal(number, forward) for number in numbers} if is_main else {}
     try:
         return child.wait()
     finally:

@@ -48,7 +48,7 @@ def test_the_radboud_recipe_has_the_papers_numbers():
     ],
 )
 def test_a_wrong_setting_is_refused_with_its_path(key, value, message):
-    with pytest.raises(InputError, match="recipe demo|--set") as caught:
+    with pytest.raises(InputError, match=r"recipe demo|--set") as caught:
         load_recipe("demo", {key: value})
     assert message in str(caught.value)
 

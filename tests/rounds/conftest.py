@@ -1,0 +1,81 @@
+"""One tiny run, made once by the real command: 4 labelled, 6 unlabelled, 2 held-out scans, two members, one round."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from nnunet_flare.cli.pseudolabel import main
+from nnunet_flare.phantom import write_phantom
+from nnunet_flare.rounds.manifest import Run, load_run
+
+TINY = [
+    "members.count=2",
+    "plan.patch_size=[16, 32, 32]",
+    "plan.base_features=4",
+    "plan.stages=3",
+    "training.num_epochs=1",
+    "training.iterations_per_epoch=2",
+    "training.validation_iterations=1",
+    "training.warmup_iterations=0",
+    "predict.precision=fp32",
+]
+
+
+@dataclass(frozen=True)
+class TinyLoop:
+    """A finished run and what it was made from."""
+
+    folder: Path
+    exit_code: int
+    printed: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {name: str(self.folder / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+
+    @property
+    def unlabelled(self) -> Path:
+        return self.folder / "unlabelled"
+
+    @property
+    def run_dir(self) -> Path:
+        return self.folder / "nnUNet_results" / "Dataset022_FLAREPhantom" / "flare_tiny"
+
+    def command(self, *more: str) -> list[str]:
+        start = ["run", "-d", "22", "-u", str(self.unlabelled), "--recipe", "demo", "--name", "tiny", "-device", "cpu"]
+        evaluation = ["--eval", str(self.folder / "test" / "images"), str(self.folder / "test" / "labels")]
+        return [*start, *evaluation, *more, "--set", *TINY]
+
+    def run(self) -> Run:
+        return load_run(self.run_dir)
+
+
+@pytest.fixture(scope="session")
+def tiny_loop(tmp_path_factory: pytest.TempPathFactory) -> TinyLoop:
+    """Treat it as read-only; copy what a test changes."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_phantom(folder, labelled=4, unlabelled=6, test=2, size=(20, 32, 32), seed=3)
+    (folder / "unlabelled" / "truncated_0000.nii.gz").write_bytes(b"\x1f\x8b not a scan")
+    loop = TinyLoop(folder, -1, "")
+    saved = dict(os.environ)
+    os.environ.update(loop.environment, nnUNet_n_proc_DA="0", NNUNET_FLARE_THREADS="1")
+    for name in ("nnUNet_preprocessed", "nnUNet_results"):
+        (folder / name).mkdir()
+    try:
+        code = main(loop.command())
+    finally:
+        os.environ.clear()
+        os.environ.update(saved)
+    return TinyLoop(folder, code, "")
+
+
+@pytest.fixture
+def tiny_environment(tiny_loop: TinyLoop, monkeypatch: pytest.MonkeyPatch) -> TinyLoop:
+    """nnU-Net's variables as in the tiny run."""
+    for name, value in {**tiny_loop.environment, "nnUNet_n_proc_DA": "0", "NNUNET_FLARE_THREADS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    return tiny_loop
