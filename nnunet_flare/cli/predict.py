@@ -73,6 +73,12 @@ def parser() -> argparse.ArgumentParser:
         default="auto",
         help="auto: half on CUDA, bfloat16 on CPUs that have it, else single",
     )
+    how.add_argument(
+        "--backend",
+        choices=("auto", "torch", "openvino"),
+        default="auto",
+        help="auto: OpenVINO on the CPU where it is installed, else PyTorch",
+    )
     how.add_argument("-device", "--device", default="cuda" if _has_cuda() else "cpu", help="cuda, cpu or mps")
     out = p.add_argument_group("cases and output")
     out.add_argument("-num_parts", "--num_parts", type=int, default=1, help="split the cases into this many parts")
@@ -130,6 +136,7 @@ def _open(args: argparse.Namespace, folder: Path, profile: Profile) -> Segmenter
         tta=args.tta,
         device=args.device,
         precision=args.precision,
+        backend=args.backend,
         trust_checkpoint=args.trust_checkpoint,
     )
     with profile.stage("model"):

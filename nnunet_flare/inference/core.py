@@ -30,7 +30,15 @@ from nnunet_flare.inference.model import (
 from nnunet_flare.inference.orientation import Orientation, orientation_for
 from nnunet_flare.inference.preprocessing import Prepared, check_channels, preprocess
 from nnunet_flare.inference.profile import Profile
-from nnunet_flare.inference.runtimes import Forward, TorchRuntime, averaged, choose_precision, mirrored, stacked
+from nnunet_flare.inference.runtimes import (
+    Forward,
+    TorchRuntime,
+    averaged,
+    choose_backend,
+    choose_precision,
+    mirrored,
+    stacked,
+)
 from nnunet_flare.inference.windows import Consume, slide, window_starts
 
 log = logging.getLogger(__name__)
@@ -50,6 +58,7 @@ class Settings:
     precision: str = "auto"
     trust_checkpoint: bool = False
     gaussian: bool = True
+    backend: str = "auto"
 
     def __post_init__(self) -> None:
         if not 0 < self.step_size <= 1:
@@ -92,6 +101,7 @@ class Segmenter:
         self.profile = profile or Profile()
         self.device = open_device(settings.device)
         self.precision = choose_precision(settings.precision, self.device)
+        self.backend = choose_backend(settings.backend, self.device)
         self.plans_manager = models[0].plans_manager
         self.configuration_manager = models[0].configuration_manager
         self.label_manager = models[0].label_manager
@@ -146,11 +156,7 @@ class Segmenter:
             return
         if self.settings.tta == "mirror" and not any(model.mirroring_axes for model in self.models):
             log.warning("trained without mirroring, so that --tta mirror changes nothing")
-        forwards = []
-        for model in self.models:
-            runtime = TorchRuntime(model.network(), device=self.device, precision=self.precision, two_d=self._two_d)
-            forwards.append(mirrored(runtime, self._mirror_axes(model)))
-        self._forwards = forwards
+        self._forwards = [mirrored(self._runtime(model), self._mirror_axes(model)) for model in self.models]
 
     def prepare(self, volumes: Sequence[Volume], case: str = "image") -> Scan:
         """Check a scan's channels and bring them to the network's grid.
@@ -294,6 +300,19 @@ class Segmenter:
                 gaussian=self.settings.gaussian,
                 progress=progress,
             )
+
+    def _runtime(self, model: Model) -> Forward:
+        network = model.network()
+        if self.backend == "openvino":
+            from nnunet_flare.inference.openvino_runtime import OpenVinoRuntime
+
+            try:
+                return OpenVinoRuntime(model, network, patch=self.patch, precision=self.precision, two_d=self._two_d)
+            except RuntimeError as error:
+                if self.settings.backend == "openvino":
+                    raise InputError(f"{model.member}: OpenVINO does not run this network ({error})") from error
+                log.warning("OpenVINO does not run this network (%s); PyTorch does", str(error).splitlines()[0])
+        return TorchRuntime(network, device=self.device, precision=self.precision, two_d=self._two_d)
 
     def _mirror_axes(self, model: Model) -> tuple[int, ...] | None:
         if self.settings.tta != "mirror" or not model.mirroring_axes:

@@ -45,6 +45,7 @@ class FlarePredictor(nnUNetPredictor):
         allow_tqdm: bool = True,
         *,
         precision: str = "auto",
+        backend: str = "auto",
         trust_checkpoint: bool = False,
     ) -> None:
         device = torch.device(device)
@@ -66,6 +67,7 @@ class FlarePredictor(nnUNetPredictor):
             precision,
             trust_checkpoint,
             use_gaussian,
+            backend,
         )
         self._segmenter: Segmenter | None = None
 
@@ -80,6 +82,7 @@ class FlarePredictor(nnUNetPredictor):
         tta: str = "none",
         device: str = "cpu",
         precision: str = "auto",
+        backend: str = "auto",
         trust_checkpoint: bool = False,
     ) -> FlarePredictor:
         """Open the folds of a trained model (all numbered ones by default).
@@ -87,7 +90,7 @@ class FlarePredictor(nnUNetPredictor):
         Raises:
             InputError: when something is missing, damaged or unknown.
         """
-        settings = Settings(step_size, tta, device, precision, trust_checkpoint)
+        settings = Settings(step_size, tta, device, precision, trust_checkpoint, backend=backend)
         return cls._of(Segmenter.from_model_folder(Path(folder), settings, folds=folds, checkpoint=checkpoint))
 
     @classmethod
@@ -99,6 +102,7 @@ class FlarePredictor(nnUNetPredictor):
         tta: str = "none",
         device: str = "cpu",
         precision: str = "auto",
+        backend: str = "auto",
         trust_checkpoint: bool = False,
     ) -> FlarePredictor:
         """Open members of any folders that share preprocessing and labels.
@@ -106,7 +110,7 @@ class FlarePredictor(nnUNetPredictor):
         Raises:
             InputError: when something is missing, damaged or unknown, or two members do not fit together.
         """
-        settings = Settings(step_size, tta, device, precision, trust_checkpoint)
+        settings = Settings(step_size, tta, device, precision, trust_checkpoint, backend=backend)
         return cls._of(Segmenter.from_members(members, settings))
 
     @property
@@ -173,6 +177,7 @@ class FlarePredictor(nnUNetPredictor):
             use_mirroring=settings.tta == "mirror",
             device=settings.device,
             precision=settings.precision,
+            backend=settings.backend,
             trust_checkpoint=settings.trust_checkpoint,
         )
         predictor._adopt(segmenter)

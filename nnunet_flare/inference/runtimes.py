@@ -1,7 +1,8 @@
-"""What executes the network: PyTorch in the precision that the hardware has."""
+"""What executes the network: the choice of backend and precision, PyTorch, and sums over flips and folds."""
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import platform
 from collections.abc import Callable, Sequence
@@ -19,7 +20,10 @@ PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 """CPU features with which bfloat16 products are faster than single precision."""
 
+BACKENDS = ("auto", "torch", "openvino")
+
 Forward = Callable[[torch.Tensor], torch.Tensor]
+"""A window (1, C, z, y, x) to its scores (K, z, y, x); the next call may use the result's memory again."""
 
 
 def choose_precision(asked: str, device: torch.device) -> str:
@@ -39,6 +43,24 @@ def choose_precision(asked: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "fp16"
     return "bf16" if device.type == "cpu" and BF16_FLAGS & cpu_flags() else "fp32"
+
+
+def choose_backend(asked: str, device: torch.device) -> str:
+    """The backend: what was asked for, else OpenVINO on a CPU where it is installed, else PyTorch.
+
+    Raises:
+        InputError: for an unknown backend, OpenVINO on a GPU, or OpenVINO where it is not installed.
+    """
+    if asked not in BACKENDS:
+        raise InputError(f"backend {asked!r}: expected one of {', '.join(BACKENDS)}")
+    installed = importlib.util.find_spec("openvino") is not None
+    if asked == "openvino" and device.type != "cpu":
+        raise InputError(f"backend openvino runs on the CPU, not on {device.type}; use -device cpu")
+    if asked == "openvino" and not installed:
+        raise InputError("backend openvino is not installed: pip install 'nnunet-flare[openvino]'")
+    if asked == "auto":
+        return "openvino" if device.type == "cpu" and installed else "torch"
+    return asked
 
 
 @lru_cache(maxsize=1)
@@ -81,7 +103,7 @@ def mirrored(forward: Forward, axes: Sequence[int] | None) -> Forward:
     flips = [tuple(axis + 2 for axis in some) for n in range(len(axes) + 1) for some in itertools.combinations(axes, n)]
 
     def average(window: torch.Tensor) -> torch.Tensor:
-        total = forward(window).float()
+        total = forward(window).float().clone()
         for flip in flips[1:]:
             total += torch.flip(forward(torch.flip(window, flip)), [axis - 1 for axis in flip])
         return total.div_(len(flips))
@@ -95,7 +117,7 @@ def averaged(forwards: Sequence[Forward]) -> Forward:
         return forwards[0]
 
     def average(window: torch.Tensor) -> torch.Tensor:
-        total = forwards[0](window).float()
+        total = forwards[0](window).float().clone()
         for forward in forwards[1:]:
             total += forward(window)
         return total.div_(len(forwards))

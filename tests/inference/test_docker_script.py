@@ -33,7 +33,7 @@ def test_script_segments_every_input(tmp_path):
     models.write_model(tmp_path / "model", folds=("all",))
     for name in ("FLARE22Ts_0001", "name with space"):
         write_volume(tmp_path / "inputs" / f"{name}_0000.nii.gz", scans.blobs((8, 32, 32)))
-    done = run_script(tmp_path, FLARE_OPTIONS="--precision fp32 -step_size 1")
+    done = run_script(tmp_path, FLARE_OPTIONS="--backend torch -step_size 1")
     assert done.returncode == 0, done.stderr
     written = sorted(p.name for p in (tmp_path / "outputs").iterdir())
     assert written == ["FLARE22Ts_0001.nii.gz", "name with space.nii.gz"]
@@ -43,9 +43,9 @@ def test_script_segments_every_input(tmp_path):
 def test_script_hands_on_the_exit_code(tmp_path):
     models.write_model(tmp_path / "model")
     (tmp_path / "inputs").mkdir()
-    assert run_script(tmp_path).returncode == 2
+    assert run_script(tmp_path, FLARE_OPTIONS="--backend torch").returncode == 2
     (tmp_path / "inputs" / "bad_0000.nii.gz").write_bytes(b"")
-    assert run_script(tmp_path).returncode == 1
+    assert run_script(tmp_path, FLARE_OPTIONS="--backend torch").returncode == 1
 
 
 def test_container_runs_as_an_ordinary_user_with_the_convention_s_folders():

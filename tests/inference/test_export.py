@@ -20,14 +20,6 @@ TIE = 1e-4
 """Scores that are closer than this may be rounded either way."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def scores(classes: int, shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
     """Smooth scores as a network gives them."""
     rng = np.random.default_rng(seed)
@@ -164,3 +156,12 @@ def test_resampling_of_scores_that_is_not_linear_is_refused(kwargs):
     managers[2].configuration["resampling_fn_probabilities_kwargs"] = kwargs
     with pytest.raises(InputError, match="nnUNetv2_predict"):
         labels_on_image_grid(torch.zeros(4, 10, 8, 8), *managers)
+
+
+def test_a_class_that_wins_by_a_hair_at_one_point_is_not_skipped():
+    managers = setting((4.0, 1.0, 1.0), (10, 16, 16), spacing=(4.0, 2.0, 2.0))
+    logits = torch.zeros(4, 10, 8, 8)
+    logits[2, 5, 3, 3] = 1e-6
+    labels = labels_on_image_grid(logits, *managers)
+    assert set(np.unique(labels[5])) == {0, 2}
+    assert set(np.unique(np.delete(labels, 5, 0))) == {0}

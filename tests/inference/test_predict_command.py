@@ -24,14 +24,6 @@ from nnunet_flare.images import read_volume, to_sitk, write_volume
 SMALL = (10, 36, 40)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     return models.write_model(tmp_path_factory.mktemp("model") / "model", folds=(0, 1))
@@ -46,7 +38,9 @@ def images(tmp_path) -> Path:
 
 
 def run(*words: object) -> int:
-    return predict.main([str(word) for word in words])
+    """The command with PyTorch, unless it says otherwise: converting a network costs seconds."""
+    backend = () if "--backend" in words else ("--backend", "torch")
+    return predict.main([str(word) for word in (*words, *backend)])
 
 
 def refused(capsys, *words: object) -> str:
@@ -405,7 +399,8 @@ def test_prediction_imports_neither_the_trainer_nor_stocks_predictor(model, imag
     """Start-up: the trainer module takes seconds."""
     code = (
         "import sys\nfrom nnunet_flare.cli import predict\n"
-        f"assert predict.main(['-i', {str(images)!r}, '-o', {str(tmp_path / 'out')!r}, '-m', {str(model)!r}]) == 0\n"
+        f"words = ['-i', {str(images)!r}, '-o', {str(tmp_path / 'out')!r}, '-m', {str(model)!r}]\n"
+        "assert predict.main([*words, '--backend', 'torch']) == 0\n"
         "slow = [m for m in sys.modules if m.startswith(('nnunetv2.training.nnUNetTrainer', 'torch._dynamo', "
         "'nnunetv2.inference'))]\nassert not slow, slow"
     )

@@ -16,16 +16,11 @@ from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.images import Volume, to_sitk, write_volume
 from nnunet_flare.inference.predictor import FlarePredictor, Member
 
+EXACT = {"precision": "fp32", "backend": "torch"}
+"""What stock computes with."""
+
 TIES = 2e-5
 """Share of voxels that may differ: scores that are equal up to rounding."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def assert_same_labels(ours: np.ndarray, theirs: np.ndarray) -> None:
@@ -40,7 +35,7 @@ def compare(tmp_path: Path, volume: Volume, *, folds=(0,), mirror=False, labels=
     path = tmp_path / "case_0000.nii.gz"
     write_volume(path, volume)
     theirs = stock.labels(stock.predictor(folder, folds, mirror=mirror), [path])
-    predictor = FlarePredictor.from_model_folder(folder, tta="mirror" if mirror else "none", precision="fp32")
+    predictor = FlarePredictor.from_model_folder(folder, tta="mirror" if mirror else "none", **EXACT)
     ours = predictor.predict(path)
     assert_same_labels(ours, theirs)
     return ours
@@ -83,7 +78,7 @@ def test_real_ct_equals_stock(tmp_path):
 def test_reorienting_readers_predict_a_flipped_copy_alike(tmp_path, reader):
     """The same anatomy stored in another axis order gets the same labels, each on its own grid."""
     folder = models.write_model(tmp_path / "model", plan=models.plans(reader=reader))
-    predictor = FlarePredictor.from_model_folder(folder, precision="fp32")
+    predictor = FlarePredictor.from_model_folder(folder, **EXACT)
     volume = scans.blobs((14, 40, 44))
     stored = to_sitk(volume)
     other = sitk.DICOMOrient(stored, "PIR")
@@ -103,14 +98,14 @@ def test_reorienting_reader_equals_stock_file(tmp_path):
     reader = predictor.plans_manager.image_reader_writer_class()
     reader.write_seg(stock.labels(predictor, [path]), str(written), reader.read_images([str(path)])[1])
     theirs = sitk.GetArrayFromImage(sitk.ReadImage(str(written)))
-    assert_same_labels(FlarePredictor.from_model_folder(folder, precision="fp32").predict(path), theirs)
+    assert_same_labels(FlarePredictor.from_model_folder(folder, **EXACT).predict(path), theirs)
 
 
 def test_members_give_each_label_map_and_the_mean_softmax(tmp_path):
     one = models.write_model(tmp_path / "one", folds=(0, 1))
     two = models.write_model(tmp_path / "two", folds=("all",), seed=7)
     members = [Member(one, 0), Member(one, 1), Member(two, "all")]
-    predictor = FlarePredictor.from_members(members, step_size=0.5, precision="fp32")
+    predictor = FlarePredictor.from_members(members, step_size=0.5, **EXACT)
     data = predictor.segmenter.prepare([scans.blobs()]).prepared.data
     result = predictor.predict_members(data)
     singles = []
@@ -133,7 +128,7 @@ def test_members_with_other_labels_or_spacing_are_refused_naming_both(tmp_path):
 
 
 def test_image_may_be_path_volume_sitk_image_or_array(tmp_path):
-    predictor = FlarePredictor.from_model_folder(models.write_model(tmp_path / "model"), precision="fp32")
+    predictor = FlarePredictor.from_model_folder(models.write_model(tmp_path / "model"), **EXACT)
     volume = scans.blobs((12, 40, 40))
     write_volume(tmp_path / "scan.nii.gz", volume)
     expected = predictor.predict(volume)
@@ -145,7 +140,7 @@ def test_image_may_be_path_volume_sitk_image_or_array(tmp_path):
 
 
 def test_two_channels_want_two_images_on_one_grid(tmp_path):
-    predictor = FlarePredictor.from_model_folder(models.write_model(tmp_path / "model", channels=2), precision="fp32")
+    predictor = FlarePredictor.from_model_folder(models.write_model(tmp_path / "model", channels=2), **EXACT)
     one, two = scans.blobs((12, 40, 40)), scans.blobs((12, 40, 40), seed=1)
     assert predictor.predict([one, two]).shape == (12, 40, 40)
     with pytest.raises(CaseError, match="1 channels, the model was trained on 2"):
@@ -159,7 +154,7 @@ def test_stock_methods_work_on_it(tmp_path):
     folder = models.write_model(tmp_path / "model")
     volume = scans.blobs((12, 40, 40))
     write_volume(tmp_path / "case_0000.nii.gz", volume)
-    drop_in = FlarePredictor(0.9, use_mirroring=False, device=torch.device("cpu"), precision="fp32", allow_tqdm=False)
+    drop_in = FlarePredictor(0.9, use_mirroring=False, device=torch.device("cpu"), **EXACT, allow_tqdm=False)
     drop_in.initialize_from_trained_model_folder(str(folder), (0,))
     image, properties = drop_in.plans_manager.image_reader_writer_class().read_images(
         [str(tmp_path / "case_0000.nii.gz")]

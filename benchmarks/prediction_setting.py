@@ -1,0 +1,108 @@
+"""Models and scans of the prediction benchmarks.
+
+Untrained models are enough for time and memory: a six-stage U-Net as in *brananas* ("big") and the FLARE22 winner's
+student ("small"). The scan is a real CT (shared data, CHAOS 3) resampled to the size asked for, or a phantom where it
+is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "inference"))
+
+import trained_models  # noqa: E402
+
+from nnunet_flare.images import Volume, read_volume, write_volume  # noqa: E402
+
+LABELS = {"background": 0, **{f"organ{i}": i for i in range(1, 14)}}
+
+EXTENT_MM = {160: 400.0, 400: 400.0}
+"""Length of the scan along z for each number of slices: both sizes have the same windows."""
+
+IN_PLANE_MM = 0.8
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "small": {"spacing": (4.0, 1.5, 1.5), "patch": (32, 128, 192), "features": (16, 32, 64, 128, 256, 256)},
+    "big": {"spacing": (4.0, 1.2, 1.2), "patch": (40, 224, 192), "features": (32, 64, 128, 256, 320, 320)},
+}
+
+
+def plans(name: str) -> dict[str, Any]:
+    """Plans of a benchmark model: anisotropic first stage, two convolutions a stage, as nnU-Net plans them."""
+    setting = SETTINGS[name]
+    plan = trained_models.plans(**setting)
+    kwargs = plan["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    stages = len(setting["features"])
+    kwargs["strides"] = [[1, 1, 1], [1, 2, 2], *[[2, 2, 2]] * (stages - 3), [1, 2, 2]]
+    kwargs["kernel_sizes"] = [[1, 3, 3], *[[3, 3, 3]] * (stages - 1)]
+    kwargs["n_conv_per_stage"] = [2] * stages
+    kwargs["n_conv_per_stage_decoder"] = [2] * (stages - 1)
+    return plan
+
+
+def write_model(folder: Path, name: str, folds: tuple[int, ...] = (0,)) -> Path:
+    """The trained-model folder of an untrained benchmark model."""
+    return trained_models.write_model(folder, plan=plans(name), labels=LABELS, folds=folds)
+
+
+def scan(slices: int, size: int = 512) -> tuple[Volume, str]:
+    """A CT of ``slices`` x ``size`` x ``size`` voxels, int16 HU, and where it comes from."""
+    path = Path(os.environ.get("FLARE_SHARED_DATA", ROOT.parent / "shared" / "data")) / "chaos3_ct.nii.gz"
+    if path.is_file():
+        source, name = read_volume(path), "CHAOS 3"
+    else:
+        from nnunet_flare.phantom import make_phantom
+
+        source, name = make_phantom(0, domain="wide", size=(80, 256, 256), spacing_mm=(5.0, 1.6, 1.6))[0], "phantom"
+    from scipy.ndimage import zoom
+
+    factors = [slices / source.array.shape[0], size / source.array.shape[1], size / source.array.shape[2]]
+    array = zoom(source.array, factors, order=1, grid_mode=True, mode="nearest").astype(np.int16)
+    noise = np.random.default_rng(0).integers(-12, 13, array.shape, np.int16)
+    spacing = (EXTENT_MM.get(slices, 2.5 * slices) / slices, IN_PLANE_MM, IN_PLANE_MM)
+    return Volume(np.clip(array + noise, -1024, 3071).astype(np.int16), spacing), name
+
+
+def write_scan(path: Path, slices: int) -> str:
+    """Write :func:`scan` and return where it comes from."""
+    volume, name = scan(slices)
+    write_volume(path, volume)
+    return name
+
+
+def hardware() -> dict[str, Any]:
+    """The machine and the versions that a figure belongs to."""
+    model = platform.processor()
+    flags: set[str] = set()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                model = value.strip()
+            elif key.strip() == "flags":
+                flags = set(value.split())
+    packages = ("torch", "nnunetv2", "openvino", "numpy", "SimpleITK")
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "bf16": sorted(flags & {"avx512_bf16", "amx_bf16"}),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in packages},
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except Exception:  # not installed
+        return "-"

@@ -1,0 +1,96 @@
+"""A folder of this user for converted networks.
+
+It is used only when it belongs to this user and nobody else may write to it, because what lies there is executed.
+Entries are made under a temporary name and renamed; the oldest go when there are more than :data:`KEPT_ENTRIES`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+VARIABLE = "NNUNET_FLARE_CACHE"
+"""Environment variable that names another folder; empty turns the cache off."""
+
+KEPT_ENTRIES = 16
+
+
+def cache_folder(kind: str) -> Path | None:
+    """The cache's folder for one kind of entry, made where it is missing; None where there can be no safe one."""
+    setting = os.environ.get(VARIABLE)
+    if setting == "":
+        return None
+    base = Path(setting) if setting else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = base / kind if setting else base / "nnunet-flare" / kind
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        found = folder.stat()
+    except (OSError, RuntimeError) as error:
+        log.info("no cache: %s (%s)", folder, error)
+        return None
+    if hasattr(os, "getuid") and found.st_uid != os.getuid():
+        log.warning("cache not used: %s belongs to another user", folder)
+        return None
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        log.warning("cache not used: others may write to %s (chmod go-w)", folder)
+        return None
+    return folder
+
+
+def key_of(*parts: Any) -> str:
+    """A name for an entry that changes with any of the parts (JSON values)."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def file_identity(path: Path) -> list[Any]:
+    """What tells that a file is still the same: place, size and time of change."""
+    found = path.stat()
+    return [str(path.resolve()), found.st_size, found.st_mtime_ns]
+
+
+def cached(folder: Path | None, key: str, make: Callable[[Path], None]) -> Path | None:
+    """The entry's folder, made by ``make`` (given an empty folder) when it is missing.
+
+    None when there is no cache or the entry cannot be written; then nothing was kept.
+    """
+    if folder is None:
+        return None
+    entry = folder / key
+    if entry.is_dir():
+        os.utime(entry)
+        return entry
+    temporary = None
+    try:
+        temporary = Path(mkdtemp(prefix=".tmp-", dir=folder))
+        make(temporary)
+        try:
+            temporary.rename(entry)
+        except OSError:
+            if not entry.is_dir():  # else another process was faster
+                raise
+    except OSError as error:
+        log.info("not cached: %s (%s)", entry, error)
+        return None
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+    _prune(folder)
+    return entry
+
+
+def _prune(folder: Path) -> None:
+    """Remove the entries that were used longest ago."""
+    entries = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    ages = sorted(entries, key=lambda path: path.stat().st_mtime, reverse=True)
+    for old in ages[KEPT_ENTRIES:]:
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,148 @@
+"""Backends and precisions: what is chosen, and that all of them predict the same."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_scans as scans
+import torch
+import trained_models as models
+
+from nnunet_flare.errors import InputError
+from nnunet_flare.inference import cache, runtimes
+from nnunet_flare.inference.predictor import FlarePredictor
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+needs_openvino = pytest.mark.skipif(
+    runtimes.choose_backend("auto", CPU) != "openvino", reason="OpenVINO is not installed (extra: openvino)"
+)
+
+
+def logits(folder: Path, data: np.ndarray, **options: object) -> torch.Tensor:
+    return FlarePredictor.from_model_folder(folder, **options).segmenter.logits(data)
+
+
+@pytest.fixture
+def case(tmp_path) -> tuple[Path, np.ndarray]:
+    folder = models.write_model(tmp_path / "model", folds=(0, 1), plan=models.plans(features=(4, 8, 16)))
+    predictor = FlarePredictor.from_model_folder(folder, backend="torch")
+    return folder, predictor.segmenter.prepare([scans.blobs((20, 60, 60))]).prepared.data
+
+
+@needs_openvino
+@pytest.mark.parametrize("options", [{"folds": [0]}, {"tta": "mirror"}], ids=["one-fold", "folds-and-mirroring"])
+def test_openvino_equals_torch(case, options):
+    folder, data = case
+    torch_scores = logits(folder, data, backend="torch", precision="fp32", **options)
+    scores = logits(folder, data, backend="openvino", precision="fp32", **options)
+    assert (scores - torch_scores).abs().max() < 0.02 * torch_scores.std()
+    assert (scores.argmax(0) == torch_scores.argmax(0)).float().mean() > 0.999
+
+
+@needs_openvino
+def test_openvino_runs_2d_models(tmp_path):
+    folder = models.write_model(tmp_path / "model", plan=models.plans(patch=(32, 32), spacing=(2.0, 2.0)))
+    volume = scans.blobs((5, 40, 40))
+    ours = FlarePredictor.from_model_folder(folder, backend="openvino", precision="fp32").predict(volume)
+    expected = FlarePredictor.from_model_folder(folder, backend="torch", precision="fp32").predict(volume)
+    assert (ours == expected).mean() > 0.999
+
+
+@pytest.mark.parametrize("backend", ["torch", pytest.param("openvino", marks=needs_openvino)])
+def test_bf16_is_near_single_precision(case, backend):
+    folder, data = case
+    exact = logits(folder, data, backend="torch", precision="fp32", folds=[0])
+    scores = logits(folder, data, backend=backend, precision="bf16", folds=[0])
+    assert scores.dtype == torch.float32
+    assert (scores - exact).abs().mean() < 0.05 * exact.std()
+    assert (scores.argmax(0) == exact.argmax(0)).float().mean() > 0.95
+
+
+@needs_openvino
+def test_converted_network_is_kept_and_made_anew_for_other_weights(case, tmp_path, monkeypatch):
+    from nnunet_flare.inference import openvino_runtime
+
+    folder, data = case
+    conversions = []
+    convert = openvino_runtime._convert
+    monkeypatch.setattr(openvino_runtime, "_convert", lambda *a: conversions.append(1) or convert(*a))
+    options = {"backend": "openvino", "precision": "fp32", "folds": [0]}
+    first = logits(folder, data, **options)
+    again = logits(folder, data, **options)
+    assert len(conversions) == 1
+    assert torch.equal(first, again)
+    models.write_model(folder, seed=5, plan=models.plans(features=(4, 8, 16)))
+    other = logits(folder, data, **options)
+    assert len(conversions) == 2
+    assert not torch.allclose(first, other)
+    torch_scores = logits(folder, data, backend="torch", precision="fp32", folds=[0])
+    assert (other - torch_scores).abs().max() < 0.02 * torch_scores.std()
+
+
+@needs_openvino
+def test_without_a_cache_the_network_is_converted_in_memory(case, monkeypatch):
+    monkeypatch.setenv(cache.VARIABLE, "")
+    folder, data = case
+    assert logits(folder, data, backend="openvino", precision="fp32", folds=[0]).shape[1:] == data.shape[1:]
+
+
+def test_choices_know_the_hardware(monkeypatch):
+    monkeypatch.setattr(runtimes, "cpu_flags", lambda: frozenset({"avx2"}))
+    assert runtimes.choose_precision("auto", CPU) == "fp32"
+    for flag in ("avx512_bf16", "amx_bf16"):
+        monkeypatch.setattr(runtimes, "cpu_flags", lambda flag=flag: frozenset({flag}))
+        assert runtimes.choose_precision("auto", CPU) == "bf16"
+    assert runtimes.choose_precision("auto", CUDA) == "fp16"
+    assert runtimes.choose_precision("fp32", CUDA) == "fp32"
+    assert runtimes.choose_backend("auto", CUDA) == "torch"
+    assert runtimes.choose_backend("torch", CPU) == "torch"
+
+
+def test_choices_that_cannot_be_are_refused(monkeypatch):
+    with pytest.raises(InputError, match="fp16 needs a GPU"):
+        runtimes.choose_precision("fp16", CPU)
+    with pytest.raises(InputError, match="expected one of auto, fp32"):
+        runtimes.choose_precision("int4", CPU)
+    with pytest.raises(InputError, match="expected one of auto, torch"):
+        runtimes.choose_backend("onnx", CPU)
+    with pytest.raises(InputError, match="runs on the CPU"):
+        runtimes.choose_backend("openvino", CUDA)
+    monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: None)
+    assert runtimes.choose_backend("auto", CPU) == "torch"
+    with pytest.raises(InputError, match="pip install"):
+        runtimes.choose_backend("openvino", CPU)
+
+
+def test_cache_folder_is_this_users_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "c"))
+    folder = cache.cache_folder("openvino")
+    assert folder is not None and folder.stat().st_mode & 0o077 == 0
+    folder.chmod(0o777)
+    assert cache.cache_folder("openvino") is None
+    monkeypatch.setenv(cache.VARIABLE, "")
+    assert cache.cache_folder("openvino") is None
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "file"))
+    assert cache.cache_folder("openvino") is None
+
+
+def test_cache_keeps_the_entries_used_last_and_nothing_half_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "KEPT_ENTRIES", 3)
+    made = []
+    for number in range(5):
+        entry = cache.cached(tmp_path, f"k{number}", lambda f: made.append(f) or (f / "x").write_text("1"))
+        os.utime(entry, (number, number))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["k2", "k3", "k4"]
+    assert cache.cached(tmp_path, "k3", lambda f: made.append(f)) == tmp_path / "k3"
+    assert len(made) == 5
+
+    def fails(folder: Path) -> None:
+        (folder / "half").write_text("1")
+        raise OSError(28, "No space left on device")
+
+    assert cache.cached(tmp_path, "k9", fails) is None
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["k2", "k3", "k4"]
