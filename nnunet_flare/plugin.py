@@ -42,7 +42,8 @@ def module_of(class_name: str) -> str | None:
     if class_name in REGISTRY:
         return REGISTRY[class_name]
     base, _, suffix = class_name.rpartition("_")
-    if base in TRAINERS and suffix.endswith("epochs") and suffix[:-6].isdigit() and int(suffix[:-6]) > 0:
+    number = suffix[: -len("epochs")]
+    if base in TRAINERS and suffix == number + "epochs" and number.isascii() and number.isdigit() and number[0] != "0":
         return TRAINERS[base]
     return None
 
