@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Sequence
 
@@ -14,6 +15,8 @@ from nnunet_flare.rounds.local import duration
 from nnunet_flare.rounds.manifest import Run
 from nnunet_flare.rounds.tasks import Task, graph
 from nnunet_flare.rounds.unlabelled import read_list
+
+WIDTH = 80
 
 
 def status(run: Run) -> str:
@@ -105,7 +108,8 @@ def _time_rows(run: Run, tasks: dict[str, Task], states: dict[str, str]) -> list
     total = sum(sum(values) for values in used.values())
     if not total:
         return []
-    lines = ["time used: " + ", ".join(f"{stage} {duration(sum(v))}" for stage, v in used.items())]
+    parts = ", ".join(f"{stage} {duration(sum(v))}" for stage, v in used.items())
+    lines = [textwrap.fill(f"time used: {parts}", WIDTH, subsequent_indent="           ")]
     left, unknown = 0.0, []
     for task in tasks.values():
         if states[task.name] == "done":
@@ -117,7 +121,8 @@ def _time_rows(run: Run, tasks: dict[str, Task], states: dict[str, str]) -> list
     if left or unknown:
         note = f" (without {', '.join(unknown)}: not measured yet)" if unknown else ""
         finish = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left))
-        lines.append(f"time left: about {duration(left)} of computing, one task at a time until {finish}{note}")
+        text = f"time left: about {duration(left)} of computing, one task at a time until {finish}{note}"
+        lines.append(textwrap.fill(text, WIDTH, subsequent_indent="           "))
     return lines
 
 

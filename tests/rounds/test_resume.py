@@ -1,0 +1,101 @@
+"""A run that is killed goes on where it stopped, and ends as one that never was."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from nnunet_flare.cli.pseudolabel import main
+from nnunet_flare.rounds.ledger import read_ledger
+from nnunet_flare.rounds.manifest import load_run
+from nnunet_flare.rounds.work import TASK_VARIABLE
+
+
+def start(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen:
+    with open(log, "ab") as stream:
+        return subprocess.Popen(
+            [sys.executable, "-m", "nnunet_flare.cli.pseudolabel", *command],
+            env={**os.environ, **environment},
+            stdout=stream,
+            stderr=stream,
+        )
+
+
+def wait_for(text: str, log: Path, driver: subprocess.Popen, seconds: float = 240) -> None:
+    ends = time.monotonic() + seconds
+    while text not in log.read_text():
+        assert driver.poll() is None, f"the driver ended before '{text}':\n{log.read_text()}"
+        assert time.monotonic() < ends, f"'{text}' did not come:\n{log.read_text()}"
+        time.sleep(0.05)
+
+
+def processes_of(run_dir: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(TASK_VARIABLE, "").startswith(str(run_dir)):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return [p for p in found if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.fixture
+def same_input(tiny_loop, tmp_path):
+    """A copy of the tiny run's input and preprocessed data, without anything that the run itself wrote."""
+    for name in ("nnUNet_raw", "unlabelled", "test"):
+        shutil.copytree(tiny_loop.folder / name, tmp_path / name, symlinks=True)
+    shutil.rmtree(tmp_path / "nnUNet_raw" / "Dataset022_FLAREPhantom" / "imagesUn")
+    for name in ("nnUNet_preprocessed", "nnUNet_results"):
+        (tmp_path / name).mkdir()
+    return type(tiny_loop)(tmp_path, 0, "")
+
+
+@pytest.mark.timeout(900)
+def test_killed_while_training_labelling_and_building_the_run_ends_as_an_undisturbed_one(
+    tiny_loop, same_input, tmp_path
+):
+    log = tmp_path / "driver.log"
+    log.touch()
+    environment = {**same_input.environment, "nnUNet_n_proc_DA": "0", "NNUNET_FLARE_THREADS": "1"}
+    for moment in ("train-r0-f0: started", "label-r0-p0: started", "train-r1-fall: started"):
+        driver = start(same_input.command(), environment, log)
+        wait_for(moment, log, driver)
+        time.sleep(1.5)  # well inside the task
+        driver.kill()
+        driver.wait()
+        ends = time.monotonic() + 30
+        while processes_of(same_input.run_dir) and time.monotonic() < ends:
+            time.sleep(0.1)
+        assert not processes_of(same_input.run_dir), "a task outlived its driver"
+    driver = start(same_input.command(), environment, log)
+    assert driver.wait(timeout=400) == 1  # the one unreadable scan
+    assert "taking over the lock" in log.read_text()
+    decided = {e.case: (e.decision, e.score, e.label_sha256) for e in read_ledger(same_input.run().paths)}
+    undisturbed = {e.case: (e.decision, e.score, e.label_sha256) for e in read_ledger(tiny_loop.run().paths)}
+    assert decided == undisturbed
+
+
+@pytest.mark.timeout(300)
+def test_ctrl_c_ends_the_children_and_a_second_driver_is_refused_meanwhile(same_input, tmp_path, monkeypatch, capsys):
+    for name, value in same_input.environment.items():
+        monkeypatch.setenv(name, value)
+    log = tmp_path / "driver.log"
+    log.touch()
+    driver = start(same_input.command(), same_input.environment, log)
+    wait_for("plan: started", log, driver)
+    assert main(same_input.command()) == 1
+    assert f"process {driver.pid}" in capsys.readouterr().err
+    time.sleep(1)
+    driver.send_signal(signal.SIGINT)
+    assert driver.wait(timeout=60) == 130
+    assert not processes_of(same_input.run_dir)
+    assert not load_run(same_input.run_dir).paths.driver_lock.exists()

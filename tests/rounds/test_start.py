@@ -1,0 +1,190 @@
+"""What cannot work is refused before anything is trained, in one message that says what to do."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from nnunet_flare.cli.pseudolabel import main
+from nnunet_flare.images import Volume, read_volume, write_volume
+from nnunet_flare.phantom import write_phantom
+from nnunet_flare.rounds import start as start_module
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("source")
+    write_phantom(folder, labelled=2, unlabelled=2, test=1, size=(12, 16, 16), seed=1)
+    return folder
+
+
+@pytest.fixture
+def data(source, tmp_path, monkeypatch):
+    """Two labelled and two unlabelled scans with nnU-Net's variables set; free to be spoiled."""
+    import shutil
+
+    folder = tmp_path / "data"
+    shutil.copytree(source, folder)
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (folder / name).mkdir(exist_ok=True)
+        monkeypatch.setenv(name, str(folder / name))
+    return folder
+
+
+def refused(data, capsys, *more, settings=("members.count=2",)):
+    """Try to start; the error text. Nothing may have been written into nnU-Net's folders."""
+    code = main(["run", "-d", "22", "-u", str(data / "unlabelled"), "--recipe", "demo", "-device", "cpu", *more,
+                 "--set", *settings])  # fmt: skip
+    assert code == 2
+    assert not list((data / "nnUNet_results").rglob("*.pth"))
+    return capsys.readouterr().err
+
+
+def raw(data):
+    return data / "nnUNet_raw" / "Dataset022_FLAREPhantom"
+
+
+def test_an_unknown_dataset_names_those_there_are(data, capsys):
+    code = main(["run", "-d", "7", "-u", str(data / "unlabelled"), "--recipe", "demo", "-device", "cpu"])
+    assert code == 2 and "Dataset022_FLAREPhantom" in capsys.readouterr().err
+
+
+def test_missing_environment_variables_are_named(data, capsys, monkeypatch):
+    monkeypatch.delenv("nnUNet_results")
+    assert "nnUNet_results is not set" in refused(data, capsys)
+
+
+def test_all_problems_of_the_labelled_cases_are_listed_at_once(data, capsys):
+    labels = sorted((raw(data) / "labelsTr").iterdir())
+    volume = read_volume(labels[0])
+    strange = volume.array.copy()
+    strange[0, 0, 0] = 77
+    write_volume(labels[0], volume.with_array(strange))
+    images = sorted((raw(data) / "imagesTr").iterdir())
+    images[1].write_bytes(images[1].read_bytes()[:200])
+    error = refused(data, capsys)
+    assert "2 problem" in error and "77" in error and images[1].name in error
+
+
+def test_a_label_map_on_another_grid_than_its_scan_is_refused(data, capsys):
+    label = sorted((raw(data) / "labelsTr").iterdir())[0]
+    volume = read_volume(label)
+    write_volume(label, Volume(volume.array, (1.0, 1.0, 1.0), volume.origin, volume.direction))
+    assert "spacing" in refused(data, capsys)
+
+
+def test_a_scan_that_is_labelled_and_unlabelled_is_refused(data, capsys):
+    scan = sorted((raw(data) / "imagesTr").iterdir())[0]
+    (data / "unlabelled" / scan.name).write_bytes(scan.read_bytes())
+    assert "labelled cases too" in refused(data, capsys)
+
+
+def test_two_files_of_one_id_are_refused(data, capsys):
+    scan = sorted((data / "unlabelled").iterdir())[0]
+    for name in ("knee_0000.nii.gz", "knee.nii.gz"):
+        (data / "unlabelled" / name).write_bytes(scan.read_bytes())
+    assert "both give the case 'knee'" in refused(data, capsys)
+
+
+def test_an_empty_or_missing_folder_of_unlabelled_scans_is_refused(data, capsys):
+    for path in (data / "unlabelled").iterdir():
+        path.unlink()
+    assert "no image" in refused(data, capsys)
+    (data / "unlabelled").rmdir()
+    assert "no such folder" in refused(data, capsys)
+
+
+def test_region_labels_and_an_ignore_label_are_refused(data, capsys):
+    path = raw(data) / "dataset.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "labels": {**document["labels"], "ignore": 14}}))
+    assert "'ignore' label" in refused(data, capsys)
+    path.write_text(json.dumps({**document, "labels": {"background": 0, "organs": [1, 2], "liver": [1]},
+                                "regions_class_order": [2, 1]}))  # fmt: skip
+    assert "regions" in refused(data, capsys)
+
+
+def test_a_name_with_other_letters_is_refused(data, capsys):
+    assert "letters, digits and hyphens" in refused(data, capsys, "--name", "my run/1")
+
+
+def test_held_out_cases_must_have_labels_and_not_be_training_cases(data, capsys):
+    images, labels = data / "test" / "images", data / "test" / "labels"
+    taken = sorted((raw(data) / "imagesTr").iterdir())[0]
+    (images / taken.name).write_bytes(taken.read_bytes())
+    assert "no label map" in refused(data, capsys, "--eval", str(images), str(labels))
+    (labels / taken.name.replace("_0000.nii.gz", ".nii.gz")).write_bytes(taken.read_bytes())
+    assert "are training or unlabelled cases" in refused(data, capsys, "--eval", str(images), str(labels))
+
+
+def test_an_init_model_with_other_labels_or_none_is_refused_naming_both(data, capsys, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    assert "no nnU-Net model folder" in refused(data, capsys, "--init_model", str(folder))
+    (folder / "plans.json").write_text("{}")
+    (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "tumour": 1}}))
+    error = refused(data, capsys, "--init_model", str(folder))
+    assert "tumour" in error and "liver" in error
+
+
+def test_gpus_without_a_gpu_are_refused(data, capsys):
+    code = main(["run", "-d", "22", "-u", str(data / "unlabelled"), "--recipe", "demo", "-num_gpus", "999"])
+    assert code != 0 and "GPU" in capsys.readouterr().err
+
+
+def test_a_run_that_does_not_fit_the_disk_does_not_start(data, capsys, monkeypatch):
+    monkeypatch.setattr(start_module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    code = main(["run", "-d", "22", "-u", str(data / "unlabelled"), "--recipe", "demo", "-device", "cpu"])
+    assert code == 1 and "are free" in capsys.readouterr().err
+
+
+def test_a_dry_run_shows_every_task_and_writes_nothing(data, capsys):
+    before = set(data.rglob("*"))
+    code = main(["run", "-d", "22", "-u", str(data / "unlabelled"), "--recipe", "uncertainty", "-device", "cpu",
+                 "--dry-run", "--set", "rounds=2"])  # fmt: skip
+    text = capsys.readouterr().out
+    assert code == 0
+    assert "nnUNetv2_train 22 3d_fullres_uncertainty_r1 4 -tr nnUNetTrainerFlareST -p nnUNetPlansFlare" in text
+    for task in ("plan", "unlabelled", "build-r0", "train-r0-f0", "label-r1-p0", "select-r1", "train-r2-fall"):
+        assert any(line.startswith(f"{task} ") for line in text.splitlines()), task
+    assert "GB free" in text
+    assert set(data.rglob("*")) == before
+
+
+def test_scans_with_strange_names_get_safe_ids_and_files_that_come_later_are_reported(data, capsys, caplog):
+    scan = sorted((data / "unlabelled").iterdir())[0]
+    scan.rename(scan.with_name("Fall 7 (größer)_0000.nii.gz"))
+    command = ["run", "-d", "22", "-u", str(data / "unlabelled"), "--recipe", "demo", "-device", "cpu",
+               "--executor", "print", "--set", "members.count=2"]  # fmt: skip
+    assert main(command) == 0
+    listed = json.loads((raw(data).parent.parent / "nnUNet_results" / raw(data).name / "flare_demo"
+                         / "unlabelled.json").read_text())  # fmt: skip
+    ids = {case["case"]: case["source"] for case in listed["cases"]}
+    assert any(i.startswith("Fall_7_gr") and "größer" in source for i, source in ids.items())
+    (data / "unlabelled" / "late_0000.nii.gz").write_bytes(b"x")
+    assert main(command) == 0
+    assert "left out: late" in capsys.readouterr().err
+
+
+def test_the_printed_script_lists_every_task_and_is_valid_shell(data, capsys):
+    import subprocess
+
+    main(["run", "-d", "22", "-u", str(data / "unlabelled"), "--recipe", "demo", "-device", "cpu",
+          "--executor", "print", "--set", "members.count=2"])  # fmt: skip
+    script = data / "nnUNet_results" / raw(data).name / "flare_demo" / "run.sh"
+    assert subprocess.run(["sh", "-n", str(script)], check=False).returncode == 0
+    text = script.read_text()
+    assert "nnUNetv2_train 22 3d_fullres_demo_r0 0" in text and 'task -o "$RUN_DIR" select-r0' in text
+
+
+def test_scans_of_another_format_are_converted(data):
+    scan = sorted((data / "unlabelled").iterdir())[0]
+    volume = read_volume(scan)
+    scan.unlink()
+    write_volume(scan.with_name("abdomen.mha"), volume)
+    main(["run", "-d", "22", "-u", str(data / "unlabelled"), "--recipe", "demo", "-device", "cpu",
+          "--executor", "print", "--set", "members.count=2"])  # fmt: skip
+    converted = read_volume(raw(data) / "imagesUn" / "abdomen_0000.nii.gz")
+    np.testing.assert_array_equal(converted.array, volume.array)
