@@ -165,6 +165,8 @@ import pickle, sys
 sys.path += {[str(regular.site), *map(str, SITE)]!r}
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find
 assert not [f for f in sys.meta_path if type(f).__module__ == "nnunet_flare.plugin"]
+from nnunet_flare.diagnosis import check_plugin
+assert "not active: this Python runs without start-up files" in check_plugin()[0].text, check_plugin()
 found = find("nnUNetTrainerFlareST_7epochs")
 import nnunet_flare.trainers.self_training as ours
 assert found is ours.nnUNetTrainerFlareST_7epochs
@@ -177,6 +179,16 @@ except RuntimeError as error:
 """
     done = regular.call(code, "-S", nnUNet_extTrainer=str(extension), OMP_NUM_THREADS="1")
     assert done.stdout.endswith("fallback works\n")
+
+
+def test_doctor_explains_a_target_install(bare: Environment, wheel: Path, tmp_path: Path) -> None:
+    """Python runs no start-up files of a folder on PYTHONPATH; the doctor says so and how to go on."""
+    bare.pip("install", "--target", str(tmp_path), "--no-deps", "--no-index", str(wheel))
+    code = "from nnunet_flare.diagnosis import check_plugin as check; [print(f.level, f.text) for f in check()]"
+    lines = bare.call(code, PYTHONPATH=str(tmp_path)).stdout.splitlines()
+    assert lines[0].startswith(f"problem the plugin is not active: {tmp_path} is no site folder of this Python")
+    assert lines[1].endswith(f"export nnUNet_extTrainer={tmp_path / 'nnunet_flare' / 'ext'}")
+    assert (tmp_path / "nnunet_flare" / "ext" / "flare_trainers.py").is_file()
 
 
 def test_uninstalling_leaves_nnunet_as_it_was(uninstalled: Environment) -> None:

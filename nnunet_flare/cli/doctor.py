@@ -1,0 +1,75 @@
+"""``flare-doctor``: is everything in place, and is a dataset sound."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nnunet_flare.cli.common import HyphenParser, nnunet_folder, run_command, setup_logging
+
+if TYPE_CHECKING:
+    from nnunet_flare.diagnosis import Finding
+
+PROGRAM = "flare-doctor"
+PREPROCESSED = "nnUNet_preprocessed"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns 0 when nothing is wrong, 1 when a problem was found, 2 for wrong usage."""
+    arguments = _parser().parse_args(argv)
+    setup_logging()
+    return run_command(PROGRAM, lambda: _diagnose(arguments.dataset))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = HyphenParser(
+        prog=PROGRAM,
+        description="Check packages, the nnU-Net plugin, hardware and nnU-Net's folders.",
+        epilog="Exit code 0: nothing wrong; 1: problems, as listed; 2: wrong usage.",
+    )
+    parser.add_argument(
+        "-d", dest="dataset", metavar="DATASET", help="also open every file of this dataset (id or name in nnUNet_raw)"
+    )
+    return parser
+
+
+def _diagnose(dataset: str | None) -> int:
+    from nnunet_flare import diagnosis
+
+    sections = {
+        "packages": diagnosis.check_packages,
+        "plugin": diagnosis.check_plugin,
+        "hardware": diagnosis.check_hardware,
+        "folders": diagnosis.check_folders,
+    }
+    problems = 0
+    for title, check in sections.items():
+        problems += _print(title, check())
+    if dataset is not None:
+        problems += _print("dataset", _dataset(dataset))
+    print(f"\n{problems} problem(s)" if problems else "\neverything is in place")
+    return 1 if problems else 0
+
+
+def _dataset(name: str) -> list[Finding]:
+    from nnunet_flare.datasets import check_dataset, resolve_dataset
+    from nnunet_flare.diagnosis import Finding, check_rounds
+
+    folder = resolve_dataset(name, nnunet_folder("nnUNet_raw"))
+    findings = [Finding("problem", line) for line in check_dataset(folder)]
+    if not findings:
+        findings.append(Finding("ok", f"{folder}: every image and label map can be used"))
+    preprocessed = os.environ.get(PREPROCESSED)
+    if preprocessed:
+        findings += check_rounds(Path(preprocessed) / folder.name)
+    return findings
+
+
+def _print(title: str, findings: Sequence[Finding]) -> int:
+    print(f"\n{title}" if title != "packages" else title)
+    for finding in findings:
+        print(f"  {finding.level:8s} {finding.text}")
+    return sum(finding.level == "problem" for finding in findings)
