@@ -130,7 +130,12 @@ def _run(args: argparse.Namespace) -> int:
 
 def _open(args: argparse.Namespace, folder: Path, profile: Profile) -> Segmenter:
     with profile.stage("imports"):
+        import torch
+
         from nnunet_flare.inference.core import Segmenter, Settings
+        from nnunet_flare.inference.runtimes import usable_cpus
+    # more threads than a container may use wait for each other
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
     settings = Settings(
         step_size=args.step_size,
         tta=args.tta,

@@ -12,6 +12,7 @@ Equal to stock but for ties: stock rounds the interpolated scores to half precis
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -91,21 +92,24 @@ class SliceExporter:
 
     def consume(self, scores: torch.Tensor) -> None:
         """Take the next slices (K, n, y, x) along the network's first axis, on any device."""
-        for index in range(scores.shape[1]):
-            plane = scores[:, index].float()
-            if self._nearest is not None:
-                targets = np.flatnonzero(self._nearest == self._seen)
-                if targets.size:
-                    self._labels[targets] = self._classify(self._planes(plane))
-            else:
-                self._consume_linear(plane)
-            self._seen += 1
+        with _one_thread():
+            for plane in scores.unbind(1):
+                self._consume_plane(plane.float())
+                self._seen += 1
 
     def finish(self) -> np.ndarray:
         """The label map (Z, Y, X), uint8, crop and transposition undone."""
         if self._seen != self._slices:
             raise ValueError(f"{self._seen} of {self._slices} slices of scores were given")
         return np.ascontiguousarray(self._canvas.transpose(self._backward))
+
+    def _consume_plane(self, plane: torch.Tensor) -> None:
+        if self._nearest is None:
+            self._consume_linear(plane)
+            return
+        targets = np.flatnonzero(self._nearest == self._seen)
+        if targets.size:
+            self._labels[targets] = self._classify(self._planes(plane))
 
     def _consume_linear(self, plane: torch.Tensor) -> None:
         """Output slices that lie between the slice before and this one."""
@@ -204,6 +208,17 @@ def check_resampling(configuration_manager: Any) -> None:
             f"the plans resample predictions with {name}({kwargs}); flare-predict knows {SEPARABLE[0]} of order 1 and "
             f"order_z 0, and {SEPARABLE[1]} in linear mode: predict this model with nnUNetv2_predict"
         )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One plane is too little work to share: on a busy machine threads would wait for each other ten times longer."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _default_force(configuration_manager: Any) -> bool | None:

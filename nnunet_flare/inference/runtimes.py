@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import os
 import platform
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +20,9 @@ PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 """CPU features with which bfloat16 products are faster than single precision."""
+
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Quota and period of the control group: what ``docker run --cpus`` sets."""
 
 BACKENDS = ("auto", "torch", "openvino")
 
@@ -73,6 +77,16 @@ def cpu_flags() -> frozenset[str]:
         if line.startswith("flags"):
             return frozenset(line.partition(":")[2].split())
     return frozenset()
+
+
+def usable_cpus(quota_file: Path = CPU_QUOTA) -> int:
+    """CPUs that this process may use: those it may run on, and no more than its container's quota."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = quota_file.read_text().split()
+    except (OSError, ValueError):
+        return count
+    return count if quota == "max" else max(1, min(count, round(int(quota) / int(period))))
 
 
 class TorchRuntime:
