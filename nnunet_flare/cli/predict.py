@@ -66,6 +66,12 @@ def parser() -> argparse.ArgumentParser:
         help="distance of windows as a share of the patch (default 0.9)",
     )
     how.add_argument("--tta", choices=("none", "mirror"), default="none", help="test-time augmentation")
+    how.add_argument(
+        "--windows",
+        choices=("all", "skip-empty", "huang"),
+        default="all",
+        help="skip-empty: leave out windows away from any organ; huang: the FLARE22 winner's rule",
+    )
     how.add_argument("--disable_tta", action="store_true", help="the default here; accepted as in nnU-Net")
     how.add_argument(
         "--precision",
@@ -142,6 +148,7 @@ def _open(args: argparse.Namespace, folder: Path, profile: Profile) -> Segmenter
         device=args.device,
         precision=args.precision,
         backend=args.backend,
+        windows=args.windows,
         trust_checkpoint=args.trust_checkpoint,
     )
     with profile.stage("model"):

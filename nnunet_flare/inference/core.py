@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ from nnunet_flare.inference.runtimes import (
     mirrored,
     stacked,
 )
+from nnunet_flare.inference.skipping import BODY_HU, POLICIES, Huang, slide_growing
 from nnunet_flare.inference.windows import Consume, slide, window_starts
 
 log = logging.getLogger(__name__)
@@ -59,12 +61,15 @@ class Settings:
     trust_checkpoint: bool = False
     gaussian: bool = True
     backend: str = "auto"
+    windows: str = "all"
 
     def __post_init__(self) -> None:
         if not 0 < self.step_size <= 1:
             raise InputError(f"step size {self.step_size}: expected a number above 0 and at most 1")
         if self.tta not in TTA:
             raise InputError(f"test-time augmentation {self.tta!r}: expected one of {', '.join(TTA)}")
+        if self.windows not in POLICIES:
+            raise InputError(f"windows {self.windows!r}: expected one of {', '.join(POLICIES)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +112,8 @@ class Segmenter:
         self.label_manager = models[0].label_manager
         patch = tuple(int(p) for p in self.configuration_manager.patch_size)
         self._two_d = len(patch) == 2
+        if settings.windows == "huang" and (self._two_d or self.label_manager.has_regions):
+            raise InputError("--windows huang is made for 3-D models with exclusive labels; use all or skip-empty")
         self.patch = (1, *patch) if self._two_d else patch
         self._forwards: list[Forward] = []
 
@@ -185,7 +192,7 @@ class Segmenter:
         )
 
     def windows(self, scan: Scan) -> int:
-        """How many windows :meth:`segment` runs the network on."""
+        """How many windows :meth:`segment` runs the network on at most."""
         shape = [max(n, p) for n, p in zip(scan.prepared.data.shape[1:], self.patch, strict=True)]
         return math.prod(len(s) for s in window_starts(shape, self.patch, self.settings.step_size))
 
@@ -203,6 +210,8 @@ class Segmenter:
             The label map, and those of the members (none without ``members``).
         """
         self.load()
+        if members and self.settings.windows != "all":
+            raise InputError(f"--save_members needs --windows all, not {self.settings.windows}")
         count = len(self._forwards) if members and len(self._forwards) > 1 else 1
         exporters = [self._exporter(scan) for _ in range(count + (count > 1))]
 
@@ -288,18 +297,37 @@ class Segmenter:
             with self.profile.stage("network"):
                 return forward(window)
 
+        tensor = torch.from_numpy(np.ascontiguousarray(data, np.float32))
+        common: dict[str, Any] = {
+            "heads": members * self.heads,
+            "patch": self.patch,
+            "step_size": self.settings.step_size,
+            "device": self.device,
+            "gaussian": self.settings.gaussian,
+            "progress": progress,
+        }
         with torch.inference_mode():
-            slide(
-                torch.from_numpy(np.ascontiguousarray(data, np.float32)),
-                timed,
-                consume,
-                heads=members * self.heads,
-                patch=self.patch,
-                step_size=self.settings.step_size,
-                device=self.device,
-                gaussian=self.settings.gaussian,
-                progress=progress,
-            )
+            if self.settings.windows == "all":
+                slide(tensor, timed, consume, **common)
+            elif self.settings.windows == "huang":
+                shape = [max(n, p) for n, p in zip(data.shape[1:], self.patch, strict=True)]
+                visit = Huang(shape, self.patch)
+                slide(tensor, lambda window: timed(window).float().softmax(0), consume, visit=visit, **common)
+            else:
+                slide_growing(
+                    tensor, timed, consume, foreground=self._foreground, body_above=self._body_above(), **common
+                )
+
+    def _foreground(self, scores: torch.Tensor) -> torch.Tensor:
+        return (scores > 0).any(0) if self.label_manager.has_regions else scores.argmax(0) > 0
+
+    def _body_above(self) -> float | None:
+        """The body threshold on the network's scale, or None where values are no CT numbers."""
+        if self.configuration_manager.normalization_schemes[0] != "CTNormalization":
+            return None
+        values = self.plans_manager.foreground_intensity_properties_per_channel["0"]
+        threshold = max(BODY_HU, float(values["percentile_00_5"]))
+        return (threshold - float(values["mean"])) / max(float(values["std"]), 1e-8)
 
     def _runtime(self, model: Model) -> Forward:
         network = model.network()

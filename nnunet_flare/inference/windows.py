@@ -8,8 +8,9 @@ touches are handed on at once. The sums therefore cover one patch depth and not 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,6 +23,16 @@ GAUSSIAN_PEAK = 10.0
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 """A window (1, C, z, y, x) to its scores (K, z, y, x)."""
+
+
+class Visit(Protocol):
+    """Chooses which windows of a slab are run; brings its own first indices of the slabs."""
+
+    z_starts: list[int]
+
+    def __call__(self, slab: Slab) -> None:
+        """Run and add windows."""
+
 
 Consume = Callable[[torch.Tensor], None]
 """Takes the next finished slices (K, n, y, x) along the first axis."""
@@ -83,6 +94,7 @@ def slide(
     device: torch.device,
     gaussian: bool = True,
     progress: Callable[[int], None] | None = None,
+    visit: Visit | None = None,
 ) -> int:
     """Predict a volume window by window and hand on its averaged scores, slice by slice.
 
@@ -96,44 +108,84 @@ def slide(
         device: where the sums lie.
         gaussian: weigh a window's centre more than its rim.
         progress: told the number of windows done since the last call.
+        visit: chooses the windows slab by slab; all of stock's grid without it. Voxels that no window covers get
+            scores of zero, which is background.
 
     Returns:
         The number of windows.
     """
     patch = tuple(int(p) for p in patch)
-    before = padding(data.shape[1:], patch)
-    padded = _pad(data, before)
+    padded, kept = padded_volume(data, patch)
     shape = tuple(padded.shape[1:])
-    z_starts, y_starts, x_starts = window_starts(shape, patch, step_size)
+    choose = visit or EveryWindow(shape, patch, step_size)
     weights = (gaussian_weights(patch) if gaussian else torch.ones(patch)).to(device)
     sums = torch.zeros((heads, patch[0], *shape[1:]), dtype=torch.float32, device=device)
     total = torch.zeros((patch[0], *shape[1:]), dtype=torch.float32, device=device)
-    kept = tuple(slice(low, low + size) for (low, _), size in zip(before, data.shape[1:], strict=True))
     done = 0
-    for z, following in zip(z_starts, [*z_starts[1:], shape[0]], strict=True):
-        for y, x in _grid(y_starts, x_starts):
-            window = padded[:, z : z + patch[0], y : y + patch[1], x : x + patch[2]]
-            scores = forward(window[None].contiguous()).to(device)
-            rows, columns = slice(y, y + patch[1]), slice(x, x + patch[2])
-            sums[:, :, rows, columns].addcmul_(scores.float(), weights)
-            total[:, rows, columns] += weights
-            done += 1
-            if progress is not None:
-                progress(1)
-        finished = following - z
+    for z, following in zip(choose.z_starts, [*choose.z_starts[1:], shape[0]], strict=True):
+        slab = Slab(padded[:, z : z + patch[0]], forward, sums, total, weights, patch, progress)
+        choose(slab)
+        done += slab.windows
         first, last = max(kept[0].start, z), min(kept[0].stop, following)
         if last > first:
-            block = sums[:, first - z : last - z, kept[1], kept[2]]
-            consume(block.div_(total[first - z : last - z, kept[1], kept[2]]))
-        _shift(sums, finished, axis=1)
-        _shift(total, finished, axis=0)
+            weight = total[first - z : last - z, kept[1], kept[2]].clamp(min=torch.finfo(torch.float32).tiny)
+            consume(sums[:, first - z : last - z, kept[1], kept[2]].div_(weight))
+        _shift(sums, following - z, axis=1)
+        _shift(total, following - z, axis=0)
     return done
 
 
-def _grid(rows: Sequence[int], columns: Sequence[int]) -> Iterator[tuple[int, int]]:
-    for y in rows:
-        for x in columns:
-            yield y, x
+class Slab:
+    """The windows that start at one index of the first axis: run the network at a place, and add its scores."""
+
+    def __init__(
+        self,
+        data: torch.Tensor,
+        forward: Forward,
+        sums: torch.Tensor,
+        total: torch.Tensor,
+        weights: torch.Tensor,
+        patch: tuple[int, ...],
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self._data, self._forward, self._patch, self._progress = data, forward, patch, progress
+        self._sums, self._total, self._weights = sums, total, weights
+        self.windows = 0
+
+    def run(self, y: int, x: int) -> torch.Tensor:
+        """Scores (K, z, y, x) of the window that starts here."""
+        window = self._data[:, :, y : y + self._patch[1], x : x + self._patch[2]]
+        scores = self._forward(window[None].contiguous()).to(self._sums.device).float()
+        self.windows += 1
+        if self._progress is not None:
+            self._progress(1)
+        return scores
+
+    def add(self, y: int, x: int, scores: torch.Tensor) -> None:
+        """Add a window's scores to the sums."""
+        rows, columns = slice(y, y + self._patch[1]), slice(x, x + self._patch[2])
+        self._sums[:, :, rows, columns].addcmul_(scores, self._weights)
+        self._total[:, rows, columns] += self._weights
+
+
+class EveryWindow:
+    """Visits all of stock's windows."""
+
+    def __init__(self, shape: Sequence[int], patch: Sequence[int], step_size: float) -> None:
+        self.z_starts, self._rows, self._columns = window_starts(shape, patch, step_size)
+
+    def __call__(self, slab: Slab) -> None:
+        """Run and add every window of a slab."""
+        for y in self._rows:
+            for x in self._columns:
+                slab.add(y, x, slab.run(y, x))
+
+
+def padded_volume(data: torch.Tensor, patch: Sequence[int]) -> tuple[torch.Tensor, tuple[slice, ...]]:
+    """The scan (C, Z, Y, X), zero-padded to at least one patch, and where it lies in there."""
+    before = padding(data.shape[1:], patch)
+    kept = tuple(slice(low, low + size) for (low, _), size in zip(before, data.shape[1:], strict=True))
+    return _pad(data, before), kept
 
 
 def _pad(data: torch.Tensor, widths: Sequence[tuple[int, int]]) -> torch.Tensor:
