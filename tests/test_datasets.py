@@ -199,12 +199,15 @@ def test_a_broken_case_table_is_told(dataset: Path) -> None:
     assert "cases.case_1.role: found 'teacher'" in only_problem(dataset)
 
 
-def test_cases_listed_in_dataset_json_are_checked_where_they_lie(dataset: Path, tmp_path: Path) -> None:
+def test_cases_listed_in_dataset_json_are_checked_where_they_lie(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_LABELS", str(tmp_path / "elsewhere"))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     shutil.move(dataset / "imagesTr" / "case_0_0000.nii.gz", elsewhere / "scan.nii.gz")
     shutil.move(dataset / "labelsTr" / "case_0.nii.gz", elsewhere / "label.nii.gz")
-    listed = {"first": {"images": ["../elsewhere/scan.nii.gz"], "label": str(elsewhere / "label.nii.gz")}}
+    listed = {"first": {"images": ["../elsewhere/scan.nii.gz"], "label": "$MY_LABELS/label.nii.gz"}}
     write_dataset_json(dataset, dataset=listed, numTraining=1)
     assert check_dataset(dataset) == []
     (elsewhere / "label.nii.gz").unlink()
