@@ -73,32 +73,49 @@ def test_the_raw_dataset_is_only_added_to(tiny_loop):
     assert len(list((run.raw / "imagesTr").iterdir())) == len(list((run.raw / "labelsTr").iterdir())) == 4
 
 
-def stock_mean_softmax(run: Run, case: str) -> np.ndarray:
-    """The members' mean softmax by stock nnU-Net's own predictor, on the preprocessed scan."""
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+def members_mean_softmax(run: Run, case: str) -> np.ndarray:
+    """The mean softmax written out: every window by stock's network in float32, Gaussian weights in float64."""
+    from itertools import product
 
-    total = 0
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+    from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
+    from scipy.ndimage import gaussian_filter
+
+    data = read_array(run.unlabelled_data / f"{case}.b2nd").astype(np.float32)
+    total: np.ndarray | float = 0.0
     for fold in (0, 1):
-        predictor = nnUNetPredictor(
-            tile_step_size=1.0, use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False
-        )
+        predictor = nnUNetPredictor(1.0, use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
         predictor.initialize_from_trained_model_folder(str(run.model(0)), (fold,))
-        data = torch.from_numpy(read_array(run.unlabelled_data / f"{case}.b2nd"))
-        logits = predictor.predict_logits_from_preprocessed_data(data).float()
-        total = total + torch.softmax(logits, 0)
-    return (total / 2).numpy()
+        patch = predictor.configuration_manager.patch_size
+        peak = np.zeros(patch)
+        peak[tuple(p // 2 for p in patch)] = 1
+        weight = gaussian_filter(peak, [p / 8 for p in patch], mode="constant")
+        weight /= weight.max()
+        weight[weight == 0] = weight[weight > 0].min()
+        corners = product(*compute_steps_for_sliding_window(data.shape[1:], patch, 1.0))
+        logits, weights = np.zeros((14, *data.shape[1:])), np.zeros(data.shape[1:])
+        for corner in corners:
+            where = tuple(slice(c, c + p) for c, p in zip(corner, patch, strict=True))
+            with torch.no_grad():
+                window = predictor.network(torch.from_numpy(data[(slice(None), *where)])[None])[0].double().numpy()
+            logits[(slice(None), *where)] += window * weight
+            weights[where] += weight
+        logits /= weights
+        exponent = np.exp(logits - logits.max(0))
+        total = total + exponent / exponent.sum(0)
+    return np.asarray(total) / 2
 
 
 def test_a_pseudo_label_is_the_argmax_of_the_members_mean_softmax(tiny_loop):
     run = tiny_loop.run()
     case = min(by_decision(run, "taken"))
-    softmax = stock_mean_softmax(run, case)
+    softmax = members_mean_softmax(run, case)
     label = read_array(run.data(1) / f"{case}_seg.b2nd")[0]
     crop = read_array(run.unlabelled_data / f"{case}_seg.b2nd")[0]
     expected = softmax.argmax(0)
     best = np.sort(softmax, axis=0)
-    clear = best[-1] - best[-2] > 1e-2  # half precision of stock's sum may turn near ties
-    assert clear.mean() > 0.5
+    clear = best[-1] - best[-2] > 1e-3  # rounding may turn near ties
+    assert clear.mean() > 0.9
     np.testing.assert_array_equal(np.maximum(label, 0)[clear], expected[clear])
     assert ((label == -1) <= (crop == -1)).all()
     located = read_properties(run.data(1) / f"{case}.pkl")["class_locations"]
