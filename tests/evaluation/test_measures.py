@@ -92,6 +92,12 @@ def test_what_a_vessel_has_beyond_the_labelled_slices_does_not_count():
     assert (scores.dsc[5], scores.nsd[5]) == (1.0, 1.0)
 
 
+@pytest.mark.parametrize("organ", FLARE23, ids=lambda organ: organ.name)
+def test_only_the_aorta_the_cava_and_the_oesophagus_count_on_labelled_slices_only(organ):
+    scores = evaluate_case(volume(tube(3, 6, organ.id)), volume(tube(0, 9, organ.id)), [organ], corrected=True)
+    assert (scores.dsc[organ.id] == 1.0) == (organ.id in (5, 6, 10))
+
+
 def test_other_organs_count_on_all_slices():
     scores = evaluate_case(volume(tube(3, 6, LIVER.id)), volume(tube(0, 9, LIVER.id)), [LIVER])
     assert scores.dsc[1] == round(2 * 16 / (16 + 40), 4)

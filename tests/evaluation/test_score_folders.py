@@ -177,9 +177,12 @@ def table_of(values, organs=FLARE23, corrected=False):
 
 def test_the_organ_mean_leaves_lesions_out_and_rounds_as_the_official_script():
     organs = (FLARE23[0], FLARE23[1], FLARE23[13])
-    values = [[0.91234, 0.8, 0.1], [0.91233, 0.9, 0.2], [0.91233, 0.7, 0.0]]
-    assert table_of(values, organs).mean("DSC") == round(np.mean([0.9123, 0.8]), 4)
-    exact = np.mean([np.mean([0.91234, 0.91233, 0.91233]), 0.8])
+    values = [[0.9000, 0.8000, 0.1], [0.9001, 0.8001, 0.2], [0.9000, 0.8001, 0.0]]
+    # organ means 0.90003 and 0.80007: rounded first to 0.9000 and 0.8001, whose mean 0.85005 is rounded again
+    assert table_of(values, organs).mean("DSC") == np.round(np.mean([0.9000, 0.8001]), 4)
+    assert table_of([[0.90004, 0.80004, 0.1]], organs).mean("DSC") == 0.85
+    assert table_of([[0.90004, 0.80009, 0.1]], organs).mean("DSC") == np.round((0.9 + 0.8001) / 2, 4)
+    exact = np.mean([np.mean([0.9000, 0.9001, 0.9000]), np.mean([0.8000, 0.8001, 0.8001])])
     assert table_of(values, organs, corrected=True).mean("DSC") == pytest.approx(exact, abs=1e-12)
 
 

@@ -120,6 +120,15 @@ def test_closing_joins_what_is_near_and_no_cluster_border_changes_that(distance)
     assert (found[2, 2, 21] == 7) == (distance <= 5)
 
 
+@pytest.mark.parametrize("distance", [16, 17, 20, 24, 25, 26])
+def test_closing_with_a_box_larger_than_the_cells_joins_across_them(distance):
+    labels = np.zeros((3, 3, 80), dtype=np.uint8)
+    labels[1, 1, [15, 15 + distance]] = 7
+    found = ours.close_organs(labels, SPACING_MM, organs=[7], size_voxels=(3, 3, 25))
+    np.testing.assert_array_equal(found, slow.close_organs(labels, [7], (3, 3, 25)))
+    assert (found[1, 1, 16] == 7) == (distance <= 25)
+
+
 def test_the_topmost_slice_of_the_vessels_is_kept():
     labels = np.zeros((20, 4, 4), dtype=np.uint8)
     labels[:, 0, 0] = 1

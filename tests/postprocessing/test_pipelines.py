@@ -48,6 +48,28 @@ def test_random_maps_come_out_as_from_the_slow_pipeline(name, seed, scale, crowd
     check(name, labels, tuple(scale * s for s in SPACING_MM))
 
 
+@pytest.mark.parametrize("name", ["flare22", "flare22-paper"])
+@given(seed=st.integers(0, 100_000), slice_mm=st.sampled_from([2.0, 2.5, 3.0, 5.0, 7.0]))
+@settings(max_examples=30, deadline=None)
+def test_vessels_with_gaps_limit_the_field_as_in_the_slow_pipeline(name, seed, slice_mm):
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((50, 6, 8), dtype=np.uint8)
+    labels[:, 1:3, 1:3] = 1  # a liver on every slice shows what is erased
+    vessels = np.repeat(rng.random(10) < 0.6, 5)
+    vessels[rng.integers(0, 50, 4)] ^= True
+    labels[vessels, 4, 4] = rng.choice([5, 6, 10], int(vessels.sum()))
+    check(name, labels, (slice_mm, 200.0, 200.0))
+
+
+def test_gallbladder_at_the_edge_of_all_labels_has_a_neighbour_there():
+    """Liver on three sides and background on the fourth, beyond which no label follows: not inside the liver."""
+    labels = np.zeros((5, 12, 12), dtype=np.uint8)
+    labels[1:4, 3:9, 3:9] = 1
+    labels[2, 8, 5], labels[2, 3, 3] = 9, 9
+    found = check("flare22-paper", labels, (50.0, 50.0, 50.0))
+    assert found[2, 8, 5] == 9
+
+
 @pytest.mark.parametrize("name", BUILT_IN)
 @pytest.mark.parametrize("domain", ["narrow", "wide"])
 def test_phantoms_come_out_as_from_the_slow_pipeline(name, domain):
