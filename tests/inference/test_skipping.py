@@ -76,6 +76,27 @@ def test_nothing_is_lost_on_real_organs(real_data, name, patch):
     assert windows <= all_windows
 
 
+def lost_on_phantoms(seeds) -> list[float]:
+    from nnunet_flare.phantom import make_phantom
+
+    scores = []
+    for seed in seeds:
+        volume, labels = make_phantom(seed, domain=("narrow", "wide", "between")[seed % 3], size=(48, 96, 96))
+        labels = resampled(labels, volume.spacing_mm, (4.0, 4.0, 4.0))
+        (everything, _), (skipping, _) = run(labels, (16, 32, 32))
+        scores.append(dice(everything, skipping))
+    return scores
+
+
+def test_nothing_is_lost_on_phantoms():
+    assert min(lost_on_phantoms(range(3))) >= 0.999
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_on_twenty_phantoms():
+    assert min(lost_on_phantoms(range(20))) >= 0.999
+
+
 def test_windows_are_saved_where_organs_fill_a_part_of_the_scan():
     labels = np.zeros((64, 160, 160), np.uint8)
     labels[20:40, 60:100, 60:100] = 1
