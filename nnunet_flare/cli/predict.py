@@ -72,6 +72,8 @@ def parser() -> argparse.ArgumentParser:
         default="all",
         help="skip-empty: leave out windows away from any organ; huang: the FLARE22 winner's rule",
     )
+    how.add_argument("--max_memory", type=float, metavar="GB", help="set cases aside that would need more memory")
+    how.add_argument("--gpu_memory", type=float, metavar="GB", help="memory of the GPU to keep to")
     how.add_argument("--disable_tta", action="store_true", help="the default here; accepted as in nnU-Net")
     how.add_argument(
         "--precision",
@@ -138,8 +140,9 @@ def _open(args: argparse.Namespace, folder: Path, profile: Profile) -> Segmenter
     with profile.stage("imports"):
         import torch
 
-        from nnunet_flare.inference.core import Segmenter, Settings
+        from nnunet_flare.inference.core import Segmenter
         from nnunet_flare.inference.runtimes import usable_cpus
+        from nnunet_flare.inference.settings import Settings
     # more threads than a container may use wait for each other
     torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
     settings = Settings(
@@ -149,6 +152,8 @@ def _open(args: argparse.Namespace, folder: Path, profile: Profile) -> Segmenter
         precision=args.precision,
         backend=args.backend,
         windows=args.windows,
+        max_memory_gb=args.max_memory,
+        gpu_memory_gb=args.gpu_memory,
         trust_checkpoint=args.trust_checkpoint,
     )
     with profile.stage("model"):

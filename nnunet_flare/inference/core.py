@@ -19,6 +19,7 @@ import torch
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.images import Volume, check_values, oddities
 from nnunet_flare.inference.export import SliceExporter
+from nnunet_flare.inference.memory import GIGABYTE, Need, need, process_bytes, sums_fit_on_gpu
 from nnunet_flare.inference.model import (
     DEFAULT_CHECKPOINT,
     Fold,
@@ -40,36 +41,11 @@ from nnunet_flare.inference.runtimes import (
     mirrored,
     stacked,
 )
-from nnunet_flare.inference.skipping import BODY_HU, POLICIES, Huang, slide_growing
+from nnunet_flare.inference.settings import Settings, open_device
+from nnunet_flare.inference.skipping import BODY_HU, Huang, slide_growing
 from nnunet_flare.inference.windows import Consume, slide, window_starts
 
 log = logging.getLogger(__name__)
-
-TTA = ("none", "mirror")
-
-DEFAULT_STEP_SIZE = 0.9
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to predict: step size (share of the patch), test-time augmentation, device and precision."""
-
-    step_size: float = DEFAULT_STEP_SIZE
-    tta: str = "none"
-    device: str = "cpu"
-    precision: str = "auto"
-    trust_checkpoint: bool = False
-    gaussian: bool = True
-    backend: str = "auto"
-    windows: str = "all"
-
-    def __post_init__(self) -> None:
-        if not 0 < self.step_size <= 1:
-            raise InputError(f"step size {self.step_size}: expected a number above 0 and at most 1")
-        if self.tta not in TTA:
-            raise InputError(f"test-time augmentation {self.tta!r}: expected one of {', '.join(TTA)}")
-        if self.windows not in POLICIES:
-            raise InputError(f"windows {self.windows!r}: expected one of {', '.join(POLICIES)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +59,7 @@ class Scan:
     orientation: Orientation
     grid: Volume
     oddities: tuple[str, ...] = ()
+    name: str = "image"
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,9 +164,8 @@ class Segmenter:
         except ValueError as error:
             raise CaseError(case, str(error)) from error
         nothing = np.broadcast_to(np.uint8(0), volumes[0].array.shape)
-        return Scan(
-            prepared, orientation, volumes[0].with_array(nothing), self._oddities(volumes, prepared.data.shape[1:])
-        )
+        grid = volumes[0].with_array(nothing)
+        return Scan(prepared, orientation, grid, self._oddities(volumes, prepared.data.shape[1:]), case)
 
     def windows(self, scan: Scan) -> int:
         """How many windows :meth:`segment` runs the network on at most."""
@@ -213,7 +189,32 @@ class Segmenter:
         if members and self.settings.windows != "all":
             raise InputError(f"--save_members needs --windows all, not {self.settings.windows}")
         count = len(self._forwards) if members and len(self._forwards) > 1 else 1
-        exporters = [self._exporter(scan) for _ in range(count + (count > 1))]
+        maps = count + (count > 1)
+        wanted = self._need(scan, count * self.heads, maps, whole_volume=self.settings.windows == "skip-empty")
+        policy = self._policy(scan, wanted, count * self.heads, maps)
+        device = self._sums_device(wanted)
+        try:
+            labels = self._segment(scan, count, maps, policy=policy, device=device, progress=progress)
+        except torch.OutOfMemoryError:
+            if device.type == "cpu":
+                raise
+            log.warning("%s: out of GPU memory; once more with the sums on the CPU", scan.name)
+            torch.cuda.empty_cache()
+            cpu = torch.device("cpu")
+            labels = self._segment(scan, count, maps, policy=policy, device=cpu, progress=progress)
+        return labels[0], labels if members and count == 1 else labels[1:]
+
+    def _segment(
+        self,
+        scan: Scan,
+        count: int,
+        maps: int,
+        *,
+        policy: str,
+        device: torch.device,
+        progress: Callable[[int], None] | None,
+    ) -> list[np.ndarray]:
+        exporters = [self._exporter(scan) for _ in range(maps)]
 
         def consume(block: torch.Tensor) -> None:
             with self.profile.stage("export"):
@@ -226,9 +227,9 @@ class Segmenter:
                     exporter.consume(scores)
 
         forward = averaged(self._forwards) if count == 1 else stacked(self._forwards)
-        self._slide(scan.prepared.data, forward, consume, members=count, progress=progress)
-        labels = [np.ascontiguousarray(scan.orientation.revert(exporter.finish())) for exporter in exporters]
-        return labels[0], labels if members and count == 1 else labels[1:]
+        data = scan.prepared.data
+        self._slide(data, forward, consume, members=count, progress=progress, policy=policy, device=device)
+        return [np.ascontiguousarray(scan.orientation.revert(exporter.finish())) for exporter in exporters]
 
     def logits(self, data: np.ndarray) -> torch.Tensor:
         """The members' averaged logits (K, z, y, x), float32, of a preprocessed scan (C, z, y, x)."""
@@ -292,24 +293,27 @@ class Segmenter:
         *,
         members: int = 1,
         progress: Callable[[int], None] | None = None,
+        policy: str | None = None,
+        device: torch.device | None = None,
     ) -> None:
         def timed(window: torch.Tensor) -> torch.Tensor:
             with self.profile.stage("network"):
                 return forward(window)
 
+        policy = policy or self.settings.windows
         tensor = torch.from_numpy(np.ascontiguousarray(data, np.float32))
         common: dict[str, Any] = {
             "heads": members * self.heads,
             "patch": self.patch,
             "step_size": self.settings.step_size,
-            "device": self.device,
+            "device": device or self.device,
             "gaussian": self.settings.gaussian,
             "progress": progress,
         }
         with torch.inference_mode():
-            if self.settings.windows == "all":
+            if policy == "all":
                 slide(tensor, timed, consume, **common)
-            elif self.settings.windows == "huang":
+            elif policy == "huang":
                 shape = [max(n, p) for n, p in zip(data.shape[1:], self.patch, strict=True)]
                 visit = Huang(shape, self.patch)
                 slide(tensor, lambda window: timed(window).float().softmax(0), consume, visit=visit, **common)
@@ -317,6 +321,53 @@ class Segmenter:
                 slide_growing(
                     tensor, timed, consume, foreground=self._foreground, body_above=self._body_above(), **common
                 )
+
+    def _need(self, scan: Scan, heads: int, maps: int, *, whole_volume: bool) -> Need:
+        return need(
+            scan.prepared.data.shape[1:],
+            scan.grid.array.shape,
+            self.patch,
+            heads=heads,
+            maps=maps,
+            whole_volume=whole_volume,
+        )
+
+    def _policy(self, scan: Scan, wanted: Need, heads: int, maps: int) -> str:
+        """The window policy that keeps to the memory limit.
+
+        Raises:
+            CaseError: when none does.
+        """
+        limit = self.settings.max_memory_gb
+        policy = self.settings.windows
+        if limit is None:
+            return policy
+        held = process_bytes()
+        if policy == "skip-empty" and held + wanted.total > limit * GIGABYTE:
+            log.warning("--windows skip-empty would need more than %.3g GB; all windows are visited instead", limit)
+            policy = "all"
+            wanted = self._need(scan, heads, maps, whole_volume=False)
+        if held + wanted.total > limit * GIGABYTE:
+            raise CaseError(
+                scan.name,
+                f"needs about {(held + wanted.total) / GIGABYTE:.2f} GB, --max_memory allows {limit:g} GB; "
+                f"{held / GIGABYTE:.2f} GB of it are the program and the model",
+            )
+        return policy
+
+    def _sums_device(self, wanted: Need) -> torch.device:
+        """Where the sums lie: on the GPU when they leave room for the network there, else on the CPU."""
+        if self.device.type != "cuda":
+            return self.device
+        free, total = torch.cuda.mem_get_info(self.device)
+        limit = self.settings.gpu_memory_gb
+        budget = free if limit is None else min(free, int(limit * GIGABYTE))
+        if limit is not None:
+            torch.cuda.set_per_process_memory_fraction(min(1.0, limit * GIGABYTE / total), self.device)
+        if sums_fit_on_gpu(wanted.sums, budget):
+            return self.device
+        log.info("sums of %.2f GB go to the CPU", wanted.sums / GIGABYTE)
+        return torch.device("cpu")
 
     def _foreground(self, scores: torch.Tensor) -> torch.Tensor:
         return (scores > 0).any(0) if self.label_manager.has_regions else scores.argmax(0) > 0
@@ -346,22 +397,3 @@ class Segmenter:
         if self.settings.tta != "mirror" or not model.mirroring_axes:
             return None
         return tuple(axis + self._two_d for axis in model.mirroring_axes)
-
-
-def open_device(name: str) -> torch.device:
-    """The torch device of a name.
-
-    Raises:
-        InputError: when it does not exist here.
-    """
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"device {name!r}: expected cuda, cpu or mps") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda: no CUDA device was found; use -device cpu")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise InputError("device mps: not available here; use -device cpu")
-    if device.type not in ("cuda", "cpu", "mps"):
-        raise InputError(f"device {name!r}: expected cuda, cpu or mps")
-    return device

@@ -21,8 +21,9 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.images import Volume, from_sitk, read_volume
-from nnunet_flare.inference.core import DEFAULT_STEP_SIZE, MembersPrediction, Segmenter, Settings
+from nnunet_flare.inference.core import MembersPrediction, Segmenter
 from nnunet_flare.inference.model import DEFAULT_CHECKPOINT, Fold, Member
+from nnunet_flare.inference.settings import DEFAULT_STEP_SIZE, Settings
 
 __all__ = ["FlarePredictor", "Member", "MembersPrediction"]
 

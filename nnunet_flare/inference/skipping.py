@@ -24,8 +24,6 @@ from nnunet_flare.inference.windows import (
     window_starts,
 )
 
-POLICIES = ("all", "skip-empty", "huang")
-
 MARGIN = 1 / 8
 """Foreground this close to a window, as a share of the patch, makes ``skip-empty`` visit it."""
 

@@ -10,7 +10,8 @@ import trained_models as models
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.images import read_labels
-from nnunet_flare.inference.core import Segmenter, Settings
+from nnunet_flare.inference.core import Segmenter
+from nnunet_flare.inference.settings import Settings
 from nnunet_flare.inference.skipping import Huang, slide_growing
 from nnunet_flare.inference.windows import slide
 

@@ -1,0 +1,63 @@
+"""How to predict, checked once; and the device it happens on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from nnunet_flare.errors import InputError
+
+TTA = ("none", "mirror")
+
+DEFAULT_STEP_SIZE = 0.9
+
+POLICIES = ("all", "skip-empty", "huang")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to predict: step size (share of the patch), test-time augmentation, device and precision."""
+
+    step_size: float = DEFAULT_STEP_SIZE
+    tta: str = "none"
+    device: str = "cpu"
+    precision: str = "auto"
+    trust_checkpoint: bool = False
+    gaussian: bool = True
+    backend: str = "auto"
+    windows: str = "all"
+    max_memory_gb: float | None = None
+    gpu_memory_gb: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, limit in (("max_memory", self.max_memory_gb), ("gpu_memory", self.gpu_memory_gb)):
+            if limit is not None and not limit > 0:
+                raise InputError(f"--{name} {limit}: expected a number of gigabytes above 0")
+        if self.gpu_memory_gb is not None and not self.device.startswith("cuda"):
+            raise InputError(f"--gpu_memory goes with -device cuda, not {self.device}")
+        if not 0 < self.step_size <= 1:
+            raise InputError(f"step size {self.step_size}: expected a number above 0 and at most 1")
+        if self.tta not in TTA:
+            raise InputError(f"test-time augmentation {self.tta!r}: expected one of {', '.join(TTA)}")
+        if self.windows not in POLICIES:
+            raise InputError(f"windows {self.windows!r}: expected one of {', '.join(POLICIES)}")
+
+
+def open_device(name: str) -> torch.device:
+    """The torch device of a name.
+
+    Raises:
+        InputError: when it does not exist here.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device {name!r}: expected cuda, cpu or mps") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda: no CUDA device was found; use -device cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError("device mps: not available here; use -device cpu")
+    if device.type not in ("cuda", "cpu", "mps"):
+        raise InputError(f"device {name!r}: expected cuda, cpu or mps")
+    return device
