@@ -7,16 +7,17 @@ stay in SimpleITK's ``(x, y, z)`` order and are only ever copied. What makes a c
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from nnunet_flare.errors import CaseError, InputError
-from nnunet_flare.files import replacing
 from nnunet_flare.nifti import check_nifti
 
 SUFFIXES: tuple[str, ...] = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
@@ -86,7 +87,10 @@ def read_volume(path: Path, case: str | None = None) -> Volume:
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
-        raise CaseError(case, f"{path}: cannot be read ({_last_line(error)}); expected one of {SUFFIXES}") from error
+        known = ", ".join(SUFFIXES)
+        raise CaseError(
+            case, f"{path}: cannot be read ({_last_line(error)}): damaged, truncated, or none of {known}"
+        ) from error
     return from_sitk(image, case, path)
 
 
@@ -199,11 +203,14 @@ def write_volume(path: Path, volume: Volume) -> None:
     import SimpleITK as sitk
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
+    # A folder of its own, because the header of .mhd names its second file: both must have their final names.
+    with TemporaryDirectory(prefix=".tmp-", dir=path.parent) as folder:
         try:
-            sitk.WriteImage(to_sitk(volume), str(temporary), useCompression=True)
+            sitk.WriteImage(to_sitk(volume), str(Path(folder) / path.name), useCompression=True)
         except RuntimeError as error:
             raise OSError(f"{path}: cannot be written ({_last_line(error)})") from error
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):
+            os.replace(file, path.with_name(file.name))
 
 
 def write_labels(path: Path, labels: np.ndarray, like: Volume) -> None:
@@ -233,4 +240,5 @@ def find_cases(folder: Path, file_ending: str, channels: int = 1) -> dict[str, l
 
 def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith("Reason:")]  # errno of some earlier call
     return lines[-1] if lines else type(error).__name__
