@@ -1,0 +1,418 @@
+"""Single stages of a run: ignored organs, clear stops, damaged files that are made anew, export, and GPUs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_flare.cli.pseudolabel import main
+from nnunet_flare.errors import FlareError, InputError, TaskError
+from nnunet_flare.files import read_json, write_json
+from nnunet_flare.images import read_labels, write_labels
+from nnunet_flare.rounds import local
+from nnunet_flare.rounds.arrays import read_array, write_array
+from nnunet_flare.rounds.choose import select_round
+from nnunet_flare.rounds.data import build_round, ignore_label
+from nnunet_flare.rounds.export import export_dataset, export_stock_model
+from nnunet_flare.rounds.labelling import organ_ids
+from nnunet_flare.rounds.ledger import read_decisions, read_ledger
+from nnunet_flare.rounds.manifest import Run, load_run
+from nnunet_flare.rounds.plans import plan_and_preprocess
+from nnunet_flare.rounds.preprocess import failure, preprocess_unlabelled, state_file
+from nnunet_flare.rounds.tasks import Task
+from nnunet_flare.rounds.unlabelled import UnlabelledCase, read_list, shard
+
+
+@pytest.fixture
+def run(tiny_loop, tmp_path, monkeypatch) -> Run:
+    """A copy of the whole tiny run that a test may change."""
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny_loop.folder, folder, symlinks=True)
+    for path in folder.glob("nnUNet_*/Dataset022_FLAREPhantom/**/*.json"):
+        if str(tiny_loop.folder) in (text := path.read_text()):
+            path.write_text(text.replace(str(tiny_loop.folder), str(folder)))
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(folder / name))
+    return load_run(folder / "nnUNet_results" / "Dataset022_FLAREPhantom" / "flare_tiny")
+
+
+def changed(run: Run, **parts: dict) -> Run:
+    """The run with some keys of its recipe changed."""
+    update = {name: getattr(run.recipe, name).model_copy(update=values) for name, values in parts.items()}
+    return Run(run.root, run.settings, run.recipe.model_copy(update=update))
+
+
+def set_agreement(run: Run, case: str, **organs: float | None) -> None:
+    path = run.paths.case(0, case)
+    document = read_json(path)
+    full = dict.fromkeys(document["agreement"], 1.0)
+    write_json(path, {**document, "agreement": {**full, **organs}})
+
+
+def labelled_cases(run: Run) -> list[str]:
+    return [c.case for c in read_list(run.paths.unlabelled) if "failed" not in read_json(run.paths.case(0, c.case))]
+
+
+# ------------------------------------------------------------------ organ-wise acceptance
+
+
+def test_uncertain_organs_become_ignore_in_the_rounds_data_and_nowhere_else(run):
+    case, other, poor = labelled_cases(run)[:3]
+    set_agreement(run, case, liver=0.3, spleen=0.5)
+    set_agreement(run, other)
+    set_agreement(run, poor, **dict.fromkeys(list(organ_ids(run))[:10], 0.1))
+    organwise = changed(run, fusion={"uncertain_organs": "ignore"}, selection={"threshold": 0.9})
+    select_round(organwise, 0)
+    decided = {entry.case: entry for entry in read_decisions(run.paths, 0)}
+    assert decided[case].decision == "taken" and set(decided[case].ignored) == {"liver", "spleen"}
+    assert decided[other].decision == "taken" and decided[other].ignored == {}
+    assert decided[poor].decision == "refused" and "3 of 13 organs certain" in decided[poor].reason
+    build_round(organwise, 1)
+    organs, ignored = organ_ids(run), ignore_label(run)
+    assert ignored == 14
+    label = read_array(run.data(1) / f"{case}_seg.b2nd")[0]
+    fused = read_array(run.paths.training_label(0, case))[0]
+    members = read_array(run.paths.members(0, case))
+    union = np.isin(fused, [organs["liver"], organs["spleen"]])
+    union |= np.isin(members, [organs["liver"], organs["spleen"]]).any(axis=0)
+    np.testing.assert_array_equal(label == ignored, union)
+    np.testing.assert_array_equal(label[~union], fused[~union])
+    shares = {entry.case: entry for entry in read_ledger(run.paths)}[case].ignored
+    assert shares["liver"] == pytest.approx(
+        (np.isin(fused, [organs["liver"]]) | (members == organs["liver"]).any(axis=0)).mean()
+    )
+    assert "ignore" not in read_json(run.raw / "dataset.json")["labels"]
+    configuration = read_json(run.plans_file)["configurations"][run.configuration(1)]
+    assert configuration["flare"]["ignore_label"] == 14
+
+
+def test_training_with_ignored_voxels_runs_and_its_export_declares_them(run):
+    from nnunetv2.run.run_training import get_trainer_from_args
+
+    for case in labelled_cases(run):
+        set_agreement(run, case, liver=0.3)
+    organwise = changed(run, fusion={"uncertain_organs": "ignore"})
+    organwise = changed(organwise, selection={"threshold": 0.9})
+    select_round(organwise, 0)
+    build_round(organwise, 1)
+    trainer = get_trainer_from_args("22", run.configuration(1), "all", run.recipe.trainer, run.settings.plans_name,
+                                    device=torch.device("cpu"))  # fmt: skip
+    trainer.initialize()
+    batches, _ = trainer.get_dataloaders()
+    seen = set()
+    for _ in range(12):
+        batch = next(batches)
+        seen |= set(torch.unique(batch["target"][0]).tolist())
+        assert np.isfinite(trainer.train_step(batch)["loss"])
+    assert 14 in seen
+    target = export_dataset(organwise, 1, 501)
+    document = read_json(target / "dataset.json")
+    assert document["labels"]["ignore"] == 14
+    exported = read_labels(target / "labelsTr" / f"{labelled_cases(run)[0]}.nii.gz").array
+    assert (exported == 14).any() and not (exported == 1).any()
+
+
+# ------------------------------------------------------------------ clear stops
+
+
+def test_when_nothing_is_taken_the_stop_names_the_threshold_and_what_to_change(run):
+    with pytest.raises(TaskError) as caught:
+        select_round(changed(run, selection={"threshold": 0.99999, "rule": "min-organ", "top_fraction": None}), 0)
+    message = str(caught.value)
+    assert "none of 7 unlabelled cases" in message and "0.99999" in message and "top_fraction" in message
+    assert all(e.reason for e in read_ledger(run.paths))
+
+
+def test_agreement_that_could_not_be_computed_counts_as_zero_and_is_logged(run, caplog):
+    case, other = labelled_cases(run)[:2]
+    set_agreement(run, case, pancreas=None)
+    set_agreement(run, other)
+    select_round(changed(run, selection={"rule": "min-organ", "threshold": 0.01, "top_fraction": None}), 0)
+    entry = {e.case: e for e in read_ledger(run.paths)}[case]
+    assert entry.decision == "refused" and entry.min_organ == 0.0
+    assert f"{case}: agreement of pancreas could not be computed" in caplog.text
+
+
+def test_odd_scans_are_kept_out_unless_asked(run):
+    case = labelled_cases(run)[0]
+    document = read_json(run.paths.case(0, case))
+    write_json(run.paths.case(0, case), {**document, "odd": ["spacing (z, y, x) (20, 1, 1) mm"]})
+    everything = changed(run, selection={"rule": "all", "threshold": 0.0, "top_fraction": None})
+    select_round(everything, 0)
+    entry = {e.case: e for e in read_ledger(run.paths)}[case]
+    assert entry.decision == "odd" and "spacing" in entry.reason
+    select_round(changed(everything, selection={"keep_odd": True}), 0)
+    assert {e.case: e for e in read_ledger(run.paths)}[case].decision == "taken"
+
+
+def test_fewer_cases_than_folds_is_said_before_training(run):
+    (run.preprocessed / "splits_final.json").unlink()
+    with pytest.raises(InputError, match=r"4 labelled cases, fewer than members.count=5"):
+        plan_and_preprocess(changed(run, members={"count": 5}))
+
+
+def test_a_split_file_with_too_few_folds_is_named(run):
+    with pytest.raises(InputError, match=r"has 2 folds, members.count is 3"):
+        plan_and_preprocess(changed(run, members={"count": 3}))
+
+
+def test_plans_made_anew_stop_the_run(run):
+    plans = read_json(run.plans_file)
+    plans["configurations"][run.recipe.configuration]["patch_size"] = [8, 8, 8]
+    write_json(run.plans_file, plans)
+    with pytest.raises(TaskError, match="planned anew"):
+        build_round(run, 1)
+
+
+def test_early_stop_ends_the_rounds_when_agreement_no_longer_rises(run):
+    patient = changed(run, stop={"patience": 1})
+    patient = Run(run.root, run.settings, patient.recipe.model_copy(update={"rounds": 4}))
+    for number in (0, 1):
+        if number == 1:
+            shutil.copytree(run.paths.round(0), run.paths.round(1))
+            for path in run.paths.round(1).glob("cases/*.json"):
+                document = read_json(path)
+                if "agreement" in document:
+                    write_json(path, {**document, "agreement": dict.fromkeys(document["agreement"], 0.01)})
+        select_round(patient, number)
+    assert patient.last_round == 2  # rounds 0 and 1 were labelled, 2 is the final training
+    assert load_run(run.root).paths.stop.is_file()
+
+
+# ------------------------------------------------------------------ damaged files
+
+
+def test_a_label_that_changed_after_it_was_judged_is_never_trained_on(run):
+    taken = next(e.case for e in read_ledger(run.paths) if e.decision == "taken")
+    path = run.paths.training_label(0, taken)
+    label = read_array(path)
+    path.unlink()
+    write_array(path, np.where(label == 1, 2, label).astype(np.int16), [16, 32, 32])
+    with pytest.raises(TaskError, match=taken):
+        build_round(run, 1)
+    assert not run.paths.case(0, taken).is_file() and not run.paths.done("label-r0-p0").is_file()
+
+
+def test_a_truncated_label_array_is_found_and_made_anew(run):
+    taken = next(e.case for e in read_ledger(run.paths) if e.decision == "taken")
+    path = run.paths.training_label(0, taken)
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(TaskError, match="label them anew"):
+        build_round(run, 1)
+    assert not run.paths.case(0, taken).is_file()
+
+
+def test_a_scan_that_was_mended_takes_part_after_retry(run, capsys):
+    assert "damaged" in failure(run.unlabelled_data, "truncated")
+    good = read_list(run.paths.unlabelled)[0]
+    target = run.raw / "imagesUn" / "truncated_0000.nii.gz"
+    target.unlink()
+    shutil.copyfile(good.images[0], target)
+    local.forget_failures(run)
+    assert not state_file(run.unlabelled_data, "truncated").is_file()
+    assert preprocess_unlabelled(run) == {"ready": 7, "failed": 0}
+
+
+# ------------------------------------------------------------------ what leaves a run
+
+
+def test_a_round_is_exported_as_a_dataset_that_stock_nnunet_accepts(run):
+    from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+
+    target = export_dataset(run, 1, 77)
+    verify_dataset_integrity(str(target), 1)
+    assert target.name == "Dataset077_FLAREPhantom_tiny_r1"
+    document = read_json(target / "dataset.json")
+    assert document["numTraining"] == 7 and document["labels"] == read_json(run.raw / "dataset.json")["labels"]
+    roles = {case: entry["role"] for case, entry in read_json(target / "flare_cases.json")["cases"].items()}
+    assert sorted(roles.values()) == ["labelled"] * 4 + ["pseudo"] * 3
+    with pytest.raises(InputError, match="there already"):
+        export_dataset(run, 1, 77)
+    with pytest.raises(InputError, match="expected 1 to 1"):
+        export_dataset(run, 5, 78)
+
+
+def test_the_final_model_is_exported_for_machines_without_this_package(run, tmp_path):
+    import subprocess
+
+    folder = export_stock_model(run, tmp_path / "model")
+    code = (
+        "import sys, torch\n"
+        "sys.modules['nnunet_flare'] = None\n"
+        "from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor\n"
+        "p = nnUNetPredictor(device=torch.device('cpu'), allow_tqdm=False)\n"
+        f"p.initialize_from_trained_model_folder({str(folder)!r}, ('all',))\n"
+        "print('stock trainer', p.trainer_name)\n"
+    )
+    import os
+
+    environment = {**os.environ, "NNUNET_FLARE_PLUGIN": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert "stock trainer nnUNetTrainer" in done.stdout, done.stderr
+    assert "flare" not in read_json(folder / "plans.json")["configurations"][run.configuration(1)]
+
+
+def test_the_ledger_is_exported_as_csv(run, tmp_path, capsys):
+    assert main(["export", "-o", str(run.root), "--ledger", str(tmp_path / "ledger.csv")]) == 0
+    lines = (tmp_path / "ledger.csv").read_text().splitlines()
+    assert len(lines) == 1 + 7 and lines[0].startswith("round,case,role,decision,reason") and "liver" in lines[0]
+
+
+def test_export_without_a_target_says_what_to_give(run, capsys):
+    assert main(["export", "-o", str(run.root)]) == 2
+    assert "--dataset" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------ scoring and selection by hand
+
+
+def test_score_and_select_work_on_plain_folders(run, tmp_path, capsys):
+    labels = run.root / "labels" / "r0"
+    members = [tmp_path / "a", tmp_path / "b"]
+    for member in members:
+        shutil.copytree(labels, member)
+    case = sorted(members[1].iterdir())[0]
+    volume = read_labels(case)
+    write_labels(case, np.where(volume.array == 1, 0, volume.array), volume)
+    sorted(members[1].iterdir())[1].unlink()
+    scores, selection = tmp_path / "scores.csv", tmp_path / "selection.csv"
+    assert main(["score", "-i", *map(str, members), "-o", str(scores)]) == 1
+    assert "no label map in" in capsys.readouterr().err
+    rows = scores.read_text().splitlines()
+    assert rows[0] == f"case,{','.join(organ_ids(run))},mean_organ,min_organ,members" and len(rows) == 6
+    assert main(["select", "-i", str(scores), "-o", str(selection), "--threshold", "0.5"]) == 0
+    chosen = selection.read_text().splitlines()
+    assert chosen[0] == "case,taken,score,reason"
+    had_liver = bool((volume.array == 1).any())
+    assert sum(line.split(",")[1] == "1" for line in chosen[1:]) == (4 if had_liver else 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("case,liver\na,0.5\na,0.6\n", "line 3: case 'a' is empty or there twice"),
+        ("case,liver\na,many\n", "line 2"),
+        ("case,liver\na,1.5\n", "outside 0 to 1"),
+        ("name,liver\na,1\n", "expected case"),
+        ("case,mean_organ\na,1\n", "expected case, one per organ"),
+    ],
+)
+def test_a_wrong_scores_file_is_refused_with_its_line(tmp_path, capsys, text, message):
+    path = tmp_path / "scores.csv"
+    path.write_text(text)
+    assert main(["select", "-i", str(path), "-o", str(tmp_path / "out.csv")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_nan_in_scores_is_not_selected(tmp_path, capsys):
+    path = tmp_path / "scores.csv"
+    path.write_text("case,liver,spleen\na,1.0,\nb,0.95,0.9\n")
+    assert main(["select", "-i", str(path), "-o", str(tmp_path / "out.csv")]) == 0
+    assert [line.split(",")[:2] for line in (tmp_path / "out.csv").read_text().splitlines()[1:]] == [
+        ["a", "0"],
+        ["b", "1"],
+    ]
+
+
+# ------------------------------------------------------------------ tasks and executors
+
+
+def test_shards_cover_every_case_once_and_are_of_like_size():
+    rng = np.random.default_rng(0)
+    cases = [UnlabelledCase(f"c{i}", "", (), int(rng.integers(1, 1000))) for i in range(41)]
+    parts = [shard(cases, part, 4) for part in range(4)]
+    assert sorted(c.case for part in parts for c in part) == sorted(c.case for c in cases)
+    sizes = [sum(c.size_bytes for c in part) for part in parts]
+    assert max(sizes) - min(sizes) <= max(c.size_bytes for c in cases)
+
+
+def test_a_task_before_its_time_and_an_unknown_one_are_refused(run, capsys):
+    run.paths.done("select-r0").unlink()
+    run.paths.done("build-r1").unlink()
+    assert main(["task", "-o", str(run.root), "build-r1"]) == 2
+    assert "needs select-r0 first" in capsys.readouterr().err
+    assert main(["task", "-o", str(run.root), "build-r9"]) == 2
+    assert "build-r1" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
+    assert main(["status", "-o", str(tmp_path)]) == 2
+    assert "no run folder" in capsys.readouterr().err
+    (tmp_path / "run.json").write_text("{}")
+    assert main(["status", "-o", str(tmp_path)]) == 2
+    assert "damaged" in capsys.readouterr().err
+
+
+class _Fake:
+    """A run of four GPU tasks whose commands note when they held which GPU."""
+
+    def __init__(self, folder, log, fail=()):
+        self.root, self.log, self.fail = folder, log, fail
+        from nnunet_flare.rounds.paths import RunPaths
+
+        self.paths = RunPaths(folder)
+        (folder / "tasks").mkdir(parents=True)
+
+    def environment(self):
+        import os
+
+        return dict(os.environ)
+
+    def graph(self):
+        return {f"work-{i}": Task(f"work-{i}", "label", (), 0, part=i, gpus=1) for i in range(4)}
+
+    def command(self, name):
+        end = "sys.exit(7)" if name in self.fail else f"open({str(self.paths.done(name))!r}, 'w').write('{{}}')"
+        return [sys.executable, "-c", (
+            "import os, sys, time\n"
+            "a = time.time(); time.sleep(0.25); b = time.time()\n"
+            f"open({str(self.log)!r}, 'a').write(f\"{{os.environ['CUDA_VISIBLE_DEVICES']}} {{a}} {{b}}\\n\")\n"
+            f"{end}\n"
+        )]  # fmt: skip
+
+
+@pytest.fixture
+def fakes(monkeypatch, tmp_path):
+    monkeypatch.setattr(local, "graph", lambda run: run.graph())
+    monkeypatch.setattr(Task, "command", lambda task, run: run.command(task.name))
+    monkeypatch.setattr(local, "gpu_lock", lambda gpu: tmp_path / "machine" / f"gpu-{gpu}.lock")
+    return tmp_path
+
+
+def test_two_drivers_never_put_two_tasks_on_one_gpu(fakes):
+    log = fakes / "log.txt"
+    runs = [_Fake(fakes / name, log) for name in ("one", "two")]
+    threads = [threading.Thread(target=local.run_local, args=(run, [0, 1])) for run in runs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    held = [line.split() for line in log.read_text().splitlines()]
+    assert len(held) == 8 and {gpu for gpu, _, _ in held} == {"0", "1"}
+    for gpu in ("0", "1"):
+        times = sorted((float(a), float(b)) for g, a, b in held if g == gpu)
+        assert all(b <= a for (_, b), (a, _) in itertools.pairwise(times))
+
+
+def test_a_failed_task_is_reported_with_its_exit_code_and_the_others_go_on(fakes):
+    run = _Fake(fakes / "one", fakes / "log.txt", fail=("work-2",))
+    with pytest.raises(FlareError, match="work-2 failed with exit code 7"):
+        local.run_local(run, [0])
+    assert all(run.paths.done(f"work-{i}").is_file() for i in (0, 1, 3))
+    assert json.loads(run.paths.failed("work-2").read_text())["exit_code"] == 7
+    run.fail = ()
+    started = time.time()
+    local.run_local(run, [0])  # only the failed one runs again
+    assert run.paths.done("work-2").is_file() and not run.paths.failed("work-2").is_file()
+    assert len([line for line in (fakes / "log.txt").read_text().splitlines() if float(line.split()[1]) > started]) == 1
