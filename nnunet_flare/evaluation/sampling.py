@@ -72,7 +72,7 @@ def record(command: Sequence[str], *, gpu: Gpu | None, interval_s: float = INTER
         process = subprocess.Popen(list(command), start_new_session=True)
     except OSError as error:
         raise InputError(f"{command[0]}: cannot be started ({error.strerror}); expected a command after --") from error
-    sampler = _Sampler(process.pid, gpu, start, interval_s)
+    sampler = _Sampler(process.pid, None if gpu is None else _LatestGpu(gpu, baseline), start, interval_s)
     sampler.start()
     try:
         _, status, usage = os.wait4(process.pid, 0)
@@ -107,7 +107,7 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
 class _Sampler(threading.Thread):
     """Takes samples on a fixed time grid until stopped; a late sample keeps its true time."""
 
-    def __init__(self, pid: int, gpu: Gpu | None, start: float, interval_s: float) -> None:
+    def __init__(self, pid: int, gpu: _LatestGpu | None, start: float, interval_s: float) -> None:
         super().__init__(name="resource sampler", daemon=True)
         self.samples: list[Sample] = []
         self._root = pid
@@ -117,7 +117,7 @@ class _Sampler(threading.Thread):
         self._tree_cpu: dict[int, float] = {}
         self._machine_cpu = psutil.cpu_times()
         self._last_tick = start
-        self._gpu = _LatestGpu(gpu) if gpu is not None else None
+        self._gpu = gpu
 
     def run(self) -> None:
         tick = 0
@@ -184,11 +184,11 @@ def _memory_mb(process: psutil.Process) -> float:
 class _LatestGpu(threading.Thread):
     """Asks the GPU over and over in its own thread, because nvidia-smi answers slower than the sampling period."""
 
-    def __init__(self, gpu: Gpu) -> None:
+    def __init__(self, gpu: Gpu, first: GpuReading | None) -> None:
         super().__init__(name="GPU sampler", daemon=True)
         self._gpu = gpu
         self._pids: list[int] = []
-        self._reading: GpuReading | None = None
+        self._reading = first
         self._ended = threading.Event()
         self.start()
 

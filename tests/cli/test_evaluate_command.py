@@ -2,10 +2,13 @@
 
 import csv
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
+import psutil
 import pytest
 
 from nnunet_flare.cli.evaluate import main
@@ -136,6 +139,28 @@ def test_efficiency_of_a_failing_command_says_so(folders, capsys):
     assert call(folders, "efficiency", "-o", "{d}/eff.csv", "--", sys.executable, "-c", "raise SystemExit(7)") == 1
     assert "exit code 7" in capsys.readouterr().err
     assert (folders / "eff.csv").read_text().splitlines()[1].endswith(",7")
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_measurement_ends_the_command_and_writes_no_row(folders, ending):
+    code = f"import os, time; open({str(folders / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    command = ["efficiency", "-o", str(folders / "eff.csv"), "--", sys.executable, "-c", code]
+    process = subprocess.Popen([sys.executable, "-m", "nnunet_flare.cli.evaluate", *command], stderr=subprocess.PIPE)
+    pid = wait_for_pid(folders / "pid")
+    process.send_signal(ending)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130 and b"interrupted" in error
+    assert not psutil.pid_exists(pid)
+    assert not (folders / "eff.csv").exists()
+
+
+def wait_for_pid(path):
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if path.exists() and path.read_text():
+            return int(path.read_text())
+        time.sleep(0.05)
+    raise AssertionError("the measured command did not start")
 
 
 @pytest.mark.parametrize("words", [[], ["--"], ["--interval", "0", "--", "true"], ["--", "no-such-command-here"]])
