@@ -201,7 +201,7 @@ class FlareTrainer(nnUNetTrainer):
         self.print_to_log_file(f"Epoch time: {np.round(duration, decimals=2)} s")
         if self.reports_dice and (self._best_ema is None or value["ema_fg_dice"] > self._best_ema):
             self._best_ema = value["ema_fg_dice"]
-            self.print_to_log_file(f"New best EMA pseudo Dice: {np.round(self._best_ema, decimals=4)}")
+            self.print_to_log_file(f"New best EMA pseudo Dice: {float(self._best_ema):.4f}")
             self.save_checkpoint(join(self.output_folder, "checkpoint_best.pth"))
         done = self.current_epoch + 1
         for name, epochs in self.kept_checkpoints.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -130,6 +131,24 @@ class FlareDataLoader(nnUNetDataLoader):
             return batch
         with temporary_seed(self.streams.take()):
             return dict(super().generate_train_batch())
+
+
+PAUSE_S = 0.2
+"""Time for a batch that is on its way from a worker to arrive, before the workers end."""
+
+
+def stop_augmenter(augmenter: Any) -> None:
+    """End an augmenter's workers, if it has any.
+
+    batchgenerators ends them while a thread may still be receiving a batch, which then fails with a traceback in the
+    log; here the workers pause first.
+    """
+    if not hasattr(augmenter, "_finish"):
+        return
+    if getattr(augmenter, "pause_event", None) is not None:
+        augmenter.pause_event.set()
+        time.sleep(PAUSE_S)
+    augmenter._finish()
 
 
 def start_augmenter(loader: FlareDataLoader, *, processes: int, cached: int, pin_memory: bool) -> Any:

@@ -34,6 +34,7 @@ from nnunet_flare.trainers.sampling import (
     PerCaseTransforms,
     sampling_probabilities,
     start_augmenter,
+    stop_augmenter,
 )
 from nnunet_flare.trainers.splits import FoldCases, fold_cases, new_splits
 from nnunet_flare.trainers.transforms.window import channel_windows
@@ -160,8 +161,8 @@ class nnUNetTrainerFlareST(FlareTrainer):
                 "No labelled or partial case validates this fold: the validation loss is that of training patches, no "
                 "Dice is reported and the final validation is skipped."
             )
-        elif self.fold == "all":
-            self.print_to_log_file("The validation cases of fold 'all' are training cases: their figures flatter.")
+        elif set(validation) & set(training):
+            self.print_to_log_file("Validation cases are training cases too: their figures flatter.")
         return self._dataset(training), self._dataset(validation or training)
 
     # ------------------------------------------------------------------ loaders
@@ -373,6 +374,11 @@ class nnUNetTrainerFlareST(FlareTrainer):
     def on_epoch_start(self) -> None:
         super().on_epoch_start()
         self._samples = {}
+
+    def on_train_end(self) -> None:
+        for augmenter in (self.dataloader_train, self.dataloader_val):
+            stop_augmenter(augmenter)
+        super().on_train_end()
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         super().on_train_epoch_end(train_outputs)

@@ -26,7 +26,7 @@ Split = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class FoldCases:
-    """Case ids of a fold, sorted. ``validation`` may be empty."""
+    """Case ids of a fold, sorted. ``validation`` may be empty; where the user's split says so, the two overlap."""
 
     training: list[str]
     validation: list[str]
@@ -90,8 +90,7 @@ def fold_cases(
         added = list(pseudo_cases)
     else:
         added = _without_part(pseudo_cases, number, parts=len(splits) if splits else NUM_FOLDS)
-    validation = sorted(validation)
-    return FoldCases(sorted({*training, *added} - set(validation)), validation)
+    return FoldCases(sorted({*training, *added}), sorted(validation))
 
 
 def _random_split(cases: Sequence[str], fold: int) -> tuple[list[str], list[str]]:

@@ -40,9 +40,7 @@ def without_unannotated(summary: Mapping[str, Any], annotated: Mapping[str, Sequ
         for name in means:
             means[name] = _mean([entry["metrics"][label][name] for entry in changed["metric_per_case"]])
     for name in changed["foreground_mean"]:
-        changed["foreground_mean"][name] = _mean(
-            [means[name] for label, means in changed["mean"].items() if label != 0]
-        )
+        changed["foreground_mean"][name] = _mean([means[name] for means in changed["mean"].values()])
     return changed
 
 

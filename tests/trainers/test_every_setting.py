@@ -205,7 +205,9 @@ def check_init_from(tiny: Any) -> None:
 
 
 def check_ignore_label(tiny: Any) -> None:
-    assert train(tiny, ignore_label=3).trainer.loss.loss.ce.ignore_index == 3
+    trainer = train(tiny, ignore_label=3).trainer
+    assert trainer.loss.loss.ce.ignore_index == 3
+    assert trainer.dataloader_train.data_loader.without_label == 3
 
 
 def check_final_validation(tiny: Any) -> None:

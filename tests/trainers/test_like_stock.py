@@ -53,6 +53,18 @@ def test_the_numbers_of_a_training_are_stocks(tiny: Any) -> None:
     assert str(ours.loss) == str(stock.loss)
 
 
+class ScaledLoss(torch.nn.Module):
+    """A loss times a number."""
+
+    def __init__(self, loss: torch.nn.Module, scale: float) -> None:
+        super().__init__()
+        self.loss, self.scale = loss, scale
+
+    def forward(self, *args: Any) -> torch.Tensor:
+        scaled: torch.Tensor = self.loss(*args) * self.scale
+        return scaled
+
+
 @pytest.mark.parametrize("fold", [0, 3, 6, "all"])
 def test_the_folds_are_stocks(tiny: Any, fold: int | str) -> None:
     tiny.add(*CASES)
@@ -78,12 +90,14 @@ def test_batches_are_stocks(tiny: Any) -> None:
             assert torch.equal(stock_target, our_target)
 
 
-def test_training_and_validation_steps_are_stocks(tiny: Any) -> None:
+@pytest.mark.parametrize("scale", [1.0, 1e4], ids=["small gradients", "gradients that are clipped"])
+def test_training_and_validation_steps_are_stocks(tiny: Any, scale: float) -> None:
     tiny.add(*CASES)
     stock, ours = seeded_pair(tiny)
     batch, validation_batch = next_batches(ours.get_dataloaders())
     losses = []
     for trainer in (stock, ours):
+        trainer.loss = ScaledLoss(trainer.loss, scale)
         trainer.network.train()
         trainer.lr_scheduler.step(3)
         losses.append([trainer.train_step(batch)["loss"].item() for _ in range(3)])

@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from nnunetv2.run.run_training import maybe_load_checkpoint
+
+from nnunet_flare.trainers.sampling import stop_augmenter
 
 CASES = ["a", "b", "c"]
 PSEUDO = ["p", "q"]
@@ -71,8 +74,7 @@ def start_and_kill(data: Any, results: str, *, epoch: int, iteration: int, **cha
     with pytest.raises(Killed):
         trainer.run_training()
     for augmenter in (trainer.dataloader_train, trainer.dataloader_val):
-        if hasattr(augmenter, "_finish"):
-            augmenter._finish()
+        stop_augmenter(augmenter)
     return trainer
 
 
@@ -99,6 +101,22 @@ def test_a_killed_and_resumed_training_equals_an_undisturbed_one(data: Any, work
             for trainer in (undisturbed, again)
         ]
         assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0]), name
+
+
+def test_a_seeded_training_does_not_time_its_transforms(data: Any) -> None:
+    """Stock's blur picks a convolution or a Fourier transform by a stopwatch; their last digits differ."""
+    for seed, timed in ((None, True), (3, False)):
+        trainer = data.trainer(**{**SETTINGS, "seed": seed})
+        trainer.initialize()
+        loader, _ = trainer.get_dataloaders()
+        chains = loader.data_loader.transforms.chains
+        blurs = [
+            part.transform
+            for chain in chains.values()
+            for part in chain.transforms
+            if isinstance(getattr(part, "transform", None), GaussianBlurTransform)
+        ]
+        assert [blur.benchmark for blur in blurs] == [timed], "the stock chain of the labelled cases has one blur"
 
 
 def test_members_of_an_ensemble_differ(data: Any) -> None:
@@ -173,6 +191,30 @@ def test_a_resumed_training_does_not_load_its_initial_weights_again(data: Any) -
 def test_a_missing_initial_checkpoint_is_refused(data: Any) -> None:
     with pytest.raises(Exception, match="no such checkpoint"):
         data.trainer(**{**SETTINGS, "init_from": str(data.root / "none.pth")}).initialize()
+
+
+def test_a_save_that_fails_half_way_leaves_the_previous_checkpoint(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = data.trainer(**SETTINGS)
+    trainer.run_training()
+    final = Path(trainer.output_folder, "checkpoint_final.pth")
+    before = final.read_bytes()
+
+    def disk_full(checkpoint: dict, path: str) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("nnunetv2.training.nnUNetTrainer.nnUNetTrainer.torch.save", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.save_checkpoint(str(final))
+    assert final.read_bytes() == before
+
+
+def test_a_training_removes_what_a_kill_left(data: Any) -> None:
+    trainer = data.trainer(**SETTINGS)
+    leftover = Path(trainer.output_folder, ".tmp-0123-checkpoint_latest.pth")
+    leftover.write_bytes(b"half")
+    trainer.run_training()
+    assert not leftover.exists()
 
 
 def test_a_long_epoch_is_saved_after_fifteen_minutes(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:

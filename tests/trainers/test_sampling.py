@@ -24,6 +24,7 @@ from nnunet_flare.trainers.sampling import (
     PerCaseTransforms,
     sampling_probabilities,
     start_augmenter,
+    stop_augmenter,
 )
 
 PATCH = (8, 16, 16)
@@ -148,8 +149,7 @@ def augmenters() -> Iterator[list[Any]]:
     started: list[Any] = []
     yield started
     for augmenter in started:
-        if hasattr(augmenter, "_finish"):
-            augmenter._finish()
+        stop_augmenter(augmenter)
 
 
 def stamps(augmenter: Any, count: int) -> list[tuple[float, float]]:

@@ -61,7 +61,7 @@ def test_the_log_counts_each_role(tiny: Any) -> None:
     trainer.get_tr_and_val_datasets()
     assert "Training on 4 labelled, 5 pseudo, 1 partial cases" in log_of(trainer)
     assert "validating on 4 labelled, 1 partial cases" in log_of(trainer)
-    assert "their figures flatter" in log_of(trainer), "fold all validates on training cases"
+    assert "Validation cases are training cases too" in log_of(trainer)
 
 
 def test_a_rounds_own_table_comes_first(tiny: Any) -> None:
@@ -203,6 +203,28 @@ def test_a_partial_case_is_validated_on_its_annotated_organs(tiny: Any, monkeypa
     assert summary["mean"][2]["Dice"] == pytest.approx(0.8), "organ 2 is not annotated in true1"
     assert summary["foreground_mean"]["Dice"] == pytest.approx(0.7)
     assert "over the annotated organs" in log_of(trainer)
+
+
+def test_a_numbered_fold_of_pseudo_cases_only_writes_no_split(tiny: Any) -> None:
+    tiny.add(*PSEUDO)
+    tiny.table(dict.fromkeys(PSEUDO, "pseudo"))
+    training, validation = tiny.trainer(fold=1).do_split()
+    assert len(training) == 4
+    assert validation == []
+    assert not (tiny.folder / "splits_final.json").exists()
+
+
+def test_class_weights_are_measured_on_true_labels(tiny: Any) -> None:
+    """Pseudo-labels of a weak model may lack an organ altogether."""
+    tiny.add(*TRUE[:2])
+    trainer = tiny.trainer(fold="all", class_weights="inverse-sqrt-frequency")
+    trainer.initialize()
+    before = trainer.loss.loss.ce.weight
+    tiny.add(*PSEUDO, seg=np.ones((1, 10, 20, 20), np.int8))
+    tiny.table(dict.fromkeys(PSEUDO, "pseudo"))
+    trainer = tiny.trainer(fold="all", class_weights="inverse-sqrt-frequency")
+    trainer.initialize()
+    assert torch.equal(trainer.loss.loss.ce.weight, before)
 
 
 # ---------------------------------------------------------------------------------------------------- ignore label

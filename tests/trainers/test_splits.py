@@ -63,6 +63,12 @@ def test_pseudo_ids_in_a_users_split_do_not_validate() -> None:
     assert set(PSEUDO) <= set(cases.training)
 
 
+def test_a_users_split_may_validate_on_training_cases_as_in_stock() -> None:
+    cases = fold_cases(0, [{"train": TRUE, "val": TRUE}], true_cases=TRUE, pseudo_cases=PSEUDO[:1], pseudo_folds="all")
+    assert cases.training == sorted([*TRUE, PSEUDO[0]])
+    assert cases.validation == sorted(TRUE)
+
+
 def test_a_split_with_cases_that_are_not_there_is_refused_by_name() -> None:
     splits = [{"train": [*TRUE[:9], "ghost"], "val": TRUE[9:]}]
     with pytest.raises(InputError, match="ghost"):
