@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
         default=0.9,
         help="distance of windows as a share of the patch (default 0.9)",
     )
-    how.add_argument("--tta", choices=("none", "mirror"), default="none", help="test-time augmentation")
+    how.add_argument("--tta", choices=("none", "mirror", "crop-rotate"), default="none", help="test-time augmentation")
     how.add_argument(
         "--windows",
         choices=("all", "skip-empty", "huang"),
@@ -92,6 +92,12 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("-num_parts", "--num_parts", type=int, default=1, help="split the cases into this many parts")
     out.add_argument("-part_id", "--part_id", type=int, default=0, help="predict this part, from 0")
     out.add_argument("--continue_prediction", "--c", action="store_true", help="skip cases whose label map exists")
+    out.add_argument(
+        "--postprocess",
+        default="none",
+        metavar="PIPELINE",
+        help="none, flare22 or another built-in pipeline, or a YAML file; as flare-postprocess",
+    )
     out.add_argument("--save_members", action="store_true", help="also write each fold's label map, OUT/members/<k>")
     out.add_argument("--profile", action="store_true", help="print the time of every stage")
     out.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
@@ -121,6 +127,11 @@ def _run(args: argparse.Namespace) -> int:
     if args.dataset:
         _check_dataset(args.dataset, dataset, folder)
     cases = find_inputs(args.input, dataset)[args.part_id :: args.num_parts]
+    pipeline = None
+    if args.postprocess != "none":
+        from nnunet_flare.postprocessing.pipeline import load_pipeline
+
+        pipeline = load_pipeline(args.postprocess, labels=dataset["labels"])
     bar = _ProgressBar(disabled=args.disable_progress_bar or not sys.stderr.isatty())
     report = predict_cases(
         cases,
@@ -128,6 +139,7 @@ def _run(args: argparse.Namespace) -> int:
         lambda: _open(args, folder, profile),
         overwrite=not args.continue_prediction,
         save_members=args.save_members,
+        postprocess=None if pipeline is None else pipeline.apply,
         profile=profile,
         progress=bar.case,
     )

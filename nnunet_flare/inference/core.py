@@ -7,9 +7,9 @@ offers the same under stock's interface.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.images import Volume, check_values, oddities
+from nnunet_flare.inference.augment import HALF_TURN, Flips, all_flips, average_with, central_crop, flipped
 from nnunet_flare.inference.export import SliceExporter
 from nnunet_flare.inference.memory import GIGABYTE, Need, need, process_bytes, sums_fit_on_gpu
 from nnunet_flare.inference.model import (
@@ -33,17 +34,15 @@ from nnunet_flare.inference.orientation import Orientation, orientation_for
 from nnunet_flare.inference.preprocessing import Prepared, check_channels, preprocess
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.inference.runtimes import (
-    Forward,
     TorchRuntime,
     averaged,
     choose_backend,
     choose_precision,
-    mirrored,
     stacked,
 )
 from nnunet_flare.inference.settings import Settings, open_device
 from nnunet_flare.inference.skipping import BODY_HU, Huang, slide_growing
-from nnunet_flare.inference.windows import Consume, slide, window_starts
+from nnunet_flare.inference.windows import Consume, Forward, count_windows, slide
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +139,7 @@ class Segmenter:
             return
         if self.settings.tta == "mirror" and not any(model.mirroring_axes for model in self.models):
             log.warning("trained without mirroring, so that --tta mirror changes nothing")
-        self._forwards = [mirrored(self._runtime(model), self._mirror_axes(model)) for model in self.models]
+        self._forwards = [flipped(self._runtime(model), self._flips(model)) for model in self.models]
 
     def prepare(self, volumes: Sequence[Volume], case: str = "image") -> Scan:
         """Check a scan's channels and bring them to the network's grid.
@@ -169,8 +168,11 @@ class Segmenter:
 
     def windows(self, scan: Scan) -> int:
         """How many windows :meth:`segment` runs the network on at most."""
-        shape = [max(n, p) for n, p in zip(scan.prepared.data.shape[1:], self.patch, strict=True)]
-        return math.prod(len(s) for s in window_starts(shape, self.patch, self.settings.step_size))
+        shape = scan.prepared.data.shape[1:]
+        shapes = [shape]
+        if self.settings.tta == "crop-rotate":
+            shapes.append(tuple(part.stop - part.start for part in central_crop(shape)))
+        return sum(count_windows(shape, self.patch, self.settings.step_size) for shape in shapes)
 
     def segment(
         self, scan: Scan, *, members: bool = False, progress: Callable[[int], None] | None = None
@@ -296,17 +298,44 @@ class Segmenter:
         policy: str | None = None,
         device: torch.device | None = None,
     ) -> None:
+        """Hand the scores of a preprocessed scan to ``consume``; with ``crop-rotate``, averaged with the crop's."""
+        run = partial(
+            self._pass,
+            forward=forward,
+            members=members,
+            progress=progress,
+            policy=policy or self.settings.windows,
+            device=device or self.device,
+        )
+        if self.settings.tta == "crop-rotate":
+            box = central_crop(data.shape[1:])
+            blocks: list[torch.Tensor] = []
+            middle = (slice(None), *box)
+            run(data[middle], lambda block: blocks.append(block.clone()))
+            consume = average_with(torch.cat(blocks, dim=1), box, consume)
+        run(data, consume)
+
+    def _pass(
+        self,
+        data: np.ndarray,
+        consume: Consume,
+        *,
+        forward: Forward,
+        members: int,
+        progress: Callable[[int], None] | None,
+        policy: str,
+        device: torch.device,
+    ) -> None:
         def timed(window: torch.Tensor) -> torch.Tensor:
             with self.profile.stage("network"):
                 return forward(window)
 
-        policy = policy or self.settings.windows
         tensor = torch.from_numpy(np.ascontiguousarray(data, np.float32))
         common: dict[str, Any] = {
             "heads": members * self.heads,
             "patch": self.patch,
             "step_size": self.settings.step_size,
-            "device": device or self.device,
+            "device": device,
             "gaussian": self.settings.gaussian,
             "progress": progress,
         }
@@ -393,7 +422,7 @@ class Segmenter:
                 log.warning("OpenVINO does not run this network (%s); PyTorch does", str(error).splitlines()[0])
         return TorchRuntime(network, device=self.device, precision=self.precision, two_d=self._two_d)
 
-    def _mirror_axes(self, model: Model) -> tuple[int, ...] | None:
-        if self.settings.tta != "mirror" or not model.mirroring_axes:
-            return None
-        return tuple(axis + self._two_d for axis in model.mirroring_axes)
+    def _flips(self, model: Model) -> Flips:
+        if self.settings.tta == "mirror":
+            return all_flips([axis + self._two_d for axis in model.mirroring_axes or ()])
+        return HALF_TURN if self.settings.tta == "crop-rotate" else all_flips(())

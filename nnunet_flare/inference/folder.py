@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -26,6 +26,15 @@ if TYPE_CHECKING:
     from nnunet_flare.inference.core import Scan, Segmenter
 
 log = logging.getLogger(__name__)
+
+
+class Postprocess(Protocol):
+    """A label map (Z, Y, X) to a cleaned one, as ``postprocessing.pipeline.Pipeline.apply``."""
+
+    def __call__(
+        self, labels: np.ndarray, spacing_mm: Sequence[float], *, direction: Sequence[float]
+    ) -> np.ndarray: ...
+
 
 Progress = Callable[[str, int], Callable[[int], None]]
 """Case name and number of windows to a function that is told the windows done."""
@@ -58,6 +67,7 @@ def predict_cases(
     *,
     overwrite: bool = True,
     save_members: bool = False,
+    postprocess: Postprocess | None = None,
     profile: Profile | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -69,6 +79,7 @@ def predict_cases(
         open_segmenter: opens the model; called while the first case is already being read.
         overwrite: predict cases anew whose label map exists.
         save_members: also write the label map of every member (fold).
+        postprocess: applied to each label map before it is written, not to the members'.
         profile: gets the time of every stage.
         progress: makes a progress display per case.
 
@@ -104,7 +115,7 @@ def predict_cases(
                 labels, members = segmenter.segment(scan, members=save_members, progress=done)
                 if pending is not None:
                     _finish(pending, report)
-                writing = writer.submit(_write, case, output, scan.grid, labels, members, profile)
+                writing = writer.submit(_write, case, output, scan.grid, labels, members, postprocess, profile)
                 pending = (case, start, writing)
         if pending is not None:
             _finish(pending, report)
@@ -161,8 +172,17 @@ def _load(case: Case, model: Future[Segmenter], profile: Profile) -> Scan:
 
 
 def _write(
-    case: Case, output: Path, grid: Volume, labels: np.ndarray, members: Sequence[np.ndarray], profile: Profile
+    case: Case,
+    output: Path,
+    grid: Volume,
+    labels: np.ndarray,
+    members: Sequence[np.ndarray],
+    postprocess: Postprocess | None,
+    profile: Profile,
 ) -> None:
+    if postprocess is not None:
+        with profile.stage("post-process"):
+            labels = postprocess(labels, grid.spacing_mm, direction=grid.direction)
     with profile.stage("write"):
         for number, member in enumerate(members):
             write_labels(_target(output / "members" / str(number), case), member, grid)

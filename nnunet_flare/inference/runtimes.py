@@ -1,12 +1,11 @@
-"""What executes the network: the choice of backend and precision, PyTorch, and sums over flips and folds."""
+"""What executes the network: the choice of backend and precision, PyTorch, and means over folds."""
 
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from nnunet_flare.errors import InputError
+from nnunet_flare.inference.windows import Forward
 
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 
@@ -25,9 +25,6 @@ CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """Quota and period of the control group: what ``docker run --cpus`` sets."""
 
 BACKENDS = ("auto", "torch", "openvino")
-
-Forward = Callable[[torch.Tensor], torch.Tensor]
-"""A window (1, C, z, y, x) to its scores (K, z, y, x); the next call may use the result's memory again."""
 
 
 def choose_precision(asked: str, device: torch.device) -> str:
@@ -108,21 +105,6 @@ class TorchRuntime:
         if self._precision == "bf16":
             return torch.autocast(self._device.type, dtype=torch.bfloat16)
         return nullcontext()
-
-
-def mirrored(forward: Forward, axes: Sequence[int] | None) -> Forward:
-    """``forward`` averaged over all flips of the given spatial axes (0 = z), as stock nnU-Net mirrors."""
-    if not axes:
-        return forward
-    flips = [tuple(axis + 2 for axis in some) for n in range(len(axes) + 1) for some in itertools.combinations(axes, n)]
-
-    def average(window: torch.Tensor) -> torch.Tensor:
-        total = forward(window).float().clone()
-        for flip in flips[1:]:
-            total += torch.flip(forward(torch.flip(window, flip)), [axis - 1 for axis in flip])
-        return total.div_(len(flips))
-
-    return average
 
 
 def averaged(forwards: Sequence[Forward]) -> Forward:

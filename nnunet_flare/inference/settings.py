@@ -8,7 +8,7 @@ import torch
 
 from nnunet_flare.errors import InputError
 
-TTA = ("none", "mirror")
+TTA = ("none", "mirror", "crop-rotate")
 
 DEFAULT_STEP_SIZE = 0.9
 

@@ -22,7 +22,7 @@ GAUSSIAN_PEAK = 10.0
 """Weight at the centre; it keeps half-precision weights away from zero (stock nnU-Net)."""
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
-"""A window (1, C, z, y, x) to its scores (K, z, y, x)."""
+"""A window (1, C, z, y, x) to its scores (K, z, y, x); the next call may use the result's memory again."""
 
 
 class Visit(Protocol):
@@ -59,6 +59,12 @@ def window_starts(shape: Sequence[int], patch: Sequence[int], step_size: float) 
         spread = (size - width) / max(1, count - 1)
         starts.append([int(np.round(spread * i)) for i in range(count)])
     return starts
+
+
+def count_windows(shape: Sequence[int], patch: Sequence[int], step_size: float) -> int:
+    """How many windows stock's grid has on a scan, padded to the patch where it is smaller."""
+    padded = [max(n, p) for n, p in zip(shape, patch, strict=True)]
+    return math.prod(len(starts) for starts in window_starts(padded, patch, step_size))
 
 
 @lru_cache(maxsize=4)

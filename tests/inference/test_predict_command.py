@@ -117,6 +117,38 @@ def test_mirroring_changes_the_result_and_contradicting_flags_are_refused(model,
     )
 
 
+def test_crop_rotate_averages_the_scan_and_its_middle_each_also_turned(tmp_path):
+    from nnunet_flare.inference.core import Segmenter
+    from nnunet_flare.inference.settings import Settings
+
+    folder = models.write_model(tmp_path / "model", plan=models.plans(patch=(8, 40, 40)))
+    options = {"backend": "torch", "precision": "fp32"}
+    plain = Segmenter.from_model_folder(folder, Settings(**options))
+    data = plain.prepare([scans.blobs((8, 40, 44), spacing=(4.0, 1.8, 1.8))]).prepared.data  # one window
+    assert data.shape == (1, 8, 36, 40)
+
+    def both_ways(part: np.ndarray) -> torch.Tensor:
+        turned = np.ascontiguousarray(part[:, :, ::-1, ::-1])
+        return (plain.logits(part) + plain.logits(turned).flip(2, 3)) / 2
+
+    expected = both_ways(data)
+    middle = (slice(None), slice(0, 7), slice(2, 34), slice(2, 38))
+    expected[middle] = (expected[middle] + both_ways(data[middle])) / 2
+    scores = Segmenter.from_model_folder(folder, Settings(tta="crop-rotate", **options)).logits(data)
+    torch.testing.assert_close(scores, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_postprocessing_is_applied_before_writing(model, images, tmp_path, capsys):
+    words = ("-i", images, "-m", model, "-f", 0, "--precision", "fp32")
+    run(*words, "-o", tmp_path / "raw")
+    pipeline = tmp_path / "largest.yaml"
+    pipeline.write_text("steps:\n  - operation: keep_largest\n    organs: [liver]\n")
+    assert run(*words, "-o", tmp_path / "clean", "--postprocess", pipeline) == 0, capsys.readouterr().err
+    raw, clean = (read_volume(tmp_path / d / "a.nii.gz").array for d in ("raw", "clean"))
+    assert 0 < (clean == 1).sum() < (raw == 1).sum()
+    assert "neither built in" in refused(capsys, *words, "-o", tmp_path / "x", "--postprocess", "magic")
+
+
 def test_step_size_decides_the_number_of_windows(model, images, tmp_path, capsys):
     write_volume(tmp_path / "scan.nii.gz", scans.blobs((24, 70, 80)))
 

@@ -1,0 +1,73 @@
+"""Test-time augmentation: flips within a window, and a second look at the middle of the scan.
+
+``crop-rotate`` is Fosun's for pseudo-labels (S1, 1.5): the whole scan and its central 90 % crop, each as it is and
+turned by 180 degrees in the axial plane, averaged per voxel. Here logits are averaged, as nnU-Net averages its flips
+(S1 averages the probabilities of its whole-volume network).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+
+from nnunet_flare.inference.windows import Consume, Forward
+
+CROP_SHARE = 0.9
+"""Share of every axis that the central crop keeps (S1)."""
+
+HALF_TURN = ((), (1, 2))
+"""The window as it is, and turned by 180 degrees in the axial plane: both in-plane axes reversed."""
+
+Flips = Sequence[tuple[int, ...]]
+"""Spatial axes (0 = z) that are reversed together; the empty one is the window as it is."""
+
+
+def all_flips(axes: Sequence[int]) -> Flips:
+    """Every combination of reversed axes, as stock nnU-Net mirrors."""
+    return [some for n in range(len(axes) + 1) for some in itertools.combinations(axes, n)]
+
+
+def flipped(forward: Forward, flips: Flips) -> Forward:
+    """``forward`` averaged over flips of the window; the first one must be the window as it is."""
+    if len(flips) == 1:
+        return forward
+
+    def average(window: torch.Tensor) -> torch.Tensor:
+        total = forward(window).float().clone()
+        for flip in flips[1:]:
+            turned = forward(torch.flip(window, [axis + 2 for axis in flip]))
+            total += torch.flip(turned, [axis + 1 for axis in flip])
+        return total.div_(len(flips))
+
+    return average
+
+
+def central_crop(shape: Sequence[int], share: float = CROP_SHARE) -> tuple[slice, ...]:
+    """The central box with this share of every axis, one voxel at least."""
+    kept = [max(1, round(n * share)) for n in shape]
+    return tuple(slice((n - k) // 2, (n - k) // 2 + k) for n, k in zip(shape, kept, strict=True))
+
+
+def average_with(crop_scores: torch.Tensor, box: Sequence[slice], consume: Consume) -> Consume:
+    """A consumer of the whole scan's scores that averages them with the crop's where there are such.
+
+    Args:
+        crop_scores: scores (K, z, y, x) of the crop.
+        box: where the crop lies.
+        consume: gets the averaged slices.
+    """
+    done = 0
+
+    def averaged(block: torch.Tensor) -> None:
+        nonlocal done
+        first, last = max(box[0].start, done), min(box[0].stop, done + block.shape[1])
+        if last > first:
+            here = block[:, first - done : last - done, box[1], box[2]]
+            there = crop_scores[:, first - box[0].start : last - box[0].start].to(block.device)
+            here.add_(there).div_(2)
+        done += block.shape[1]
+        consume(block)
+
+    return averaged
