@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "tests" / "inference"))
 
 import trained_models  # noqa: E402
 
-from nnunet_flare.images import Volume, read_volume, write_volume  # noqa: E402
+from nnunet_flare.images import Volume, read_labels, read_volume, write_volume  # noqa: E402
 
 LABELS = {"background": 0, **{f"organ{i}": i for i in range(1, 14)}}
 
@@ -70,6 +70,21 @@ def scan(slices: int, size: int = 512) -> tuple[Volume, str]:
     noise = np.random.default_rng(0).integers(-12, 13, array.shape, np.int16)
     spacing = (EXTENT_MM.get(slices, 2.5 * slices) / slices, IN_PLANE_MM, IN_PLANE_MM)
     return Volume(np.clip(array + noise, -1024, 3071).astype(np.int16), spacing), name
+
+
+def organ_labels(shape: tuple[int, ...]) -> np.ndarray:
+    """A label map of the 13 organs, stretched to ``shape``: a real one, or a phantom's where it is missing."""
+    from scipy.ndimage import zoom
+
+    path = Path(os.environ.get("FLARE_SHARED_DATA", ROOT.parent / "shared" / "data")) / "ts_torso3mm_flare13.nii.gz"
+    if path.is_file():
+        labels = read_labels(path).array
+    else:
+        from nnunet_flare.phantom import make_phantom
+
+        labels = make_phantom(0, domain="wide", size=(80, 256, 256), spacing_mm=(5.0, 1.6, 1.6))[1]
+    factors = [new / old for new, old in zip(shape, labels.shape, strict=True)]
+    return zoom(labels, factors, order=0, grid_mode=True, mode="nearest")
 
 
 def write_scan(path: Path, slices: int) -> str:

@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="IN",
-        help="folder of nnU-Net image names (<case>_0000.nii.gz), or image files",
+        help="folder of nnU-Net image names (<case>_0000.nii.gz) or of DICOM series, or image files",
     )
     p.add_argument("-o", dest="output", type=Path, required=True, metavar="OUT", help="output folder")
     model = p.add_argument_group("model: -m, or -d with -c")

@@ -1,4 +1,4 @@
-"""What ``-i`` may be: an nnU-Net folder, or single files.
+"""What ``-i`` may be: an nnU-Net folder, single files, or DICOM series folders.
 
 Needs neither torch nor nnU-Net, so that reading starts before they are imported.
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_flare.dicom import read_series, series_folders
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.images import SUFFIXES, Volume, find_cases, read_volume, stem_of, suffix_of
 
@@ -19,9 +20,13 @@ CHANNEL = re.compile(r"(.+)_(\d{4})")
 """nnU-Net's image names without suffix: ``<case>_<channel>``."""
 
 
+DICOM_OUTPUT = ".nii.gz"
+"""Format of the label map of a DICOM series."""
+
+
 @dataclass(frozen=True)
 class Case:
-    """A scan to predict: its name, one file per channel, and the suffix of the label map."""
+    """A scan to predict: its name, one file (or DICOM folder) per channel, and the suffix of the label map."""
 
     name: str
     files: tuple[Path, ...]
@@ -33,7 +38,7 @@ class Case:
         Raises:
             CaseError: when a file is missing, unreadable or no 3-D scan.
         """
-        return [read_volume(path, self.name) for path in self.files]
+        return [read_series(path, self.name) if path.is_dir() else read_volume(path, self.name) for path in self.files]
 
 
 def model_dataset(folder: Path) -> dict[str, Any]:
@@ -57,7 +62,7 @@ def find_inputs(inputs: Sequence[Path], dataset_json: dict[str, Any]) -> list[Ca
     """The cases of ``-i``, sorted by name.
 
     Args:
-        inputs: one folder of nnU-Net's image names, or image files.
+        inputs: folders of nnU-Net's image names or of DICOM series, or image files.
         dataset_json: the model's, for the file ending and the number of channels.
 
     Raises:
@@ -101,12 +106,18 @@ def check_channel_count(case: Case, channels: int) -> None:
 
 
 def _folder(folder: Path, ending: str, channels: int) -> list[Case]:
-    """The cases of a folder, in the model's format or, where it has none of that, in any other known one."""
+    """The cases of a folder: in the model's format or, where it has none of that, another known one, or DICOM."""
     endings = [ending, *(suffix for suffix in SUFFIXES if suffix != ending)]
     for candidate in endings:
         if any(folder.glob(f"*_[0-9][0-9][0-9][0-9]{candidate}")):
             ending = candidate
             break
+    else:
+        series = series_folders(folder)
+        if series and channels != 1:
+            raise InputError(f"{folder}: holds DICOM series; a model of {channels} channels takes NIfTI files")
+        if series:
+            return [Case(path.resolve().name, (path,), DICOM_OUTPUT) for path in series]
     return [Case(name, tuple(files), ending) for name, files in find_cases(folder, ending, channels).items()]
 
 

@@ -1,0 +1,106 @@
+"""DICOM series as input: order by position, and what is no single even scan is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import small_scans as scans
+import trained_models as models
+
+from nnunet_flare.cli import predict
+from nnunet_flare.dicom import read_series
+from nnunet_flare.errors import CaseError
+from nnunet_flare.images import Volume, geometry_difference, read_volume, to_sitk
+
+
+def write_series(folder: Path, volume: Volume, *, uid: str = "1.2.3.4", prefix: str = "IM", skip: int | None = None):
+    """One file a slice, named so that the order of names is not that of positions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    image = to_sitk(volume)
+    direction = image.GetDirection()
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    count = image.GetSize()[2]
+    for z in range(count):
+        if z == skip:
+            continue
+        plane = image[:, :, z]
+        position = image.TransformIndexToPhysicalPoint((0, 0, z))
+        orientation = [direction[i] for i in (0, 3, 6, 1, 4, 7)]
+        tags = {
+            "0008|0060": "CT",
+            "0008|0018": f"{uid}.{z}",
+            "0020|000d": "1.2.3",
+            "0020|000e": uid,
+            "0020|0013": str(count - z),
+            "0020|0032": "\\".join(f"{p:.6f}" for p in position),
+            "0020|0037": "\\".join(f"{o:.6f}" for o in orientation),
+            "0028|1052": "0",
+            "0028|1053": "1",
+        }
+        for key, value in tags.items():
+            plane.SetMetaData(key, value)
+        writer.SetFileName(str(folder / f"{prefix}{(z * 7) % count:03d}.dcm"))
+        writer.Execute(plane)
+
+
+@pytest.fixture
+def volume() -> Volume:
+    return scans.blobs((10, 36, 40), spacing=(4.0, 1.5, 2.0))
+
+
+def test_slices_are_ordered_by_position_with_the_scans_geometry(tmp_path, volume):
+    write_series(tmp_path / "s", volume)
+    found = read_series(tmp_path / "s", "case")
+    np.testing.assert_array_equal(found.array, volume.array)
+    assert geometry_difference(found, volume) is None
+
+
+def test_a_folder_of_series_is_predicted_each_on_its_own_grid(tmp_path, volume):
+    write_series(tmp_path / "in" / "anna", volume)
+    write_series(tmp_path / "in" / "bert", scans.blobs((12, 36, 40), seed=1))
+    folder = models.write_model(tmp_path / "model")
+    words = ["-m", folder, "--backend", "torch", "-o", tmp_path / "out"]
+    assert predict.main([str(w) for w in ("-i", tmp_path / "in", *words)]) == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["anna.nii.gz", "bert.nii.gz"]
+    assert geometry_difference(read_volume(tmp_path / "out" / "anna.nii.gz"), volume) is None
+    single = ["-i", tmp_path / "in" / "anna", "-m", folder, "--backend", "torch", "-o", tmp_path / "single"]
+    assert predict.main([str(w) for w in single]) == 0
+    one, other = (read_volume(tmp_path / d / "anna.nii.gz").array for d in ("out", "single"))
+    np.testing.assert_array_equal(one, other)
+
+
+def test_gaps_are_refused_naming_the_slices(tmp_path, volume):
+    write_series(tmp_path / "s", volume, skip=4)
+    with pytest.raises(CaseError, match=r"a gap of 8\.00 mm between IM\d+\.dcm and IM\d+\.dcm.*4\.00 mm apart"):
+        read_series(tmp_path / "s", "case")
+
+
+def test_doubled_slices_are_refused(tmp_path, volume):
+    write_series(tmp_path / "s", volume)
+    (tmp_path / "s" / "copy.dcm").write_bytes((tmp_path / "s" / "IM000.dcm").read_bytes())
+    with pytest.raises(CaseError, match="two slices at one position"):
+        read_series(tmp_path / "s", "case")
+
+
+def test_mixed_series_and_orientations_are_refused(tmp_path, volume):
+    write_series(tmp_path / "mixed", volume)
+    write_series(tmp_path / "mixed", volume, uid="1.2.3.5", prefix="other")
+    with pytest.raises(CaseError, match="holds 2 series"):
+        read_series(tmp_path / "mixed", "case")
+    turned = Volume(volume.array, volume.spacing_mm, volume.origin, (0.0, 1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 1.0))
+    write_series(tmp_path / "turned", volume)
+    write_series(tmp_path / "turned", turned, prefix="other")
+    with pytest.raises(CaseError, match="different orientations"):
+        read_series(tmp_path / "turned", "case")
+
+
+def test_a_damaged_slice_is_named(tmp_path, volume):
+    write_series(tmp_path / "s", volume)
+    path = tmp_path / "s" / "IM003.dcm"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(CaseError, match=r"IM003\.dcm"):
+        read_series(tmp_path / "s", "case")
