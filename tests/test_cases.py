@@ -134,6 +134,11 @@ def test_annotated_organs_are_checked_against_the_labels_only_where_these_are_gi
     assert "[99] are not in dataset.json" in problems(path)
 
 
+def test_region_labels_of_a_dataset_are_no_obstacle(tmp_path: Path) -> None:
+    path = written(tmp_path, {"a": {"role": "partial", "annotated": [2]}})
+    assert read_table(path, labels={"background": 0, "organs": [1, 2], "spleen": 2})["a"].annotated == (2,)
+
+
 def test_a_case_without_entry_is_labelled_except_in_a_rounds_table() -> None:
     assert CaseTable({"a": Case("pseudo")})["b"] == Case("labelled")
     strict = CaseTable({"a": Case("pseudo")}, Path("flare_cases.r1.json"), strict=True)
