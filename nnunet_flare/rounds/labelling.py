@@ -49,6 +49,7 @@ def load_predictor(run: Run, folder: Path, members: Sequence[tuple[str, str]]) -
         step_size=predict.step_size,
         tta=predict.tta,
         precision=predict.precision,
+        backend=predict.backend,
         device=run.settings.device,
     )
 

@@ -75,6 +75,9 @@ class Predict(_Part):
     step_size: float = Field(0.5, gt=0, le=1)
     tta: Literal["none", "mirror"] = "mirror"
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    backend: Literal["auto", "torch", "openvino"] = Field(
+        "torch", description="on the CPU; OpenVINO is faster, but converts every checkpoint of every round first"
+    )
 
 
 class Selection(_Part):
