@@ -96,8 +96,8 @@ def test_stock_commands_plan_train_and_predict_with_our_names(dataset, environme
 def test_the_loop_labels_real_scans_on_their_own_grid_and_trains_on_them(dataset, environment, capsys):
     command = ["run", "-d", "22", "-u", str(dataset / "unlabelled"), "--name", "real", "-device", "cpu", "--set",
                "planner=nnUNetPlannerFlareTiny", "rounds=1", "members.count=2", "training.num_epochs=2",
-               "training.iterations_per_epoch=3", "training.final_validation=false", "predict.tta=none", "selection.rule=mean-organ",
-               "selection.threshold=0.0", "selection.top_fraction=0.5"]  # fmt: skip
+               "training.iterations_per_epoch=3", "training.final_validation=false", "predict.tta=none",
+               "selection.rule=mean-organ", "selection.threshold=0.0", "selection.top_fraction=0.5"]  # fmt: skip
     assert main(command) == 0
     run = load_run(dataset / "nnUNet_results" / "Dataset022_Real" / "flare_real")
     decided = {entry.case: entry.decision for entry in read_ledger(run.paths)}
