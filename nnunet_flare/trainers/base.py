@@ -157,6 +157,8 @@ class FlareTrainer(nnUNetTrainer):
         )
         return optimizer, schedule
 
+    # ------------------------------------------------------------------ steps
+
     def _low_precision(self) -> bool:
         return self.device.type == "cpu" and self.settings.cpu_precision == "bf16"
 
@@ -170,6 +172,53 @@ class FlareTrainer(nnUNetTrainer):
         if self._low_precision():
             return torch.autocast("cpu", dtype=torch.bfloat16)
         return nullcontext()
+
+    def _to_device(self, batch: dict) -> tuple[torch.Tensor, Any]:
+        data = batch["data"].to(self.device, non_blocking=True)
+        if self._low_precision():
+            data = data.to(memory_format=self._memory_format())
+        target = batch["target"]
+        if isinstance(target, list):
+            return data, [part.to(self.device, non_blocking=True) for part in target]
+        return data, target.to(self.device, non_blocking=True)
+
+    def _forward(self, data: torch.Tensor) -> Any:
+        output = self.network(data)
+        if not self._low_precision():
+            return output
+        return [part.float() for part in output] if isinstance(output, (list, tuple)) else output.float()
+
+    def compute_loss(self, output: Any, target: Any, batch: dict) -> torch.Tensor:
+        """The loss of a training batch; other trainers of this package override it.
+
+        Args:
+            output: logits (B, K, Z, Y, X), with deep supervision a list of them, highest resolution first.
+            target: labels (B, 1, Z, Y, X), or a list of them.
+            batch: the loader's batch; ``batch["keys"]`` names the cases.
+        """
+        loss: torch.Tensor = self.loss(output, target)
+        return loss
+
+    def train_step(self, batch: dict) -> dict:
+        """One optimizer step, as stock's."""
+        if self.lr_scheduler.is_warming_up(self.current_epoch, self._iteration):
+            self.lr_scheduler.step(self.current_epoch, self._iteration)
+        self._iteration += 1
+        data, target = self._to_device(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            loss = self.compute_loss(self._forward(data), target, batch)
+        if self.grad_scaler is not None:
+            self.grad_scaler.scale(loss).backward()
+            self.grad_scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), 12)
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+        else:
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), 12)
+            self.optimizer.step()
+        return {"loss": loss.detach().cpu().numpy()}
 
     # ------------------------------------------------------------------ course of a training
 

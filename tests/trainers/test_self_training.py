@@ -285,6 +285,44 @@ def test_an_ignore_label_in_the_wrong_place_is_refused(tiny: Any, value: int) ->
         tiny.trainer(ignore_label=value)
 
 
+def test_an_ignore_label_that_dataset_json_declares_too_is_accepted(tiny: Any) -> None:
+    tiny.dataset_json["labels"] = {"background": 0, "liver": 1, "spleen": 2, "ignore": 3}
+    assert tiny.trainer(ignore_label=3).label_manager.ignore_label == 3
+    with pytest.raises(InputError, match="found 4, expected 3"):
+        tiny.trainer(ignore_label=4)
+
+
+def test_class_weights_must_fit_the_classes(tiny: Any) -> None:
+    tiny.add(TRUE[0])
+    with pytest.raises(InputError, match=r"found 2 weights, expected 3 \(background first\)"):
+        tiny.trainer(class_weights=[1, 2]).initialize()
+    tiny.dataset_json["labels"] = {"background": 0, "both": [1, 2], "spleen": 2}
+    tiny.dataset_json["regions_class_order"] = [1, 2]
+    with pytest.raises(InputError, match="region-based training has no cross-entropy over classes"):
+        tiny.trainer(class_weights=[1, 2, 3]).initialize()
+
+
+def test_ignored_voxels_of_region_based_training_change_nothing(tiny: Any) -> None:
+    """The last channel of the target marks them."""
+    tiny.dataset_json["labels"] = {"background": 0, "both": [1, 2], "spleen": 2}
+    tiny.dataset_json["regions_class_order"] = [1, 2]
+    tiny.add(*TRUE[:2])
+    trainer = tiny.trainer(fold="all", ignore_label=3)
+    trainer.initialize()
+    data = torch.randn(2, 1, 8, 16, 16)
+    target = torch.randint(0, 2, (2, 3, 8, 16, 16)).bool()
+    target[:, 2] = False
+    target[:, 2, ..., :8] = True
+    flipped = target.clone()
+    flipped[:, :2, ..., :8] = ~flipped[:, :2, ..., :8]
+    with torch.no_grad():
+        results = [
+            trainer.validation_step({"data": data, "target": [each, each[..., ::2, ::2]]}) for each in (target, flipped)
+        ]
+    for key in ("tp_hard", "fp_hard", "fn_hard"):
+        assert np.array_equal(results[0][key], results[1][key]), key
+
+
 # ---------------------------------------------------------------------------------------------------- environment
 
 
