@@ -13,13 +13,18 @@ from nnunet_flare.errors import FlareError, InputError
 
 
 def setup_logging(verbose: bool = False) -> None:
-    """Log our own records to stderr, bare; records of other packages only from warnings up."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)
-    logging.getLogger("nnunet_flare").setLevel(logging.DEBUG if verbose else logging.INFO)
+    """Write our own log records to stderr, bare; those of other packages stay as they are."""
+    logger = logging.getLogger("nnunet_flare")
+    for handler in [h for h in logger.handlers if isinstance(h, _Terminal)]:
+        logger.removeHandler(handler)
+    terminal = _Terminal(sys.stderr)
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(terminal)
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+class _Terminal(logging.StreamHandler):
+    """The one handler of our commands, known again when a command runs twice in one process."""
 
 
 def run_command(program: str, function: Callable[[], int]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from nnunet_flare.errors import TaskError
 from nnunet_flare.files import read_json, replacing, write_json
+from nnunet_flare.rounds.decisions import Review, load_reviews
 from nnunet_flare.rounds.labelling import organ_ids, round_members
 from nnunet_flare.rounds.ledger import Entry, read_decisions, write_round
 from nnunet_flare.rounds.manifest import Run
@@ -30,13 +32,20 @@ def select_round(run: Run, number: int) -> dict[str, Any]:
     organs = list(organ_ids(run))
     documents = {c.case: read_json(run.paths.case(number, c.case)) for c in read_list(run.paths.unlabelled)}
     judged = [case for case, document in documents.items() if "failed" not in document]
+    reviews = load_reviews(run)
+    for case in judged:
+        if case in reviews:
+            documents[case]["agreement"].update(dict.fromkeys(reviews[case].organs, 0.0))
     table = np.array([[_value(documents[case], organ) for organ in organs] for case in judged]).reshape(-1, len(organs))
     for row, column in np.argwhere(np.isnan(table)):
         log.warning("%s: agreement of %s could not be computed; it counts as 0", judged[row], organs[column])
     keep_odd = run.recipe.selection.keep_odd
     eligible = [row for row, case in enumerate(judged) if keep_odd or not documents[case]["odd"]]
     decisions, uncertain = _decide(run, [judged[row] for row in eligible], table[eligible], organs)
-    entries = [_entry(run, number, c, documents[c], decisions.get(c), uncertain.get(c, [])) for c in documents]
+    entries = [
+        _reviewed(_entry(run, number, c, documents[c], decisions.get(c), uncertain.get(c, [])), reviews.get(c))
+        for c in documents
+    ]
     write_scores(run.paths.scores(number), judged, table, organs, [documents[case]["members"] for case in judged])
     write_selection(run.paths.selection(number), [(e.case, e.decision == "taken", e.score, e.reason) for e in entries])
     write_round(run.paths, number, entries)
@@ -116,6 +125,15 @@ def _entry(
         mean_organ=float(values.mean()), min_organ=float(values.min()), agreement=document["agreement"],
         ignored=dict.fromkeys(uncertain, 0.0), label_sha256=document["label_sha256"],
     )  # fmt: skip
+
+
+def _reviewed(entry: Entry, review: Review | None) -> Entry:
+    """The entry with a person's decision in force; a case without a label stays failed."""
+    if review is None or entry.decision == "failed":
+        return entry
+    decided = {"accept": "taken", "reject": "refused"}.get(review.decision, entry.decision)
+    ignored = {} if review.decision == "accept" else entry.ignored
+    return replace(entry, decision=decided, reason=f"{review.reason}; {entry.reason}", ignored=ignored)
 
 
 def _nothing_taken(run: Run, number: int, table: np.ndarray, organs: Sequence[str], entries: Sequence[Entry]) -> str:

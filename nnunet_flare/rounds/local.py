@@ -15,6 +15,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
 from nnunet_flare.errors import FlareError, TaskError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.rounds.locks import LockedError, LockFile
@@ -64,12 +67,18 @@ class _Executor:
         self.failed: dict[str, str] = {}
 
     def work(self) -> None:
-        while True:
-            started = self._start_ready()
-            finished = self._collect()
-            if not self.children and not started and not finished and not self._waiting():
-                return
-            time.sleep(POLL_SECONDS)
+        redirected = logging_redirect_tqdm([logging.getLogger("nnunet_flare")])
+        with tqdm(total=len(graph(self.run)), desc="tasks", disable=None, unit="task") as bar, redirected:
+            while True:
+                started = self._start_ready()
+                finished = self._collect()
+                if started or finished:
+                    tasks = graph(self.run)
+                    bar.total, bar.n = len(tasks), sum(is_done(self.run, task) for task in tasks.values())
+                    bar.set_postfix_str(", ".join(self.children))
+                elif not self.children and not self._waiting():
+                    return
+                time.sleep(POLL_SECONDS)
 
     def _waiting(self) -> list[Task]:
         """Tasks that could start; they wait for a GPU that another driver of this machine holds."""

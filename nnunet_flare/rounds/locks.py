@@ -139,6 +139,15 @@ class LockFile:
                 os.utime(self.path)
 
 
+def living_owner(path: Path) -> dict[str, object] | None:
+    """The entry (host, pid, since) of the process that holds a lock; None when nobody does or its owner is gone."""
+    try:
+        owner = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return owner if isinstance(owner, dict) and _why_gone(owner, path) is None else None
+
+
 def process_birth(pid: int) -> float | None:
     """When a process of this host started (seconds since the epoch), None when there is no such process."""
     import psutil

@@ -35,6 +35,16 @@ class RunPaths:
         """Written by a select task that ends the run early; holds the last round that is labelled."""
         return self.root / "early_stop.json"
 
+    @property
+    def reviews(self) -> Path:
+        """A person's decisions on cases (``--decisions``)."""
+        return self.root / "reviews.json"
+
+    @property
+    def report(self) -> Path:
+        """The HTML report's folder."""
+        return self.root / "report"
+
     def done(self, task: str) -> Path:
         """Marker of a finished task, written after its output was checked."""
         return self.root / "tasks" / f"{task}.done.json"

@@ -13,6 +13,7 @@ from nnunet_flare.rounds.held_out import held_out_dice
 from nnunet_flare.rounds.ledger import Entry, read_ledger
 from nnunet_flare.rounds.local import duration
 from nnunet_flare.rounds.manifest import Run
+from nnunet_flare.rounds.slurm import queue_rows, state_file
 from nnunet_flare.rounds.tasks import Task, graph
 from nnunet_flare.rounds.unlabelled import read_list
 
@@ -41,7 +42,9 @@ def status(run: Run) -> str:
         tail = [line for line in str(document["last_lines"]).splitlines() if line.strip()][-1:]
         lines.append(f"FAILED {name} (exit code {document['exit_code']}): {tail[0] if tail else 'no output'}")
         lines.append(f"       log: {run.paths.log(name)}")
-    if failed:
+    if state_file(run).is_file():
+        lines += queue_rows(run)
+    elif failed:
         lines.append(f"Mend the cause, then: flare-pseudolabel retry -o {run.root}")
     return "\n".join(lines)
 

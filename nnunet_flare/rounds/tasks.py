@@ -15,7 +15,7 @@ from typing import Literal
 from nnunet_flare.errors import InputError
 from nnunet_flare.rounds.manifest import Run
 
-Stage = Literal["plan", "unlabelled", "build", "train", "label", "select", "evaluate"]
+Stage = Literal["plan", "unlabelled", "build", "train", "label", "select", "report", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,17 @@ def train_arguments(run: Run, task: Task) -> list[str]:
     return arguments
 
 
-def graph(run: Run) -> dict[str, Task]:
-    """Every task of the run by name, in an order that respects what each needs."""
+def graph(run: Run, *, last: int | None = None) -> dict[str, Task]:
+    """Every task of the run by name, in an order that respects what each needs.
+
+    Args:
+        run: the run.
+        last: the round of the final training; None: the run's own, which an early stop makes smaller.
+    """
     tasks: list[Task] = [Task("plan", "plan", ()), Task("unlabelled", "unlabelled", ("plan",))]
     gpus = 0 if run.settings.device == "cpu" else 1
     train_gpus = 0 if gpus == 0 else run.recipe.num_gpus
-    last = run.last_round
+    last = run.last_round if last is None else last
     for number in range(last + 1):
         trained: tuple[str, ...] = ()
         if number > 0 or run.settings.init_model is None:
@@ -89,6 +94,10 @@ def graph(run: Run) -> dict[str, Task]:
                 tasks.append(Task(name, "label", (*trained, "unlabelled"), number, part=part, gpus=gpus))
                 shards.append(name)
             tasks.append(Task(f"select-r{number}", "select", tuple(shards), number))
+            tasks.append(Task(f"report-r{number}", "report", (f"select-r{number}",), number))
+        else:
+            measured = () if run.settings.eval_images is None else (f"evaluate-r{number}",)
+            tasks.append(Task(f"report-r{number}", "report", (*trained, *measured), number))
     return {task.name: task for task in tasks}
 
 
@@ -102,6 +111,27 @@ def find_task(run: Run, name: str) -> Task:
     if name not in tasks:
         raise InputError(f"the run in {run.root} has no task '{name}'; it has {', '.join(tasks)}")
     return tasks[name]
+
+
+def stand_in(run: Run, name: str) -> Task | None:
+    """The task that a job does which was submitted as ``name`` before an early stop was known.
+
+    After an early stop the first fold of the round that became the last does the final training in its place, and what
+    belongs to later rounds or to its other folds is not needed any more (None).
+
+    Raises:
+        InputError: when the run never had a task of that name.
+    """
+    tasks, planned = graph(run), graph(run, last=run.recipe.rounds)
+    if name in tasks:
+        return tasks[name]
+    if name not in planned:
+        return find_task(run, name)
+    task = planned[name]
+    trainings = [t for t in planned.values() if t.stage == "train" and t.round == run.last_round]
+    if trainings and name == trainings[0].name:
+        return next(t for t in tasks.values() if t.stage == "train" and t.round == task.round)
+    return None
 
 
 def is_done(run: Run, task: Task) -> bool:

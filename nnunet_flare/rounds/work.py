@@ -89,6 +89,16 @@ def _select(run: Run, task: Task) -> dict[str, Any]:
         return select_round(run, _number(task))
 
 
+def _report(run: Run, task: Task) -> dict[str, Any]:
+    """The HTML report, by our own command; a run never fails for its report."""
+    code = run_child([sys.executable, "-m", "nnunet_flare.cli.pseudolabel", "report", "-o", str(run.root)])
+    if code != 0:
+        log.warning(
+            "the report was not written (exit code %d, see %s); the run goes on", code, run.paths.log(task.name)
+        )
+    return {"exit_code": code}
+
+
 def _evaluate(run: Run, task: Task) -> dict[str, Any]:
     from nnunet_flare.rounds.held_out import evaluate_round
 
@@ -125,6 +135,7 @@ STAGES: dict[str, Callable[[Run, Task], dict[str, Any]]] = {
     "train": _train,
     "label": _label,
     "select": _select,
+    "report": _report,
     "evaluate": _evaluate,
 }
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 
 from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.errors import FlareError, InputError, TaskError
 from nnunet_flare.files import read_json, write_json
-from nnunet_flare.images import read_labels, write_labels
+from nnunet_flare.images import Volume, read_labels, read_volume, to_sitk, write_labels, write_volume
 from nnunet_flare.rounds import local
 from nnunet_flare.rounds.arrays import read_array, write_array
 from nnunet_flare.rounds.choose import select_round
@@ -26,9 +30,10 @@ from nnunet_flare.rounds.labelling import organ_ids
 from nnunet_flare.rounds.ledger import read_decisions, read_ledger
 from nnunet_flare.rounds.manifest import Run, load_run
 from nnunet_flare.rounds.plans import plan_and_preprocess
-from nnunet_flare.rounds.preprocess import failure, preprocess_unlabelled, state_file
-from nnunet_flare.rounds.tasks import Task
-from nnunet_flare.rounds.unlabelled import UnlabelledCase, read_list, shard
+from nnunet_flare.rounds.preprocess import failure, odd, preprocess_unlabelled, state_file
+from nnunet_flare.rounds.tasks import Task, find_task
+from nnunet_flare.rounds.unlabelled import UnlabelledCase, read_list, shard, write_list
+from nnunet_flare.rounds.work import TASK_VARIABLE, do_task
 
 
 @pytest.fixture
@@ -187,6 +192,48 @@ def test_early_stop_ends_the_rounds_when_agreement_no_longer_rises(run):
     assert load_run(run.root).paths.stop.is_file()
 
 
+def test_a_dataset_without_a_labelled_case_is_refused(run, capsys):
+    for folder in ("imagesTr", "labelsTr"):
+        for path in (run.raw / folder).iterdir():
+            path.unlink()
+    code = main(["run", "-d", "22", "-u", run.settings.unlabelled_dir, "--recipe", "demo", "--name", "none", "-device",
+                 "cpu"])  # fmt: skip
+    error = capsys.readouterr().err
+    assert (code == 2 and "imagesTr" in error) or "labelled" in error
+
+
+def test_bad_and_odd_scans_are_set_aside_or_flagged_one_by_one(run):
+    good = read_volume(Path(read_list(run.paths.unlabelled)[0].images[0]))
+    folder = run.raw / "imagesUn"
+    hu = good.array.astype(np.float32)
+    makers = {
+        "nan": lambda p: write_volume(p, good.with_array(np.where(hu > 0, np.nan, hu).astype(np.float32))),
+        "infinite": lambda p: write_volume(p, good.with_array(np.where(hu > 200, np.inf, hu).astype(np.float32))),
+        "constant": lambda p: write_volume(p, good.with_array(np.zeros_like(good.array))),
+        "one_slice": lambda p: write_volume(p, Volume(good.array[:1], good.spacing_mm)),
+        "empty_file": lambda p: p.write_bytes(b""),
+        "missing": lambda p: None,
+        "flat": lambda p: sitk.WriteImage(sitk.GetImageFromArray(good.array[0]), str(p)),
+        "series": lambda p: sitk.WriteImage(sitk.JoinSeries([to_sitk(good), to_sitk(good)]), str(p)),
+        "picture": lambda p: write_volume(p, good.with_array(np.clip(good.array, 0, 255).astype(np.uint8))),
+        "coarse": lambda p: write_volume(p, Volume(good.array, (40.0, 5.0, 5.0))),
+    }
+    cases = []
+    for name, make in makers.items():
+        path = folder / f"{name}_0000.nii.gz"
+        make(path)
+        cases.append(UnlabelledCase(name, str(path), (str(path),), 1))
+    write_list(run.paths.unlabelled, cases)
+    assert preprocess_unlabelled(run) == {"ready": 2, "failed": 8}
+    reasons = {name: failure(run.unlabelled_data, name) for name in makers}
+    said = {"nan": "NaN", "infinite": "infinite", "constant": "empty", "one_slice": "fewer than 2 voxels"}
+    said |= {"empty_file": "0 bytes", "missing": "no such file", "flat": "dimensions", "series": "4"}
+    for name, word in said.items():
+        assert word in reasons[name] and f"{name}_0000.nii.gz" in reasons[name], (name, reasons[name])
+    assert reasons["picture"] is None and "8-bit picture" in odd(run.unlabelled_data, "picture")[0]
+    assert reasons["coarse"] is None and "spacing" in odd(run.unlabelled_data, "coarse")[0]
+
+
 # ------------------------------------------------------------------ damaged files
 
 
@@ -243,8 +290,6 @@ def test_a_round_is_exported_as_a_dataset_that_stock_nnunet_accepts(run):
 
 
 def test_the_final_model_is_exported_for_machines_without_this_package(run, tmp_path):
-    import subprocess
-
     folder = export_stock_model(run, tmp_path / "model")
     code = (
         "import sys, torch\n"
@@ -254,8 +299,6 @@ def test_the_final_model_is_exported_for_machines_without_this_package(run, tmp_
         f"p.initialize_from_trained_model_folder({str(folder)!r}, ('all',))\n"
         "print('stock trainer', p.trainer_name)\n"
     )
-    import os
-
     environment = {**os.environ, "NNUNET_FLARE_PLUGIN": "0"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert "stock trainer nnUNetTrainer" in done.stdout, done.stderr
@@ -354,6 +397,24 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
     assert "damaged" in capsys.readouterr().err
 
 
+def test_a_process_left_over_from_a_killed_task_is_ended_before_the_task_starts_again(run, caplog):
+    task = find_task(run, "build-r1")
+    environment = {**os.environ, TASK_VARIABLE: f"{run.root.resolve()}:build-r1"}
+    orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], env=environment)
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"],
+                             env={**environment, TASK_VARIABLE: f"{run.root.resolve()}:build-r0"})  # fmt: skip
+    try:
+        run.paths.done("build-r1").unlink()
+        do_task(run, task)
+        assert orphan.wait(timeout=5) != 0 and other.poll() is None
+        assert f"ending process {orphan.pid}" in caplog.text
+        assert run.paths.done("build-r1").is_file()
+    finally:
+        for process in (orphan, other):
+            process.kill()
+            process.wait()
+
+
 class _Fake:
     """A run of four GPU tasks whose commands note when they held which GPU."""
 
@@ -365,8 +426,6 @@ class _Fake:
         (folder / "tasks").mkdir(parents=True)
 
     def environment(self):
-        import os
-
         return dict(os.environ)
 
     def graph(self):
