@@ -13,8 +13,9 @@ from nnunet_flare.cli.common import HyphenParser, nnunet_folder, run_command, se
 from nnunet_flare.errors import InputError
 
 if TYPE_CHECKING:
+    from nnunet_flare.images import Volume
     from nnunet_flare.inference.core import Segmenter
-    from nnunet_flare.inference.folder import Report
+    from nnunet_flare.inference.folder import PredictsScans, Report
     from nnunet_flare.inference.profile import Profile
 
 PROGRAM = "flare-predict"
@@ -72,6 +73,20 @@ def parser() -> argparse.ArgumentParser:
         default="all",
         help="skip-empty: leave out windows away from any organ; huang: the FLARE22 winner's rule",
     )
+    how.add_argument(
+        "--roi",
+        default="none",
+        metavar="none|MODEL",
+        help="a coarse model finds the organs' box, the scan is cropped to it: its folder, or a configuration trained "
+        "beside the fine model (3d_lowres)",
+    )
+    how.add_argument(
+        "--roi_rule",
+        choices=("union", "fosun", "sztu"),
+        help="what counts for the box: union (default), all that was found; fosun: no specks, and one outlying "
+        "organ left out above and below; sztu: each organ's largest piece",
+    )
+    how.add_argument("--roi_margin", type=float, metavar="MM", help="around the box (default 20)")
     how.add_argument("--max_memory", type=float, metavar="GB", help="set cases aside that would need more memory")
     how.add_argument("--gpu_memory", type=float, metavar="GB", help="memory of the GPU to keep to")
     how.add_argument("--disable_tta", action="store_true", help="the default here; accepted as in nnU-Net")
@@ -99,6 +114,9 @@ def parser() -> argparse.ArgumentParser:
         help="none, flare22 or another built-in pipeline, or a YAML file; as flare-postprocess",
     )
     out.add_argument("--save_members", action="store_true", help="also write each fold's label map, OUT/members/<k>")
+    out.add_argument(
+        "--save_roi", action="store_true", help="also write the cropped scans, OUT/roi/<case>_0000, as nnU-Net's input"
+    )
     out.add_argument("--profile", action="store_true", help="print the time of every stage")
     out.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
     out.add_argument("--verbose", action="store_true", help="show the details of errors")
@@ -119,6 +137,8 @@ def _run(args: argparse.Namespace) -> int:
 
     if args.disable_tta and args.tta != "none":
         raise InputError(f"--disable_tta and --tta {args.tta} contradict each other; give one of them")
+    if args.roi == "none" and (args.save_roi or args.roi_rule or args.roi_margin is not None):
+        raise InputError("--save_roi, --roi_rule and --roi_margin go with --roi MODEL")
     if not 0 <= args.part_id < args.num_parts:
         raise InputError(f"-part_id {args.part_id}: expected a number from 0 to {args.num_parts - 1} (-num_parts)")
     profile = Profile()
@@ -148,7 +168,7 @@ def _run(args: argparse.Namespace) -> int:
     return report.exit_code
 
 
-def _open(args: argparse.Namespace, folder: Path, profile: Profile) -> Segmenter:
+def _open(args: argparse.Namespace, folder: Path, profile: Profile) -> PredictsScans:
     with profile.stage("imports"):
         import torch
 
@@ -173,7 +193,34 @@ def _open(args: argparse.Namespace, folder: Path, profile: Profile) -> Segmenter
             folder, settings, folds=args.folds, checkpoint=args.checkpoint, profile=profile
         )
         segmenter.load()
-    return segmenter
+        return segmenter if args.roi == "none" else _with_roi(args, folder, segmenter)
+
+
+def _with_roi(args: argparse.Namespace, folder: Path, fine: Segmenter) -> PredictsScans:
+    """The fine model behind a coarse one, which is taken with all its folds, all windows and no augmentation."""
+    from dataclasses import replace
+
+    from nnunet_flare.images import write_volume
+    from nnunet_flare.inference.coarse_to_fine import RoiSegmenter, coarse_model_folder
+    from nnunet_flare.inference.core import Segmenter
+    from nnunet_flare.inference.roi import MARGIN_MM
+
+    ending = fine.models[0].dataset_json["file_ending"]
+
+    def save(case: str, crops: Sequence[Volume]) -> None:
+        for channel, crop in enumerate(crops):
+            write_volume(args.output / "roi" / f"{case}_{channel:04d}{ending}", crop)
+
+    settings = replace(fine.settings, tta="none", windows="all")
+    coarse = Segmenter.from_model_folder(coarse_model_folder(args.roi, folder), settings)
+    coarse.load()
+    return RoiSegmenter(
+        coarse,
+        fine,
+        rule=args.roi_rule or "union",
+        margin_mm=MARGIN_MM if args.roi_margin is None else args.roi_margin,
+        on_crop=save if args.save_roi else None,
+    )
 
 
 def _model_folder(args: argparse.Namespace) -> Path:

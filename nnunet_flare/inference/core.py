@@ -238,6 +238,34 @@ class Segmenter:
         self.load()
         return self._collect(data, averaged(self._forwards))
 
+    def network_labels(self, scan: Scan, *, progress: Callable[[int], None] | None = None) -> np.ndarray:
+        """The label map (z, y, x), uint8, of the members' averaged logits on the network's grid, all windows visited.
+
+        Raises:
+            CaseError: when that would need more memory than allowed.
+        """
+        self.load()
+        wanted = self._need(scan, self.heads, 1, whole_volume=False)
+        self._policy(scan, wanted, self.heads, 1)
+        labels = np.empty(scan.prepared.data.shape[1:], np.uint8)
+        done = 0
+
+        def consume(block: torch.Tensor) -> None:
+            nonlocal done
+            decided = self.label_manager.convert_logits_to_segmentation(block.float().cpu())
+            labels[done : done + block.shape[1]] = np.asarray(decided)
+            done += block.shape[1]
+
+        self._slide(
+            scan.prepared.data,
+            averaged(self._forwards),
+            consume,
+            progress=progress,
+            policy="all",
+            device=self._sums_device(wanted),
+        )
+        return labels
+
     def predict_members(self, data: np.ndarray) -> MembersPrediction:
         """Every member's label map and the mean of their softmax (sigmoid for regions), in one call.
 
@@ -278,14 +306,18 @@ class Segmenter:
             self.label_manager,
         )
 
-    def _oddities(self, volumes: Sequence[Volume], shape: Sequence[int]) -> tuple[str, ...]:
+    def value_oddities(self, volumes: Sequence[Volume]) -> tuple[str, ...]:
+        """What is unusual about a scan's values and spacing, for models of CTs."""
         is_ct = "CTNormalization" in self.configuration_manager.normalization_schemes
-        found = [odd for volume in volumes for odd in oddities(volume)] if is_ct else []
+        return tuple(dict.fromkeys(odd for volume in volumes for odd in oddities(volume))) if is_ct else ()
+
+    def _oddities(self, volumes: Sequence[Volume], shape: Sequence[int]) -> tuple[str, ...]:
+        found = list(self.value_oddities(volumes))
         if any(n < p for n, p in zip(shape, self.patch, strict=True)):
             found.append(
                 f"shape {tuple(shape)} on the network's grid, smaller than its patch {self.patch}; padded with zeros"
             )
-        return tuple(dict.fromkeys(found))
+        return tuple(found)
 
     def _slide(
         self,

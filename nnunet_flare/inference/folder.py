@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,9 +21,6 @@ from nnunet_flare.errors import CaseError, FlareError, InputError
 from nnunet_flare.images import Volume, write_labels
 from nnunet_flare.inference.inputs import Case, check_channel_count
 from nnunet_flare.inference.profile import Profile
-
-if TYPE_CHECKING:
-    from nnunet_flare.inference.core import Scan, Segmenter
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +31,21 @@ class Postprocess(Protocol):
     def __call__(
         self, labels: np.ndarray, spacing_mm: Sequence[float], *, direction: Sequence[float]
     ) -> np.ndarray: ...
+
+
+class PredictsScans(Protocol):
+    """``core.Segmenter`` or ``coarse_to_fine.RoiSegmenter``, each with its own kind of scan."""
+
+    @property
+    def channels(self) -> int: ...
+
+    def prepare(self, volumes: Sequence[Volume], case: str = ...) -> Any: ...
+
+    def windows(self, scan: Any) -> int: ...
+
+    def segment(
+        self, scan: Any, *, members: bool = ..., progress: Callable[[int], None] | None = ...
+    ) -> tuple[np.ndarray, list[np.ndarray]]: ...
 
 
 Progress = Callable[[str, int], Callable[[int], None]]
@@ -63,7 +75,7 @@ class Report:
 def predict_cases(
     cases: Sequence[Case],
     output: Path,
-    open_segmenter: Callable[[], Segmenter],
+    open_segmenter: Callable[[], PredictsScans],
     *,
     overwrite: bool = True,
     save_members: bool = False,
@@ -97,7 +109,7 @@ def predict_cases(
             todo.append(case)
     if not todo:
         return report
-    model: Future[Segmenter] = Future()
+    model: Future[PredictsScans] = Future()
     loader = ThreadPoolExecutor(1, "flare-load")
     writer = ThreadPoolExecutor(1, "flare-write")
     try:
@@ -145,12 +157,12 @@ def check_writable(folder: Path) -> None:
 
 
 def _prefetch(
-    cases: Sequence[Case], loader: ThreadPoolExecutor, model: Future[Segmenter], profile: Profile
-) -> Iterator[tuple[Case, Future[Scan]]]:
+    cases: Sequence[Case], loader: ThreadPoolExecutor, model: Future[PredictsScans], profile: Profile
+) -> Iterator[tuple[Case, Future[Any]]]:
     """Each case with its loading, the next one's already under way. The first loading starts at once."""
     first = loader.submit(_load, cases[0], model, profile)
 
-    def following() -> Iterator[tuple[Case, Future[Scan]]]:
+    def following() -> Iterator[tuple[Case, Future[Any]]]:
         current = first
         for case, after in zip(cases, [*cases[1:], None], strict=True):
             current.exception()  # one scan waits at a time, no more
@@ -162,7 +174,7 @@ def _prefetch(
     return following()
 
 
-def _load(case: Case, model: Future[Segmenter], profile: Profile) -> Scan:
+def _load(case: Case, model: Future[PredictsScans], profile: Profile) -> Any:
     with profile.stage("read"):
         volumes = case.read()
     segmenter = model.result()

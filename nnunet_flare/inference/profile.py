@@ -16,6 +16,7 @@ class Profile:
         self._start = time.perf_counter()
         self.seconds: dict[str, float] = {}
         self.calls: dict[str, int] = {}
+        self.shares: dict[str, list[float]] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -32,12 +33,19 @@ class Profile:
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
             self.calls[name] = self.calls.get(name, 0) + calls
 
-    def table(self) -> str:
-        """One line per stage, in the order of their first end, and the wall time since this profile was made."""
+    def share(self, name: str, share: float) -> None:
+        """Note a part of a whole (0 to 1) of one scan."""
         with self._lock:
+            self.shares.setdefault(name, []).append(share)
+
+    def table(self) -> str:
+        """One line per stage, in the order of their first end, the wall time since the start, and mean shares."""
+        with self._lock:
+            shares = {name: (100 * sum(values) / len(values), len(values)) for name, values in self.shares.items()}
             rows = [(name, self.seconds[name], self.calls[name]) for name in self.seconds]
         width = max([len("stage"), *(len(name) for name, *_ in rows)])
         lines = [f"{'stage':<{width}}  {'seconds':>9}  {'calls':>6}"]
         lines += [f"{name:<{width}}  {seconds:>9.2f}  {calls:>6}" for name, seconds, calls in rows]
         lines.append(f"{'wall time':<{width}}  {time.perf_counter() - self._start:>9.2f}")
+        lines += [f"{name}: {percent:.1f} % (mean of {scans})" for name, (percent, scans) in shares.items()]
         return "\n".join(lines)

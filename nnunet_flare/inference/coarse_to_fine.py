@@ -1,0 +1,175 @@
+"""Coarse to fine: a coarse model finds the organs' box, a fine model sees that part of the scan alone.
+
+The scan is cropped before preprocessing, so that everything outside the box costs nothing more. The fine model's
+result on the crop is what it would say about the crop as a scan of its own; outside the box all is background.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_flare.errors import InputError
+from nnunet_flare.images import Volume
+from nnunet_flare.inference.core import Scan, Segmenter
+from nnunet_flare.inference.roi import MARGIN_MM, RULES, Box, find_box, to_image_box, widened
+
+log = logging.getLogger(__name__)
+
+SLICES = (0.0, 0.0, 1.0)
+"""The patient's axis from feet to head in SimpleITK's world (x, y, z)."""
+
+
+@dataclass(frozen=True, eq=False)
+class CroppableScan:
+    """A scan as the coarse model sees it, with its stored voxels for the fine one."""
+
+    volumes: tuple[Volume, ...]
+    coarse: Scan
+    oddities: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The case."""
+        return self.coarse.name
+
+    @property
+    def grid(self) -> Volume:
+        """The scan's grid, without voxels."""
+        return self.coarse.grid
+
+
+class RoiSegmenter:
+    """Offers what :class:`Segmenter` offers for folders of scans: prepare, count windows, segment."""
+
+    def __init__(
+        self,
+        coarse: Segmenter,
+        fine: Segmenter,
+        *,
+        rule: str = "union",
+        margin_mm: float = MARGIN_MM,
+        on_crop: Callable[[str, Sequence[Volume]], None] | None = None,
+    ) -> None:
+        """``on_crop`` gets the name and the cropped channels of every scan.
+
+        Raises:
+            InputError: when the models take different channels, or rule or margin are unknown.
+        """
+        if coarse.channels != fine.channels:
+            raise InputError(
+                f"--roi: the coarse model takes {coarse.channels} channels, the fine one {fine.channels}; "
+                "both see the same scans"
+            )
+        if rule not in RULES:
+            raise InputError(f"--roi_rule {rule!r}: expected one of {', '.join(RULES)}")
+        if not margin_mm >= 0:
+            raise InputError(f"--roi_margin {margin_mm}: expected a number of mm, 0 or more")
+        self.coarse, self.fine = coarse, fine
+        self.rule, self.margin_mm = rule, margin_mm
+        self._on_crop = on_crop
+
+    @property
+    def channels(self) -> int:
+        """Number of image channels that both models want."""
+        return self.fine.channels
+
+    def prepare(self, volumes: Sequence[Volume], case: str = "image") -> CroppableScan:
+        """Check a scan's channels and bring them to the coarse network's grid.
+
+        Raises:
+            CaseError: when the scan cannot be predicted with these models.
+        """
+        coarse = self.coarse.prepare(volumes, case)
+        return CroppableScan(tuple(volumes), coarse, self.fine.value_oddities(volumes))
+
+    def windows(self, scan: CroppableScan) -> int:
+        """How many windows the coarse pass takes; what the fine one takes is known after it."""
+        return self.coarse.windows(scan.coarse)
+
+    def segment(
+        self, scan: CroppableScan, *, members: bool = False, progress: Callable[[int], None] | None = None
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """As :meth:`Segmenter.segment`: the label map (Z, Y, X) on the scan's own grid, and the members'."""
+        profile = self.fine.profile
+        with profile.stage("coarse pass"):
+            box = self.box(scan, progress)
+        shape = scan.grid.array.shape
+        crops = [cropped(volume, box) for volume in scan.volumes]
+        share = crops[0].array.size / max(1, int(np.prod(shape)))
+        profile.share("volume seen by the fine model", share)
+        if self._on_crop is not None:
+            self._on_crop(scan.name, crops)
+        with profile.stage("preprocess"):
+            fine = self.fine.prepare(crops, scan.name)
+        labels, others = self.fine.segment(fine, members=members)
+        return pasted(labels, box, shape), [pasted(one, box, shape) for one in others]
+
+    def box(self, scan: CroppableScan, progress: Callable[[int], None] | None = None) -> Box:
+        """The box of stored voxels (Z, Y, X) that the fine model sees: the whole scan where nothing was found."""
+        labels = self.coarse.network_labels(scan.coarse, progress=progress)
+        properties, shape = scan.coarse.prepared.properties, scan.grid.array.shape
+        plans, orientation = self.coarse.plans_manager, scan.coarse.orientation
+        # each network axis as an axis of the stored scan
+        stored = [int(orientation.order[axis]) for axis in plans.transpose_forward]
+        inner = properties["shape_after_cropping_and_before_resampling"]
+        spacing = [
+            scan.grid.spacing_mm[axis] * before / after
+            for axis, before, after in zip(stored, inner, labels.shape, strict=True)
+        ]
+        found = find_box(labels, spacing, rule=self.rule, slice_axis=stored.index(_slice_axis(scan.grid)))
+        if found is None:
+            log.warning("%s: the coarse pass found nothing; the fine model sees the whole volume", scan.name)
+            return tuple((0, n) for n in shape)
+        return widened(
+            to_image_box(found, labels.shape, properties, plans.transpose_backward, orientation),
+            shape,
+            scan.grid.spacing_mm,
+            self.margin_mm,
+        )
+
+
+def cropped(volume: Volume, box: Box) -> Volume:
+    """The part of a scan inside a box, at its place in space: spacing and direction stay, the origin moves."""
+    part = volume.array[tuple(slice(low, high) for low, high in box)]
+    steps = np.asarray([low * step for (low, _), step in zip(box, volume.spacing_mm, strict=True)][::-1])
+    origin = np.asarray(volume.origin) + np.reshape(volume.direction, (3, 3)) @ steps
+    return Volume(np.ascontiguousarray(part), volume.spacing_mm, tuple(origin.tolist()), volume.direction)
+
+
+def pasted(labels: np.ndarray, box: Box, shape: Sequence[int]) -> np.ndarray:
+    """The label map of a box on the full grid (Z, Y, X), background elsewhere."""
+    full = np.zeros(shape, labels.dtype)
+    full[tuple(slice(low, high) for low, high in box)] = labels
+    return full
+
+
+def coarse_model_folder(name: str, fine: Path) -> Path:
+    """The folder that ``--roi`` names: a model's, or the configuration of the fine model's plans beside it.
+
+    Raises:
+        InputError: when there is no such model.
+    """
+    folder = Path(name)
+    if (folder / "plans.json").is_file():
+        return folder
+    fine = fine.resolve()
+    stem, _, _ = fine.name.rpartition("__")
+    beside = fine.parent / f"{stem}__{name}"
+    if stem and "/" not in name and (beside / "plans.json").is_file():
+        return beside
+    there = sorted(path.name.rpartition("__")[2] for path in fine.parent.glob(f"{stem}__*") if path != fine)
+    raise InputError(
+        f"--roi {name}: is no trained model's folder, and no configuration trained beside {fine.name} "
+        f"(there: {', '.join(there) or 'none'})"
+    )
+
+
+def _slice_axis(grid: Volume) -> int:
+    """The stored axis (Z, Y, X) closest to the patient's length."""
+    along = np.abs(np.asarray(SLICES) @ np.reshape(grid.direction, (3, 3)))
+    return 2 - int(np.argmax(along))
