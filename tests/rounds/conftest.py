@@ -10,6 +10,7 @@ import pytest
 
 from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.phantom import write_phantom
+from nnunet_flare.rounds.locks import LockFile
 from nnunet_flare.rounds.manifest import Run, load_run
 
 TINY = [
@@ -31,7 +32,6 @@ class TinyLoop:
 
     folder: Path
     exit_code: int
-    printed: str
 
     @property
     def environment(self) -> dict[str, str]:
@@ -56,21 +56,30 @@ class TinyLoop:
 
 @pytest.fixture(scope="session")
 def tiny_loop(tmp_path_factory: pytest.TempPathFactory) -> TinyLoop:
-    """Treat it as read-only; copy what a test changes."""
-    folder = tmp_path_factory.mktemp("tiny")
-    write_phantom(folder, labelled=4, unlabelled=6, test=2, size=(20, 32, 32), seed=3)
-    (folder / "unlabelled" / "truncated_0000.nii.gz").write_bytes(b"\x1f\x8b not a scan")
-    loop = TinyLoop(folder, -1, "")
+    """Treat it as read-only; copy what a test changes. Test processes that run beside each other share one."""
+    shared = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        shared = shared.parent
+    folder = shared / "tiny"
+    with LockFile(shared / "tiny.lock", "the tiny loop", wait=True):
+        code = shared / "tiny.exit_code"
+        if not code.is_file():
+            code.write_text(str(_run(TinyLoop(folder, -1))))
+    return TinyLoop(folder, int(code.read_text()))
+
+
+def _run(loop: TinyLoop) -> int:
+    write_phantom(loop.folder, labelled=4, unlabelled=6, test=2, size=(20, 32, 32), seed=3)
+    (loop.unlabelled / "truncated_0000.nii.gz").write_bytes(b"\x1f\x8b not a scan")
+    for name in ("nnUNet_preprocessed", "nnUNet_results"):
+        (loop.folder / name).mkdir()
     saved = dict(os.environ)
     os.environ.update(loop.environment, nnUNet_n_proc_DA="0", NNUNET_FLARE_THREADS="1")
-    for name in ("nnUNet_preprocessed", "nnUNet_results"):
-        (folder / name).mkdir()
     try:
-        code = main(loop.command())
+        return main(loop.command())
     finally:
         os.environ.clear()
         os.environ.update(saved)
-    return TinyLoop(folder, code, "")
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def same_input(tiny_loop, tmp_path):
     shutil.rmtree(tmp_path / "nnUNet_raw" / "Dataset022_FLAREPhantom" / "imagesUn")
     for name in ("nnUNet_preprocessed", "nnUNet_results"):
         (tmp_path / name).mkdir()
-    return type(tiny_loop)(tmp_path, 0, "")
+    return type(tiny_loop)(tmp_path, 0)
 
 
 @pytest.mark.timeout(900)
