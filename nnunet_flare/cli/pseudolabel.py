@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nnunet_flare.cli.common import HyphenParser, nnunet_folder, parse_settings, run_command, setup_logging
 
+if TYPE_CHECKING:
+    from nnunet_flare.rounds.manifest import Run
+
 PROGRAM = "flare-pseudolabel"
+SLURM_SHARDS = 4
+"""Parts that labelling is split into on a cluster, where the number of GPUs is not known."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,11 +49,23 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--init_model", type=Path, metavar="MODEL_FOLDER", help="trained models as round 0's members")
     run.add_argument("-f", dest="folds", nargs="+", default=[], metavar="FOLD", help="folds of --init_model")
     run.add_argument("--eval", nargs=2, type=Path, metavar=("IMAGES", "LABELS"), help="held-out cases to score on")
+    run.add_argument("--decisions", type=Path, metavar="CSV", help="a person's decisions, from the report's download")
     run.add_argument("-num_gpus", type=int, metavar="N", help="GPUs to use, one task on each (default: all visible)")
     run.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"))
     run.add_argument(
-        "--executor", default="local", choices=("local", "print"), help="print: write a shell script instead"
+        "--executor",
+        default="local",
+        choices=("local", "slurm", "print"),
+        help="slurm: submit all jobs and return; print: write a shell script instead",
     )
+    run.add_argument(
+        "--slurm",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE,...|FILE.yaml",
+        help="partition, time, gres, cpus, mem, extra for every job; the file has a block per stage",
+    )
+    run.add_argument("--shards", type=int, metavar="N", help="parts of labelling (default: one per GPU; slurm: 4)")
     run.add_argument("--dry_run", action="store_true", help="show every task, its command, hours and disk; do nothing")
 
     demo = add("demo", _demo, "synthetic data, the whole loop and a table of results; minutes, no GPU, no download")
@@ -65,11 +84,17 @@ def _parser() -> argparse.ArgumentParser:
     for name, function, text in (
         ("status", _status, "rounds, stages, cases taken, agreement per organ, time used and left"),
         ("retry", _retry, "run again what failed; scans that were set aside are tried again"),
+        ("cancel", _cancel, "end the driver on this machine, or take all jobs out of Slurm's queue"),
     ):
         sub = add(name, function, text)
         sub.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR")
         if name == "retry":
             sub.add_argument("-num_gpus", type=int, metavar="N")
+            sub.add_argument("--decisions", type=Path, metavar="CSV", help="a person's decisions, as for run")
+
+    report = add("report", _report, "write RUN_DIR/report/index.html: rounds, every case with its reason, pictures")
+    report.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR")
+    report.add_argument("--pictures", default="24", metavar="N|all", help="pictures per round (default 24)")
 
     task = add("task", _task, "run one task of a run by hand or from a job script (status lists them)")
     task.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR")
@@ -106,7 +131,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from nnunet_flare.rounds.start import Request, plan_run, start_run
 
     recipe = load_recipe(arguments.recipe, parse_settings(arguments.settings))
-    gpus = _gpus(arguments.device, arguments.num_gpus, recipe.num_gpus)
+    options = _slurm_options(arguments)
+    gpus = _gpus(arguments.device, arguments.num_gpus, recipe.num_gpus) if arguments.executor == "local" else []
+    shards = SLURM_SHARDS if arguments.executor == "slurm" else max(1, len(gpus))
     images, labels = arguments.eval or (None, None)
     request = Request(
         dataset=arguments.dataset,
@@ -114,7 +141,7 @@ def _run(arguments: argparse.Namespace) -> int:
         run_dir=arguments.run_dir,
         name=arguments.name,
         device=arguments.device,
-        shards=max(1, len(gpus)),
+        shards=shards if arguments.shards is None else arguments.shards,
         init_model=arguments.init_model,
         init_folds=arguments.folds,
         eval_images=images,
@@ -127,12 +154,39 @@ def _run(arguments: argparse.Namespace) -> int:
         print(preview(plan))
         return 0
     run = start_run(plan)
+    _keep_decisions(run, arguments.decisions)
     if arguments.executor == "print":
         from nnunet_flare.rounds.script import write_script
 
         print(f"{write_script(run)}\nRun it with sh; each line is one task and can be run again.")
         return 0
+    if arguments.executor == "slurm":
+        return _submit(run.root, options)
     return _work(run.root, gpus)
+
+
+def _slurm_options(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The validated ``--slurm`` options; a mistake in them is said before anything is started."""
+    from nnunet_flare.errors import InputError
+    from nnunet_flare.rounds.slurm_options import parse_options
+
+    if arguments.slurm and arguments.executor != "slurm":
+        raise InputError(f"--slurm needs --executor slurm, not {arguments.executor}")
+    if arguments.shards is not None and arguments.shards < 1:
+        raise InputError(f"--shards {arguments.shards}: expected 1 or more")
+    return parse_options(arguments.slurm)
+
+
+def _submit(root: Path, options: dict[str, dict[str, Any]]) -> int:
+    from nnunet_flare.rounds.manifest import load_run
+    from nnunet_flare.rounds.slurm import submit
+    from nnunet_flare.rounds.status import status
+
+    run = load_run(root)
+    jobs = submit(run, options)
+    print(status(run))
+    print(f"{len(jobs)} jobs submitted; nothing of ours has to stay alive. flare-pseudolabel status -o {root}")
+    return 0
 
 
 def _gpus(device: str, wanted: int | None, needed: int) -> list[int]:
@@ -156,9 +210,11 @@ def _gpus(device: str, wanted: int | None, needed: int) -> list[int]:
 def _work(root: Path, gpus: Sequence[int]) -> int:
     from nnunet_flare.rounds.local import run_local
     from nnunet_flare.rounds.manifest import load_run
+    from nnunet_flare.rounds.slurm import leave
     from nnunet_flare.rounds.status import failed_cases, status
 
     run = load_run(root)
+    leave(run)
     run_local(run, gpus)
     print(status(run))
     failed = failed_cases(run)
@@ -207,10 +263,37 @@ def _status(arguments: argparse.Namespace) -> int:
 def _retry(arguments: argparse.Namespace) -> int:
     from nnunet_flare.rounds.local import forget_failures
     from nnunet_flare.rounds.manifest import load_run
+    from nnunet_flare.rounds.slurm import state_file, stored_options
 
     run = load_run(arguments.run_dir)
+    _keep_decisions(run, arguments.decisions)
     forget_failures(run)
+    if state_file(run).is_file():
+        return _submit(run.root, stored_options(run))
     return _work(run.root, _gpus(run.settings.device, arguments.num_gpus, run.recipe.num_gpus))
+
+
+def _cancel(arguments: argparse.Namespace) -> int:
+    from nnunet_flare.rounds.cancel import cancel
+    from nnunet_flare.rounds.manifest import load_run
+
+    print(cancel(load_run(arguments.run_dir)))
+    return 0
+
+
+def _keep_decisions(run: Run, path: Path | None) -> None:
+    from nnunet_flare.rounds.decisions import keep_reviews
+
+    if path is not None:
+        keep_reviews(run, path)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from nnunet_flare.report.page import parse_pictures, write_report
+    from nnunet_flare.rounds.manifest import load_run
+
+    print(write_report(load_run(arguments.run_dir), pictures=parse_pictures(arguments.pictures)))
+    return 0
 
 
 def _task(arguments: argparse.Namespace) -> int:
@@ -219,6 +302,7 @@ def _task(arguments: argparse.Namespace) -> int:
     from nnunet_flare.rounds.work import do_task
 
     run = load_run(arguments.run_dir)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # locks are given back on the way out
     do_task(run, find_task(run, arguments.name))
     return 0
 

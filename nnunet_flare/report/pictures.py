@@ -27,33 +27,38 @@ def colour(organ: int) -> str:
     return COLOURS[(organ - 1) % len(COLOURS)]
 
 
+def rgb(hexadecimal: str) -> tuple[float, float, float]:
+    """``#RRGGBB`` as three numbers in 0 .. 1."""
+    red, green, blue = (int(hexadecimal[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    return red, green, blue
+
+
 def overlay(plane: np.ndarray, labels: np.ndarray, opacity: float = 0.5) -> np.ndarray:
     """An RGB picture in 0 .. 1 of a CT plane (H, W) in HU with its labels on top."""
     low, high = WINDOW_HU
     grey = np.clip((plane.astype(float) - low) / (high - low), 0, 1)
     picture = np.repeat(grey[..., None], 3, axis=-1)
     for organ in np.unique(labels[labels > 0]):
-        rgb = np.array([int(colour(int(organ))[i : i + 2], 16) / 255 for i in (1, 3, 5)])
         where = labels == organ
-        picture[where] = (1 - opacity) * picture[where] + opacity * rgb
+        picture[where] = (1 - opacity) * picture[where] + opacity * np.array(rgb(colour(int(organ))))
     return picture
 
 
-def upright(volume: Volume) -> np.ndarray:
-    """The array flipped so that index 0 is superior, anterior and the patient's right (radiological view).
-
-    Oblique directions are shown by their main axes.
+def upright(volume: Volume) -> Volume:
+    """The volume with its axes ordered and flipped so that index 0 is superior, anterior and the patient's right
+    (radiological view), at origin 0. Oblique directions are shown by their main axes.
     """
     direction = np.array(volume.direction).reshape(3, 3)
-    array = volume.array
     order, signs = [], []
     for world in (2, 1, 0):  # z, y, x of the patient (LPS)
         axis = int(np.abs(direction[world]).argmax())
         order.append(2 - axis)
         signs.append(np.sign(direction[world, axis]))
-    array = array.transpose(order) if sorted(order) == [0, 1, 2] else array
+    order = order if sorted(order) == [0, 1, 2] else [0, 1, 2]
     wanted = (-1, 1, 1)  # superior first; anterior first; the patient's right first
-    return array[tuple(slice(None, None, int(s * w) or 1) for s, w in zip(signs, wanted, strict=True))]
+    flips = tuple(slice(None, None, int(s * w) or 1) for s, w in zip(signs, wanted, strict=True))
+    z, y, x = (volume.spacing_mm[axis] for axis in order)
+    return Volume(volume.array.transpose(order)[flips], (z, y, x))
 
 
 def compare(scan: Path, maps: Mapping[str, Path], output: Path) -> None:
@@ -64,10 +69,9 @@ def compare(scan: Path, maps: Mapping[str, Path], output: Path) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.patches import Patch
 
-    volume = read_volume(scan)
-    array = upright(volume)
-    labels = {name: upright(read_labels(path)) for name, path in maps.items()}
-    spacing_mm = volume.spacing_mm
+    volume = upright(read_volume(scan))
+    array, spacing_mm = volume.array, volume.spacing_mm
+    labels = {name: upright(read_labels(path)).array for name, path in maps.items()}
     first = next(iter(labels.values()))
     axial, coronal = _fullest_plane(first, 0), _fullest_plane(first, 1)
     planes: list[tuple[str, Any, float]] = [

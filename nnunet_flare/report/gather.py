@@ -1,0 +1,189 @@
+"""Everything the report shows, read from a run's folder: nothing is written and nothing heavy is imported."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from nnunet_flare.errors import FlareError, InputError
+from nnunet_flare.files import read_json
+from nnunet_flare.rounds.arrays import read_array
+from nnunet_flare.rounds.held_out import held_out_dice
+from nnunet_flare.rounds.labelling import organ_ids
+from nnunet_flare.rounds.ledger import Entry, read_decisions
+from nnunet_flare.rounds.manifest import Run
+from nnunet_flare.rounds.plans import resolve
+from nnunet_flare.rounds.recipe import load_recipe, shipped_recipes
+from nnunet_flare.rounds.tasks import graph
+
+log = logging.getLogger(__name__)
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""Whiskers, box and median of the agreement plots."""
+
+DECISIONS = ("taken", "refused", "odd", "failed")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case in one round, as the table shows it. ``least`` is the organ that the members agree on least."""
+
+    entry: Entry
+    least: str | None
+    volume_ml: dict[str, float]
+    outside: tuple[str, ...]
+    members: int
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round's figures; ``validation`` is the members' mean Dice on their own validation folds."""
+
+    number: int
+    name: str
+    counts: dict[str, int]
+    mean_agreement: float | None
+    held_out: float | None
+    validation: float | None
+    agreement: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What there is to show of a run; ``ranges`` are the smallest and largest volume (ml) in the labelled set."""
+
+    run: Run
+    organs: dict[str, int]
+    rows: list[Row]
+    rounds: list[Round]
+    ranges: dict[str, tuple[float, float]]
+    seconds: dict[str, float]
+    settings: list[tuple[str, str, str | None]]
+
+
+def gather(run: Run) -> Report:
+    """Read a run.
+
+    Raises:
+        InputError: when the run has no dataset yet.
+    """
+    try:
+        organs = organ_ids(run)
+    except OSError as error:
+        raise InputError(f"{run.root}: its dataset cannot be read ({error})") from error
+    ranges = labelled_volumes(run, organs)
+    rows, rounds = [], []
+    for number in range(run.last_round + 1):
+        entries = read_decisions(run.paths, number)
+        rows += [_row(run, entry, organs, ranges) for entry in entries]
+        rounds.append(_round(run, number, entries, list(organs)))
+    return Report(run, organs, rows, rounds, ranges, _seconds(run), _settings(run))
+
+
+def _row(run: Run, entry: Entry, organs: dict[str, int], ranges: dict[str, tuple[float, float]]) -> Row:
+    path = run.paths.case(entry.round, entry.case)
+    document = read_json(path) if path.is_file() else {}
+    volumes = {organ: float(mm3) / 1000 for organ, mm3 in document.get("volume_mm3", {}).items() if organ in organs}
+    present = document.get("present", {})
+    seen = {o: v for o, v in entry.agreement.items() if o in organs and v is not None and present.get(o, True)}
+    outside = [o for o, ml in volumes.items() if o in ranges and not ranges[o][0] <= ml <= ranges[o][1]]
+    least = min(seen, key=lambda organ: seen[organ]) if seen else None
+    return Row(entry, least, volumes, tuple(outside), int(document.get("members", 0)))
+
+
+def _round(run: Run, number: int, entries: Sequence[Entry], organs: Sequence[str]) -> Round:
+    means = [entry.mean_organ for entry in entries if entry.mean_organ is not None]
+    agreement = {}
+    for organ in organs:
+        values = [value for entry in entries if (value := entry.agreement.get(organ)) is not None]
+        if values:
+            agreement[organ] = [float(q) for q in np.quantile(values, QUANTILES)]
+    return Round(
+        number=number,
+        name=f"r{number}" if number < run.last_round else "final",
+        counts={d: sum(entry.decision == d for entry in entries) for d in DECISIONS} if entries else {},
+        mean_agreement=float(np.mean(means)) if means else None,
+        held_out=held_out_dice(run, number),
+        validation=_validation_dice(run, number),
+        agreement=agreement,
+    )
+
+
+def _validation_dice(run: Run, number: int) -> float | None:
+    """Mean foreground Dice over the round's folds, from nnU-Net's own ``summary.json``; fold ``all`` has none."""
+    values = []
+    for path in run.model(number).glob("fold_[0-9]*/validation/summary.json"):
+        value = read_json(path)["foreground_mean"]["Dice"]
+        if value is not None and np.isfinite(value):
+            values.append(float(value))
+    return float(np.mean(values)) if values else None
+
+
+def labelled_volumes(run: Run, organs: dict[str, int]) -> dict[str, tuple[float, float]]:
+    """Smallest and largest volume in ml of each organ over the labelled cases that have it, on the network grid."""
+    if not run.plans_file.is_file():
+        return {}
+    configuration = resolve(read_json(run.plans_file), run.recipe.configuration, run.plans_file)
+    voxel_ml = float(np.prod(configuration["spacing"])) / 1000
+    counted = []
+    for path in sorted(run.base_data.glob("*_seg.b2nd")):
+        try:
+            label = read_array(path)
+        except OSError as error:
+            log.warning("%s; left out of the volume ranges", error)
+            continue
+        counted.append(np.bincount(label[label > 0].astype(np.int64), minlength=max(organs.values()) + 1))
+    ranges = {}
+    for organ, number in organs.items():
+        volumes = [float(counts[number]) * voxel_ml for counts in counted if counts[number]]
+        if volumes:
+            ranges[organ] = (min(volumes), max(volumes))
+    return ranges
+
+
+def _seconds(run: Run) -> dict[str, float]:
+    """Time of the finished tasks by stage."""
+    used: dict[str, float] = {}
+    for task in graph(run).values():
+        path = run.paths.done(task.name)
+        if path.is_file():
+            used[task.stage] = used.get(task.stage, 0.0) + float(read_json(path)["seconds"])
+    return used
+
+
+def _settings(run: Run) -> list[tuple[str, str, str | None]]:
+    """(key, value, value of the shipped recipe where it differs) of every setting of the recipe."""
+    mine = _flat(run.recipe.model_dump(mode="json"))
+    shipped: dict[str, Any] = mine
+    if run.recipe.name in shipped_recipes():
+        try:
+            shipped = _flat(load_recipe(run.recipe.name).model_dump(mode="json"))
+        except FlareError as error:
+            log.warning("the shipped recipe %s cannot be compared: %s", run.recipe.name, error)
+    rows = []
+    for key in mine | shipped:
+        value, original = _shown(mine.get(key)), _shown(shipped.get(key))
+        rows.append((key, value, original if original != value else None))
+    return rows
+
+
+def _flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        if isinstance(value, dict) and value:
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _shown(value: Any) -> str:
+    if value is None or value in ({}, []):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

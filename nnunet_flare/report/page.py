@@ -1,0 +1,192 @@
+"""The HTML report of a run: one folder that opens from disk, loads nothing from elsewhere and survives copying.
+
+``index.html`` holds the overview; ``data.js`` the table's rows, which ``report.js`` draws as they scroll into view, so
+that thousands of cases stay quick; ``pictures/r<k>/<case>.jpg`` one picture each of the cases worth looking at.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from nnunet_flare.errors import InputError
+from nnunet_flare.files import write_text
+from nnunet_flare.report.gather import QUANTILES, Report, Row, gather
+from nnunet_flare.report.pictures import colour
+from nnunet_flare.report.planes import DISAGREEMENT, MEMBER_COLOURS, draw_case, read_scene, write_picture
+from nnunet_flare.rounds.local import duration
+from nnunet_flare.rounds.manifest import Run
+
+log = logging.getLogger(__name__)
+
+PICTURES = 24
+"""Pictures per round unless told otherwise."""
+
+STATIC = ("report.css", "report.js")
+
+
+def write_report(run: Run, *, pictures: int | None = PICTURES) -> Path:
+    """Write the report of a run as it stands; pictures that are there already are kept.
+
+    Args:
+        run: the run.
+        pictures: at most this many per round, of the cases whose decision is most doubtful; None: of every case.
+
+    Returns:
+        ``index.html``.
+    """
+    report = gather(run)
+    folder = run.paths.report
+    drawn = _draw(report, folder, pictures)
+    package = resources.files("nnunet_flare.report")
+    for name in STATIC:
+        write_text(folder / name, package.joinpath("static", name).read_text(encoding="utf-8"))
+    write_text(folder / "data.js", f"window.FLARE_REPORT = {script_json(_document(report, drawn))};\n")
+    write_text(folder / "index.html", _render(report))
+    return folder / "index.html"
+
+
+def worth_looking_at(rows: Sequence[Row], count: int | None) -> list[Row]:
+    """The rows of one round whose decision is most doubtful: by turns the taken case with the lowest score and the
+    refused or odd one with the highest, at most ``count`` (None: all that have a label).
+    """
+    labelled = [row for row in rows if row.entry.decision != "failed"]
+    if count is None or count >= len(labelled):
+        return labelled
+
+    def score(row: Row) -> float:
+        return row.entry.score if row.entry.score is not None else row.entry.mean_organ or 0.0
+
+    taken = sorted((r for r in labelled if r.entry.decision == "taken"), key=lambda r: (score(r), r.entry.case))
+    others = sorted((r for r in labelled if r.entry.decision != "taken"), key=lambda r: (-score(r), r.entry.case))
+    chosen: list[Row] = []
+    while len(chosen) < count:
+        for queue in (taken, others):
+            if queue and len(chosen) < count:
+                chosen.append(queue.pop(0))
+    return chosen
+
+
+def _draw(report: Report, folder: Path, count: int | None) -> set[tuple[int, str]]:
+    """Draw what is missing; returns (round, case) of every picture that is there."""
+    rows = [
+        row
+        for r in report.rounds
+        for row in worth_looking_at([row for row in report.rows if row.entry.round == r.number], count)
+    ]
+    for row in tqdm(rows, desc="pictures", disable=None, unit="case"):
+        number, case = row.entry.round, row.entry.case
+        path = _picture(folder, number, case)
+        members = report.run.paths.members(number, case)
+        if path.is_file() and (not members.is_file() or path.stat().st_mtime >= members.stat().st_mtime):
+            continue
+        organ = report.organs[row.least] if row.least else next(iter(report.organs.values()))
+        try:
+            write_picture(path, draw_case(read_scene(report.run, number, case), organ))
+        except OSError as error:
+            log.warning("%s: no picture (%s)", case, error)
+    return {
+        (row.entry.round, row.entry.case)
+        for row in report.rows
+        if _picture(folder, row.entry.round, row.entry.case).is_file()
+    }
+
+
+def _picture(folder: Path, number: int, case: str) -> Path:
+    return folder / "pictures" / f"r{number}" / f"{case}.jpg"
+
+
+def script_json(document: Any) -> str:
+    """JSON that may stand in a script: nothing in it can end the script or start a comment."""
+    text = json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _document(report: Report, drawn: set[tuple[int, str]]) -> dict[str, Any]:
+    """What ``report.js`` reads; a row is a list in the order of its ``columns``."""
+    organs = list(report.organs)
+    rows = []
+    for row in report.rows:
+        entry = row.entry
+        rows.append(
+            [
+                entry.case,
+                entry.round,
+                entry.decision,
+                _rounded(entry.score),
+                _rounded(entry.mean_organ),
+                organs.index(row.least) if row.least in report.organs else -1,
+                len(row.outside),
+                entry.reason,
+                [_rounded(entry.agreement.get(organ)) for organ in organs],
+                [_rounded(row.volume_ml.get(organ), 1) for organ in organs],
+                int((entry.round, entry.case) in drawn),
+            ]
+        )
+    return {
+        "id": f"{report.run.settings.dataset}/{report.run.settings.name}/{report.run.recipe.hash}",
+        "name": report.run.settings.name,
+        "organs": [
+            {"name": name, "colour": colour(number), "range": [_rounded(v, 1) for v in report.ranges.get(name, ())]}
+            for name, number in report.organs.items()
+        ],
+        "rows": rows,
+    }
+
+
+def _rounded(value: float | None, digits: int = 4) -> float | None:
+    return None if value is None else round(float(value), digits)
+
+
+def _render(report: Report) -> str:
+    """``index.html``; every name is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("nnunet_flare.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    total = sum(report.seconds.values())
+    settings = report.run.settings
+    return environment.get_template("index.html.j2").render(
+        report=report,
+        run=report.run,
+        settings=settings,
+        recipe=report.run.recipe,
+        judged=[r for r in report.rounds if r.agreement],
+        changed=[row for row in report.settings if row[2] is not None],
+        stages=[(stage, duration(s), s / total if total else 0.0) for stage, s in report.seconds.items()],
+        total=duration(total),
+        quantiles=QUANTILES,
+        colours={name: colour(number) for name, number in report.organs.items()},
+        members=[
+            MEMBER_COLOURS[i % len(MEMBER_COLOURS)] for i in range(max((r.members for r in report.rows), default=0))
+        ],
+        disagreement=DISAGREEMENT,
+        written=time.strftime("%Y-%m-%d %H:%M"),
+    )
+
+
+def parse_pictures(text: str) -> int | None:
+    """``all`` as None, else a number from 0 up.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if text == "all":
+        return None
+    if not text.isdigit():
+        raise InputError(f"--pictures {text}: expected 'all' or a number of cases per round")
+    return int(text)
