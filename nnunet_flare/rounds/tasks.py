@@ -41,8 +41,8 @@ class Task:
         return shlex.join(["flare-pseudolabel", "task", "-o", str(run.root), self.name])
 
 
-def train_arguments(run: Run, task: Task) -> list[str]:
-    """Arguments of ``nnUNetv2_train`` for a training task, without ``--c``."""
+def train_arguments(run: Run, task: Task, *, resume: bool = False) -> list[str]:
+    """Arguments of ``nnUNetv2_train`` for a training task; ``resume``: go on from the checkpoint that is there."""
     recipe = run.recipe
     if task.round is None or task.fold is None:
         raise ValueError(f"{task.name} is no training")
@@ -59,7 +59,9 @@ def train_arguments(run: Run, task: Task) -> list[str]:
     ]
     if recipe.num_gpus > 1:
         arguments += ["-num_gpus", str(recipe.num_gpus)]
-    if recipe.training.get("pretrained_weights"):
+    if resume:
+        arguments.append("--c")
+    elif recipe.training.get("pretrained_weights"):
         arguments += ["-pretrained_weights", str(recipe.training["pretrained_weights"])]
     return arguments
 

@@ -109,12 +109,8 @@ def _train(run: Run, task: Task) -> dict[str, Any]:
     """``nnUNetv2_train`` in a process group of its own, continued with ``--c`` where a checkpoint is left."""
     folder = run.model(_number(task)) / f"fold_{task.fold}"
     final = folder / CHECKPOINTS[0]
-    arguments = train_arguments(run, task)
-    if any((folder / name).is_file() for name in CHECKPOINTS):
-        arguments = [
-            a for a in arguments if a != "-pretrained_weights" and a != run.recipe.training.get("pretrained_weights")
-        ]
-        arguments.append("--c")
+    resume = any((folder / name).is_file() for name in CHECKPOINTS)
+    arguments = train_arguments(run, task, resume=resume)
     log.info("nnUNetv2_train %s", " ".join(arguments))
     code = run_child([sys.executable, "-m", "nnunetv2.run.run_training", *arguments])
     if code != 0:
