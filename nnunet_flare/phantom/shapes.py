@@ -66,7 +66,7 @@ class Ellipsoid:
 
 @dataclass(frozen=True)
 class Tube:
-    """A tube along a smooth curve through ``points``, with a radius at each of them."""
+    """A tube along a smooth curve through ``points``, with a radius at each of them; a repeated point counts once."""
 
     points: Sequence[Point]
     radii: Sequence[float]
@@ -75,8 +75,10 @@ class Tube:
     def _polyline(self) -> tuple[np.ndarray, np.ndarray]:
         knots = np.asarray(self.points, float)
         radii = np.asarray(self.radii, float)
-        if len(knots) == 2:
-            return knots, radii
+        moves = np.append(True, np.any(np.diff(knots, axis=0) != 0, axis=1))
+        knots, radii = knots[moves], radii[moves]
+        if len(knots) <= 2:
+            return knots[[0, -1]], radii[[0, -1]]
         length = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(knots, axis=0), axis=1))])
         fine = np.interp(np.linspace(0, len(knots) - 1, (len(knots) - 1) * self.steps + 1), range(len(knots)), length)
         return CubicSpline(length, knots)(fine), np.interp(fine, length, radii)
@@ -91,7 +93,7 @@ class Tube:
         for start, end, radius, next_radius in zip(line[:-1], line[1:], radii[:-1], radii[1:], strict=True):
             step = end - start
             offset = [points[axis] - start[axis] for axis in range(3)]
-            along = sum(offset[axis] * step[axis] for axis in range(3)) * (1 / np.dot(step, step))
+            along = sum(offset[axis] * step[axis] for axis in range(3)) * (1 / max(np.dot(step, step), 1e-12))
             np.clip(along, 0, 1, out=along)
             squared = sum((offset[axis] - along * step[axis]) ** 2 for axis in range(3))
             np.minimum(best, np.sqrt(squared) / (radius + along * (next_radius - radius)), out=best)

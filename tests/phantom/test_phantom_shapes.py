@@ -80,6 +80,15 @@ def test_a_curved_tube_passes_through_its_points() -> None:
     assert tube.level(at).max() < 1e-3
 
 
+def test_a_point_that_is_repeated_counts_once() -> None:
+    points = [(0.0, 0.0, 0.0), (0.0, 5.0, 3.0), (0.0, 10.0, 0.0)]
+    once, twice = Tube(points, [2, 2, 2]), Tube([points[0], points[1], points[1], points[2]], [2, 2, 2, 2])
+    grid = np.stack(np.meshgrid(np.zeros(1), np.linspace(-3, 13, 9), np.linspace(-3, 6, 7), indexing="ij"))
+    np.testing.assert_allclose(twice.level(grid), once.level(grid))
+    dot = Tube([points[0]] * 3, [2, 2, 2])
+    assert np.isfinite(dot.level(grid)).all()
+
+
 def test_a_smooth_field_peaks_at_its_amplitude_and_does_not_depend_on_the_grid() -> None:
     field = SmoothField(np.random.default_rng(1), (200, 200, 200), 50, 9.0)
     fine = np.linspace(-100, 100, 41)

@@ -38,7 +38,7 @@ def dataset(real_data, tmp_path_factory) -> Path:
     torso, torso_labels = (real_data / f"ts_torso3mm_{kind}.nii.gz" for kind in ("ct", "flare13"))
     slab, slab_labels = (real_data / f"ts_slab512_{kind}.nii.gz" for kind in ("ct", "flare13"))
     pieces = {f"torso_{i}": (torso, torso_labels, (1, 1, 1), slice(8 * i, 60 + 16 * i)) for i in range(4)}
-    pieces["slab"] = (slab, slab_labels, (1, 4, 4), slice(None))
+    pieces["slab"] = (slab, slab_labels, (1, 8, 8), slice(None))
     for name, (image, label, step, rows) in pieces.items():
         write_volume(raw / "imagesTr" / f"{name}_0000.nii.gz", part(thinned(read_volume(image), step), rows))
         write_volume(raw / "labelsTr" / f"{name}.nii.gz", part(thinned(read_labels(label), step), rows))
