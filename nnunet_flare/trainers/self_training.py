@@ -7,7 +7,7 @@ configuration (:mod:`nnunet_flare.trainers.settings`). Without either it trains 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -48,6 +48,10 @@ class nnUNetTrainerFlareST(FlareTrainer):
     """Self-training: roles decide who trains, who validates, how often a case is drawn and how it is augmented."""
 
     curves = (PSEUDO_SHARE,)
+    partial_note: ClassVar[str] = (
+        "This trainer takes the organs that partial cases have no annotation of for background."
+    )
+    """What the log says where partial cases train."""
 
     def __init__(
         self,
@@ -153,9 +157,7 @@ class nnUNetTrainerFlareST(FlareTrainer):
             f"Training on {_in_words(table.counts(training))}; validating on {_in_words(table.counts(validation))}."
         )
         if table.counts(training).get("partial"):
-            self.print_to_log_file(
-                "This trainer takes the organs that partial cases have no annotation of for background."
-            )
+            self.print_to_log_file(self.partial_note)
         if not validation:
             self.print_to_log_file(
                 "No labelled or partial case validates this fold: the validation loss is that of training patches, no "
@@ -292,7 +294,7 @@ class nnUNetTrainerFlareST(FlareTrainer):
         data, target = self._to_device(batch)
         with self._autocast():
             output = self._forward(data)
-            loss = self.loss(output, target)
+            loss = self.compute_loss(output, target, batch)
         if self.enable_deep_supervision:
             output, target = output[0], target[0]
         manager = self.label_manager

@@ -1,0 +1,66 @@
+"""``nnUNetTrainerFlarePartial``: for each case only its annotated organs are supervised (marginal loss).
+
+The case table says which they are: those of ``annotated`` for a ``partial`` case, all for labelled and pseudo cases.
+Without a partial case it trains exactly like ``nnUNetTrainerFlareST``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from torch import nn
+
+from nnunet_flare.errors import InputError
+from nnunet_flare.trainers.lengths import class_with_length
+from nnunet_flare.trainers.marginal import MarginalDice, MarginalDiceCE
+from nnunet_flare.trainers.self_training import nnUNetTrainerFlareST
+
+SMOOTH = 1e-5
+"""Stock's smoothing of the Dice."""
+
+
+class nnUNetTrainerFlarePartial(nnUNetTrainerFlareST):
+    """Self-training whose partial cases are silent about the organs that nobody annotated in them."""
+
+    partial_note = "Organs that a partial case has no annotation of are merged with its background in the loss."
+
+    def _build_loss(self) -> nn.Module:
+        """The marginal loss, with stock's weights of resolutions and classes.
+
+        Raises:
+            InputError: for region-based training, whose outputs exclude no other.
+        """
+        if self.label_manager.has_regions:
+            raise InputError(
+                f"{type(self).__name__}: dataset.json has region-based labels, expected one id per organ; the "
+                "marginal loss merges exclusive classes. Train regions with nnUNetTrainerFlareST"
+            )
+        loss = super()._build_loss()
+        stock: Any = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
+        dice: Any = MarginalDice(batch_dice=self.configuration_manager.batch_dice, smooth=SMOOTH, ddp=self.is_ddp)
+        if self._do_i_compile():
+            dice = torch.compile(dice)
+        marginal = MarginalDiceCE(stock.ce, dice, ignore_label=self.label_manager.ignore_label)
+        if not isinstance(loss, DeepSupervisionWrapper):
+            return marginal
+        loss.loss = marginal
+        return loss
+
+    def compute_loss(self, output: Any, target: Any, batch: dict) -> torch.Tensor:
+        """The marginal loss of a batch; every resolution gets the same (B, organs) table of what is annotated."""
+        device = (output[0] if isinstance(output, (list, tuple)) else output).device
+        annotated = self._annotated(batch["keys"], device)
+        if annotated is None:
+            organs = len(self.label_manager.foreground_labels)
+            annotated = torch.ones((len(batch["keys"]), organs), device=device)
+        known = annotated.bool()
+        loss: torch.Tensor = self.loss(
+            output, target, [known] * len(output) if isinstance(output, (list, tuple)) else known
+        )
+        return loss
+
+
+def __getattr__(name: str) -> type:
+    return class_with_length(name, globals())
