@@ -47,7 +47,7 @@ def write_report(run: Run, *, pictures: int | None = PICTURES) -> Path:
     drawn = _draw(report, folder, pictures)
     package = resources.files("nnunet_flare.report")
     for name in STATIC:
-        write_text(folder / name, package.joinpath("static", name).read_text(encoding="utf-8"))
+        write_text(folder / name, package.joinpath("static").joinpath(name).read_text(encoding="utf-8"))
     write_text(folder / "data.js", f"window.FLARE_REPORT = {script_json(_document(report, drawn))};\n")
     write_text(folder / "index.html", _render(report))
     return folder / "index.html"
@@ -81,6 +81,7 @@ def _draw(report: Report, folder: Path, count: int | None) -> set[tuple[int, str
         for r in report.rounds
         for row in worth_looking_at([row for row in report.rows if row.entry.round == r.number], count)
     ]
+    missing = []
     for row in tqdm(rows, desc="pictures", disable=None, unit="case"):
         number, case = row.entry.round, row.entry.case
         path = _picture(folder, number, case)
@@ -91,7 +92,9 @@ def _draw(report: Report, folder: Path, count: int | None) -> set[tuple[int, str
         try:
             write_picture(path, draw_case(read_scene(report.run, number, case), organ))
         except OSError as error:
-            log.warning("%s: no picture (%s)", case, error)
+            missing.append(f"{case}: {error}")
+    if missing:
+        log.warning("no picture of %d case(s), the first %s", len(missing), missing[0])
     return {
         (row.entry.round, row.entry.case)
         for row in report.rows

@@ -87,8 +87,8 @@
     { key: "mean", title: () => "mean", value: (row) => row[MEAN], text: (row) => shown(row[MEAN]),
       hint: "mean agreement over the organs" },
     { key: "least", title: () => "least certain", value: (row) => organName(row[LEAST]),
-      text: (row) => (row[LEAST] < 0 ? "–" : `${organName(row[LEAST])} ${shown(row[AGREEMENT][row[LEAST]], 2)}`) },
-    { key: "outside", title: () => "volumes", value: (row) => row[OUTSIDE], text: (row) => (row[OUTSIDE] ? `${row[OUTSIDE]} outside` : "–"),
+      text: (row) => (row[LEAST] < 0 ? "–" : `${shown(row[AGREEMENT][row[LEAST]], 2)} ${organName(row[LEAST])}`) },
+    { key: "outside", title: () => "volumes", value: (row) => row[OUTSIDE], text: (row) => row[OUTSIDE] || "–",
       hint: "organs whose volume lies outside the labelled set's range" },
     { key: "review", title: () => "your decision", value: (row) => reviewText(row[CASE]) },
     { key: "reason", title: () => "reason", value: (row) => row[REASON] },
@@ -213,6 +213,7 @@
   for (const word of new Set(data.rows.map((row) => row[DECISION]))) option("decision", word, word);
   data.organs.forEach((organ, index) => option("organ", index, organName(index)));
   $("filters").addEventListener("input", refresh);
+  for (const id of ["round", "decision", "organ"]) $(id).addEventListener("change", refresh); // drivers fire no input
   $("filters").addEventListener("submit", (event) => event.preventDefault());
   $("filters").addEventListener("reset", () => setTimeout(refresh));
 

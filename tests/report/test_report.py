@@ -1,0 +1,171 @@
+"""The report as files: what it says, what it draws, and that no name can break it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from fake_run import ORGANS, SPACING_MM, boxes, fake_run, least_organ
+
+from nnunet_flare.cli.pseudolabel import main
+from nnunet_flare.images import Volume
+from nnunet_flare.report.gather import gather
+from nnunet_flare.report.page import script_json, worth_looking_at, write_report
+from nnunet_flare.report.pictures import colour, rgb, upright
+from nnunet_flare.report.planes import DISAGREEMENT, PANEL, Scene, draw_case
+
+CASES = [f"case_{number:03d}" for number in range(8)]
+HOSTILE = ('<img src=x onerror="alert(1)">', "</script><script>alert(1)</script>", "a&b\"'`${1}\u2028", "{{ 7 * 7 }}")
+
+
+def data_of(run) -> dict:
+    text = (run.paths.report / "data.js").read_text(encoding="utf-8")
+    assert text.startswith("window.FLARE_REPORT = ") and text.endswith(";\n")
+    return json.loads(text[len("window.FLARE_REPORT = ") : -2])
+
+
+class Page(HTMLParser):
+    """Tags and text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        if data.strip():
+            self.words.append(data.strip())
+
+
+def page_of(run) -> Page:
+    return Page((run.paths.report / "index.html").read_text(encoding="utf-8"))
+
+
+def test_the_command_writes_one_folder_with_rounds_cases_and_pictures(tmp_path, capsys):
+    run = fake_run(tmp_path, cases=CASES)
+    assert main(["report", "-o", str(run.root), "--pictures", "all"]) == 0
+    assert capsys.readouterr().out.strip() == str(run.paths.report / "index.html")
+    words = " ".join(page_of(run).words)
+    assert "0.813" in words and "0.734" in words  # held-out and validation Dice
+    assert "selection.threshold 0.6 0.0" in words  # changed against the shipped recipe
+    data = data_of(run)
+    assert len(data["rows"]) == 16 and [organ["name"] for organ in data["organs"]] == list(ORGANS)
+    pictures = sorted(str(p.relative_to(run.paths.report)) for p in run.paths.report.rglob("*.jpg"))
+    assert pictures == [f"pictures/r{r}/{case}.jpg" for r in (0, 1) for case in CASES[:3]]
+    assert [row[0] for row in data["rows"] if row[10]] == CASES[:3] * 2
+
+
+def test_the_page_refers_to_nothing_outside_its_folder(tmp_path):
+    run = fake_run(tmp_path, cases=CASES)
+    write_report(run)
+    links = [a.get("src") or a.get("href") for _, a in page_of(run).tags if a.get("src") or a.get("href")]
+    assert {link for link in links if not link.startswith("#")} == {"report.css", "data.js", "report.js"}
+    for name in ("report.css", "report.js", "index.html"):
+        assert not re.search(r"https?://|@import|url\(", (run.paths.report / name).read_text())
+
+
+def test_hostile_names_stay_text(tmp_path):
+    run = fake_run(tmp_path, cases=[*CASES, '"><b>x</b>'], organs=HOSTILE, pictured=0)
+    write_report(run)
+    page = page_of(run)
+    assert all("onerror" not in attributes for _, attributes in page.tags)
+    assert [tag for tag, _ in page.tags].count("script") == 2
+    assert any(HOSTILE[0].replace("_", " ") in word for word in page.words)
+    assert any("{{ 7 * 7 }}" in word for word in page.words)
+    raw = (run.paths.report / "data.js").read_text(encoding="utf-8")
+    assert "<" not in raw and "\u2028" not in raw
+    assert [organ["name"] for organ in data_of(run)["organs"]] == list(HOSTILE)
+
+
+def test_script_json_is_json_that_cannot_leave_its_script():
+    text = script_json(["</script>", "<!--", "&", "\u2028\u2029"])
+    assert not set("<>&\u2028\u2029") & set(text)
+    assert json.loads(text) == ["</script>", "<!--", "&", "\u2028\u2029"]
+
+
+def test_volumes_outside_the_labelled_sets_range_are_counted(tmp_path):
+    run = fake_run(tmp_path, cases=CASES, rounds=1)
+    report = gather(run)
+    voxel_ml = np.prod(SPACING_MM) / 1000
+    counts = np.bincount(boxes(len(ORGANS)).ravel())
+    assert report.ranges["liver"] == pytest.approx((counts[1] * voxel_ml, counts[1] * voxel_ml))
+    row = report.rows[0]
+    assert row.least == least_organ(run, 0, row.entry.case)
+    expected = {o for o, ml in row.volume_ml.items() if ml < report.ranges[o][0] or ml > report.ranges[o][1]}
+    assert set(row.outside) == expected and expected
+
+
+def test_pictures_go_to_the_doubtful_cases_and_are_drawn_once(tmp_path):
+    run = fake_run(tmp_path, cases=CASES, rounds=1, pictured=8)
+    rows = gather(run).rows
+    taken = sorted((r for r in rows if r.entry.decision == "taken"), key=lambda r: r.entry.score)
+    refused = sorted((r for r in rows if r.entry.decision == "refused"), key=lambda r: -r.entry.score)
+    assert taken and refused
+    assert [r.entry.case for r in worth_looking_at(rows, 2)] == [taken[0].entry.case, refused[0].entry.case]
+    assert len(worth_looking_at(rows, None)) == 8 and worth_looking_at(rows, 0) == []
+    write_report(run, pictures=2)
+    (first, second) = sorted(run.paths.report.rglob("*.jpg"))
+    os.utime(first, (time.time() + 60, time.time() + 60))
+    before = first.stat().st_mtime_ns
+    os.utime(second, (1, 1))  # older than its label maps
+    write_report(run, pictures=2)
+    assert first.stat().st_mtime_ns == before and second.stat().st_mtime > 1
+
+
+def test_a_case_without_its_arrays_is_listed_without_a_picture(tmp_path, caplog):
+    run = fake_run(tmp_path, cases=CASES, rounds=1, pictured=0)
+    write_report(run, pictures=1)
+    assert not list(run.paths.report.rglob("*.jpg")) and "no picture of 1 case" in caplog.text
+    assert len(data_of(run)["rows"]) == 8
+
+
+def test_a_run_that_judged_nothing_yet_has_a_report(tmp_path):
+    run = fake_run(tmp_path, cases=CASES, rounds=1)
+    run.paths.decisions(0).unlink()
+    write_report(run)
+    assert "No round has been judged yet" in " ".join(page_of(run).words)
+    assert data_of(run)["rows"] == []
+
+
+@pytest.mark.parametrize("wrong", ["none", "-1", "2.5", ""])
+def test_a_wrong_number_of_pictures_is_refused(tmp_path, capsys, wrong):
+    run = fake_run(tmp_path, cases=CASES, rounds=1)
+    assert main(["report", "-o", str(run.root), f"--pictures={wrong}"]) == 2
+    assert "expected 'all' or a number" in capsys.readouterr().err
+
+
+def test_the_picture_shows_fused_label_contours_and_disagreement():
+    fused = np.zeros((10, 20, 20), np.uint8)
+    fused[2:8, 5:15, 5:15] = 1
+    other = np.roll(fused, 4, axis=2)
+    scene = Scene(np.full(fused.shape, -160.0, np.float32), fused, np.stack([fused, other]), (4.0, 4.0, 4.0))
+    picture = draw_case(scene, 1)
+    assert picture.shape == (3 * PANEL, 3 * PANEL, 3)
+    whole, contours, heat = picture[:PANEL], picture[PANEL : 2 * PANEL], picture[2 * PANEL :]
+    blue = (np.array(rgb(colour(1))) * 0.45 * 255).round()
+    assert (np.abs(whole[PANEL // 2, PANEL // 2] - blue) <= 1).all()
+    found = {tuple(pixel) for pixel in contours[:, :PANEL].reshape(-1, 3)}
+    assert (255, 255, 255) in found and (240, 228, 66) in found  # both members
+    orange = np.array(rgb(DISAGREEMENT))
+    assert (np.abs(heat - (0.45 * orange * 255).round()) <= 1).all(axis=-1).any()  # one of two members differs
+
+
+def test_planes_are_shown_upright_whatever_the_files_orientation():
+    rng = np.random.default_rng(0)
+    array = rng.integers(0, 9, (4, 5, 6))
+    lps = upright(Volume(array, (5.0, 2.0, 1.0)))
+    np.testing.assert_array_equal(lps.array, array[::-1])
+    # x of the file runs to the patient's front, y to the head, z to the patient's right
+    turned = Volume(array, (5.0, 2.0, 1.0), direction=(0, 0, -1, -1, 0, 0, 0, 1, 0))
+    shown = upright(turned)
+    np.testing.assert_array_equal(shown.array, array.transpose(1, 2, 0)[::-1, ::-1, ::-1])
+    assert shown.spacing_mm == (2.0, 1.0, 5.0)

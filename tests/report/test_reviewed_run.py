@@ -1,0 +1,119 @@
+"""A person's decisions in a run: kept, honoured by the next select task, and written into the ledger."""
+
+from __future__ import annotations
+
+import csv
+import logging
+
+import pytest
+from fake_run import fake_run
+
+from nnunet_flare.cli.pseudolabel import main
+from nnunet_flare.errors import InputError
+from nnunet_flare.files import read_json
+from nnunet_flare.rounds import work
+from nnunet_flare.rounds.choose import select_round
+from nnunet_flare.rounds.decisions import keep_reviews, load_reviews
+from nnunet_flare.rounds.ledger import read_decisions, read_ledger
+from nnunet_flare.rounds.manifest import FOLDERS, Run
+from nnunet_flare.rounds.tasks import find_task, graph
+
+CASES = [f"case_{number:03d}" for number in range(10)]
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    made = fake_run(tmp_path, cases=CASES, rounds=2, pictured=0)
+    made.paths.done("select-r1").unlink()
+    return made
+
+
+def decide(run: Run, *rows: str) -> None:
+    path = run.root.parent / "decisions.csv"
+    path.write_text("\n".join(["case,decision,organ,comment", *rows, ""]))
+    keep_reviews(run, path)
+
+
+def by_case(run: Run, number: int) -> dict:
+    return {entry.case: entry for entry in read_decisions(run.paths, number)}
+
+
+def test_the_next_round_honours_accepted_and_rejected_cases(run):
+    select_round(run, 1)
+    before = by_case(run, 1)
+    taken = next(case for case in CASES if before[case].decision == "taken")
+    refused = next(case for case in CASES if before[case].decision == "refused")
+    decide(run, f"{taken},reject,,stent", f"{refused},accept,,")
+    select_round(run, 1)
+    after = {e.case: e for e in read_ledger(run.paths) if e.round == 1}
+    assert after[taken].decision == "refused"
+    assert after[taken].reason == f"reviewed: rejected (stent); {before[taken].reason}"
+    assert after[refused].decision == "taken" and after[refused].reason.startswith("reviewed: accepted; mean-organ")
+    for case in set(CASES) - {taken, refused}:
+        assert after[case] == before[case]
+    rows = {row["case"]: row for row in csv.DictReader(run.paths.selection(1).read_text().splitlines())}
+    assert rows[taken]["taken"] == "0" and rows[refused]["taken"] == "1"
+
+
+def test_the_agreement_of_a_wrong_organ_counts_as_zero(run):
+    select_round(run, 1)
+    case = max(by_case(run, 1).values(), key=lambda e: e.score).case
+    before = by_case(run, 1)[case]
+    decide(run, f"{case},organ-wrong,liver,", f"{case},organ-wrong,spleen,cut off")
+    select_round(run, 1)
+    after = by_case(run, 1)[case]
+    assert after.agreement["liver"] == after.agreement["spleen"] == after.min_organ == 0
+    lost = (before.agreement["liver"] + before.agreement["spleen"]) / 13
+    assert after.score == pytest.approx(before.score - lost)
+    assert after.reason.startswith("reviewed: liver, spleen wrong (cut off); ")
+    assert read_json(run.paths.case(1, case))["agreement"]["liver"] == before.agreement["liver"]  # as measured
+
+
+def test_a_later_file_replaces_what_was_said_about_the_same_case(run):
+    decide(run, "case_000,reject,,", "case_001,reject,,")
+    decide(run, "case_000,accept,,")
+    kept = load_reviews(run)
+    assert kept["case_000"].decision == "accept" and kept["case_001"].decision == "reject"
+
+
+def test_a_wrong_file_changes_nothing(run):
+    decide(run, "case_000,reject,,")
+    with pytest.raises(InputError, match="line 2"):
+        decide(run, "case_999,reject,,")
+    assert set(load_reviews(run)) == {"case_000"}
+
+
+def test_decisions_that_come_too_late_are_said(run, caplog):
+    caplog.set_level(logging.INFO, "nnunet_flare")
+    decide(run, "case_000,reject,,")
+    assert "honoured from round 1 on" in caplog.text
+    run.paths.done("select-r1").touch()
+    decide(run, "case_000,reject,,")
+    assert "no round of this run is left to select" in caplog.text
+
+
+def test_retry_reads_the_decisions_before_anything_runs(run, tmp_path, capsys):
+    path = tmp_path / "wrong.csv"
+    path.write_text("case,decision\nnobody,accept\n")
+    assert main(["retry", "-o", str(run.root), "--decisions", str(path)]) == 2
+    assert "nobody" in capsys.readouterr().err
+
+
+def test_every_round_and_the_final_model_are_reported(run):
+    tasks = graph(run)
+    assert tasks["report-r0"].needs == ("select-r0",) and tasks["report-r1"].needs == ("select-r1",)
+    assert tasks["report-r2"].needs == ("train-r2-fall",)
+    for name, task in tasks.items():
+        assert not any(need.startswith("report") for need in task.needs), name
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_failing_report_does_not_fail_the_run(run, monkeypatch, caplog, code):
+    for name in (*FOLDERS, work.TASK_VARIABLE):
+        monkeypatch.setenv(name, "")  # do_task sets them; this puts them back
+    commands = []
+    monkeypatch.setattr(work, "run_child", lambda command: commands.append(command) or code)
+    work.do_task(run, find_task(run, "report-r0"))
+    assert commands[0][-3:] == ["report", "-o", str(run.root)]
+    assert read_json(run.paths.done("report-r0"))["result"] == {"exit_code": code}
+    assert ("the report was not written" in caplog.text) == (code != 0)
