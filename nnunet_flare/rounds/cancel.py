@@ -1,0 +1,42 @@
+"""``flare-pseudolabel cancel``: stop a run wherever it works; what is done is kept and ``retry`` goes on."""
+
+from __future__ import annotations
+
+import socket
+
+import psutil
+
+from nnunet_flare.errors import TaskError
+from nnunet_flare.rounds import slurm
+from nnunet_flare.rounds.locks import living_owner
+from nnunet_flare.rounds.manifest import Run
+
+END_SECONDS = 60.0
+"""How long a driver may take to end its tasks."""
+
+
+def cancel(run: Run) -> str:
+    """Take the run's jobs out of Slurm's queue, or end its driver on this machine; returns what was done.
+
+    Raises:
+        TaskError: when the driver works on another machine, or does not end.
+    """
+    if slurm.state_file(run).is_file():
+        return f"{slurm.cancel(run)} tasks were taken out of Slurm's queue"
+    owner = living_owner(run.paths.driver_lock)
+    if owner is None:
+        return f"nothing to cancel: no driver works on the run in {run.root}"
+    host, number = str(owner.get("host")), owner.get("pid")
+    if host != socket.gethostname() or not isinstance(number, int):
+        raise TaskError(f"the driver of the run in {run.root} is process {number} on {host}: cancel it there")
+    try:
+        driver = psutil.Process(number)
+        tasks = driver.children(recursive=True)
+        driver.terminate()
+        _, alive = psutil.wait_procs([driver, *tasks], timeout=END_SECONDS)
+    except psutil.NoSuchProcess:
+        return "the driver ended by itself"
+    if alive:
+        raise TaskError(f"process {', '.join(str(p.pid) for p in alive)} did not end within {END_SECONDS:.0f} s")
+    run.paths.driver_lock.unlink(missing_ok=True)
+    return f"the driver (process {number}) and its tasks were ended"
