@@ -73,6 +73,20 @@ def read_series(folder: Path, case: str) -> Volume:
     """
     import SimpleITK as sitk
 
+    files = ordered_files(folder, case)
+    try:
+        image = sitk.ReadImage([str(path) for path in files])
+    except RuntimeError as error:
+        raise CaseError(case, f"{folder}: cannot be read ({str(error).strip().splitlines()[-1]})") from error
+    return from_sitk(image, case, folder)
+
+
+def ordered_files(folder: Path, case: str) -> list[Path]:
+    """The files of a folder that holds one DICOM series, by position: file ``z`` is slice ``z`` of :func:`read_series`.
+
+    Raises:
+        CaseError: as :func:`read_series`, for what the headers tell.
+    """
     slices = [_read_header(path, case) for path in dicom_files(folder)]
     if not slices:
         raise CaseError(case, f"{folder}: no DICOM file")
@@ -82,12 +96,7 @@ def read_series(folder: Path, case: str) -> Volume:
         raise CaseError(
             case, f"{folder}: holds {len(series)} series of {counts} files; expected one, move each to its own folder"
         )
-    ordered = _in_order(slices, folder, case)
-    try:
-        image = sitk.ReadImage([str(one.path) for one in ordered])
-    except RuntimeError as error:
-        raise CaseError(case, f"{folder}: cannot be read ({str(error).strip().splitlines()[-1]})") from error
-    return from_sitk(image, case, folder)
+    return [one.path for one in _in_order(slices, folder, case)]
 
 
 def _in_order(slices: list[Slice], folder: Path, case: str) -> list[Slice]:

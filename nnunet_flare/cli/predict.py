@@ -15,7 +15,8 @@ from nnunet_flare.errors import InputError
 if TYPE_CHECKING:
     from nnunet_flare.images import Volume
     from nnunet_flare.inference.core import Segmenter
-    from nnunet_flare.inference.folder import PredictsScans, Report
+    from nnunet_flare.inference.folder import AlsoWrite, PredictsScans, Report
+    from nnunet_flare.inference.inputs import Case
     from nnunet_flare.inference.profile import Profile
 
 PROGRAM = "flare-predict"
@@ -117,6 +118,11 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--save_roi", action="store_true", help="also write the cropped scans, OUT/roi/<case>_0000, as nnU-Net's input"
     )
+    out.add_argument(
+        "--dicom_seg",
+        action="store_true",
+        help="of DICOM series, also write OUT/<case>.dcm, a DICOM segmentation (extra: dicom)",
+    )
     out.add_argument("--profile", action="store_true", help="print the time of every stage")
     out.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
     out.add_argument("--verbose", action="store_true", help="show the details of errors")
@@ -160,6 +166,7 @@ def _run(args: argparse.Namespace) -> int:
         overwrite=not args.continue_prediction,
         save_members=args.save_members,
         postprocess=None if pipeline is None else pipeline.apply,
+        also_write=_dicom_writer(cases, args.output, dataset) if args.dicom_seg else None,
         profile=profile,
         progress=bar.case,
     )
@@ -220,6 +227,20 @@ def _with_roi(args: argparse.Namespace, folder: Path, fine: Segmenter) -> Predic
         rule=args.roi_rule or "union",
         margin_mm=MARGIN_MM if args.roi_margin is None else args.roi_margin,
         on_crop=save if args.save_roi else None,
+    )
+
+
+def _dicom_writer(cases: Sequence[Case], output: Path, dataset: dict[str, Any]) -> AlsoWrite:
+    """Writes DICOM segmentations; refused at once where a case is no DICOM series."""
+    from nnunet_flare.dicom_seg import SUFFIX, check_installed, segment_names, write_dicom_seg
+
+    check_installed()
+    for case in cases:
+        if not case.files[0].is_dir():
+            raise InputError(f"--dicom_seg: {case.files[0]} is no DICOM series folder; leave --dicom_seg out")
+    names = segment_names(dataset)
+    return lambda case, labels: write_dicom_seg(
+        output / f"{case.name}{SUFFIX}", labels, case.files[0], names, case.name
     )
 
 

@@ -33,6 +33,10 @@ class Postprocess(Protocol):
     ) -> np.ndarray: ...
 
 
+AlsoWrite = Callable[[Case, np.ndarray], None]
+"""Writes a label map (Z, Y, X) of a case."""
+
+
 class PredictsScans(Protocol):
     """``core.Segmenter`` or ``coarse_to_fine.RoiSegmenter``, each with its own kind of scan."""
 
@@ -80,6 +84,7 @@ def predict_cases(
     overwrite: bool = True,
     save_members: bool = False,
     postprocess: Postprocess | None = None,
+    also_write: AlsoWrite | None = None,
     profile: Profile | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -92,6 +97,7 @@ def predict_cases(
         overwrite: predict cases anew whose label map exists.
         save_members: also write the label map of every member (fold).
         postprocess: applied to each label map before it is written, not to the members'.
+        also_write: writes each label map in a further form, before the label map itself.
         profile: gets the time of every stage.
         progress: makes a progress display per case.
 
@@ -127,7 +133,9 @@ def predict_cases(
                 labels, members = segmenter.segment(scan, members=save_members, progress=done)
                 if pending is not None:
                     _finish(pending, report)
-                writing = writer.submit(_write, case, output, scan.grid, labels, members, postprocess, profile)
+                writing = writer.submit(
+                    _write, case, output, scan.grid, labels, members, postprocess, also_write, profile
+                )
                 pending = (case, start, writing)
         if pending is not None:
             _finish(pending, report)
@@ -190,6 +198,7 @@ def _write(
     labels: np.ndarray,
     members: Sequence[np.ndarray],
     postprocess: Postprocess | None,
+    also_write: AlsoWrite | None,
     profile: Profile,
 ) -> None:
     if postprocess is not None:
@@ -198,6 +207,8 @@ def _write(
     with profile.stage("write"):
         for number, member in enumerate(members):
             write_labels(_target(output / "members" / str(number), case), member, grid)
+        if also_write is not None:
+            also_write(case, labels)
         write_labels(_target(output, case), labels, grid)
 
 

@@ -1,0 +1,127 @@
+"""A label map of a DICOM series as a DICOM segmentation (SEG) of that series; needs the extra ``dicom``.
+
+Segments are numbered from 1 in the order of the label ids, as the standard asks, and named as in dataset.json; where
+the ids are 1 to N, which they are in nnU-Net, number and id are the same.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_flare import __version__
+from nnunet_flare.dicom import ordered_files
+from nnunet_flare.errors import CaseError, InputError
+from nnunet_flare.files import replacing
+
+SUFFIX = ".dcm"
+
+ANATOMY: tuple[tuple[str, str], ...] = (
+    ("liver", "Liver"),
+    ("adrenal", "AdrenalGland"),
+    ("kidney", "Kidney"),
+    ("spleen", "Spleen"),
+    ("pancreas", "Pancreas"),
+    ("aorta", "Aorta"),
+    ("vena.?cava|postcava", "InferiorVenaCava"),
+    ("gall.?bladder", "Gallbladder"),
+    ("esophagus", "Esophagus"),
+    ("stomach", "Stomach"),
+    ("duodenum", "Duodenum"),
+    ("lesion|tumou?r", "Lesion"),
+)
+"""A pattern in a label's name and the SNOMED CT concept of its segment; any other label is an ``Organ``."""
+
+SERIES_NUMBER = 900
+"""Far above a scanner's own series."""
+
+MODEL_NAME = "nnunet-flare"
+
+
+def check_installed() -> None:
+    """Refuse to start where the extra is missing.
+
+    Raises:
+        InputError: with the command that installs it.
+    """
+    if importlib.util.find_spec("highdicom") is None:
+        raise InputError("--dicom_seg needs highdicom: pip install 'nnunet-flare[dicom]'")
+
+
+def segment_names(dataset_json: Mapping[str, Any]) -> dict[int, str]:
+    """Name of every foreground label id of a dataset.json, ids ascending; a region is named by the id it is given."""
+    foreground = [(name, ids) for name, ids in dataset_json["labels"].items() if name != "ignore" and ids != 0]
+    if any(isinstance(ids, list) for _, ids in foreground):
+        numbers = [int(number) for number in dataset_json["regions_class_order"]]
+    else:
+        numbers = [int(ids) for _, ids in foreground]
+    return dict(sorted(zip(numbers, (name for name, _ in foreground), strict=True)))
+
+
+def write_dicom_seg(path: Path, labels: np.ndarray, series: Path, names: Mapping[int, str], case: str) -> None:
+    """Write a label map (Z, Y, X), as ``read_series`` orders the series, as a DICOM SEG, by rename.
+
+    Args:
+        path: the file to write.
+        labels: ids among those of ``names``, and 0.
+        series: the folder of the series.
+        names: as :func:`segment_names` gives them.
+        case: for the error's text.
+
+    Raises:
+        CaseError: when the series lacks what a segmentation must refer to.
+    """
+    import highdicom
+    import pydicom
+
+    files = ordered_files(series, case)
+    sources = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
+    number = np.zeros(256, np.uint8)
+    number[list(names)] = np.arange(1, len(names) + 1)
+    try:
+        document = highdicom.seg.Segmentation(
+            source_images=sources,
+            pixel_array=number[labels],
+            segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=[_description(at, name) for at, name in enumerate(names.values(), start=1)],
+            series_instance_uid=highdicom.UID(),
+            series_number=SERIES_NUMBER,
+            sop_instance_uid=highdicom.UID(),
+            instance_number=1,
+            manufacturer=MODEL_NAME,
+            manufacturer_model_name=MODEL_NAME,
+            software_versions=__version__,
+            device_serial_number="0",
+            content_label="SEGMENTATION",
+            series_description="Automatic segmentation",
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CaseError(case, f"{series}: cannot be referred to by a DICOM segmentation ({error})") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        document.save_as(temporary)
+
+
+def _description(number: int, name: str) -> Any:
+    import highdicom
+    from pydicom.sr.codedict import codes
+
+    concept = next((concept for pattern, concept in ANATOMY if re.search(pattern, name.lower())), "Organ")
+    abnormal = concept == "Lesion"
+    return highdicom.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=name[:64],
+        segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure
+        if abnormal
+        else codes.SCT.AnatomicalStructure,
+        segmented_property_type=getattr(codes.SCT, concept),
+        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=highdicom.AlgorithmIdentificationSequence(
+            name=MODEL_NAME, version=__version__, family=codes.DCM.ArtificialIntelligence
+        ),
+    )
