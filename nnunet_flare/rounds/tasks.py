@@ -87,8 +87,10 @@ def graph(run: Run, *, last: int | None = None) -> dict[str, Task]:
                 name = f"train-r{number}-f{fold}"
                 tasks.append(Task(name, "train", (f"build-r{number}",), number, fold, gpus=train_gpus))
                 trained += (name,)
+        measured: tuple[str, ...] = ()
         if run.settings.eval_images is not None:
             tasks.append(Task(f"evaluate-r{number}", "evaluate", (*trained, "plan"), number, gpus=gpus))
+            measured = (f"evaluate-r{number}",)
         if number < last:
             shards = []
             for part in range(run.settings.shards):
@@ -96,9 +98,8 @@ def graph(run: Run, *, last: int | None = None) -> dict[str, Task]:
                 tasks.append(Task(name, "label", (*trained, "unlabelled"), number, part=part, gpus=gpus))
                 shards.append(name)
             tasks.append(Task(f"select-r{number}", "select", tuple(shards), number))
-            tasks.append(Task(f"report-r{number}", "report", (f"select-r{number}",), number))
+            tasks.append(Task(f"report-r{number}", "report", (f"select-r{number}", *measured), number))
         else:
-            measured = () if run.settings.eval_images is None else (f"evaluate-r{number}",)
             tasks.append(Task(f"report-r{number}", "report", (*trained, *measured), number))
     return {task.name: task for task in tasks}
 
