@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunet_flare.cli import merge
 from nnunet_flare.cli.common import HyphenParser, nnunet_folder, parse_settings, run_command, setup_logging
 
 if TYPE_CHECKING:
@@ -119,6 +120,8 @@ def _parser() -> argparse.ArgumentParser:
     choose.add_argument("--threshold", type=float, default=0.9)
     choose.add_argument("--rule", default="min-organ", choices=("min-organ", "trimmed-min", "mean-organ", "all"))
     choose.add_argument("--top_fraction", type=float)
+    text = "merge label maps: pseudo-labels, external teachers, partial ground truth"
+    merge.add_arguments(add("merge", merge.run, text))
     return parser
 
 
