@@ -76,8 +76,12 @@ def _in_hu(array: np.ndarray, plans: dict[str, Any], configuration: dict[str, An
 
 def draw_case(scene: Scene, organ: int) -> np.ndarray:
     """The picture (3 x PANEL, 3 x PANEL, 3) as uint8 of a case around one organ."""
-    seen = (scene.members == organ).any(axis=0)
-    contested = seen & (scene.members != scene.members[:1]).any(axis=0)
+    first = scene.members[0]
+    seen, contested = first == organ, np.zeros(first.shape, bool)
+    for member in scene.members[1:]:  # one by one: whole volumes of all members at once would be large
+        seen |= member == organ
+        contested |= member != first
+    contested &= seen
     columns = [_draw_plane(scene, organ, axis, _best_plane(seen, contested, axis)) for axis in range(3)]
     return np.concatenate(columns, axis=1)
 

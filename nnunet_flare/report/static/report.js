@@ -4,7 +4,7 @@
   const data = window.FLARE_REPORT;
   const CASE = 0, ROUND = 1, DECISION = 2, SCORE = 3, MEAN = 4, LEAST = 5, OUTSIDE = 6, REASON = 7, AGREEMENT = 8,
     VOLUME = 9, PICTURE = 10;
-  const ROW_HEIGHT = 31; // of a body row in report.css: 30 and its border
+  const ROW_HEIGHT = 30; // of a body row in report.css
   const $ = (id) => document.getElementById(id);
   const organName = (index) => (index < 0 ? "" : data.organs[index].name.replaceAll("_", " "));
   const shown = (value, digits = 3) => (value === null || value === undefined ? "–" : value.toFixed(digits));
@@ -90,7 +90,8 @@
       text: (row) => (row[LEAST] < 0 ? "–" : `${shown(row[AGREEMENT][row[LEAST]], 2)} ${organName(row[LEAST])}`) },
     { key: "outside", title: () => "volumes", value: (row) => row[OUTSIDE], text: (row) => row[OUTSIDE] || "–",
       hint: "organs whose volume lies outside the labelled set's range" },
-    { key: "review", title: () => "your decision", value: (row) => reviewText(row[CASE]) },
+    { key: "review", title: () => "review", value: (row) => reviewText(row[CASE]),
+      hint: "your decision" },
     { key: "reason", title: () => "reason", value: (row) => row[REASON] },
   ];
 
