@@ -160,6 +160,17 @@ def test_the_box_holds_the_organ_in_any_orientation(fine, tmp_path, monkeypatch,
         assert high - low < 0.6 * size
 
 
+def test_the_rule_decides_in_the_prediction(fine, coarse, monkeypatch):
+    monkeypatch.setattr(Segmenter, "network_labels", bright_is_organ)
+    two = scan()
+    two.array[2:6, 42:48, 3:9] = 1500  # smaller
+    boxes = {}
+    for rule in ("union", "sztu"):
+        roi = segmenters(fine, coarse, rule=rule)
+        boxes[rule] = roi.box(roi.prepare([two]))
+    assert boxes["union"][1][1] > 55 > boxes["sztu"][1][1]
+
+
 def test_the_result_is_the_crops_own_prediction_pasted(fine, coarse, images, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Segmenter, "network_labels", bright_is_organ)
     options = ("--roi", "3d_lowres", "--roi-margin", 6, "--save-roi", "--profile", "--save-members")
