@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -306,6 +307,8 @@ def _task(arguments: argparse.Namespace) -> int:
 
     run = load_run(arguments.run_dir)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # locks are given back on the way out
+    # nnU-Net ends forked pool workers with SIGTERM; with our handler they could miss it while they wait for a lock.
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     do_task(run, find_task(run, arguments.name))
     return 0
 
