@@ -9,7 +9,7 @@ CONSTRAINT = $(VENV)/constraints.txt
 TEST_ENV = OMP_NUM_THREADS=1 nnUNet_def_n_proc=1 nnUNet_compile=f MPLBACKEND=Agg
 PYTEST = $(TEST_ENV) $(BIN)/python -m pytest
 
-.PHONY: demo test lint check soak slurm bench clean
+.PHONY: demo test lint check soak slurm bench docs clean
 
 $(STAMP): pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml
 	touch $@
 
 $(STAMP)-test: $(STAMP)
-	$(BIN)/python -m pip install --quiet -c $(CONSTRAINT) -e ".[test,dev,openvino,dicom]" hatchling editables
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINT) -e ".[test,dev,docs,openvino,dicom]" hatchling editables
 	touch $@
 
 demo: $(STAMP)
@@ -38,6 +38,9 @@ check: $(STAMP)-test
 
 soak: $(STAMP)-test
 	$(PYTEST) -m "slow and not gpu" --durations=0 tests
+
+docs: $(STAMP)-test
+	$(BIN)/mkdocs build
 
 clean:
 	rm -rf $(VENV) build dist .coverage* .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,71 @@
+"""MkDocs hooks: ``commands.md`` is made from the commands' own ``--help``, and every recipe's page enters the menu."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+PROGRAMS = {
+    "flare-pseudolabel": "pseudolabel",
+    "flare-predict": "predict",
+    "flare-postprocess": "postprocess",
+    "flare-evaluate": "evaluate",
+    "flare-doctor": "doctor",
+}
+SUBCOMMANDS = {"flare-postprocess": ("learn", "tune"), "flare-evaluate": ("efficiency",)}
+
+
+def on_config(config: Any) -> Any:
+    """Fill the menu's *Recipes* with the pages ``recipes-*.md``, the default recipe first."""
+    pages = sorted(path.name for path in Path(config["docs_dir"]).glob("recipes-*.md"))
+    pages.sort(key=lambda name: name != "recipes-uncertainty.md")
+    for entry in config["nav"]:
+        if "Recipes" in entry:
+            entry["Recipes"] = pages
+    return config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the page to MkDocs' files."""
+    from mkdocs.structure.files import File
+
+    files.append(File.generated(config, "commands.md", content=commands_page()))
+    return files
+
+
+def commands_page() -> str:
+    """Markdown with the help of every command and subcommand."""
+    lines = ["# Commands", "", "What each command says with `--help`. Exit codes: 0 all done; 1 some cases or tasks"]
+    lines += ["failed and are listed; 2 wrong usage or input. `--save_members` may be typed `--save-members`.", ""]
+    for program, module in PROGRAMS.items():
+        lines += [f"## {program}", "", "```text", help_text(module), "```", ""]
+        for name in (*subcommands(module), *SUBCOMMANDS.get(program, ())):
+            lines += [f"### {program} {name}", "", "```text", help_text(module, name), "```", ""]
+    return "\n".join(lines)
+
+
+def help_text(module: str, *words: str) -> str:
+    """What a command prints for ``--help``, at a fixed width."""
+    main = importlib.import_module(f"nnunet_flare.cli.{module}").main
+    out, width = io.StringIO(), os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "100"
+    try:
+        with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+            main([*words, "--help"])
+    finally:
+        os.environ.pop("COLUMNS")
+        if width is not None:
+            os.environ["COLUMNS"] = width
+    return out.getvalue().rstrip()
+
+
+def subcommands(module: str) -> list[str]:
+    """Names of the subcommands that argparse knows."""
+    source = importlib.import_module(f"nnunet_flare.cli.{module}")
+    parser = getattr(source, "_parser", None)
+    actions = parser()._actions if parser else []
+    return [name for action in actions for name in (action.choices or {}) if hasattr(action, "add_parser")]

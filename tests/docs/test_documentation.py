@@ -1,0 +1,83 @@
+"""The pages: they build without a warning, and no command in them has an option that does not exist."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nnunet_flare.cli.common import HyphenParser
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+
+
+def shown_commands(page: Path) -> Iterator[str]:
+    """The lines of a page's code blocks that start with one of our commands; usage lines with [...] left out."""
+    for block in re.findall(r"^```[a-z]*\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
+        for line in re.sub(r"\\\n\s*", " ", block).splitlines():
+            if re.match(r"flare-\w+ ", line) and not re.search(r"\[-|\.\.\.", line):
+                yield line
+
+
+class Parsed(Exception):
+    """The command's words were understood."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_shown_command_is_understood(page, monkeypatch):
+    understand = HyphenParser.parse_known_args
+
+    def parse(self, args=None, namespace=None):
+        found = understand(self, args, namespace)
+        if not self.prog.startswith("flare-pseudolabel "):  # a subcommand's own parser is asked on the way
+            assert not found[1], f"unknown: {found[1]}"
+            raise Parsed
+        return found
+
+    monkeypatch.setattr(HyphenParser, "parse_known_args", parse)
+    for line in shown_commands(page):
+        program, *words = shlex.split(line, comments=True)
+        main = importlib.import_module(f"nnunet_flare.cli.{program.removeprefix('flare-')}").main
+        try:
+            main(words)
+        except Parsed:
+            continue
+        except SystemExit as error:
+            pytest.fail(f"{page.name}: {line}\nis refused with exit code {error.code}")
+        pytest.fail(f"{page.name}: {line}\nwas not parsed")
+
+
+def test_the_pages_are_found_and_show_commands():
+    assert sum(len(list(shown_commands(page))) for page in PAGES) > 20
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("material", reason="mkdocs-material is not installed (pip install nnunet-flare[docs])")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin", "NO_MKDOCS_2_WARNING": "1"},
+    )
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
+    commands = (tmp_path / "site" / "commands" / "index.html").read_text(encoding="utf-8")
+    for name in ("flare-pseudolabel report", "flare-predict", "flare-evaluate efficiency", "flare-postprocess learn"):
+        assert name in commands
+    assert "--decisions" in commands and "--step_size" in commands
+    pages = list((tmp_path / "site").rglob("*.html"))
+    outside = {
+        link
+        for page in pages
+        for link in re.findall(
+            r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)"', page.read_text(encoding="utf-8")
+        )
+    }
+    assert outside == set()
