@@ -390,6 +390,20 @@ def test_a_task_before_its_time_and_an_unknown_one_are_refused(run, capsys):
     assert "build-r1" in capsys.readouterr().err
 
 
+def test_workers_that_a_task_forks_end_at_once_when_nnunet_asks_them_to(run):
+    code = (
+        "import os, signal\n"
+        "from nnunet_flare.cli.pseudolabel import main\n"
+        f"main(['task', '-o', {str(run.root)!r}, 'plan'])\n"
+        "pid = os.fork()\n"
+        "if pid == 0:\n"
+        "    os._exit(3 if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL else 4)\n"
+        "print('worker', os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "worker 3" in done.stdout
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
     assert main(["status", "-o", str(tmp_path)]) == 2
     assert "no run folder" in capsys.readouterr().err
