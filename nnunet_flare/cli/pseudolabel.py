@@ -98,6 +98,10 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR")
     report.add_argument("--pictures", default="24", metavar="N|all", help="pictures per round (default 24)")
 
+    clean = add("clean", _clean, "remove data and checkpoints of old rounds, after showing what and how much")
+    clean.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR")
+    clean.add_argument("--yes", action="store_true", help="do not ask")
+
     task = add("task", _task, "run one task of a run by hand or from a job script (status lists them)")
     task.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR")
     task.add_argument("name", help="for example train-r0-f0, label-r0-p0, select-r0, build-r1")
@@ -297,6 +301,31 @@ def _report(arguments: argparse.Namespace) -> int:
     from nnunet_flare.rounds.manifest import load_run
 
     print(write_report(load_run(arguments.run_dir), pictures=parse_pictures(arguments.pictures)))
+    return 0
+
+
+def _clean(arguments: argparse.Namespace) -> int:
+    from nnunet_flare.rounds.clean import clean, cleanable
+    from nnunet_flare.rounds.manifest import load_run
+
+    run = load_run(arguments.run_dir)
+    items = cleanable(run)
+    if not items:
+        print("nothing to remove: no round before the final one is over")
+        return 0
+    for item in items:
+        print(f"{item.size_bytes / 1e6:>10.1f} MB  {item.what}")
+        for path in item.paths[:3]:
+            print(f"{'':>15}{path}")
+        if len(item.paths) > 3:
+            print(f"{'':>15}and {len(item.paths) - 3} more")
+    print(f"{sum(item.size_bytes for item in items) / 1e6:>10.1f} MB  in all")
+    if not arguments.yes:
+        print("Remove these? They cannot be brought back without training again. [y/N] ", end="", flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            print("nothing was removed")
+            return 0
+    print(f"{clean(run, items) / 1e6:.1f} MB removed")
     return 0
 
 

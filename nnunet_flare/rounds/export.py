@@ -51,6 +51,12 @@ def export_dataset(run: Run, number: int | None, dataset_id: int) -> Path:
     document = dataset_json(run)
     ending = document["file_ending"]
     taken = [entry for entry in read_decisions(run.paths, number - 1) if entry.decision == "taken"]
+    ignoring = [entry.case for entry in taken if entry.ignored]
+    if any(not run.paths.members(number - 1, case).is_file() for case in ignoring):
+        raise InputError(
+            f"export --round {number}: {len(ignoring)} cases have ignored organs, which are drawn from the members' "
+            f"label maps, and those are gone ({run.paths.round(number - 1) / 'members'}; removed by clean?)"
+        )
     target = raw / f"Dataset{dataset_id:03d}_{run.settings.dataset.split('_', 1)[1]}_{run.settings.name}_r{number}"
     scratch = target.with_name(f".tmp-{target.name}")
     remove_scratch(scratch)
