@@ -34,8 +34,16 @@ PLANNERS = {
     "nnUNetPlannerFlareNoisyStudent": "nnunet_flare.planners.flare",
     "nnUNetPlannerFlareBig": "nnunet_flare.planners.flare",
     "nnUNetPlannerFlareTiny": "nnunet_flare.planners.flare",
+    "nnUNetPlannerFlareCoarse": "nnunet_flare.planners.whole_volume",
+    "nnUNetPlannerFlareFine": "nnunet_flare.planners.whole_volume",
 }
-REGISTRY = {**TRAINERS, **PLANNERS}
+PREPROCESSING = {
+    "FlareFixedSizePreprocessor": "nnunet_flare.planners.fixed_size",
+    "FlareWholeVolumePreprocessor": "nnunet_flare.planners.fixed_size",
+    "FlareClip500Normalization": "nnunet_flare.planners.fixed_size",
+    "FlareClip325Normalization": "nnunet_flare.planners.fixed_size",
+}
+REGISTRY = {**TRAINERS, **PLANNERS, **PREPROCESSING}
 
 
 def module_of(class_name: str) -> str | None:

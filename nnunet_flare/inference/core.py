@@ -46,6 +46,9 @@ from nnunet_flare.inference.windows import Consume, Forward, count_windows, slid
 
 log = logging.getLogger(__name__)
 
+CT_SCHEMES = frozenset({"CTNormalization", "FlareClip500Normalization", "FlareClip325Normalization"})
+"""Normalisations of models that were trained on CT numbers."""
+
 
 @dataclass(frozen=True, eq=False)
 class Scan:
@@ -308,7 +311,7 @@ class Segmenter:
 
     def value_oddities(self, volumes: Sequence[Volume]) -> tuple[str, ...]:
         """What is unusual about a scan's values and spacing, for models of CTs."""
-        is_ct = "CTNormalization" in self.configuration_manager.normalization_schemes
+        is_ct = CT_SCHEMES.intersection(self.configuration_manager.normalization_schemes)
         return tuple(dict.fromkeys(odd for volume in volumes for odd in oddities(volume))) if is_ct else ()
 
     def _oddities(self, volumes: Sequence[Volume], shape: Sequence[int]) -> tuple[str, ...]:

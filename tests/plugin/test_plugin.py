@@ -127,7 +127,7 @@ def test_the_fallback_module_has_our_names_and_no_others() -> None:
 def test_every_registered_name_starts_as_nnunets_own_and_says_flare() -> None:
     assert all(name.startswith("nnUNetTrainerFlare") for name in plugin.TRAINERS)
     assert all(name.startswith("nnUNetPlannerFlare") for name in plugin.PLANNERS)
-    assert plugin.REGISTRY == {**plugin.TRAINERS, **plugin.PLANNERS}
+    assert plugin.REGISTRY == {**plugin.TRAINERS, **plugin.PLANNERS, **plugin.PREPROCESSING}
 
 
 def test_a_module_imported_after_install_is_wrapped(without_plugin: None, monkeypatch: pytest.MonkeyPatch) -> None:
