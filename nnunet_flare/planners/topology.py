@@ -67,6 +67,7 @@ def override_configuration(
     max_stages: int | None = None,
     convs_per_stage: int | Sequence[int] | None = None,
     batch_size: int | None = None,
+    dropout: float | None = None,
 ) -> dict[str, Any]:
     """A copy of a configuration with some of its plan changed and everything that hangs on it computed anew.
 
@@ -85,6 +86,8 @@ def override_configuration(
         convs_per_stage: convolutions of each encoder and decoder stage, one number or one per stage; of a residual
             encoder its blocks (its decoder keeps its convolutions).
         batch_size: samples per iteration.
+        dropout: probability of dropping a feature map after each convolution, 0 for none. Networks with and without
+            dropout cannot exchange weights: it shifts the names in a checkpoint.
 
     Raises:
         InputError: for a value out of range, or more stages than the patch has room for.
@@ -112,6 +115,8 @@ def override_configuration(
         _set_topology(changed, changed["patch_size"] if patch_size is None else patch_size, limit, stages)
     _set_features(arch, base_features, max_features)
     _set_convolutions(arch, convs_per_stage)
+    if dropout is not None:
+        _set_dropout(arch, dropout, dimensions)
     return changed
 
 
@@ -159,6 +164,13 @@ def _set_convolutions(arch: dict[str, Any], given: int | Sequence[int] | None) -
         arch["n_conv_per_stage_decoder"] = numbers[:-1][::-1]
     else:
         arch["n_conv_per_stage_decoder"] = _fitted(arch["n_conv_per_stage_decoder"], stages - 1)
+
+
+def _set_dropout(arch: dict[str, Any], probability: float, dimensions: int) -> None:
+    if not 0 <= probability < 1:
+        raise InputError(f"plan.dropout: found {probability!r}, expected a number from 0 to below 1")
+    arch["dropout_op"] = f"torch.nn.modules.dropout.Dropout{dimensions}d" if probability > 0 else None
+    arch["dropout_op_kwargs"] = {"p": float(probability), "inplace": True} if probability > 0 else None
 
 
 def _fitted(numbers: Sequence[int], length: int) -> list[int]:

@@ -38,6 +38,8 @@ def select_round(run: Run, number: int) -> dict[str, Any]:
             documents[case]["agreement"].update(dict.fromkeys(reviews[case].organs, 0.0))
     table = np.array([[_value(documents[case], organ) for organ in organs] for case in judged]).reshape(-1, len(organs))
     for row, column in np.argwhere(np.isnan(table)):
+        if run.recipe.selection.rule == "all" and documents[judged[row]]["members"] < 2:
+            continue  # one member has no agreement, and this rule asks for none
         log.warning("%s: agreement of %s could not be computed; it counts as 0", judged[row], organs[column])
     keep_odd = run.recipe.selection.keep_odd
     eligible = [row for row, case in enumerate(judged) if keep_odd or not documents[case]["odd"]]
@@ -53,9 +55,11 @@ def select_round(run: Run, number: int) -> dict[str, Any]:
     if not taken:
         raise TaskError(_nothing_taken(run, number, table, organs, entries))
     _early_stop(run, number)
-    mean = float(np.nanmean(table)) if table.size else float("nan")
+    known = table[~np.isnan(table)]
+    mean = float(known.mean()) if known.size else None
     counts = {d: sum(e.decision == d for e in entries) for d in ("taken", "refused", "odd", "failed")}
-    log.info("round %d: %s, mean agreement %.3f", number, ", ".join(f"{n} {d}" for d, n in counts.items() if n), mean)
+    judgement = "no agreement" if mean is None else f"mean agreement {mean:.3f}"
+    log.info("round %d: %s, %s", number, ", ".join(f"{n} {d}" for d, n in counts.items() if n), judgement)
     return {**counts, "mean_agreement": mean}
 
 
@@ -115,6 +119,7 @@ def _entry(
             **base, decision="failed", reason=document["failed"], score=None, mean_organ=None, min_organ=None,
             agreement={}, ignored={}, label_sha256=None,
         )  # fmt: skip
+    alone = document["members"] < 2
     values = np.nan_to_num([_value(document, organ) for organ in document["agreement"]])
     if decision is None:
         outcome, reason = "odd", f"{'; '.join(document['odd'])} (selection.keep_odd=true would judge it)"
@@ -122,7 +127,8 @@ def _entry(
         outcome, reason = ("taken" if decision.taken else "refused"), decision.reason
     return Entry(
         **base, decision=outcome, reason=reason, score=None if decision is None else decision.score,
-        mean_organ=float(values.mean()), min_organ=float(values.min()), agreement=document["agreement"],
+        mean_organ=None if alone else float(values.mean()), min_organ=None if alone else float(values.min()),
+        agreement={} if alone else document["agreement"],
         ignored=dict.fromkeys(uncertain, 0.0), label_sha256=document["label_sha256"],
     )  # fmt: skip
 
@@ -170,12 +176,11 @@ def _early_stop(run: Run, number: int) -> None:
 def write_scores(
     path: Path, cases: Sequence[str], table: np.ndarray, organs: Sequence[str], members: Sequence[int]
 ) -> None:
-    """Write ``scores.csv``: case, one column per organ, mean_organ, min_organ, members."""
-    values = np.nan_to_num(table)
-    rows = [
-        [case, *(f"{v:.6f}" for v in row), f"{row.mean():.6f}", f"{row.min():.6f}", count]
-        for case, row, count in zip(cases, values, members, strict=True)
-    ]
+    """Write ``scores.csv``: case, one column per organ, mean_organ, min_organ, members; of one member no numbers."""
+    rows = []
+    for case, row, count in zip(cases, np.nan_to_num(table), members, strict=True):
+        numbers = [*row, row.mean(), row.min()]
+        rows.append([case, *(f"{v:.6f}" if count > 1 else "" for v in numbers), count])
     _write_csv(path, ["case", *organs, "mean_organ", "min_organ", "members"], rows)
 
 

@@ -128,7 +128,7 @@ def _is_preprocessed(run: Run, cases: list[str]) -> bool:
 
 def _write_splits(run: Run, cases: list[str]) -> None:
     """nnU-Net's cross-validation split over the labelled and partial cases, made once for the dataset."""
-    if run.recipe.members.kind != "folds" or run.settings.init_model is not None:
+    if run.recipe.member_folds(0) == ["all"] or run.settings.init_model is not None:
         return
     count = run.recipe.members.count
     path = run.preprocessed / SPLITS

@@ -22,7 +22,9 @@ from nnunet_flare.selection.rules import RULES
 from nnunet_flare.trainers.settings import AugmentationSettings, TrainingSettings
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
-"""Names of runs and recipes: letters, digits, hyphen."""
+"""Names of runs: letters, digits, hyphen."""
+RECIPE_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+"""Names of recipes, which may have underscores too."""
 
 LOOP_KEYS = ("augmentation", "checkpoints_at", "run", "round", "recipe_hash", "init_from", "ignore_label", "seed")
 """Training settings that the loop sets itself, from other keys of the recipe."""
@@ -47,6 +49,7 @@ class PlanChanges(_Part):
     stages: int | None = Field(None, ge=2)
     convs_per_stage: int | None = Field(None, ge=1)
     batch_size: int | None = Field(None, ge=1)
+    dropout: float | None = Field(None, ge=0, lt=1, description="after every convolution, in all trainings of the run")
 
     def changes(self) -> dict[str, Any]:
         """The keys that are set."""
@@ -54,7 +57,10 @@ class PlanChanges(_Part):
 
 
 class Members(_Part):
-    """What the ensemble of a round is made of: ``count`` folds, or the checkpoints ``at`` of one training."""
+    """What the ensemble of a round is made of: ``count`` folds, or the checkpoints ``at`` of one training.
+
+    One fold is no cross-validation: a single member trains on all cases (fold ``all``) and has no agreement.
+    """
 
     kind: Literal["folds", "checkpoints"] = "folds"
     count: int = Field(5, ge=1)
@@ -136,8 +142,8 @@ class Recipe(_Part):
     @field_validator("name")
     @classmethod
     def _plain_name(cls, name: str) -> str:
-        if not NAME_PATTERN.fullmatch(name):
-            raise ValueError("expected letters, digits and hyphens")
+        if not RECIPE_PATTERN.fullmatch(name):
+            raise ValueError("expected letters, digits and hyphens or underscores")
         return name
 
     @model_validator(mode="after")
@@ -149,12 +155,32 @@ class Recipe(_Part):
             raise ValueError("training.num_epochs: expected a whole number above 0, or one per round")
         for number in range(self.rounds + 1):
             self.settings(number, run=None)
+        if self.has_one_member:
+            self._check_without_agreement()
         if self.members.kind == "checkpoints" and len(set(self._checkpoint_epochs(0))) < 2:
             raise ValueError(
                 f"members.at {list(self.members.at)} gives fewer than two different checkpoints in a training of "
                 f"{self.settings(0, run=None).num_epochs} epochs"
             )
         return self
+
+    @property
+    def has_one_member(self) -> bool:
+        """Whether one model labels the cases, so that there is no agreement to judge them by."""
+        return self.members.kind == "folds" and self.members.count == 1
+
+    def _check_without_agreement(self) -> None:
+        for key, given, needed in (
+            ("selection.rule", self.selection.rule, "all"),
+            ("selection.per_organ", self.selection.per_organ, {}),
+            ("fusion.uncertain_organs", self.fusion.uncertain_organs, "drop-case"),
+            ("stop.patience", self.stop.patience, None),
+        ):
+            if given != needed:
+                raise ValueError(
+                    f"{key}: found {given!r}, but members.count=1 gives no agreement to judge by; expected {needed!r}, "
+                    "or more members"
+                )
 
     @property
     def num_gpus(self) -> int:
@@ -198,8 +224,8 @@ class Recipe(_Part):
             raise ValueError("; ".join(_explain(error, "training."))) from error
 
     def member_folds(self, number: int) -> list[str]:
-        """The folds that a round trains: the final one ``all``, checkpoints one training on ``all``."""
-        if number >= self.rounds or self.members.kind == "checkpoints":
+        """The folds that a round trains: the final one ``all``, checkpoints and a single member one on ``all``."""
+        if number >= self.rounds or self.members.kind == "checkpoints" or self.has_one_member:
             return ["all"]
         return [str(fold) for fold in range(self.members.count)]
 

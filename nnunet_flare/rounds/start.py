@@ -58,7 +58,7 @@ def plan_run(request: Request, recipe: Recipe, folders: Mapping[str, Path]) -> P
         InputError: all problems of the input at once.
     """
     raw = resolve_dataset(request.dataset, folders["nnUNet_raw"])
-    name = request.name or recipe.name
+    name = request.name or recipe.name.replace("_", "-")
     if not NAME_PATTERN.fullmatch(name):
         raise InputError(f"--name {name}: expected letters, digits and hyphens")
     root = (request.run_dir or folders["nnUNet_results"] / raw.name / f"flare_{name}").absolute()

@@ -149,6 +149,18 @@ def test_a_residual_encoder_counts_blocks_and_keeps_its_decoder() -> None:
     network_of(light)
 
 
+@pytest.mark.parametrize("made", [plain_configuration, residual_configuration])
+def test_dropout_is_in_the_network_that_stock_builds_of_the_plan(made: Any) -> None:
+    def probabilities(configuration: dict[str, Any]) -> set[float]:
+        modules = network_of(configuration).modules()
+        return {module.p for module in modules if isinstance(module, torch.nn.Dropout3d)}
+
+    with_dropout = override_configuration(made(), stages=3, base_features=4, dropout=0.2)
+    assert probabilities(with_dropout) == {0.2}
+    assert probabilities(override_configuration(with_dropout)) == {0.2}, "what is not given stays"
+    assert probabilities(override_configuration(with_dropout, dropout=0.0)) == set()
+
+
 @pytest.mark.parametrize(
     ("overrides", "found", "expected"),
     [
@@ -160,6 +172,7 @@ def test_a_residual_encoder_counts_blocks_and_keeps_its_decoder() -> None:
         ({"spacing_mm": (4.0, 0.0, 1.2)}, "plan.spacing_mm", "above 0"),
         ({"base_features": 0}, "plan.base_features", "at least 1"),
         ({"batch_size": -2}, "plan.batch_size", "at least 1"),
+        ({"dropout": 1.0}, "plan.dropout: found 1.0", "below 1"),
         ({"convs_per_stage": [1, 2]}, "plan.convs_per_stage: found 2 numbers", "expected 1 or 6"),
     ],
 )
