@@ -20,13 +20,22 @@ SUBCOMMANDS = {"flare-postprocess": ("learn", "tune"), "flare-evaluate": ("effic
 
 
 def on_config(config: Any) -> Any:
-    """Fill the menu's *Recipes* with the pages ``recipes-*.md``, the default recipe first."""
-    pages = sorted(path.name for path in Path(config["docs_dir"]).glob("recipes-*.md"))
-    pages.sort(key=lambda name: name != "recipes-uncertainty.md")
-    for entry in config["nav"]:
-        if "Recipes" in entry:
-            entry["Recipes"] = pages
+    """Fill the menu: *Recipes* with the pages ``recipes-*.md``, the default one first, *Parts* with pages left over."""
+    menu: list[dict[str, Any]] = config["nav"]
+    sections = {title: entry for item in menu for title, entry in item.items()}
+    pages = sorted(path.name for path in Path(config["docs_dir"]).glob("*.md"))
+    recipes = [name for name in pages if name.startswith("recipes-")]
+    sections["Recipes"] += sorted(recipes, key=lambda name: name != "recipes-uncertainty.md")
+    listed = {name for entry in sections.values() for name in _names(entry)}
+    sections["Parts"] += [name for name in pages if name not in listed]
     return config
+
+
+def _names(entry: Any) -> list[str]:
+    """File names in a menu entry."""
+    if isinstance(entry, str):
+        return [entry]
+    return [name for item in (entry.values() if isinstance(entry, dict) else entry) for name in _names(item)]
 
 
 def on_files(files: Any, config: Any) -> Any:
