@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         help="partition, time, gres, cpus, mem, extra for every job; the file has a block per stage",
     )
     run.add_argument("--shards", type=int, metavar="N", help="parts of labelling (default: one per GPU; slurm: 4)")
+    _add_timeout(run)
     run.add_argument("--dry_run", action="store_true", help="show every task, its command, hours and disk; do nothing")
 
     demo = add("demo", _demo, "synthetic data, the whole loop and a table of results; minutes, no GPU, no download")
@@ -92,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR")
         if name == "retry":
             sub.add_argument("-num_gpus", type=int, metavar="N")
+            _add_timeout(sub)
             sub.add_argument("--decisions", type=Path, metavar="CSV", help="a person's decisions, as for run")
 
     report = add("report", _report, "write RUN_DIR/report/index.html: rounds, every case with its reason, pictures")
@@ -128,6 +130,11 @@ def _parser() -> argparse.ArgumentParser:
     text = "merge label maps: pseudo-labels, external teachers, partial ground truth"
     merge.add_arguments(add("merge", merge.run, text))
     return parser
+
+
+def _add_timeout(parser: argparse.ArgumentParser) -> None:
+    text = "end a task that takes longer and report it (local executor; Slurm: --slurm time=)"
+    parser.add_argument("--task_timeout", type=float, metavar="HOURS", help=text)
 
 
 def _folders() -> dict[str, Path]:
@@ -170,7 +177,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.executor == "slurm":
         return _submit(run.root, options)
-    return _work(run.root, gpus)
+    return _work(run.root, gpus, arguments.task_timeout)
 
 
 def _slurm_options(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -180,6 +187,8 @@ def _slurm_options(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
     if arguments.slurm and arguments.executor != "slurm":
         raise InputError(f"--slurm needs --executor slurm, not {arguments.executor}")
+    if arguments.task_timeout is not None and (arguments.task_timeout <= 0 or arguments.executor != "local"):
+        raise InputError(f"--task_timeout {arguments.task_timeout:g}: expected hours above 0, with --executor local")
     if arguments.shards is not None and arguments.shards < 1:
         raise InputError(f"--shards {arguments.shards}: expected 1 or more")
     return parse_options(arguments.slurm)
@@ -215,7 +224,7 @@ def _gpus(device: str, wanted: int | None, needed: int) -> list[int]:
     return gpus
 
 
-def _work(root: Path, gpus: Sequence[int]) -> int:
+def _work(root: Path, gpus: Sequence[int], timeout_hours: float | None) -> int:
     from nnunet_flare.rounds.local import run_local
     from nnunet_flare.rounds.manifest import load_run
     from nnunet_flare.rounds.slurm import leave
@@ -223,7 +232,7 @@ def _work(root: Path, gpus: Sequence[int]) -> int:
 
     run = load_run(root)
     leave(run)
-    run_local(run, gpus)
+    run_local(run, gpus, timeout_s=None if timeout_hours is None else timeout_hours * 3600)
     print(status(run))
     failed = failed_cases(run)
     for case, reason in failed.items():
@@ -278,7 +287,7 @@ def _retry(arguments: argparse.Namespace) -> int:
     forget_failures(run)
     if state_file(run).is_file():
         return _submit(run.root, stored_options(run))
-    return _work(run.root, _gpus(run.settings.device, arguments.num_gpus, run.recipe.num_gpus))
+    return _work(run.root, _gpus(run.settings.device, arguments.num_gpus, run.recipe.num_gpus), arguments.task_timeout)
 
 
 def _cancel(arguments: argparse.Namespace) -> int:

@@ -28,19 +28,19 @@ def write_array(path: Path, array: np.ndarray, patch_size: Sequence[int]) -> Non
 
     blocks, chunks = comp_blosc2_params(array.shape, tuple(patch_size), array.itemsize)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        blosc2.asarray(
-            np.ascontiguousarray(array),
-            urlpath=str(temporary),
-            chunks=tuple(chunks),
-            blocks=tuple(blocks),
-            cparams={
-                "codec": blosc2.Codec.ZSTD,
-                "clevel": 8,
-                "filters": [blosc2.Filter.SHUFFLE if array.dtype.kind == "f" else blosc2.Filter.NOFILTER],
-            },
-            mmap_mode="w+",
-        )
+    stored = blosc2.asarray(
+        np.ascontiguousarray(array),
+        chunks=tuple(chunks),
+        blocks=tuple(blocks),
+        contiguous=True,
+        cparams={
+            "codec": blosc2.Codec.ZSTD,
+            "clevel": 8,
+            "filters": [blosc2.Filter.SHUFFLE if array.dtype.kind == "f" else blosc2.Filter.NOFILTER],
+        },
+    )
+    with replacing(path) as temporary:  # not through a memory map: on a full disk that ends the process (SIGBUS)
+        temporary.write_bytes(stored.to_cframe())
 
 
 def read_array(path: Path) -> np.ndarray:

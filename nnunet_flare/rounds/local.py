@@ -32,13 +32,14 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.05
 
 
-def run_local(run: Run, gpus: Sequence[int] = (), *, cpu_tasks: int = 1) -> None:
+def run_local(run: Run, gpus: Sequence[int] = (), *, cpu_tasks: int = 1, timeout_s: float | None = None) -> None:
     """Run every task that is not done, as far as what it needs succeeds.
 
     Args:
         run: the run.
         gpus: numbers of the GPUs to use; empty on a machine without.
         cpu_tasks: how many tasks that hold no GPU run at once.
+        timeout_s: a task that takes longer is ended and counts as failed; None: no limit.
 
     Raises:
         LockedError: when another driver works on this run.
@@ -47,7 +48,7 @@ def run_local(run: Run, gpus: Sequence[int] = (), *, cpu_tasks: int = 1) -> None
     with LockFile(run.paths.driver_lock, f"the run in {run.root}"):
         for marker in run.root.glob("tasks/*.failed.json"):
             marker.unlink()
-        executor = _Executor(run, gpus, cpu_tasks)
+        executor = _Executor(run, gpus, cpu_tasks, timeout_s)
         try:
             executor.work()
         finally:
@@ -59,8 +60,9 @@ def run_local(run: Run, gpus: Sequence[int] = (), *, cpu_tasks: int = 1) -> None
 class _Executor:
     """Starts ready tasks on free slots until nothing is left to start."""
 
-    def __init__(self, run: Run, gpus: Sequence[int], cpu_tasks: int) -> None:
+    def __init__(self, run: Run, gpus: Sequence[int], cpu_tasks: int, timeout_s: float | None) -> None:
         self.run = run
+        self.timeout_s = timeout_s
         self.free_gpus = list(gpus)
         self.free_cpu = cpu_tasks
         self.children: dict[str, tuple[subprocess.Popen[bytes], ExitStack, list[int], float]] = {}
@@ -145,7 +147,9 @@ class _Executor:
         tasks = graph(self.run)
         for name, (child, stack, gpus, started) in list(self.children.items()):
             if child.poll() is None:
-                continue
+                if self.timeout_s is None or time.monotonic() - started < self.timeout_s:
+                    continue
+                self._end_hanging(name, child)
             finished = True
             del self.children[name]
             stack.close()
@@ -159,6 +163,13 @@ class _Executor:
             else:
                 self._fail(name, child.returncode)
         return finished
+
+    def _end_hanging(self, name: str, child: subprocess.Popen[bytes]) -> None:
+        """End a task that takes too long, and say so where its log ends."""
+        end_group(child.pid)
+        child.wait()
+        with open(self.run.paths.log(name), "a", encoding="utf-8") as stream:
+            stream.write(f"\nended by the driver: not done after {duration(self.timeout_s or 0.0)} (--task_timeout)\n")
 
     def _fail(self, name: str, code: int) -> None:
         path = self.run.paths.log(name)

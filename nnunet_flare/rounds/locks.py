@@ -148,17 +148,27 @@ def living_owner(path: Path) -> dict[str, object] | None:
     return owner if isinstance(owner, dict) and _why_gone(owner, path) is None else None
 
 
-def process_birth(pid: int) -> float | None:
-    """When a process of this host started (seconds since the epoch), None when there is no such process."""
+def process_birth(pid: int) -> str | None:
+    """What tells a process of this host from an earlier or later one with its number; None when there is none.
+
+    On Linux that is the boot and the clock ticks since then, which stay the same when the wall clock is set.
+    """
     import psutil
 
     try:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return None
-        return float(process.create_time())
+        try:
+            ticks = (
+                Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+            )
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        except OSError:
+            return f"{process.create_time():.0f}"
     except psutil.Error:
         return None
+    return f"{boot} {ticks}"
 
 
 def _why_gone(owner: dict[str, object], path: Path) -> str | None:
@@ -168,7 +178,7 @@ def _why_gone(owner: dict[str, object], path: Path) -> str | None:
         born = owner.get("born")
         if birth is None:
             return "that process has ended"
-        if isinstance(born, (int, float)) and abs(birth - born) > 2:
+        if born is not None and birth != born:
             return "that process number belongs to another process now"
         return None
     try:

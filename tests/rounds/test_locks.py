@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 
+import psutil
 import pytest
 
 from nnunet_flare.rounds import locks
@@ -45,10 +46,22 @@ def test_the_lock_of_a_process_that_was_killed_is_taken_over_and_that_is_said(tm
 
 def test_a_reused_process_number_does_not_keep_a_lock(tmp_path, caplog):
     path = tmp_path / "driver.lock"
-    holder(path, born=time.time() - 90_000)
+    holder(path, born="an earlier boot 4711")
     with caplog.at_level(logging.WARNING), LockFile(path, "the run"):
         pass
     assert "another process now" in caplog.text
+
+
+def test_a_wall_clock_that_jumps_does_not_take_a_living_owners_lock(tmp_path, monkeypatch):
+    """The start of a process in wall-clock time moves with the clock (the kernel adds it to the time of the boot)."""
+    path = tmp_path / "driver.lock"
+    with LockFile(path, "the run"):
+        jump = 3 * 86_400
+        real_time, real_birth = time.time, psutil.Process.create_time
+        monkeypatch.setattr(time, "time", lambda: real_time() + jump)
+        monkeypatch.setattr(psutil.Process, "create_time", lambda process: real_birth(process) + jump)
+        with pytest.raises(LockedError), LockFile(path, "the run"):
+            pass
 
 
 def test_another_hosts_lock_holds_until_its_heartbeat_is_old(tmp_path, caplog):

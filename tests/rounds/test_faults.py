@@ -1,0 +1,201 @@
+"""What goes wrong around a run: hanging tasks, full and read-only disks, a locked ledger, cancelled drivers."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from fake_tasks import finish, make_run, notes, plan_tasks
+
+from nnunet_flare.cli.pseudolabel import main
+from nnunet_flare.errors import InputError, TaskError
+from nnunet_flare.files import write_json
+from nnunet_flare.rounds import ledger
+from nnunet_flare.rounds.arrays import read_array, write_array
+from nnunet_flare.rounds.ledger import Entry, read_ledger, write_round
+from nnunet_flare.rounds.local import run_local
+from nnunet_flare.rounds.tasks import graph
+from nnunet_flare.rounds.work import TASK_VARIABLE
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run on the CPU whose tasks are short stand-ins."""
+    run = make_run(tmp_path, device="cpu", shards=1)
+    write_json(run.paths.unlabelled, {"version": 1, "cases": []})
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    return run
+
+
+def processes_of(run) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(TASK_VARIABLE, "").startswith(str(run.root)):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+# ------------------------------------------------------------------ tasks that hang
+
+
+def test_a_hanging_training_is_ended_with_its_children_and_reported(run, capsys):
+    finish(run, "plan", "unlabelled", "build-r0", "train-r0-f1")
+    plan_tasks(run, {"train-r0-f0": {"epochs": 10_000}})
+    assert main(["retry", "-o", str(run.root), "--task_timeout", str(4 / 3600)]) == 1
+    error = capsys.readouterr().err
+    assert "train-r0-f0 failed" in error and "ended by the driver: not done after 4.0 s (--task_timeout)" in error
+    assert not processes_of(run) and not run.paths.done("train-r0-f0").is_file()
+    plan_tasks(run, {})
+    run_local(run)
+    assert all(run.paths.done(name).is_file() for name in graph(run))
+
+
+def test_a_task_within_its_time_is_left_alone(run):
+    run_local(run, timeout_s=600)
+    assert [line["task"] for line in notes(run)] == list(graph(run))
+
+
+# ------------------------------------------------------------------ cancel
+
+
+def test_cancel_ends_the_driver_of_this_machine_and_its_tasks_and_the_run_goes_on_later(run, tmp_path, capsys):
+    plan_tasks(run, {"plan": {"seconds": 300}})
+    driver = subprocess.Popen([sys.executable, "-m", "nnunet_flare.cli.pseudolabel", "retry", "-o", str(run.root)])
+    ends = time.monotonic() + 60
+    while not notes(run):
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+    assert main(["cancel", "-o", str(run.root)]) == 0
+    driver.wait(timeout=10)
+    assert f"the driver (process {driver.pid}) and its tasks were ended" in capsys.readouterr().out
+    assert not processes_of(run)
+    plan_tasks(run, {})
+    run_local(run)
+    assert main(["cancel", "-o", str(run.root)]) == 0
+    assert "nothing to cancel" in capsys.readouterr().out
+
+
+def test_a_driver_on_another_machine_is_named(run, capsys):
+    write_json(run.paths.driver_lock, {"host": "node-7", "pid": 4711, "token": "x", "since": "now"})
+    assert main(["cancel", "-o", str(run.root)]) == 1
+    assert "process 4711 on node-7: cancel it there" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------ the ledger
+
+
+def entry(case: str) -> Entry:
+    return Entry(0, case, "pseudo", "taken", "good", 0.9, 0.9, 0.9, {"liver": 0.9}, {}, "m", "h", "s")
+
+
+def test_a_locked_ledger_is_waited_for_and_then_named(run, monkeypatch):
+    write_round(run.paths, 0, [entry("a")])
+    other = sqlite3.connect(run.paths.ledger, check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    monkeypatch.setattr(ledger, "BUSY_SECONDS", 0.2)
+    with pytest.raises(InputError, match=r"ledger.sqlite: the ledger cannot be written .*locked"):
+        write_round(run.paths, 0, [entry("a"), entry("b")])
+    monkeypatch.setattr(ledger, "BUSY_SECONDS", 20.0)
+    timer = threading.Timer(0.5, other.rollback)
+    timer.start()
+    write_round(run.paths, 0, [entry("a"), entry("b")])
+    timer.join()
+    other.close()
+    assert [e.case for e in read_ledger(run.paths)] == ["a", "b"]
+
+
+def test_a_damaged_ledger_is_made_anew_from_the_decisions(run):
+    write_round(run.paths, 0, [entry("a"), entry("b")])
+    content = run.paths.ledger.read_bytes()
+    run.paths.ledger.write_bytes(b"\0" * 200 + content[200:])
+    assert [e.case for e in read_ledger(run.paths)] == ["a", "b"]
+
+
+# ------------------------------------------------------------------ disks
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"no right to mount a small disk: {mounted.stderr.decode().strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_on_a_full_disk_nothing_half_written_stays_and_the_run_goes_on_when_there_is_room(small_disk, tmp_path):
+    label = np.random.default_rng(0).integers(0, 14, (1, 40, 64, 64)).astype(np.int16)
+    path = small_disk / "case_seg.b2nd"
+    write_array(path, label[:, :2], [40, 64, 64])
+    before = path.read_bytes()
+    ballast = small_disk / "ballast"
+    _fill(ballast)
+    with pytest.raises(OSError, match="No space"):
+        write_array(path, label, [40, 64, 64])
+    with pytest.raises(OSError):
+        write_json(small_disk / "table.json", {"text": "x" * 100_000})
+    assert sorted(p.name for p in small_disk.iterdir()) == ["ballast", "case_seg.b2nd"]
+    assert path.read_bytes() == before
+    ballast.unlink()
+    write_array(path, label[:, :20], [40, 64, 64])
+    np.testing.assert_array_equal(read_array(path), label[:, :20])
+
+
+def _fill(path: Path) -> None:
+    with open(path, "wb", buffering=0) as stream:
+        try:
+            while True:
+                stream.write(b"\0" * 4096)
+        except OSError:
+            return
+
+
+def test_a_run_on_a_full_disk_stops_with_the_systems_words_and_resumes(small_disk, tmp_path, monkeypatch):
+    run = make_run(tmp_path, device="cpu", shards=1, root=small_disk / "run")
+    write_json(run.paths.unlabelled, {"version": 1, "cases": []})
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    ballast = small_disk / "ballast"
+    _fill(ballast)
+    with pytest.raises((OSError, TaskError), match="No space left"):
+        run_local(run)
+    assert not list(run.root.glob("tasks/*.done.json"))
+    ballast.unlink()
+    run_local(run)
+    assert all(run.paths.done(name).is_file() for name in graph(run))
+
+
+def test_a_read_only_run_folder_can_still_be_looked_at(run, monkeypatch, capsys):
+    write_round(run.paths, 0, [entry("a")])
+    if os.getuid() == 0:  # root writes everywhere; a read-only mount stops it too
+        bound = subprocess.run(["mount", "--bind", str(run.root), str(run.root)], capture_output=True, check=False)
+        if bound.returncode != 0:
+            pytest.skip("root, and no right to mount read-only")
+        subprocess.run(["mount", "-o", "remount,ro,bind", str(run.root)], check=True)
+    else:
+        run.root.chmod(0o555)
+    try:
+        assert main(["status", "-o", str(run.root)]) == 0
+        assert "round" in capsys.readouterr().out
+        with pytest.raises(OSError, match=r"Read-only|Permission"):
+            run_local(run)
+    finally:
+        if os.getuid() == 0:
+            subprocess.run(["umount", "-l", str(run.root)], check=True)
+        else:
+            run.root.chmod(0o755)
