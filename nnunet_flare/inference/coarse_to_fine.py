@@ -88,7 +88,7 @@ class RoiSegmenter:
         return CroppableScan(tuple(volumes), coarse, self.fine.value_oddities(volumes))
 
     def windows(self, scan: CroppableScan) -> int:
-        """How many windows the coarse pass takes; what the fine one takes is known after it."""
+        """How many windows the coarse pass takes; those of the fine one, known only after it, come on top."""
         return self.coarse.windows(scan.coarse)
 
     def segment(
@@ -101,12 +101,13 @@ class RoiSegmenter:
         shape = scan.grid.array.shape
         crops = [cropped(volume, box) for volume in scan.volumes]
         share = crops[0].array.size / max(1, int(np.prod(shape)))
+        log.debug("%s: box %s of shape %s", scan.name, box, shape)
         profile.share("volume seen by the fine model", share)
         if self._on_crop is not None:
             self._on_crop(scan.name, crops)
         with profile.stage("preprocess"):
             fine = self.fine.prepare(crops, scan.name)
-        labels, others = self.fine.segment(fine, members=members)
+        labels, others = self.fine.segment(fine, members=members, progress=progress)
         return pasted(labels, box, shape), [pasted(one, box, shape) for one in others]
 
     def box(self, scan: CroppableScan, progress: Callable[[int], None] | None = None) -> Box:
