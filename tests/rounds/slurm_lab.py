@@ -149,11 +149,15 @@ class SlurmLab:
     def lose_node(self, name: str) -> None:
         """Kill a node's daemon and every process of its jobs, as a power cut does."""
         daemon = self.daemons.pop({"n1": 1, "n2": 2}[name])
+        lost = [psutil.Process(daemon.pid), *psutil.Process(daemon.pid).children(recursive=True)]
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 if process.environ().get("SLURMD_NODENAME") == name:
-                    process.kill()
-        daemon.kill()
+                    lost.append(process)
+        for end in (psutil.Process.suspend, psutil.Process.kill):  # all at once: nobody may report a neighbour's death
+            for process in lost:
+                with suppress(psutil.Error):
+                    end(process)
         daemon.wait()
 
     def call(self, *command: str) -> str:

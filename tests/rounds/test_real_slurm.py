@@ -209,7 +209,7 @@ def test_a_real_tiny_loop(cluster, tiny_loop, tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "nnUNet_raw" / "Dataset022_FLAREPhantom" / "imagesUn", ignore_errors=True)
     for name in ("nnUNet_preprocessed", "nnUNet_results"):
         (tmp_path / name).mkdir()
-    loop = type(tiny_loop)(tmp_path, 0, "")
+    loop = type(tiny_loop)(tmp_path, 0)
     for name, value in {**loop.environment, "nnUNet_n_proc_DA": "0", "NNUNET_FLARE_THREADS": "1"}.items():
         monkeypatch.setenv(name, value)
     assert main(loop.command("--executor", "slurm", "--shards", "2")) == 0
