@@ -237,6 +237,8 @@ def _work(root: Path, gpus: Sequence[int], timeout_hours: float | None) -> int:
     failed = failed_cases(run)
     for case, reason in failed.items():
         print(f"set aside: {case}: {reason}")
+    if (page := run.paths.report / "index.html").is_file():
+        print(f"report: {page}")
     print(f"final model: {run.model(run.last_round)}")
     return 1 if failed else 0
 
