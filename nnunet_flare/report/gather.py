@@ -30,9 +30,12 @@ DECISIONS = ("taken", "refused", "odd", "failed")
 
 @dataclass(frozen=True)
 class Row:
-    """One case in one round, as the table shows it. ``least`` is the organ that the members agree on least."""
+    """One case in one round, as the table shows it. ``least`` is the organ that the members agree on least;
+    ``mean`` the agreement over the organs, None for an ensemble of one.
+    """
 
     entry: Entry
+    mean: float | None
     least: str | None
     volume_ml: dict[str, float]
     outside: tuple[str, ...]
@@ -92,11 +95,15 @@ def _row(run: Run, entry: Entry, organs: dict[str, int], ranges: dict[str, tuple
     seen = {o: v for o, v in entry.agreement.items() if o in organs and v is not None and present.get(o, True)}
     outside = [o for o, ml in volumes.items() if o in ranges and not ranges[o][0] <= ml <= ranges[o][1]]
     least = min(seen, key=lambda organ: seen[organ]) if seen else None
-    return Row(entry, least, volumes, tuple(outside), int(document.get("members", 0)))
+    return Row(entry, _mean(entry), least, volumes, tuple(outside), int(document.get("members", 0)))
+
+
+def _mean(entry: Entry) -> float | None:
+    return entry.mean_organ if any(value is not None for value in entry.agreement.values()) else None
 
 
 def _round(run: Run, number: int, entries: Sequence[Entry], organs: Sequence[str]) -> Round:
-    means = [entry.mean_organ for entry in entries if entry.mean_organ is not None]
+    means = [mean for entry in entries if (mean := _mean(entry)) is not None]
     agreement = {}
     for organ in organs:
         values = [value for entry in entries if (value := entry.agreement.get(organ)) is not None]

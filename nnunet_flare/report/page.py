@@ -62,7 +62,7 @@ def worth_looking_at(rows: Sequence[Row], count: int | None) -> list[Row]:
         return labelled
 
     def score(row: Row) -> float:
-        return row.entry.score if row.entry.score is not None else row.entry.mean_organ or 0.0
+        return row.entry.score if row.entry.score is not None else row.mean or 0.0
 
     taken = sorted((r for r in labelled if r.entry.decision == "taken"), key=lambda r: (score(r), r.entry.case))
     others = sorted((r for r in labelled if r.entry.decision != "taken"), key=lambda r: (-score(r), r.entry.case))
@@ -126,7 +126,7 @@ def _document(report: Report, drawn: set[tuple[int, str]]) -> dict[str, Any]:
                 entry.round,
                 entry.decision,
                 _rounded(entry.score),
-                _rounded(entry.mean_organ),
+                _rounded(row.mean),
                 organs.index(row.least) if row.least in report.organs else -1,
                 len(row.outside),
                 entry.reason,
@@ -168,7 +168,7 @@ def _render(report: Report) -> str:
         run=report.run,
         settings=settings,
         recipe=report.run.recipe,
-        judged=[r for r in report.rounds if r.agreement],
+        compared=[r for r in report.rounds if r.agreement],
         changed=[row for row in report.settings if row[2] is not None],
         stages=[(stage, duration(s), s / total if total else 0.0) for stage, s in report.seconds.items()],
         total=duration(total),

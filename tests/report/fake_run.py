@@ -29,8 +29,12 @@ def fake_run(
     pictured: int = 3,
     organs: tuple[str, ...] = ORGANS,
     seed: int = 0,
+    members: int = 3,
 ) -> Run:
-    """A run whose ``rounds`` rounds are all judged; of the first ``pictured`` cases there are arrays."""
+    """A run whose ``rounds`` rounds are all judged; of the first ``pictured`` cases there are arrays.
+
+    One member alone has no agreement.
+    """
     folders = {name: folder / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     recipe = load_recipe("demo", {"rounds": str(rounds), "selection.threshold": "0.6"})
     settings = Settings(
@@ -60,9 +64,9 @@ def fake_run(
     write_list(run.paths.unlabelled, [UnlabelledCase(case, f"/scans/{case}", (), 1) for case in cases])
     rng = np.random.default_rng(seed)
     for number in range(rounds):
-        write_round(run.paths, number, [_judged(run, number, case, organs, rng) for case in cases])
+        write_round(run.paths, number, [_judged(run, number, case, organs, members, rng) for case in cases])
         for case in cases[:pictured]:
-            _arrays(run, number, case, len(organs), rng)
+            _arrays(run, number, case, len(organs), members, rng)
         write_json(run.paths.done(f"select-r{number}"), {"task": f"select-r{number}", "seconds": 2.5})
     write_json(run.paths.evaluation(0) / "dice.json", {"mean": 0.8131, "organs": {}, "cases": {}})
     validation = run.model(0) / "fold_0" / "validation" / "summary.json"
@@ -79,16 +83,17 @@ def boxes(organs: int) -> np.ndarray:
     return labels
 
 
-def _judged(run: Run, number: int, case: str, organs: tuple[str, ...], rng: np.random.Generator) -> Entry:
+def _judged(run: Run, number: int, case: str, organs: tuple[str, ...], members: int, rng: np.random.Generator) -> Entry:
     agreement = {organ: round(float(rng.uniform(0.3, 1)), 4) for organ in organs}
     mean = float(np.mean(list(agreement.values())))
     taken = mean >= 0.65
+    known: dict[str, float | None] = dict(agreement) if members > 1 else dict.fromkeys(organs)
     document = {
         "case": case,
-        "agreement": agreement,
+        "agreement": known,
         "present": dict.fromkeys(organs, True),
         "volume_mm3": {organ: float(rng.uniform(1000, 3000)) for organ in organs},
-        "members": 3,
+        "members": members,
         "odd": [],
         "label_sha256": "s",
     }
@@ -104,7 +109,7 @@ def _judged(run: Run, number: int, case: str, organs: tuple[str, ...], rng: np.r
         score=mean,
         mean_organ=mean,
         min_organ=min(agreement.values()),
-        agreement=dict(agreement),
+        agreement=known,
         ignored={},
         model="m",
         recipe_hash="h",
@@ -112,13 +117,13 @@ def _judged(run: Run, number: int, case: str, organs: tuple[str, ...], rng: np.r
     )
 
 
-def _arrays(run: Run, number: int, case: str, organs: int, rng: np.random.Generator) -> None:
+def _arrays(run: Run, number: int, case: str, organs: int, members: int, rng: np.random.Generator) -> None:
     fused = boxes(organs)
-    members = np.stack([np.roll(fused, shift, axis=2) for shift in (0, 1, 0)])
+    labels = np.stack([np.roll(fused, shift % 2, axis=2) for shift in range(members)])
     scan = ((fused > 0) * 1.0 + rng.normal(0, 0.2, SHAPE)).astype(np.float32)
     write_array(run.unlabelled_data / f"{case}.b2nd", scan[None], PATCH)
     write_properties(run.unlabelled_data / f"{case}.pkl", {})
-    write_array(run.paths.members(number, case), members, PATCH)
+    write_array(run.paths.members(number, case), labels, PATCH)
     write_array(run.paths.training_label(number, case), fused.astype(np.int16)[None], PATCH)
 
 

@@ -128,6 +128,16 @@ def test_a_case_without_its_arrays_is_listed_without_a_picture(tmp_path, caplog)
     assert len(data_of(run)["rows"]) == 8
 
 
+def test_a_single_model_has_no_agreement_but_a_picture(tmp_path):
+    run = fake_run(tmp_path, cases=CASES, rounds=1, members=1)
+    write_report(run, pictures=None)
+    page, rows = page_of(run), data_of(run)["rows"]
+    assert "svg" not in {tag for tag, attributes in page.tags if attributes.get("class") == "boxes"}
+    assert "judged yet" not in " ".join(page.words)
+    assert {row[4] for row in rows} == {None} and {row[5] for row in rows} == {-1}
+    assert len(list(run.paths.report.rglob("*.jpg"))) == 3
+
+
 def test_a_run_that_judged_nothing_yet_has_a_report(tmp_path):
     run = fake_run(tmp_path, cases=CASES, rounds=1)
     run.paths.decisions(0).unlink()

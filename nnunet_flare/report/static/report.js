@@ -235,8 +235,9 @@
     $("no-picture").hidden = Boolean(row[PICTURE]);
     if (row[PICTURE]) {
       $("picture").src = `pictures/r${row[ROUND]}/${encodeURIComponent(row[CASE])}.jpg`;
-      $("picture").alt = `${row[CASE]}: three planes through ${organName(row[LEAST])}`;
-      $("picture-organ").textContent = organName(row[LEAST]);
+      const organ = organName(Math.max(0, row[LEAST])); // of a single model, which has no least certain organ, the first
+      $("picture").alt = `${row[CASE]}: three planes through ${organ}`;
+      $("picture-organ").textContent = organ;
     } else $("picture").removeAttribute("src");
     drawHistory(row);
     if (!$("case").open) $("case").showModal();
