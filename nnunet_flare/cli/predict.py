@@ -15,7 +15,7 @@ from nnunet_flare.errors import InputError
 if TYPE_CHECKING:
     from nnunet_flare.images import Volume
     from nnunet_flare.inference.core import Segmenter
-    from nnunet_flare.inference.folder import AlsoWrite, PredictsScans, Report
+    from nnunet_flare.inference.folder import FurtherForm, PredictsScans, Report
     from nnunet_flare.inference.inputs import Case
     from nnunet_flare.inference.profile import Profile
 
@@ -166,7 +166,7 @@ def _run(args: argparse.Namespace) -> int:
         overwrite=not args.continue_prediction,
         save_members=args.save_members,
         postprocess=None if pipeline is None else pipeline.apply,
-        also_write=_dicom_writer(cases, args.output, dataset) if args.dicom_seg else None,
+        also_write=_dicom_writer(cases, dataset) if args.dicom_seg else None,
         profile=profile,
         progress=bar.case,
     )
@@ -230,17 +230,18 @@ def _with_roi(args: argparse.Namespace, folder: Path, fine: Segmenter) -> Predic
     )
 
 
-def _dicom_writer(cases: Sequence[Case], output: Path, dataset: dict[str, Any]) -> AlsoWrite:
+def _dicom_writer(cases: Sequence[Case], dataset: dict[str, Any]) -> FurtherForm:
     """Writes DICOM segmentations; refused at once where a case is no DICOM series."""
     from nnunet_flare.dicom_seg import SUFFIX, check_installed, segment_names, write_dicom_seg
+    from nnunet_flare.inference.folder import FurtherForm
 
     check_installed()
     for case in cases:
         if not case.files[0].is_dir():
             raise InputError(f"--dicom_seg: {case.files[0]} is no DICOM series folder; leave --dicom_seg out")
     names = segment_names(dataset)
-    return lambda case, labels: write_dicom_seg(
-        output / f"{case.name}{SUFFIX}", labels, case.files[0], names, case.name
+    return FurtherForm(
+        SUFFIX, lambda case, labels, path: write_dicom_seg(path, labels, case.files[0], names, case.name)
     )
 
 

@@ -33,8 +33,12 @@ class Postprocess(Protocol):
     ) -> np.ndarray: ...
 
 
-AlsoWrite = Callable[[Case, np.ndarray], None]
-"""Writes a label map (Z, Y, X) of a case."""
+@dataclass(frozen=True)
+class FurtherForm:
+    """A further file ``<case><suffix>`` per case, and what writes a label map (Z, Y, X) to it."""
+
+    suffix: str
+    write: Callable[[Case, np.ndarray, Path], None]
 
 
 class PredictsScans(Protocol):
@@ -84,7 +88,7 @@ def predict_cases(
     overwrite: bool = True,
     save_members: bool = False,
     postprocess: Postprocess | None = None,
-    also_write: AlsoWrite | None = None,
+    also_write: FurtherForm | None = None,
     profile: Profile | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -109,7 +113,10 @@ def predict_cases(
     check_writable(output)
     todo = []
     for case in cases:
-        if not overwrite and _target(output, case).is_file():
+        wanted = [_target(output, case)]
+        if also_write is not None:
+            wanted.append(output / f"{case.name}{also_write.suffix}")
+        if not overwrite and all(path.is_file() for path in wanted):
             report.kept.append(case.name)
         else:
             todo.append(case)
@@ -198,7 +205,7 @@ def _write(
     labels: np.ndarray,
     members: Sequence[np.ndarray],
     postprocess: Postprocess | None,
-    also_write: AlsoWrite | None,
+    also_write: FurtherForm | None,
     profile: Profile,
 ) -> None:
     if postprocess is not None:
@@ -208,7 +215,7 @@ def _write(
         for number, member in enumerate(members):
             write_labels(_target(output / "members" / str(number), case), member, grid)
         if also_write is not None:
-            also_write(case, labels)
+            also_write.write(case, labels, output / f"{case.name}{also_write.suffix}")
         write_labels(_target(output, case), labels, grid)
 
 

@@ -86,6 +86,16 @@ def test_the_segmentation_reads_back_equal(series, tmp_path):
     assert types == ["Liver", "Kidney", "Spleen"]
 
 
+def test_continuing_makes_a_missing_segmentation(series, tmp_path, capsys):
+    model = models.write_model(tmp_path / "model")
+    command = ("-i", series, "-o", tmp_path / "out", "-m", model, "--continue_prediction")
+    assert run(*command) == 0
+    assert run(*command, "--dicom_seg") == 0
+    assert (tmp_path / "out" / "patient.dcm").is_file()
+    assert run(*command, "--dicom_seg") == 0
+    assert "0 written, 1 already there" in capsys.readouterr().out
+
+
 def test_frames_lie_where_the_slices_lie(series, tmp_path):
     labels = np.zeros(SHAPE, np.uint8)
     labels[4, 3:9, 5:11] = 2
