@@ -27,6 +27,7 @@ MARK = "_nnunet_flare_stock"
 TRAINERS = {
     "nnUNetTrainerFlareST": "nnunet_flare.trainers.self_training",
     "nnUNetTrainerFlarePartial": "nnunet_flare.trainers.partial_labels",
+    "nnUNetTrainerFlareDistill": "nnunet_flare.trainers.distillation",
 }
 PLANNERS = {
     "nnUNetPlannerFlare": "nnunet_flare.planners.flare",

@@ -49,6 +49,8 @@ class FlareTrainer(nnUNetTrainer):
     """Set by the classes named ``<trainer>_<N>epochs``; wins over the settings."""
     curves: ClassVar[tuple[str, ...]] = ()
     """What a trainer logs once an epoch beside stock's curves."""
+    uses_teacher: ClassVar[bool] = False
+    """Whether the setting ``teacher`` has an effect; the others refuse it."""
 
     def __init__(
         self,
@@ -63,6 +65,11 @@ class FlareTrainer(nnUNetTrainer):
         where = f"{self.plans_manager.plans_name}.json, configuration '{configuration}'"
         settings = with_environment(read_settings(self.configuration_manager.configuration, where=where))
         self.settings: TrainingSettings = settings
+        if settings.teacher is not None and not self.uses_teacher:
+            raise InputError(
+                f"{where}: flare.teacher: {type(self).__name__} learns from no teacher; train with "
+                "-tr nnUNetTrainerFlareDistill, or remove the key"
+            )
         self.num_epochs = self.epochs_by_name or settings.num_epochs
         self.num_iterations_per_epoch = settings.iterations_per_epoch
         self.num_val_iterations_per_epoch = settings.num_validation_iterations

@@ -40,6 +40,18 @@ class AugmentationSettings(BaseModel):
     partial: Augmentation = "stock"
 
 
+class TeacherSettings(BaseModel):
+    """The frozen teacher of ``nnUNetTrainerFlareDistill``: a checkpoint of a trained model's folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    folder: str = Field(min_length=1, description="Trainer__Plans__configuration, of stock nnU-Net or ours")
+    fold: Annotated[int, Field(ge=0)] | Literal["all"] = "all"
+    checkpoint: str = Field("checkpoint_final.pth", min_length=1)
+    temperature: _Positive = Field(2.0, description="softens teacher and student alike")
+    weight: float = Field(0.5, ge=0, le=1, description="of the soft loss; the labels get the rest")
+
+
 class TrainingSettings(BaseModel):
     """Settings of ``nnUNetTrainerFlareST``; the defaults are stock's, but pseudo cases are augmented strongly."""
 
@@ -74,6 +86,7 @@ class TrainingSettings(BaseModel):
     init_from: str | None = Field(
         None, min_length=1, description="checkpoint to start from, segmentation head included"
     )
+    teacher: TeacherSettings | None = Field(None, description="of nnUNetTrainerFlareDistill; refused by the others")
     ignore_label: int | None = Field(None, ge=1, description="value in a round's labels that the loss leaves out")
     final_validation: bool = Field(True, description="False: the validation after training is skipped")
     cpu_precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast and channels-last on the CPU")
@@ -145,7 +158,8 @@ def _explain(error: Exception) -> str:
     for problem in error.errors():
         path = ".".join([KEY, *(str(part) for part in problem["loc"])])
         if problem["type"] == "extra_forbidden":
-            model = AugmentationSettings if len(problem["loc"]) > 1 else TrainingSettings
+            parts: dict[Any, type[BaseModel]] = {"augmentation": AugmentationSettings, "teacher": TeacherSettings}
+            model = parts[problem["loc"][0]] if len(problem["loc"]) > 1 else TrainingSettings
             problems.append(f"{path}: unknown key, allowed are {', '.join(model.model_fields)}")
         else:
             problems.append(f"{path}: found {problem['input']!r}: {problem['msg']}")

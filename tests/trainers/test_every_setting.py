@@ -12,6 +12,7 @@ import pytest
 import torch
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 
+from nnunet_flare.errors import InputError
 from nnunet_flare.trainers.seeding import derived_seed
 from nnunet_flare.trainers.settings import AugmentationSettings, TrainingSettings
 from nnunet_flare.trainers.transforms.organ_shift import OrganShiftTransform
@@ -253,6 +254,12 @@ def check_round(tiny: Any) -> None:
     (tiny.folder / "flare_cases.3d_fullres.json").unlink()
     with pytest.raises(Exception, match="is a round of flare-pseudolabel"):
         trainer.do_split()
+
+
+def check_teacher(tiny: Any) -> None:
+    """What it does is tested with its own trainer; the others refuse it."""
+    with pytest.raises(InputError, match="learns from no teacher"):
+        train(tiny, teacher={"folder": "model"})
 
 
 def check_recipe_hash(tiny: Any) -> None:

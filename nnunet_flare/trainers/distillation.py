@@ -1,0 +1,118 @@
+"""``nnUNetTrainerFlareDistill``: a student learns from labels and from the logits of a frozen teacher.
+
+The loss is (1 - w) (Dice + CE) + w T^2 KL(teacher || student), both softmax at temperature T, on the full-resolution
+output only (Hinton et al. 2015). Fosun's "distillation" (S1) is a small student on the teacher's hard labels, which any
+trainer does. The teacher sees the student's own augmented patch, so both must expect the same input.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from nnunet_flare.errors import InputError
+from nnunet_flare.inference.model import Member, Model, open_model
+from nnunet_flare.trainers.lengths import class_with_length
+from nnunet_flare.trainers.self_training import nnUNetTrainerFlareST
+
+
+def soft_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """T^2 times the mean over voxels of KL(teacher || student) of logits (B, K, ...), in float32."""
+    log_student = torch.log_softmax(student.float() / temperature, dim=1)
+    log_teacher = torch.log_softmax(teacher.float() / temperature, dim=1)
+    divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(dim=1)
+    return divergence.mean() * temperature**2
+
+
+class nnUNetTrainerFlareDistill(nnUNetTrainerFlareST):
+    """Self-training with a teacher: any nnU-Net model folder of the same labels, spacing and normalisation.
+
+    The teacher is never trained, never part of the network and never in a checkpoint; in half precision on CUDA.
+    """
+
+    uses_teacher = True
+    teacher: nn.Module
+
+    def initialize(self) -> None:
+        """Opens the teacher first, so that a wrong one stops the training before it starts.
+
+        Raises:
+            InputError: without a teacher in the settings, or when it does not fit the student; both sides are named.
+        """
+        settings = self.settings.teacher
+        if settings is None:
+            raise InputError(
+                f"{type(self).__name__} needs a teacher: set flare.teacher.folder of configuration "
+                f"'{self.configuration_name}' to a trained model's folder"
+            )
+        if self.label_manager.has_regions:
+            raise InputError(
+                f"{type(self).__name__}: region-based labels have no softmax to learn; expected one id each"
+            )
+        model = open_model(Member(Path(settings.folder).expanduser(), settings.fold, settings.checkpoint))
+        self._check_teacher(model)
+        teacher = model.network().to(self.device)
+        self.teacher = teacher.half() if self.device.type == "cuda" else teacher.float()
+        super().initialize()
+        self.print_to_log_file(
+            f"Teacher: {model.member}, temperature {settings.temperature:g}, weight {settings.weight:g}."
+        )
+
+    def _check_teacher(self, model: Model) -> None:
+        own, other = self.configuration_manager, model.configuration_manager
+        channels = "channel_names" if "channel_names" in self.dataset_json else "modality"
+        sides = {
+            "labels": (self.dataset_json["labels"], model.dataset_json["labels"]),
+            "channels": (self.dataset_json[channels], model.dataset_json.get(channels)),
+            "axis order": (list(self.plans_manager.transpose_forward), list(model.plans_manager.transpose_forward)),
+            "spacing": (list(own.spacing), list(other.spacing)),
+            "normalisation": (_normalisation(self.plans_manager, own), _normalisation(model.plans_manager, other)),
+        }
+        for name, (ours, theirs) in sides.items():
+            if ours != theirs:
+                raise InputError(
+                    f"teacher {model.member}: its {name} is {theirs}, the student's ({self.plans_manager.plans_name}, "
+                    f"{self.configuration_name}) is {ours}. Soft labels need the same; otherwise label the unlabelled "
+                    "cases with the teacher and train nnUNetTrainerFlareST on its hard labels"
+                )
+        strides = np.prod(other.network_arch_init_kwargs["strides"], axis=0)
+        if np.any(np.asarray(own.patch_size) % strides):
+            raise InputError(
+                f"teacher {model.member}: divides a patch by {strides.tolist()}, the student's patch "
+                f"{list(own.patch_size)} is no multiple of it; plan the student with another patch"
+            )
+
+    def compute_loss(self, output: Any, target: Any, batch: dict) -> torch.Tensor:
+        """Hard loss on all resolutions, soft loss on the highest; ignored voxels have the soft one only."""
+        settings = self.settings.teacher
+        hard = super().compute_loss(output, target, batch)
+        if settings is None or settings.weight == 0:
+            return hard
+        full = output[0] if isinstance(output, (list, tuple)) else output
+        weight = next(self.teacher.parameters())
+        with torch.no_grad():
+            taught = self.teacher(batch["data"].to(weight.device, weight.dtype, non_blocking=True))
+        with torch.autocast(full.device.type, enabled=False):
+            soft = soft_loss(full, taught, settings.temperature)
+        return (1 - settings.weight) * hard + settings.weight * soft
+
+
+def _normalisation(plans_manager: Any, configuration_manager: Any) -> tuple[Any, ...]:
+    """Schemes and masks and, where a scheme reads them, the intensities."""
+    schemes = list(configuration_manager.normalization_schemes)
+    values = plans_manager.foreground_intensity_properties_per_channel
+    keys = ("mean", "std", "percentile_00_5", "percentile_99_5")
+    intensities = [
+        {key: values[str(channel)][key] for key in keys}
+        for channel, scheme in enumerate(schemes)
+        if scheme == "CTNormalization"
+    ]
+    return schemes, list(configuration_manager.use_mask_for_norm), intensities
+
+
+def __getattr__(name: str) -> type:
+    return class_with_length(name, globals())
