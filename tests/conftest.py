@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -12,6 +13,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # nnU-Net starts this many processes for everything by default; tests have two cores.
 os.environ.setdefault("nnUNet_def_n_proc", "1")
 os.environ.setdefault("nnUNet_compile", "f")
+
+# A busy machine is no failure: properties are checked without a time limit for a single example.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

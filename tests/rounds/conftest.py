@@ -72,7 +72,7 @@ def _run(loop: TinyLoop) -> int:
     write_phantom(loop.folder, labelled=4, unlabelled=6, test=2, size=(20, 32, 32), seed=3)
     (loop.unlabelled / "truncated_0000.nii.gz").write_bytes(b"\x1f\x8b not a scan")
     for name in ("nnUNet_preprocessed", "nnUNet_results"):
-        (loop.folder / name).mkdir()
+        (loop.folder / name).mkdir(exist_ok=True)
     saved = dict(os.environ)
     os.environ.update(loop.environment, nnUNet_n_proc_DA="0", NNUNET_FLARE_THREADS="1")
     try:
