@@ -9,7 +9,7 @@ CONSTRAINT = $(VENV)/constraints.txt
 TEST_ENV = OMP_NUM_THREADS=1 nnUNet_def_n_proc=1 nnUNet_compile=f MPLBACKEND=Agg
 PYTEST = $(TEST_ENV) $(BIN)/python -m pytest
 
-.PHONY: demo test lint check soak slurm bench docs clean
+.PHONY: demo test lint check soak docs clean
 
 $(STAMP): pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
