@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Sequence
 from importlib import resources
@@ -147,7 +148,7 @@ def _document(report: Report, drawn: set[tuple[int, str]]) -> dict[str, Any]:
 
 
 def _rounded(value: float | None, digits: int = 4) -> float | None:
-    return None if value is None else round(float(value), digits)
+    return None if value is None or not math.isfinite(value) else round(float(value), digits)
 
 
 def _render(report: Report) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import time
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -18,6 +19,7 @@ from nnunet_flare.report.gather import gather
 from nnunet_flare.report.page import script_json, worth_looking_at, write_report
 from nnunet_flare.report.pictures import colour, rgb, upright
 from nnunet_flare.report.planes import DISAGREEMENT, PANEL, Scene, draw_case
+from nnunet_flare.rounds.ledger import read_decisions
 
 CASES = [f"case_{number:03d}" for number in range(8)]
 HOSTILE = ('<img src=x onerror="alert(1)">', "</script><script>alert(1)</script>", "a&b\"'`${1}\u2028", "{{ 7 * 7 }}")
@@ -136,6 +138,14 @@ def test_a_single_model_has_no_agreement_but_a_picture(tmp_path):
     assert "judged yet" not in " ".join(page.words)
     assert {row[4] for row in rows} == {None} and {row[5] for row in rows} == {-1}
     assert len(list(run.paths.report.rglob("*.jpg"))) == 3
+
+
+def test_a_value_that_is_no_number_is_shown_as_missing(tmp_path):
+    run = fake_run(tmp_path, cases=CASES, rounds=1, pictured=0)
+    entries = [replace(entry, score=float("inf")) for entry in read_decisions(run.paths, 0)]
+    run.paths.decisions(0).write_text(json.dumps({"cases": [asdict(entry) for entry in entries]}))
+    write_report(run, pictures=0)
+    assert {row[3] for row in data_of(run)["rows"]} == {None}
 
 
 def test_a_run_that_judged_nothing_yet_has_a_report(tmp_path):
