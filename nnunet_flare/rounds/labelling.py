@@ -97,6 +97,7 @@ def _label_case(run: Run, number: int, case: UnlabelledCase, predictor: Any, org
         prediction = predictor.predict_members(data)
         fused = prediction.mean_softmax.argmax(0).numpy().astype(np.uint8)
         agreement = _agreement(prediction.labels, max(organs.values()) + 1)
+        per_organ = judged_by(agreement, run.recipe.selection.rule)
         _write_label(run, number, name, predictor, prediction, properties)
         label = training_label(fused, crop_mask_seg)
         patch = predictor.configuration_manager.patch_size
@@ -114,7 +115,7 @@ def _label_case(run: Run, number: int, case: UnlabelledCase, predictor: Any, org
     voxel_mm3 = float(np.prod(predictor.configuration_manager.spacing))
     counts = np.bincount(fused.ravel(), minlength=max(organs.values()) + 1)
     return {
-        "agreement": {n: None if agreement is None else float(agreement.per_organ[i - 1]) for n, i in organs.items()},
+        "agreement": {n: None if agreement is None else float(per_organ[i - 1]) for n, i in organs.items()},
         "present": {n: bool(agreement is None or agreement.present[i - 1]) for n, i in organs.items()},
         "volume_mm3": {n: float(counts[i] * voxel_mm3) for n, i in organs.items()},
         "members": len(prediction.labels),
@@ -127,6 +128,13 @@ def _label_case(run: Run, number: int, case: UnlabelledCase, predictor: Any, org
 def _agreement(labels: Sequence[np.ndarray], num_labels: int) -> Agreement | None:
     """Agreement of two or more members; one member alone has none."""
     return pairwise_dice(labels, num_labels) if len(labels) > 1 else None
+
+
+def judged_by(agreement: Agreement | None, rule: str) -> np.ndarray:
+    """(organs,) what a rule judges a case by: all pairs, or for ``stability`` those of the last checkpoint."""
+    if agreement is None:
+        return np.empty(0)
+    return agreement.with_last if rule == "stability" else agreement.per_organ
 
 
 def _write_label(run: Run, number: int, case: str, predictor: Any, prediction: Any, properties: dict[str, Any]) -> None:

@@ -89,7 +89,7 @@ class Predict(_Part):
 class Selection(_Part):
     """Which pseudo-labelled cases are taken (see ``selection.rules``)."""
 
-    rule: Literal["min-organ", "trimmed-min", "mean-organ", "all"] = "min-organ"
+    rule: Literal["min-organ", "trimmed-min", "mean-organ", "stability", "all"] = "min-organ"
     threshold: _Unit = 0.9
     top_fraction: _Share | None = None
     per_organ: dict[str, _Unit] = {}
@@ -157,6 +157,11 @@ class Recipe(_Part):
             self.settings(number, run=None)
         if self.has_one_member:
             self._check_without_agreement()
+        if self.selection.rule == "stability" and self.members.kind != "checkpoints":
+            raise ValueError(
+                "selection.rule: found 'stability', which compares the checkpoints of one training, but members.kind "
+                f"is '{self.members.kind}'; expected 'checkpoints'"
+            )
         if self.members.kind == "checkpoints" and len(set(self._checkpoint_epochs(0))) < 2:
             raise ValueError(
                 f"members.at {list(self.members.at)} gives fewer than two different checkpoints in a training of "

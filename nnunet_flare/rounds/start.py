@@ -79,6 +79,8 @@ def plan_run(request: Request, recipe: Recipe, folders: Mapping[str, Path]) -> P
     if request.eval_images is not None and request.eval_labels is not None:
         used = set(labelled) | set(sources)
         check_held_out(request.eval_images, request.eval_labels, ending, channels, used)
+    init_folds = _init_folds(request, document)
+    check_init_members(request, init_folds, recipe)
     settings = Settings(
         name=name,
         dataset=raw.name,
@@ -89,7 +91,7 @@ def plan_run(request: Request, recipe: Recipe, folders: Mapping[str, Path]) -> P
         device=request.device,
         shards=request.shards,
         init_model=None if request.init_model is None else str(request.init_model.absolute()),
-        init_folds=tuple(_init_folds(request, document)),
+        init_folds=tuple(init_folds),
         eval_images=None if request.eval_images is None else str(request.eval_images.absolute()),
         eval_labels=None if request.eval_labels is None else str(request.eval_labels.absolute()),
     )
@@ -138,6 +140,27 @@ def _plans_name(recipe: Recipe, name: str) -> str:
     """The planner's own plans; plans of the run's own where the recipe changes them."""
     default = default_plans_name(recipe.planner)
     return f"{default}_{name}" if recipe.plan.changes() else default
+
+
+def check_init_members(request: Request, folds: Sequence[str], recipe: Recipe) -> None:
+    """Refuse given models that the recipe's rule could not judge the labels of.
+
+    Raises:
+        InputError: for one model where the rule needs agreement, or folds where it compares checkpoints.
+    """
+    rule = recipe.selection.rule
+    if request.init_model is None or rule == "all":
+        return
+    if rule == "stability":
+        raise InputError(
+            f"--init_model {request.init_model}: selection.rule 'stability' compares checkpoints of one training, not "
+            "folds; choose another rule, such as mean-organ"
+        )
+    if len(folds) < 2:
+        raise InputError(
+            f"--init_model {request.init_model} -f {' '.join(folds)}: one member has no agreement, which "
+            f"selection.rule '{rule}' needs; give more folds, or --set selection.rule=all"
+        )
 
 
 def _init_folds(request: Request, document: Mapping[str, Any]) -> list[str]:

@@ -38,6 +38,12 @@ class Agreement:
         """(organs,) mean over the pairs."""
         return self.dice.mean(axis=0)
 
+    @property
+    def with_last(self) -> np.ndarray:
+        """(organs,) mean over the pairs of the last member: how stable checkpoints of one training are (Fosun)."""
+        last = max(member for pair in self.pairs for member in pair)
+        return self.dice[[last in pair for pair in self.pairs]].mean(axis=0)
+
 
 def pairwise_dice(labels: Sequence[np.ndarray], num_labels: int) -> Agreement:
     """Dice of every pair of label maps for labels 1 .. ``num_labels`` - 1.

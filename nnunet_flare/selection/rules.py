@@ -6,6 +6,8 @@ so that no case is ever taken on it. What the rules mean:
 - ``min-organ``: the worst organ (Radboud, FLARE22);
 - ``trimmed-min``: the third smallest organ, which forgives two hard ones;
 - ``mean-organ``: the mean over organs, which ranked true quality best in our trials;
+- ``stability``: the mean over organs too, of a table that compares the earlier checkpoints of a training with the last
+  alone (Fosun, FLARE22; :attr:`nnunet_flare.selection.agreement.Agreement.with_last`);
 - ``all``: every case that was labelled.
 """
 
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RULES: tuple[str, ...] = ("min-organ", "trimmed-min", "mean-organ", "all")
+RULES: tuple[str, ...] = ("min-organ", "trimmed-min", "mean-organ", "stability", "all")
 TRIMMED_RANK = 3
 """``trimmed-min`` is this smallest organ (of fewer organs: the largest of them)."""
 
@@ -40,7 +42,7 @@ def scores(table: np.ndarray, rule: str) -> np.ndarray:
         return values.min(axis=1)
     if rule == "trimmed-min":
         return np.sort(values, axis=1)[:, min(TRIMMED_RANK, values.shape[1]) - 1]
-    if rule == "mean-organ":
+    if rule in ("mean-organ", "stability"):
         return values.mean(axis=1)
     if rule == "all":
         return np.ones(len(values))

@@ -81,3 +81,17 @@ def test_spoiling_one_organ_of_one_member_lowers_exactly_that_organ():
 def test_what_cannot_be_compared_is_refused(maps, message):
     with pytest.raises(ValueError, match=message):
         pairwise_dice(maps, 5)
+
+
+def test_stability_is_the_mean_dice_of_the_earlier_checkpoints_with_the_last():
+    maps = [np.random.default_rng(seed).integers(0, 4, (3, 4, 5)).astype(np.uint8) for seed in range(3)]
+
+    def dice(one, other, organ):
+        return 2 * ((one == organ) & (other == organ)).sum() / ((one == organ).sum() + (other == organ).sum())
+
+    found = pairwise_dice(maps, 4)
+    expected = [np.mean([dice(early, maps[2], organ) for early in maps[:2]]) for organ in (1, 2, 3)]
+    np.testing.assert_allclose(found.with_last, expected)
+    assert not np.allclose(found.with_last, found.per_organ), "the pair of the earlier two does not count"
+    swapped = pairwise_dice([maps[1], maps[0], maps[2]], 4)
+    np.testing.assert_allclose(swapped.with_last, expected)

@@ -30,6 +30,7 @@ def test_each_rule_reduces_a_row_as_it_says():
     assert scores(row, "min-organ")[0] == 0.1
     assert scores(row, "trimmed-min")[0] == 0.8  # the third smallest
     assert scores(row, "mean-organ")[0] == pytest.approx(0.55)
+    assert scores(row, "stability")[0] == pytest.approx(0.55)
     assert scores(row, "all")[0] == 1.0
     with pytest.raises(ValueError, match="unknown rule"):
         scores(row, "best")
