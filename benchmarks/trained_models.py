@@ -291,8 +291,8 @@ def main() -> None:
     """Train where needed, compare, keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--models", type=Path, required=True, help="data sets and models are kept here")
-    parser.add_argument("--no_wall", action="store_true", help="leave the wall times out")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--parts", nargs="+", choices=("agreement", "wall"), default=["agreement", "wall"])
+    parser.add_argument("--output", type=Path, default=RESULTS, help="parts not run now keep their figures")
     args = parser.parse_args()
     folder = args.models.resolve()
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
@@ -302,17 +302,16 @@ def main() -> None:
     if not list((folder / "nnUNet_preprocessed").glob(f"Dataset*/{PLANS}_{COARSE}")):
         plan(folder)
     models = train(folder)
-    rows = compare(models, scans)
-    print(table(rows, None), flush=True)
-    walls = None if args.no_wall else wall_time(models[COARSE])
-    print(table([], walls))
-    record = {
-        "command": "python benchmarks/trained_models.py -o MODELS",
-        "hardware": setting.hardware(),
-        "training": {name: training_of(model) for name, model in models.items()},
-        "scans": rows,
-        "wall": walls,
-    }
+    record = json.loads(args.output.read_text()) if args.output.is_file() else {}
+    record["command"] = "python benchmarks/trained_models.py -o MODELS"
+    record["hardware"] = setting.hardware()
+    record["training"] = {name: training_of(model) for name, model in models.items()}
+    if "agreement" in args.parts:
+        record["scans"] = compare(models, scans)
+        print(table(record["scans"], None), flush=True)
+    if "wall" in args.parts:
+        record["wall"] = wall_time(models[COARSE])
+        print(table([], record["wall"]))
     args.output.parent.mkdir(exist_ok=True)
     args.output.write_text(json.dumps(record, indent=1) + "\n")
 
