@@ -230,7 +230,7 @@ def find_cases(folder: Path, file_ending: str, channels: int = 1) -> dict[str, l
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected images named <case>_0000{file_ending}")
-    pattern = re.compile(r"(.+)_(\d{4})" + re.escape(file_ending))
+    pattern = re.compile(r"(.+)_(\d{4})" + re.escape(file_ending), re.DOTALL)  # a line break is a character too
     names = {m.group(1) for p in folder.iterdir() if (m := pattern.fullmatch(p.name)) and not p.name.startswith(".")}
     if not names:
         seen = sorted(p.name for p in folder.iterdir())[:3]

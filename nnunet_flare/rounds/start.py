@@ -17,7 +17,7 @@ from nnunet_flare.rounds.manifest import FOLDERS, Run, Settings, create_run
 from nnunet_flare.rounds.paths import RunPaths
 from nnunet_flare.rounds.plans import default_plans_name
 from nnunet_flare.rounds.recipe import NAME_PATTERN, Recipe
-from nnunet_flare.rounds.unlabelled import find_sources, freeze, read_list, write_list
+from nnunet_flare.rounds.unlabelled import find_sources, freeze, read_list, size_of, write_list
 
 log = logging.getLogger(__name__)
 
@@ -208,7 +208,7 @@ def disk_needed(run: Run, sources: Mapping[str, Sequence[Path]]) -> dict[str, in
     of that per member map, for the members, the training label and the map on the image's grid.
     """
     recipe = run.recipe
-    arrays = 2 * sum(path.stat().st_size for paths in sources.values() for path in paths)
+    arrays = 2 * sum(size_of(path) for paths in sources.values() for path in paths)
     members = len(recipe.member_folds(0)) * len(recipe.member_checkpoints(0))
     first = 0 if run.settings.init_model is None else 1
     trainings = sum(len(recipe.member_folds(number)) for number in range(first, recipe.rounds + 1))

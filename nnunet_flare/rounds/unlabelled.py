@@ -87,7 +87,7 @@ def freeze(
     known = read_json(table)["cases"] if table.is_file() else {}
     cases = []
     for case, files in sources.items():
-        source = str(files[0].resolve())
+        source = os.path.realpath(files[0])  # unlike Path.resolve, no error for a link to itself
         if case in known and known[case]["source"] != source and Path(known[case]["source"]).exists():
             raise InputError(
                 f"-u {files[0].parent}: the case id '{case}' is {source}, but an earlier run on this dataset has "
@@ -96,11 +96,19 @@ def freeze(
         images = [target / f"{case}_{channel:04d}{file_ending}" for channel in range(len(files))]
         for file, image in zip(files, images, strict=True):
             _provide(file, image, case, file_ending)
-        size = sum(file.stat().st_size for file in files)
+        size = sum(size_of(file) for file in files)
         cases.append(UnlabelledCase(case, source, tuple(str(image) for image in images), size))
         known[case] = {"source": source, "images": [str(image) for image in images]}
     write_json(table, {"version": 1, "cases": dict(sorted(known.items()))})
     return cases
+
+
+def size_of(file: Path) -> int:
+    """Bytes of a file; 0 for a link to nothing, which is set aside later."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
 
 
 def _provide(file: Path, image: Path, case: str, file_ending: str) -> None:
@@ -111,7 +119,7 @@ def _provide(file: Path, image: Path, case: str, file_ending: str) -> None:
         with suppress(FileNotFoundError):
             image.unlink()
         try:
-            os.symlink(file.resolve(), image)
+            os.symlink(os.path.realpath(file), image)
         except OSError:
             link_or_copy(file, image)
         return

@@ -153,7 +153,7 @@ class SlurmLab:
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 if process.environ().get("SLURMD_NODENAME") == name:
-                    lost.append(process)
+                    lost += [process, *(parent for parent in process.parents() if parent.name() == "slurmstepd")]
         for end in (psutil.Process.suspend, psutil.Process.kill):  # all at once: nobody may report a neighbour's death
             for process in lost:
                 with suppress(psutil.Error):

@@ -1,0 +1,237 @@
+"""More than sixty kinds of scans as they come: broken, odd, or named to do harm, each a function that writes one.
+
+Every kind says what must happen to it: ``refused`` (set aside with one line), ``fine`` (it can be used), or ``either``
+where readers differ and only silence or a traceback would be wrong.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import nibabel
+import numpy as np
+
+Fate = Literal["refused", "fine", "either"]
+SHAPE = (32, 32, 20)
+"""(X, Y, Z), as NIfTI stores it."""
+
+SPACING_MM = (5.2, 5.0, 8.5)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of scan; ``write`` gets the path of the file to make."""
+
+    name: str
+    fate: Fate
+    write: Callable[[Path], Any]
+    file: str = ""
+
+    @property
+    def file_name(self) -> str:
+        return self.file or f"{self.name}_0000.nii.gz"
+
+
+def scan() -> np.ndarray:
+    """A body of soft tissue in air, with noise; int16 HU (X, Y, Z)."""
+    x, y, _ = np.ogrid[-1 : 1 : SHAPE[0] * 1j, -1 : 1 : SHAPE[1] * 1j, -1 : 1 : SHAPE[2] * 1j]
+    body = np.broadcast_to(x**2 + y**2 < 0.7, SHAPE)
+    noise = np.random.default_rng(0).normal(0, 20, SHAPE)
+    return (np.where(body, 40, -1000) + noise).astype(np.int16)
+
+
+def good(path: Path) -> None:
+    nifti(path, scan())
+
+
+def nifti(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> None:
+    """Write an array as NIfTI, its spacing in the affine."""
+    nibabel.save(nibabel.Nifti1Image(array, np.diag([*SPACING_MM, 1.0]) if affine is None else affine), path)
+
+
+def raw_bytes() -> bytearray:
+    """An uncompressed good file: a 348-byte header, 4 bytes of extension, the voxels."""
+    return bytearray(nibabel.Nifti1Image(scan(), np.diag([*SPACING_MM, 1.0])).to_bytes())
+
+
+def content(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    """A good compressed file whose bytes are changed."""
+    return lambda path: path.write_bytes(change(gzip.compress(bytes(raw_bytes()), mtime=0))) and None
+
+
+def header(offset: int, form: str, *values: float) -> Callable[[Path], None]:
+    """A good file with header fields overwritten."""
+
+    def write(path: Path) -> None:
+        data = raw_bytes()
+        struct.pack_into(f"<{form}", data, offset, *values)
+        path.write_bytes(gzip.compress(bytes(data)))
+
+    return write
+
+
+def values(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
+    return lambda path: nifti(path, change(scan()))
+
+
+def grid(affine: Any) -> Callable[[Path], None]:
+    return lambda path: nifti(path, scan(), np.array(affine, dtype=float))
+
+
+def one_voxel(value: float) -> Callable[[np.ndarray], np.ndarray]:
+    def change(array: np.ndarray) -> np.ndarray:
+        array = array.astype(np.float32)
+        array[3, 4, 5] = value
+        return array
+
+    return change
+
+
+def coloured(names: str) -> Callable[[Path], None]:
+    kind = np.dtype([(name, "u1") for name in names])
+    return lambda path: nifti(path, np.zeros(SHAPE, dtype=kind))
+
+
+def plain(text: bytes) -> Callable[[Path], None]:
+    return lambda path: path.write_bytes(text) and None
+
+
+def without_permission(path: Path) -> None:
+    good(path)
+    path.chmod(0)
+
+
+def flipped_bit(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 0xFF]) + data[middle + 1 :]
+
+
+def big_endian(path: Path) -> None:
+    nibabel.save(nibabel.Nifti1Image(scan(), np.diag([*SPACING_MM, 1.0])).__class__(
+        scan().astype(">i2"), np.diag([*SPACING_MM, 1.0]), nibabel.Nifti1Header(endianness=">")
+    ), path)  # fmt: skip
+
+
+def meta_image(path: Path, *, keep: float = 1.0, dims: str = "32 32 20") -> None:
+    lines = [
+        "ObjectType = Image", "NDims = 3", "BinaryData = True", f"DimSize = {dims}", "ElementSpacing = 5 5 8",
+        "ElementType = MET_SHORT", "ElementDataFile = LOCAL",
+    ]  # fmt: skip
+    voxels = scan().tobytes()
+    path.write_bytes(("\n".join(lines) + "\n").encode() + voxels[: int(len(voxels) * keep)])
+
+
+SX, SY, SZ = SPACING_MM
+HOSTILE = "$(touch pwned)';touch pwned #"
+
+KINDS: list[Kind] = [
+    # ---- bytes
+    Kind("empty", "refused", plain(b"")),
+    Kind("one_byte", "refused", plain(b"\x1f")),
+    Kind("text", "refused", plain(b"this is no scan\n")),
+    Kind("error_page", "refused", plain(b"<html><body>403 Forbidden</body></html>")),
+    Kind("picture", "refused", plain(b"\x89PNG\r\n\x1a\n" + bytes(500))),
+    Kind("zeros", "refused", plain(bytes(50_000))),
+    Kind("gzip_of_nothing", "refused", plain(gzip.compress(b""))),
+    Kind("gzip_of_zeros", "refused", plain(gzip.compress(bytes(50_000)))),
+    Kind("gzip_of_gzip", "refused", content(gzip.compress)),
+    Kind("not_compressed", "either", lambda path: path.write_bytes(bytes(raw_bytes()))),
+    Kind("cut_in_the_header", "refused", content(lambda data: data[:100])),
+    Kind("cut_in_half", "refused", content(lambda data: data[: len(data) // 2])),
+    Kind("last_bytes_missing", "refused", content(lambda data: data[:-20])),
+    Kind("bit_flipped", "refused", content(flipped_bit)),
+    Kind("garbage_at_the_end", "either", content(lambda data: data + b"garbage")),
+    Kind("header_only", "refused", lambda path: path.write_bytes(gzip.compress(bytes(raw_bytes()[:352])))),
+    Kind("voxels_missing", "refused", lambda path: path.write_bytes(gzip.compress(bytes(raw_bytes()[:9000])))),
+    # ---- header
+    Kind("wrong_magic", "either", header(344, "4s", b"abcd")),  # type: ignore[arg-type]
+    Kind("header_size_zero", "either", header(0, "i", 0)),
+    Kind("voxels_beyond_the_file", "refused", header(108, "f", 1e8)),
+    Kind("voxels_within_the_header", "either", header(108, "f", 0.0)),
+    Kind("no_dimensions", "refused", header(40, "h", 0)),
+    Kind("nine_dimensions", "refused", header(40, "h", 9)),
+    Kind("huge", "refused", header(40, "4h", 3, 32767, 32767, 32767)),
+    Kind("negative_axis", "refused", header(42, "h", -32)),
+    Kind("empty_axis", "refused", header(46, "h", 0)),
+    Kind("unknown_voxel_type", "refused", header(70, "h", 9999)),
+    Kind("wrong_voxel_size", "either", header(72, "h", 64)),
+    Kind("slope_nan", "either", header(112, "f", float("nan"))),
+    Kind("slope_huge", "either", header(112, "f", 1e30)),
+    Kind("big_endian", "fine", big_endian),
+    # ---- values
+    Kind("one_nan", "refused", values(one_voxel(np.nan))),
+    Kind("one_inf", "refused", values(one_voxel(np.inf))),
+    Kind("one_minus_inf", "refused", values(one_voxel(-np.inf))),
+    Kind("all_nan", "refused", values(lambda a: np.full(a.shape, np.nan, np.float32))),
+    Kind("all_zero", "refused", values(np.zeros_like)),
+    Kind("all_air", "refused", values(lambda a: np.full_like(a, -1000))),
+    Kind("absurd_values", "either", values(lambda a: a.astype(np.float32) * 1e30)),
+    Kind("wrapped_to_bytes", "fine", values(lambda a: a.astype(np.uint8))),
+    Kind("unsigned_with_offset", "fine", values(lambda a: (a.astype(np.int32) + 1200).clip(0).astype(np.uint16))),
+    Kind("four_byte_whole_numbers", "fine", values(lambda a: a.astype(np.int32))),
+    Kind("doubles", "fine", values(lambda a: a.astype(np.float64))),
+    Kind("complex", "refused", values(lambda a: a.astype(np.complex64))),
+    Kind("colour", "refused", coloured("RGB")),
+    Kind("colour_with_alpha", "refused", coloured("RGBA")),
+    # ---- shape
+    Kind("flat", "refused", values(lambda a: a[..., 0])),
+    Kind("a_line", "refused", values(lambda a: a[:, 0, 0])),
+    Kind("two_times", "refused", values(lambda a: np.stack([a, a], axis=3))),
+    Kind("one_time", "either", values(lambda a: a[..., None])),
+    Kind("a_vector_field", "refused", values(lambda a: np.stack([a] * 3, axis=-1)[:, :, :, None])),
+    Kind("one_slice", "refused", values(lambda a: a[..., :1])),
+    Kind("one_column", "refused", values(lambda a: a[:1])),
+    Kind("one_voxel", "refused", values(lambda a: a[:1, :1, :1])),
+    Kind("two_slices", "fine", values(lambda a: a[..., 9:11])),
+    # ---- grid
+    Kind("spacing_zero", "either", header(80, "3f", 0, 0, 0)),
+    Kind("spacing_negative", "either", header(80, "3f", -1, -1, -1)),
+    Kind("spacing_nan", "either", header(80, "3f", *[float("nan")] * 3)),
+    Kind("spacing_tiny", "either", grid(np.diag([1e-6, 1e-6, 1e-6, 1]))),
+    Kind("spacing_large", "fine", grid(np.diag([30, 30, 40, 1]))),
+    Kind("sheared", "either", grid([[SX, 2, 0, 0], [0, SY, 0, 0], [0, 0, SZ, 0], [0, 0, 0, 1]])),
+    Kind("no_direction", "either", header(280, "12f", *[0.0] * 12)),
+    Kind("direction_nan", "either", header(280, "12f", *[float("nan")] * 12)),
+    Kind("axes_swapped", "fine", grid([[0, 0, SZ, 0], [SX, 0, 0, 0], [0, SY, 0, 0], [0, 0, 0, 1]])),
+    Kind("axes_flipped", "fine", grid(np.diag([-SX, -SY, SZ, 1]))),
+    Kind("left_handed", "fine", grid(np.diag([SX, -SY, SZ, 1]))),
+    Kind("far_away", "fine", grid([[SX, 0, 0, 1e6], [0, SY, 0, 1e6], [0, 0, SZ, -1e6], [0, 0, 0, 1]])),
+    # ---- not a plain file
+    Kind("folder", "refused", Path.mkdir),
+    Kind("link_to_nothing", "refused", lambda path: path.symlink_to("nothing")),
+    Kind("link_to_itself", "refused", lambda path: path.symlink_to(path.name)),
+    Kind("no_permission", "either", without_permission),
+    Kind("a_pipe", "refused", os.mkfifo),
+    # ---- names
+    Kind("unicode", "fine", good, "Löwe_漢字_0000.nii.gz"),
+    Kind("spaces", "fine", good, "a scan of mine_0000.nii.gz"),
+    Kind("dash", "fine", good, "-rf_0000.nii.gz"),
+    Kind("commands", "fine", good, f"{HOSTILE}_0000.nii.gz"),
+    Kind("new_line", "fine", good, "two\nlines_0000.nii.gz"),
+    Kind("long_name", "fine", good, f"{'n' * 180}_0000.nii.gz"),
+]
+"""Kinds of files that every command that reads scans must survive."""
+
+OTHER_FORMATS: list[Kind] = [
+    Kind("meta_cut", "refused", lambda path: meta_image(path, keep=0.3), "meta_cut_0000.mha"),
+    Kind("meta_huge", "refused", lambda path: meta_image(path, dims="30000 30000 30000"), "meta_huge_0000.mha"),
+    Kind("meta_good", "fine", meta_image, "meta_good_0000.mha"),
+    Kind("meta_without_voxels", "refused", plain(b"NDims = 3\nElementDataFile = gone.raw\n"), "gone_0000.mhd"),
+    Kind("nrrd_text", "refused", plain(b"NRRD0004\ntype: banana\n\n"), "nrrd_text_0000.nrrd"),
+]
+"""Kinds that only commands see which take other formats than the dataset's."""
+
+
+def write_corpus(folder: Path, kinds: list[Kind], *, good_scans: int = 3) -> None:
+    """Write every kind and some good scans (``good0`` ...) beside them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in kinds:
+        kind.write(folder / kind.file_name)
+    for number in range(good_scans):
+        good(folder / f"good{number}_0000.nii.gz")

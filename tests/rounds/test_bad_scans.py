@@ -1,0 +1,100 @@
+"""Every kind of broken or odd scan through every command that reads scans: none crashes it, none is lost silently."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from bad_scans import KINDS, OTHER_FORMATS, Kind, write_corpus
+
+from nnunet_flare.errors import CaseError, FlareError
+from nnunet_flare.images import check_values, read_volume
+from nnunet_flare.rounds.manifest import load_run
+from nnunet_flare.rounds.preprocess import failure, is_ready, preprocess_unlabelled
+from nnunet_flare.rounds.start import disk_needed
+from nnunet_flare.rounds.unlabelled import find_sources, freeze, read_list, write_list
+
+EVERY = KINDS + OTHER_FORMATS
+
+
+def named(kind: Kind) -> str:
+    return kind.name
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("kind", EVERY, ids=named)
+def test_a_scan_is_read_or_refused_with_one_line(tmp_path: Path, kind: Kind) -> None:
+    path = tmp_path / kind.file_name
+    kind.write(path)
+    try:
+        check_values(read_volume(path, "case"), "case", path)
+        fate = "fine"
+    except CaseError as error:
+        fate = "refused"
+        assert error.case == "case" and len(error.reason) > 20
+        assert "Traceback" not in error.reason
+    assert kind.fate in (fate, "either")
+
+
+def test_there_are_enough_kinds() -> None:
+    assert len(KINDS) >= 60 and len({kind.name for kind in EVERY}) == len(EVERY)
+    assert {kind.fate for kind in KINDS} == {"refused", "fine", "either"}
+
+
+@pytest.mark.timeout(300)
+def test_as_unlabelled_scans_they_are_set_aside_and_the_good_ones_are_ready(tiny_environment, tmp_path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny_environment.folder, folder, symlinks=True)
+    for path in folder.glob("nnUNet_*/Dataset022_FLAREPhantom/**/*.json"):
+        path.write_text(path.read_text().replace(str(tiny_environment.folder), str(folder)))
+    run = load_run(folder / "nnUNet_results" / "Dataset022_FLAREPhantom" / "flare_tiny")
+    corpus = tmp_path / "corpus"
+    write_corpus(corpus, EVERY)
+    sources = find_sources(corpus, 1)
+    assert len(sources) == len(EVERY) + 3, "a file was lost"
+    assert disk_needed(run, sources)["unlabelled arrays"] > 0
+    cases = freeze(sources, raw=run.raw, preprocessed=run.preprocessed, file_ending=".nii.gz")
+    write_list(run.paths.unlabelled, cases)
+    counts = preprocess_unlabelled(run)
+    assert sum(counts.values()) == len(EVERY) + 3
+    kinds = {str(corpus / kind.file_name): kind for kind in EVERY}
+    for case in read_list(run.paths.unlabelled):
+        reason, ready = failure(run.unlabelled_data, case.case), is_ready(run.unlabelled_data, case.case)
+        assert (reason is None) == ready, f"{case.case}: neither ready nor set aside"
+        kind = kinds.get(str(sources[case.case][0]))
+        if kind is None:
+            assert ready, f"good scan {case.case}: {reason}"
+        else:
+            assert kind.fate in ("fine" if ready else "refused", "either"), f"{kind.name}: {reason}"
+            assert reason is None or ("\n" not in reason.strip() and "Traceback" not in reason), kind.name
+    assert not list(tmp_path.rglob("pwned")) and not Path("pwned").exists()
+
+
+@pytest.mark.timeout(300)
+def test_flare_predict_lists_what_it_could_not_do_and_does_the_rest(tiny_environment, tmp_path, capfd) -> None:
+    from nnunet_flare.cli.predict import main
+
+    corpus, output = tmp_path / "corpus", tmp_path / "out"
+    write_corpus(corpus, KINDS)
+    run = load_run(tiny_environment.run_dir)
+    command = ["-i", str(corpus), "-o", str(output), "-m", str(run.model(run.last_round)), "-device", "cpu"]
+    assert main([*command, "--precision", "fp32", "--backend", "torch"]) == 1
+    printed = "".join(capfd.readouterr())
+    assert "Traceback" not in printed
+    for number in range(3):
+        assert (output / f"good{number}.nii.gz").is_file()
+    for kind in KINDS:
+        case = kind.file_name.removesuffix("_0000.nii.gz")
+        predicted = (output / f"{case}.nii.gz").is_file()
+        assert kind.fate in ("fine" if predicted else "refused", "either"), kind.name
+        assert predicted or " ".join(case.split()) in " ".join(printed.split()), f"{kind.name}: lost silently"
+    assert not list(tmp_path.rglob("pwned")) and not Path("pwned").exists()
+
+
+def test_two_files_of_one_case_are_refused_before_anything_starts(tmp_path) -> None:
+    write_corpus(tmp_path, [])
+    shutil.copyfile(tmp_path / "good0_0000.nii.gz", tmp_path / "a b_0000.nii.gz")
+    shutil.copyfile(tmp_path / "good0_0000.nii.gz", tmp_path / "a_b_0000.nii.gz")
+    with pytest.raises(FlareError, match="both give the case 'a_b'"):
+        find_sources(tmp_path, 1)
