@@ -37,7 +37,7 @@ check: $(STAMP)-test
 	$(PYTEST) -n 2 --dist loadfile -m "not slow and not gpu" --cov --cov-report=term --durations=15 tests
 
 soak: $(STAMP)-test
-	$(PYTEST) -m "slow and not gpu" --durations=0 tests
+	FLARE_SOAK_KILLS=50 $(PYTEST) -m "slow and not gpu" --durations=0 tests
 
 docs: $(STAMP)-test
 	$(BIN)/mkdocs build
