@@ -212,6 +212,7 @@ def compare(models: dict[str, Path], scans: dict[str, tuple[Path, Path]]) -> lis
             if rule == "union":
                 row["roi"][rule]["dice_with_whole"] = mean_dice(roi.segment(scan)[0], whole)
         rows.append(row)
+        print(table([row], None), flush=True)
     return rows
 
 
@@ -308,7 +309,6 @@ def main() -> None:
     record["training"] = {name: training_of(model) for name, model in models.items()}
     if "agreement" in args.parts:
         record["scans"] = compare(models, scans)
-        print(table(record["scans"], None), flush=True)
     if "wall" in args.parts:
         record["wall"] = wall_time(models[COARSE])
         print(table([], record["wall"]))
