@@ -97,7 +97,8 @@ def resources(blocks: Mapping[str, Mapping[str, Any]], task: Task) -> Resources:
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # Every value as text, and nothing else than text: YAML reads the time 4:00:00 as the number 14400.
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except (OSError, yaml.YAMLError) as error:
         raise InputError(f"--slurm {path}: cannot be read ({' '.join(str(error).split())})") from error
     allowed = (EVERY, *STAGES)

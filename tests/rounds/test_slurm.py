@@ -141,14 +141,18 @@ def test_only_tasks_that_hold_a_gpu_ask_for_one(run, fake_slurm):
 
 def test_a_yaml_file_gives_each_stage_its_own(tmp_path, run, fake_slurm):
     path = tmp_path / "cluster.yaml"
-    path.write_text("all: {partition: cpu}\ntrain: {partition: gpu, time: 2-00:00:00, mem: 64G, gres: 'gpu:2'}\n")
+    path.write_text(
+        "all: {partition: cpu}\nselect: {time: 4:00:00}\n"
+        "train: {partition: gpu, time: 2-00:00:00, mem: 64G, gres: gpu:2}\n"
+    )
     slurm.submit(run, parse_options([str(path), "cpus=2"]))
     options = {fake_slurm.tasks(n)[0]: job["options"] for n, job in fake_slurm.jobs.items()}
     train, select = options["train-r0-f0"], options["select-r0"]
     assert [train[k] for k in ("partition", "time", "mem", "gres", "cpus-per-task")] == [
         "gpu", "2-00:00:00", "64G", "gpu:2", "2",
     ]  # fmt: skip
-    assert select["partition"] == "cpu" and "time" not in select
+    assert select["partition"] == "cpu" and "time" not in options["plan"]
+    assert select["time"] == "4:00:00", "YAML alone would read 14400"
 
 
 @pytest.mark.parametrize(
