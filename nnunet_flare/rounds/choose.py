@@ -44,8 +44,11 @@ def select_round(run: Run, number: int) -> dict[str, Any]:
     keep_odd = run.recipe.selection.keep_odd
     eligible = [row for row, case in enumerate(judged) if keep_odd or not documents[case]["odd"]]
     decisions, uncertain = _decide(run, [judged[row] for row in eligible], table[eligible], organs)
+    members = ",".join(f"{fold}:{checkpoint}" for fold, checkpoint in round_members(run, number))
+    model = f"{run.model(number).name} [{members}]"
+    known_of_all = {"round": number, "role": "pseudo", "model": model, "recipe_hash": run.recipe.hash}
     entries = [
-        _reviewed(_entry(run, number, c, documents[c], decisions.get(c), uncertain.get(c, [])), reviews.get(c))
+        _reviewed(_entry(known_of_all, c, documents[c], decisions.get(c), uncertain.get(c, [])), reviews.get(c))
         for c in documents
     ]
     write_scores(run.paths.scores(number), judged, table, organs, [documents[case]["members"] for case in judged])
@@ -103,17 +106,9 @@ def _decide(
 
 
 def _entry(
-    run: Run, number: int, case: str, document: dict[str, Any], decision: Decision | None, uncertain: Sequence[str]
+    known: dict[str, Any], case: str, document: dict[str, Any], decision: Decision | None, uncertain: Sequence[str]
 ) -> Entry:
-    members = ",".join(f"{fold}:{checkpoint}" for fold, checkpoint in round_members(run, number))
-    model = f"{run.model(number).name} [{members}]"
-    base: dict[str, Any] = {
-        "round": number,
-        "case": case,
-        "role": "pseudo",
-        "model": model,
-        "recipe_hash": run.recipe.hash,
-    }
+    base = {**known, "case": case}
     if "failed" in document:
         return Entry(
             **base, decision="failed", reason=document["failed"], score=None, mean_organ=None, min_organ=None,

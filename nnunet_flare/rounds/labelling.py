@@ -22,12 +22,25 @@ from nnunet_flare.files import read_json, replacing, write_json
 from nnunet_flare.fusion.members import class_locations, training_label
 from nnunet_flare.rounds.arrays import label_hash, read_array, read_properties, write_array, write_properties
 from nnunet_flare.rounds.manifest import Run
-from nnunet_flare.rounds.plans import dataset_json
+from nnunet_flare.rounds.plans import dataset_json, resolve
 from nnunet_flare.rounds.preprocess import failure, odd
 from nnunet_flare.rounds.unlabelled import UnlabelledCase, read_list, shard
 from nnunet_flare.selection.agreement import Agreement, pairwise_dice
 
 log = logging.getLogger(__name__)
+
+INPUT_KEYS = (
+    "spacing",
+    "transpose_forward",
+    "image_reader_writer",
+    "preprocessor_name",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "foreground_intensity_properties_per_channel",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+)
+"""What of plans and configuration decides how a scan becomes the network's input."""
 
 
 def round_members(run: Run, number: int) -> list[tuple[str, str]]:
@@ -60,12 +73,14 @@ def label_shard(run: Run, number: int, part: int, parts: int) -> dict[str, int]:
     Returns how many cases were labelled (now or before) and how many failed.
 
     Raises:
-        TaskError: when no case of the part could be labelled.
+        TaskError: when no case of the part could be labelled, or the model (``--init_model``) expects other input
+            than the preprocessed scans.
     """
     cases = shard(read_list(run.paths.unlabelled), part, parts)
     todo = [case for case in cases if not run.paths.case(number, case.case).is_file()]
     if todo:
         predictor = load_predictor(run, run.model(number), round_members(run, number))
+        _check_input(run, run.model(number), predictor)
         organs = organ_ids(run)
         for case in tqdm(todo, desc=f"round {number}: labelling", disable=None, unit="case"):
             reason = failure(run.unlabelled_data, case.case)
@@ -78,6 +93,21 @@ def label_shard(run: Run, number: int, part: int, parts: int) -> dict[str, int]:
             run.paths.case(number, name).unlink()
         raise TaskError(f"none of {len(cases)} unlabelled cases could be labelled; the first, {failed[0]}: {first}")
     return {"labelled": len(cases) - len(failed), "failed": len(failed)}
+
+
+def _check_input(run: Run, model: Path, predictor: Any) -> None:
+    """The scans were preprocessed once, by the run's plans; a model that was given must expect just that input."""
+    plans = read_json(run.plans_file)
+    ours = {**plans, **resolve(plans, run.recipe.configuration, run.plans_file)}
+    theirs = {**predictor.plans_manager.plans, **predictor.configuration_manager.configuration}
+    different = [
+        f"{key} {theirs.get(key)} there, {ours.get(key)} here" for key in INPUT_KEYS if theirs.get(key) != ours.get(key)
+    ]
+    if different:
+        raise TaskError(
+            f"{model} expects other input than {run.settings.plans_name} gives: {'; '.join(different)}. "
+            "Use the planner and plan.* keys that the model was trained with"
+        )
 
 
 def organ_ids(run: Run) -> dict[str, int]:

@@ -15,7 +15,7 @@ from collections import Counter
 
 import psutil
 import pytest
-from test_resume import processes_of, same_input, start
+from test_killed_runs import processes_of, same_input, start
 
 from nnunet_flare.rounds.ledger import read_ledger
 from nnunet_flare.rounds.manifest import load_run

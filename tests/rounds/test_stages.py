@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +28,12 @@ from nnunet_flare.rounds.arrays import read_array, write_array
 from nnunet_flare.rounds.choose import select_round
 from nnunet_flare.rounds.data import build_round, ignore_label
 from nnunet_flare.rounds.export import export_dataset, export_stock_model
-from nnunet_flare.rounds.labelling import organ_ids
+from nnunet_flare.rounds.labelling import label_shard, organ_ids
 from nnunet_flare.rounds.ledger import read_decisions, read_ledger
 from nnunet_flare.rounds.manifest import Run, load_run
 from nnunet_flare.rounds.plans import plan_and_preprocess
 from nnunet_flare.rounds.preprocess import failure, odd, preprocess_unlabelled, state_file
-from nnunet_flare.rounds.tasks import Task, find_task
+from nnunet_flare.rounds.tasks import Task, find_task, graph
 from nnunet_flare.rounds.unlabelled import UnlabelledCase, read_list, shard, write_list
 from nnunet_flare.rounds.work import TASK_VARIABLE, do_task
 
@@ -233,6 +234,24 @@ def test_bad_and_odd_scans_are_set_aside_or_flagged_one_by_one(run):
         assert word in reasons[name] and f"{name}_0000.nii.gz" in reasons[name], (name, reasons[name])
     assert reasons["picture"] is None and "8-bit picture" in odd(run.unlabelled_data, "picture")[0]
     assert reasons["coarse"] is None and "spacing" in odd(run.unlabelled_data, "coarse")[0]
+
+
+def test_a_given_model_labels_in_round_0_when_it_expects_the_same_input_and_is_refused_else(run, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(run.model(0), model)
+    given = Run(tmp_path / "given", replace(run.settings, init_model=str(model), init_folds=("0", "1")), run.recipe)
+    given.root.mkdir()
+    shutil.copyfile(run.paths.unlabelled, given.paths.unlabelled)
+    assert "train-r0-f0" not in graph(given) and "label-r0-p0" in graph(given)
+    case = labelled_cases(run)[0]
+    assert label_shard(given, 0, 0, 1) == {"labelled": 6, "failed": 1}
+    assert read_json(given.paths.case(0, case))["label_sha256"] == read_json(run.paths.case(0, case))["label_sha256"]
+    plans = read_json(model / "plans.json")
+    plans["configurations"][run.recipe.configuration]["spacing"] = [3.0, 1.0, 1.0]
+    write_json(model / "plans.json", plans)
+    given.paths.case(0, case).unlink()
+    with pytest.raises(TaskError, match=r"expects other input .*spacing \[3.0, 1.0, 1.0\] there"):
+        label_shard(given, 0, 0, 1)
 
 
 # ------------------------------------------------------------------ damaged files
