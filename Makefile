@@ -6,7 +6,7 @@ TORCH ?=
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.nnunet-flare
 CONSTRAINT = $(VENV)/constraints.txt
-TEST_ENV = OMP_NUM_THREADS=1 nnUNet_def_n_proc=1 nnUNet_compile=f MPLBACKEND=Agg
+TEST_ENV = PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 nnUNet_def_n_proc=1 nnUNet_compile=f MPLBACKEND=Agg
 PYTEST = $(TEST_ENV) $(BIN)/python -m pytest
 
 .PHONY: demo test lint check soak docs clean
