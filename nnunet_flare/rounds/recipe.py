@@ -18,7 +18,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nnunet_flare.errors import InputError
-from nnunet_flare.selection.rules import RULES
 from nnunet_flare.trainers.settings import AugmentationSettings, TrainingSettings
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
@@ -148,8 +147,6 @@ class Recipe(_Part):
 
     @model_validator(mode="after")
     def _training_is_valid(self) -> Recipe:
-        if self.selection.rule not in RULES:
-            raise ValueError(f"selection.rule: expected one of {', '.join(RULES)}")
         epochs = self.training.get("num_epochs", 1000)
         if isinstance(epochs, list) and (not epochs or not all(isinstance(n, int) and n > 0 for n in epochs)):
             raise ValueError("training.num_epochs: expected a whole number above 0, or one per round")
