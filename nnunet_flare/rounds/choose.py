@@ -17,6 +17,7 @@ from nnunet_flare.rounds.decisions import Review, load_reviews
 from nnunet_flare.rounds.labelling import organ_ids, round_members
 from nnunet_flare.rounds.ledger import Entry, read_decisions, write_round
 from nnunet_flare.rounds.manifest import Run
+from nnunet_flare.rounds.recipe_parts import RoundSelection
 from nnunet_flare.rounds.unlabelled import read_list
 from nnunet_flare.selection.rules import Decision, accepted_organs, select
 
@@ -37,13 +38,19 @@ def select_round(run: Run, number: int) -> dict[str, Any]:
         if case in reviews:
             documents[case]["agreement"].update(dict.fromkeys(reviews[case].organs, 0.0))
     table = np.array([[_value(documents[case], organ) for organ in organs] for case in judged]).reshape(-1, len(organs))
+    rule = run.recipe.selection_of(number)
     for row, column in np.argwhere(np.isnan(table)):
-        if run.recipe.selection.rule == "all" and documents[judged[row]]["members"] < 2:
+        if rule.rule == "all" and documents[judged[row]]["members"] < 2:
             continue  # one member has no agreement, and this rule asks for none
         log.warning("%s: agreement of %s could not be computed; it counts as 0", judged[row], organs[column])
-    keep_odd = run.recipe.selection.keep_odd
-    eligible = [row for row, case in enumerate(judged) if keep_odd or not documents[case]["odd"]]
-    decisions, uncertain = _decide(run, [judged[row] for row in eligible], table[eligible], organs)
+    eligible = [row for row, case in enumerate(judged) if rule.keep_odd or not documents[case]["odd"]]
+    decisions: dict[str, Decision] = {}
+    uncertain: dict[str, list[str]] = {}
+    for rejected in (False, True):  # a rejected case has a score, but takes no other's place in a top fraction
+        rows = [row for row in eligible if (judged[row] in reviews and reviews[judged[row]].is_rejected) == rejected]
+        decided, missing = _decide(run, rule, [judged[row] for row in rows], table[rows], organs)
+        decisions |= decided
+        uncertain |= missing
     members = ",".join(f"{fold}:{checkpoint}" for fold, checkpoint in round_members(run, number))
     model = f"{run.model(number).name} [{members}]"
     known_of_all = {"round": number, "role": "pseudo", "model": model, "recipe_hash": run.recipe.hash}
@@ -72,10 +79,9 @@ def _value(document: dict[str, Any], organ: str) -> float:
 
 
 def _decide(
-    run: Run, cases: Sequence[str], table: np.ndarray, organs: Sequence[str]
+    run: Run, rule: RoundSelection, cases: Sequence[str], table: np.ndarray, organs: Sequence[str]
 ) -> tuple[dict[str, Decision], dict[str, list[str]]]:
     """Decisions by case and, with organ-wise acceptance, each case's uncertain organs."""
-    rule = run.recipe.selection
     if run.recipe.fusion.uncertain_organs == "drop-case":
         chosen = select(
             cases,
@@ -138,7 +144,7 @@ def _reviewed(entry: Entry, review: Review | None) -> Entry:
 
 
 def _nothing_taken(run: Run, number: int, table: np.ndarray, organs: Sequence[str], entries: Sequence[Entry]) -> str:
-    rule = run.recipe.selection
+    rule = run.recipe.selection_of(number)
     failed = sum(entry.decision == "failed" for entry in entries)
     odd = sum(entry.decision == "odd" for entry in entries)
     best = max((entry.score for entry in entries if entry.score is not None), default=float("nan"))

@@ -92,7 +92,7 @@ def run_demo(output: Path, *, seed: int) -> Demo:
         control = pool.submit(_train_arm, run, "control", [])
         everything = pool.submit(_train_arm, run, "all", [entry for entry in entries if entry.label_sha256])
     arms = {
-        f"ensemble of the {recipe.members.count} supervised members": _measured(run, 0),
+        f"ensemble of the {len(recipe.member_folds(0))} supervised members": _measured(run, 0),
         "supervised control (same iterations, same augmentation)": _measure_arm(run, control.result()),
         "all pseudo-labels": _measure_arm(run, everything.result()),
         "selected half": _measured(run, run.last_round),

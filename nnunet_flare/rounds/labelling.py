@@ -127,7 +127,7 @@ def _label_case(run: Run, number: int, case: UnlabelledCase, predictor: Any, org
         prediction = predictor.predict_members(data)
         fused = prediction.mean_softmax.argmax(0).numpy().astype(np.uint8)
         agreement = _agreement(prediction.labels, max(organs.values()) + 1)
-        per_organ = judged_by(agreement, run.recipe.selection.rule)
+        per_organ = judged_by(agreement, run.recipe.selection_of(number).rule)
         _write_label(run, number, name, predictor, prediction, properties)
         label = training_label(fused, crop_mask_seg)
         patch = predictor.configuration_manager.patch_size

@@ -128,9 +128,11 @@ def _is_preprocessed(run: Run, cases: list[str]) -> bool:
 
 def _write_splits(run: Run, cases: list[str]) -> None:
     """nnU-Net's cross-validation split over the labelled and partial cases, made once for the dataset."""
-    if run.recipe.member_folds(0) == ["all"] or run.settings.init_model is not None:
+    first = 0 if run.settings.init_model is None else 1
+    folds_of_rounds = [run.recipe.member_folds(number) for number in range(first, run.recipe.rounds)]
+    count = max((len(folds) for folds in folds_of_rounds if folds != ["all"]), default=0)
+    if not count:
         return
-    count = run.recipe.members.count
     path = run.preprocessed / SPLITS
     if path.is_file():
         folds = len(read_json(path))

@@ -12,12 +12,26 @@ import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from nnunet_flare.errors import InputError
+from nnunet_flare.rounds.recipe_parts import (
+    ONE,
+    PER_ROUND,
+    Final,
+    Fusion,
+    Members,
+    Part,
+    PlanChanges,
+    Predict,
+    RoundSelection,
+    Selection,
+    Stop,
+    of_round,
+)
 from nnunet_flare.trainers.settings import AugmentationSettings, TrainingSettings
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
@@ -28,96 +42,8 @@ RECIPE_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 LOOP_KEYS = ("augmentation", "checkpoints_at", "run", "round", "recipe_hash", "init_from", "ignore_label", "seed")
 """Training settings that the loop sets itself, from other keys of the recipe."""
 
-_Unit = Annotated[float, Field(ge=0, le=1)]
-_Share = Annotated[float, Field(gt=0, le=1)]
-_Size = Annotated[int, Field(ge=1)]
-_Mm = Annotated[float, Field(gt=0)]
 
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class PlanChanges(_Part):
-    """Changes to the planner's base configuration; any of them gives the run plans of its own."""
-
-    spacing_mm: tuple[_Mm, _Mm, _Mm] | None = None
-    patch_size: tuple[_Size, _Size, _Size] | None = None
-    base_features: int | None = Field(None, ge=1)
-    max_features: int | None = Field(None, ge=1)
-    stages: int | None = Field(None, ge=2)
-    convs_per_stage: int | None = Field(None, ge=1)
-    batch_size: int | None = Field(None, ge=1)
-    dropout: float | None = Field(None, ge=0, lt=1, description="after every convolution, in all trainings of the run")
-
-    def changes(self) -> dict[str, Any]:
-        """The keys that are set."""
-        return self.model_dump(exclude_none=True)
-
-
-class Members(_Part):
-    """What the ensemble of a round is made of: ``count`` folds, or the checkpoints ``at`` of one training.
-
-    One fold is no cross-validation: a single member trains on all cases (fold ``all``) and has no agreement.
-    """
-
-    kind: Literal["folds", "checkpoints"] = "folds"
-    count: int = Field(5, ge=1)
-    at: tuple[_Share, ...] = ()
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Members:
-        if self.kind == "checkpoints" and len(self.at) < 2:
-            raise ValueError("members of kind 'checkpoints' need at least two fractions in 'at'")
-        if self.kind == "folds" and self.at:
-            raise ValueError("'at' belongs to members of kind 'checkpoints'")
-        return self
-
-
-class Predict(_Part):
-    """How the unlabelled cases are labelled."""
-
-    step_size: float = Field(0.5, gt=0, le=1)
-    tta: Literal["none", "mirror"] = "mirror"
-    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
-    backend: Literal["auto", "torch", "openvino"] = Field(
-        "torch", description="on the CPU; OpenVINO is faster, but converts every checkpoint of every round first"
-    )
-
-
-class Selection(_Part):
-    """Which pseudo-labelled cases are taken (see ``selection.rules``)."""
-
-    rule: Literal["min-organ", "trimmed-min", "mean-organ", "stability", "all"] = "min-organ"
-    threshold: _Unit = 0.9
-    top_fraction: _Share | None = None
-    per_organ: dict[str, _Unit] = {}
-    keep_odd: bool = Field(False, description="take scans that are odd (not CT-like values, strange spacing) too")
-
-
-class Fusion(_Part):
-    """How the members' outputs become one label."""
-
-    method: Literal["mean-softmax"] = "mean-softmax"
-    uncertain_organs: Literal["drop-case", "ignore"] = Field(
-        "drop-case", description="ignore: keep a case whose other organs are certain, leave the uncertain ones out"
-    )
-    min_certain_organs: _Unit = Field(0.5, description="with 'ignore': smallest share of organs that are certain")
-
-
-class Final(_Part):
-    """The final training on all data."""
-
-    num_epochs: int | None = Field(None, ge=1, description="default: as the last round")
-
-
-class Stop(_Part):
-    """Early stop: after ``patience`` rounds without a gain of the mean agreement."""
-
-    patience: int | None = Field(None, ge=1)
-
-
-class Recipe(_Part):
+class Recipe(Part):
     """One system, complete: everything that the loop needs to know besides the data."""
 
     name: str
@@ -152,13 +78,8 @@ class Recipe(_Part):
             raise ValueError("training.num_epochs: expected a whole number above 0, or one per round")
         for number in range(self.rounds + 1):
             self.settings(number, run=None)
-        if self.has_one_member:
-            self._check_without_agreement()
-        if self.selection.rule == "stability" and self.members.kind != "checkpoints":
-            raise ValueError(
-                "selection.rule: found 'stability', which compares the checkpoints of one training, but members.kind "
-                f"is '{self.members.kind}'; expected 'checkpoints'"
-            )
+        for number in range(self.rounds):
+            self._check_selection(number)
         if self.members.kind == "checkpoints" and len(set(self._checkpoint_epochs(0))) < 2:
             raise ValueError(
                 f"members.at {list(self.members.at)} gives fewer than two different checkpoints in a training of "
@@ -166,22 +87,33 @@ class Recipe(_Part):
             )
         return self
 
-    @property
-    def has_one_member(self) -> bool:
-        """Whether one model labels the cases, so that there is no agreement to judge them by."""
-        return self.members.kind == "folds" and self.members.count == 1
+    def selection_of(self, number: int) -> RoundSelection:
+        """How a round selects."""
+        return self.selection.in_round(number)
 
-    def _check_without_agreement(self) -> None:
+    def has_one_member(self, number: int) -> bool:
+        """Whether one model labels the cases of a round, so that there is no agreement to judge them by."""
+        return self.members.kind == "folds" and of_round(self.members.count, number) == 1
+
+    def _check_selection(self, number: int) -> None:
+        rule = self.selection_of(number).rule
+        if rule == "stability" and self.members.kind != "checkpoints":
+            raise ValueError(
+                f"selection.rule: found '{rule}', which compares the checkpoints of one training, but members.kind "
+                f"is '{self.members.kind}'; expected 'checkpoints'"
+            )
+        if not self.has_one_member(number):
+            return
         for key, given, needed in (
-            ("selection.rule", self.selection.rule, "all"),
+            ("selection.rule", rule, "all"),
             ("selection.per_organ", self.selection.per_organ, {}),
             ("fusion.uncertain_organs", self.fusion.uncertain_organs, "drop-case"),
             ("stop.patience", self.stop.patience, None),
         ):
             if given != needed:
                 raise ValueError(
-                    f"{key}: found {given!r}, but members.count=1 gives no agreement to judge by; expected {needed!r}, "
-                    "or more members"
+                    f"{key}: found {given!r}, but members.count=1 gives no agreement to judge by in round "
+                    f"{number}; expected {needed!r}, or more members"
                 )
 
     @property
@@ -200,7 +132,7 @@ class Recipe(_Part):
         if number == self.rounds and self.final.num_epochs is not None:
             return self.final.num_epochs
         epochs = self.training.get("num_epochs", 1000)
-        return int(epochs[min(number, len(epochs) - 1)]) if isinstance(epochs, list) else int(epochs)
+        return int(of_round(epochs, number))
 
     def settings(self, number: int, *, run: str | None, ignore_label: int | None = None) -> TrainingSettings:
         """The ``"flare"`` entry of a round's configuration; round :attr:`rounds` is the final training."""
@@ -227,9 +159,9 @@ class Recipe(_Part):
 
     def member_folds(self, number: int) -> list[str]:
         """The folds that a round trains: the final one ``all``, checkpoints and a single member one on ``all``."""
-        if number >= self.rounds or self.members.kind == "checkpoints" or self.has_one_member:
+        if number >= self.rounds or self.members.kind == "checkpoints" or self.has_one_member(number):
             return ["all"]
-        return [str(fold) for fold in range(self.members.count)]
+        return [str(fold) for fold in range(of_round(self.members.count, number))]
 
     def member_checkpoints(self, number: int) -> list[str]:
         """Checkpoint files that are members of each trained fold; those that coincide count once."""
@@ -308,7 +240,7 @@ def _set(document: dict[str, Any], key: str, text: str) -> None:
 def _explain(error: ValidationError, prefix: str = "") -> list[str]:
     problems = []
     for problem in error.errors():
-        path = prefix + ".".join(str(part) for part in problem["loc"])
+        path = prefix + ".".join(str(part) for part in problem["loc"] if part not in (ONE, PER_ROUND))
         if problem["type"] == "extra_forbidden":
             problems.append(f"{path}: unknown key")
         elif problem["type"] == "value_error":

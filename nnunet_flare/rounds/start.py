@@ -148,7 +148,7 @@ def check_init_members(request: Request, folds: Sequence[str], recipe: Recipe) -
     Raises:
         InputError: for one model where the rule needs agreement, or folds where it compares checkpoints.
     """
-    rule = recipe.selection.rule
+    rule = recipe.selection_of(0).rule
     if request.init_model is None or rule == "all":
         return
     if rule == "stability":
@@ -209,13 +209,13 @@ def disk_needed(run: Run, sources: Mapping[str, Sequence[Path]]) -> dict[str, in
     """
     recipe = run.recipe
     arrays = 2 * sum(size_of(path) for paths in sources.values() for path in paths)
-    members = len(recipe.member_folds(0)) * len(recipe.member_checkpoints(0))
+    maps = sum(len(recipe.member_folds(r)) * len(recipe.member_checkpoints(r)) + 2 for r in range(recipe.rounds))
     first = 0 if run.settings.init_model is None else 1
     trainings = sum(len(recipe.member_folds(number)) for number in range(first, recipe.rounds + 1))
     kept = 2 + len(recipe.members.at)
     return {
         "unlabelled arrays": arrays,
-        "labels of all rounds": int(0.02 * arrays * (members + 2)) * recipe.rounds,
+        "labels of all rounds": int(0.02 * arrays * maps),
         "checkpoints": trainings * kept * _checkpoint_bytes(run),
     }
 

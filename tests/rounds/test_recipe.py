@@ -34,6 +34,10 @@ def test_the_radboud_recipe_has_the_papers_numbers():
         ("selection.treshold", "0.9", "selection.treshold: unknown key"),
         ("selection.threshold", "1.5", "selection.threshold: found 1.5"),
         ("selection.rule", "best", "selection.rule: found 'best'"),
+        ("selection.rule", "[all, best]", "selection.rule.1: found 'best'"),
+        ("selection.rule", "[]", "selection.rule: found []"),
+        ("selection.top_fraction", "[0.5, 2]", "selection.top_fraction.1: found 2"),
+        ("members.count", "[5, 0]", "members.count.1: found 0"),
         ("rounds", "0", "rounds: found 0"),
         ("training.num_epochs", "-3", "training.num_epochs: found -3"),
         ("training.num_epochs", "[10, many]", "training.num_epochs"),
@@ -75,6 +79,26 @@ def test_the_users_own_recipe_is_a_file(tmp_path):
 def test_training_length_can_differ_by_round_and_the_last_entry_goes_on():
     recipe = load_recipe("uncertainty", {"training.num_epochs": "[1000, 100]", "final.num_epochs": "7"})
     assert [recipe.num_epochs(r) for r in range(5)] == [1000, 100, 100, 100, 7]
+
+
+def test_members_and_selection_can_differ_by_round_and_the_last_entry_goes_on():
+    settings = {
+        "members.count": "[5, 1]",
+        "selection.rule": "[min-organ, all]",
+        "selection.top_fraction": "[0.5, null]",
+    }
+    recipe = load_recipe("uncertainty", settings)
+    assert [recipe.member_folds(r) for r in range(5)] == [["0", "1", "2", "3", "4"], ["all"], ["all"], ["all"], ["all"]]
+    chosen = [recipe.selection_of(r) for r in range(3)]
+    assert [(c.rule, c.threshold, c.top_fraction) for c in chosen] == [
+        ("min-organ", 0.9, 0.5), ("all", 0.9, None), ("all", 0.9, None)
+    ]  # fmt: skip
+
+
+def test_every_round_of_one_member_needs_a_rule_that_asks_for_no_agreement():
+    with pytest.raises(InputError, match=r"members.count=1 gives no agreement to judge by in round 1; expected 'all'"):
+        load_recipe("uncertainty", {"members.count": "[5, 1]"})
+    load_recipe("uncertainty", {"members.count": "[5, 1]", "rounds": "1"})  # round 1 is the final training
 
 
 def test_checkpoints_of_one_training_can_be_the_members():

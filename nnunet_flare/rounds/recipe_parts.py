@@ -1,0 +1,156 @@
+"""The parts of a recipe, each a group of keys; :mod:`nnunet_flare.rounds.recipe` puts them together.
+
+Some keys are *one value, or one per round*: of a list shorter than the rounds the last entry goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+Value = TypeVar("Value")
+Rule = Literal["min-organ", "trimmed-min", "mean-organ", "stability", "all"]
+
+_Unit = Annotated[float, Field(ge=0, le=1)]
+_Share = Annotated[float, Field(gt=0, le=1)]
+_Size = Annotated[int, Field(ge=1)]
+_Mm = Annotated[float, Field(gt=0)]
+
+ONE, PER_ROUND = "(one)", "(per round)"
+"""Tags of the two forms of such a key; errors leave them out."""
+
+
+def _form(value: Any) -> str:
+    return PER_ROUND if isinstance(value, (list, tuple)) else ONE
+
+
+_Count = Annotated[
+    Annotated[_Size, Tag(ONE)] | Annotated[tuple[_Size, ...], Field(min_length=1), Tag(PER_ROUND)],
+    Discriminator(_form),
+]
+_Rules = Annotated[
+    Annotated[Rule, Tag(ONE)] | Annotated[tuple[Rule, ...], Field(min_length=1), Tag(PER_ROUND)],
+    Discriminator(_form),
+]
+_Thresholds = Annotated[
+    Annotated[_Unit, Tag(ONE)] | Annotated[tuple[_Unit, ...], Field(min_length=1), Tag(PER_ROUND)],
+    Discriminator(_form),
+]
+_Fractions = Annotated[
+    Annotated[_Share | None, Tag(ONE)] | Annotated[tuple[_Share | None, ...], Field(min_length=1), Tag(PER_ROUND)],
+    Discriminator(_form),
+]
+
+
+def of_round(given: Value | Sequence[Value], number: int) -> Value:
+    """What a key that is one value, or one per round, says for a round."""
+    if isinstance(given, (list, tuple)):
+        return given[min(number, len(given) - 1)]
+    return given  # type: ignore[return-value]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class PlanChanges(Part):
+    """Changes to the planner's base configuration; any of them gives the run plans of its own."""
+
+    spacing_mm: tuple[_Mm, _Mm, _Mm] | None = None
+    patch_size: tuple[_Size, _Size, _Size] | None = None
+    base_features: int | None = Field(None, ge=1)
+    max_features: int | None = Field(None, ge=1)
+    stages: int | None = Field(None, ge=2)
+    convs_per_stage: int | None = Field(None, ge=1)
+    batch_size: int | None = Field(None, ge=1)
+    dropout: float | None = Field(None, ge=0, lt=1, description="after every convolution, in all trainings of the run")
+
+    def changes(self) -> dict[str, Any]:
+        """The keys that are set."""
+        return self.model_dump(exclude_none=True)
+
+
+class Members(Part):
+    """What the ensemble of a round is made of: ``count`` folds, or the checkpoints ``at`` of one training.
+
+    One fold is no cross-validation: a single member trains on all cases (fold ``all``) and has no agreement.
+    """
+
+    kind: Literal["folds", "checkpoints"] = "folds"
+    count: _Count = Field(5, description="one number, or one per round")
+    at: tuple[_Share, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Members:
+        if self.kind == "checkpoints" and len(self.at) < 2:
+            raise ValueError("members of kind 'checkpoints' need at least two fractions in 'at'")
+        if self.kind == "folds" and self.at:
+            raise ValueError("'at' belongs to members of kind 'checkpoints'")
+        return self
+
+
+class Predict(Part):
+    """How the unlabelled cases are labelled."""
+
+    step_size: float = Field(0.5, gt=0, le=1)
+    tta: Literal["none", "mirror"] = "mirror"
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    backend: Literal["auto", "torch", "openvino"] = Field(
+        "torch", description="on the CPU; OpenVINO is faster, but converts every checkpoint of every round first"
+    )
+
+
+@dataclass(frozen=True)
+class RoundSelection:
+    """How one round selects: :class:`Selection` with the round's own values."""
+
+    rule: Rule
+    threshold: float
+    top_fraction: float | None
+    per_organ: dict[str, float]
+    keep_odd: bool
+
+
+class Selection(Part):
+    """Which pseudo-labelled cases are taken (see ``selection.rules``); the first three also one per round."""
+
+    rule: _Rules = "min-organ"
+    threshold: _Thresholds = 0.9
+    top_fraction: _Fractions = None
+    per_organ: dict[str, _Unit] = {}
+    keep_odd: bool = Field(False, description="take scans that are odd (not CT-like values, strange spacing) too")
+
+    def in_round(self, number: int) -> RoundSelection:
+        """What holds for a round."""
+        return RoundSelection(
+            rule=of_round(self.rule, number),
+            threshold=of_round(self.threshold, number),
+            top_fraction=of_round(self.top_fraction, number),
+            per_organ=dict(self.per_organ),
+            keep_odd=self.keep_odd,
+        )
+
+
+class Fusion(Part):
+    """How the members' outputs become one label."""
+
+    method: Literal["mean-softmax"] = "mean-softmax"
+    uncertain_organs: Literal["drop-case", "ignore"] = Field(
+        "drop-case", description="ignore: keep a case whose other organs are certain, leave the uncertain ones out"
+    )
+    min_certain_organs: _Unit = Field(0.5, description="with 'ignore': smallest share of organs that are certain")
+
+
+class Final(Part):
+    """The final training on all data."""
+
+    num_epochs: int | None = Field(None, ge=1, description="default: as the last round")
+
+
+class Stop(Part):
+    """Early stop: after ``patience`` rounds without a gain of the mean agreement."""
+
+    patience: int | None = Field(None, ge=1)
