@@ -40,15 +40,16 @@ def select_round(run: Run, number: int) -> dict[str, Any]:
     table = np.array([[_value(documents[case], organ) for organ in organs] for case in judged]).reshape(-1, len(organs))
     rule = run.recipe.selection_of(number)
     for row, column in np.argwhere(np.isnan(table)):
-        if rule.rule == "all" and documents[judged[row]]["members"] < 2:
-            continue  # one member has no agreement, and this rule asks for none
+        if rule.rule in ("all", "round-change") and documents[judged[row]]["members"] < 2:
+            continue  # one member has no agreement, and these rules ask for none
         log.warning("%s: agreement of %s could not be computed; it counts as 0", judged[row], organs[column])
     eligible = [row for row, case in enumerate(judged) if rule.keep_odd or not documents[case]["odd"]]
     decisions: dict[str, Decision] = {}
     uncertain: dict[str, list[str]] = {}
     for rejected in (False, True):  # a rejected case has a score, but takes no other's place in a top fraction
         rows = [row for row in eligible if (judged[row] in reviews and reviews[judged[row]].is_rejected) == rejected]
-        decided, missing = _decide(run, rule, [judged[row] for row in rows], table[rows], organs)
+        names = [judged[row] for row in rows]
+        decided, missing = _decide(run, rule, names, *_judged_table(run, number, names, table[rows], organs))
         decisions |= decided
         uncertain |= missing
     members = ",".join(f"{fold}:{checkpoint}" for fold, checkpoint in round_members(run, number))
@@ -75,6 +76,22 @@ def select_round(run: Run, number: int) -> dict[str, Any]:
 
 def _value(document: dict[str, Any], organ: str) -> float:
     value = document["agreement"][organ]
+    return float("nan") if value is None else float(value)
+
+
+def _judged_table(
+    run: Run, number: int, cases: Sequence[str], agreement: np.ndarray, organs: Sequence[str]
+) -> tuple[np.ndarray, Sequence[str]]:
+    """What the round's rule judges by: the agreement of the organs, or the changes between the rounds so far."""
+    if run.recipe.selection_of(number).rule != "round-change":
+        return agreement, organs
+    rounds = range(1, number + 1)
+    changes = [[_change(run, later, case) for later in rounds] for case in cases]
+    return np.array(changes).reshape(-1, number), [f"r{later - 1} to r{later}" for later in rounds]
+
+
+def _change(run: Run, number: int, case: str) -> float:
+    value = read_json(run.paths.case(number, case)).get("change")
     return float("nan") if value is None else float(value)
 
 
@@ -150,6 +167,8 @@ def _nothing_taken(run: Run, number: int, table: np.ndarray, organs: Sequence[st
     best = max((entry.score for entry in entries if entry.score is not None), default=float("nan"))
     below = np.nan_to_num(table) < rule.threshold
     worst = [organs[i] for i in np.argsort(-below.sum(axis=0))[:3] if below.shape[0] and below[:, i].any()]
+    if rule.rule in ("all", "round-change"):
+        worst = []
     return (
         f"round {number}: none of {len(entries)} unlabelled cases was taken ({failed} failed, {odd} odd). "
         f"Rule {rule.rule} with threshold {rule.threshold:g}; the best case scored {best:.3f}"

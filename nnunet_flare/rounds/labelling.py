@@ -20,12 +20,14 @@ from tqdm import tqdm
 from nnunet_flare.errors import TaskError
 from nnunet_flare.files import read_json, replacing, write_json
 from nnunet_flare.fusion.members import class_locations, training_label
+from nnunet_flare.images import read_labels
 from nnunet_flare.rounds.arrays import label_hash, read_array, read_properties, write_array, write_properties
 from nnunet_flare.rounds.manifest import Run
 from nnunet_flare.rounds.plans import dataset_json, resolve
 from nnunet_flare.rounds.preprocess import failure, odd
 from nnunet_flare.rounds.unlabelled import UnlabelledCase, read_list, shard
 from nnunet_flare.selection.agreement import Agreement, pairwise_dice
+from nnunet_flare.selection.change import label_change
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +131,7 @@ def _label_case(run: Run, number: int, case: UnlabelledCase, predictor: Any, org
         agreement = _agreement(prediction.labels, max(organs.values()) + 1)
         per_organ = judged_by(agreement, run.recipe.selection_of(number).rule)
         _write_label(run, number, name, predictor, prediction, properties)
+        change = _change(run, number, name) if number > 0 and run.recipe.needs_change(number) else None
         label = training_label(fused, crop_mask_seg)
         patch = predictor.configuration_manager.patch_size
         write_array(run.paths.members(number, name), np.stack(prediction.labels).astype(np.uint8), patch)
@@ -149,10 +152,22 @@ def _label_case(run: Run, number: int, case: UnlabelledCase, predictor: Any, org
         "present": {n: bool(agreement is None or agreement.present[i - 1]) for n, i in organs.items()},
         "volume_mm3": {n: float(counts[i] * voxel_mm3) for n, i in organs.items()},
         "members": len(prediction.labels),
+        "change": change,
         "label_sha256": label_hash(fused),
         "odd": odd(run.unlabelled_data, case.case),
         "seconds": round(time.monotonic() - started, 3),
     }
+
+
+def _change(run: Run, number: int, case: str) -> float | None:
+    """How much the case's fused label map changed since the round before; None where that cannot be said."""
+    ending = dataset_json(run)["file_ending"]
+    before = run.paths.label(number - 1, case, ending)
+    if not before.is_file():  # the case could not be labelled then
+        return None
+    after = run.paths.label(number, case, ending)
+    change = label_change(read_labels(before, case).array, read_labels(after, case).array)
+    return None if np.isnan(change) else change
 
 
 def _agreement(labels: Sequence[np.ndarray], num_labels: int) -> Agreement | None:

@@ -102,10 +102,12 @@ class Recipe(Part):
                 f"selection.rule: found '{rule}', which compares the checkpoints of one training, but members.kind "
                 f"is '{self.members.kind}'; expected 'checkpoints'"
             )
+        if rule == "round-change":
+            self._check_round_change(number)
         if not self.has_one_member(number):
             return
         for key, given, needed in (
-            ("selection.rule", rule, "all"),
+            ("selection.rule", rule, rule if rule == "round-change" else "all"),
             ("selection.per_organ", self.selection.per_organ, {}),
             ("fusion.uncertain_organs", self.fusion.uncertain_organs, "drop-case"),
             ("stop.patience", self.stop.patience, None),
@@ -115,6 +117,26 @@ class Recipe(Part):
                     f"{key}: found {given!r}, but members.count=1 gives no agreement to judge by in round "
                     f"{number}; expected {needed!r}, or more members"
                 )
+
+    def _check_round_change(self, number: int) -> None:
+        if number == 0:
+            raise ValueError(
+                "selection.rule: found 'round-change' for round 0, but it compares the label maps of consecutive "
+                "rounds; give another rule for round 0, for example [all, round-change]"
+            )
+        for key, given, needed in (
+            ("selection.per_organ", self.selection.per_organ, {}),
+            ("fusion.uncertain_organs", self.fusion.uncertain_organs, "drop-case"),
+        ):
+            if given != needed:
+                raise ValueError(
+                    f"{key}: found {given!r}, but rule 'round-change' of round {number} judges whole cases; expected "
+                    f"{needed!r}, or another rule"
+                )
+
+    def needs_change(self, number: int) -> bool:
+        """Whether this round or a later one is judged by how much the labels change from round to round."""
+        return any(self.selection_of(later).rule == "round-change" for later in range(max(1, number), self.rounds))
 
     @property
     def num_gpus(self) -> int:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Value = TypeVar("Value")
-Rule = Literal["min-organ", "trimmed-min", "mean-organ", "stability", "all"]
+Rule = Literal["min-organ", "trimmed-min", "mean-organ", "stability", "round-change", "all"]
 
 _Unit = Annotated[float, Field(ge=0, le=1)]
 _Share = Annotated[float, Field(gt=0, le=1)]

@@ -1,13 +1,16 @@
 """Which pseudo-labelled cases are taken: pure functions of a table of agreements.
 
-A table is an array (cases, organs) of values in 0 .. 1; NaN means that a value could not be computed and counts as 0,
-so that no case is ever taken on it. What the rules mean:
+A table is an array (cases, organs) of values in 0 .. 1; NaN means that a value could not be computed and counts as 0.
+A case of which nothing is known is never taken, whatever the threshold. What the rules mean:
 
 - ``min-organ``: the worst organ (Radboud, FLARE22);
 - ``trimmed-min``: the third smallest organ, which forgives two hard ones;
 - ``mean-organ``: the mean over organs, which ranked true quality best in our trials;
 - ``stability``: the mean over organs too, of a table that compares the earlier checkpoints of a training with the last
   alone (Fosun, FLARE22; :attr:`nnunet_flare.selection.agreement.Agreement.with_last`);
+- ``round-change``: how little the label map changed from round to round, 1 / (1 + mean change), of a table (cases,
+  pairs of consecutive rounds) of :func:`nnunet_flare.selection.change.label_change` (blackbean, FLARE22). Higher is
+  better here as everywhere, in 0 .. 1, and the order is that of the paper's uncertainty. One NaN is enough to refuse;
 - ``all``: every case that was labelled.
 """
 
@@ -18,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RULES: tuple[str, ...] = ("min-organ", "trimmed-min", "mean-organ", "stability", "all")
+RULES: tuple[str, ...] = ("min-organ", "trimmed-min", "mean-organ", "stability", "round-change", "all")
 TRIMMED_RANK = 3
 """``trimmed-min`` is this smallest organ (of fewer organs: the largest of them)."""
 
@@ -35,9 +38,12 @@ class Decision:
 
 def scores(table: np.ndarray, rule: str) -> np.ndarray:
     """(cases,) score of each row of a (cases, organs) table under a rule; NaN counts as 0."""
-    values = np.nan_to_num(np.asarray(table, dtype=float), nan=0.0)
-    if values.ndim != 2 or values.shape[1] == 0:
-        raise ValueError(f"expected a table (cases, organs), got shape {values.shape}")
+    given = np.asarray(table, dtype=float)
+    if given.ndim != 2 or given.shape[1] == 0:
+        raise ValueError(f"expected a table (cases, organs), got shape {given.shape}")
+    if rule == "round-change":
+        return 1.0 / (1.0 + np.nan_to_num(given.mean(axis=1), nan=np.inf))
+    values = np.nan_to_num(given, nan=0.0)
     if rule == "min-organ":
         return values.min(axis=1)
     if rule == "trimmed-min":
@@ -65,14 +71,14 @@ def select(
 
     Args:
         cases: ids, one per row.
-        table: (cases, organs) agreement.
+        table: (cases, organs) agreement; for ``round-change`` (cases, pairs of rounds) changes.
         organs: names of the columns.
         rule: one of :data:`RULES`.
         threshold: smallest score that is taken.
         top_fraction: largest share of the cases that is taken, rounded to the nearest whole case, at least one.
         per_organ: smallest agreement by organ name.
     """
-    values = np.nan_to_num(np.asarray(table, dtype=float).reshape(len(cases), len(organs)), nan=0.0)
+    values = np.asarray(table, dtype=float).reshape(len(cases), len(organs))
     unknown = sorted(set(per_organ or {}) - set(organs))
     if unknown:
         raise ValueError(f"thresholds for unknown organs {unknown}, the organs are {list(organs)}")
@@ -81,12 +87,12 @@ def select(
     score = scores(values, rule)
     reasons: list[str | None] = [None] * len(cases)
     for row in range(len(cases)):
-        worst = int(values[row].argmin())
-        if score[row] < threshold:
-            lowest = f"; lowest organ {organs[worst]} {values[row, worst]:.3f}" if rule != "all" else ""
-            reasons[row] = f"{rule} {score[row]:.3f} < {threshold:g}{lowest}"
+        if rule != "all" and _is_unknown(values[row], rule):
+            reasons[row] = f"{rule} could not be computed"
+        elif score[row] < threshold:
+            reasons[row] = f"{rule} {score[row]:.3f} < {threshold:g}{_weakest(values[row], organs, rule)}"
         for organ, least in (per_organ or {}).items():
-            value = values[row, list(organs).index(organ)]
+            value = np.nan_to_num(values[row, list(organs).index(organ)], nan=0.0)
             if reasons[row] is None and value < least:
                 reasons[row] = f"{organ} {value:.3f} < {least:g}"
     if top_fraction is not None:
@@ -104,6 +110,23 @@ def select(
     ]
 
 
+def _is_unknown(row: np.ndarray, rule: str) -> bool:
+    missing = np.isnan(row)
+    return bool(missing.any() if rule == "round-change" else missing.all())
+
+
+def _weakest(row: np.ndarray, names: Sequence[str], rule: str) -> str:
+    """The column that speaks most against a case, in words."""
+    if rule == "all":
+        return ""
+    if rule == "round-change":
+        worst = int(row.argmax())
+        return f"; largest change {names[worst]} {row[worst]:.3f}"
+    values = np.nan_to_num(row, nan=0.0)
+    worst = int(values.argmin())
+    return f"; lowest organ {names[worst]} {values[worst]:.3f}"
+
+
 def _taken(rule: str, score: float, threshold: float, top_fraction: float | None) -> str:
     if rule == "all":
         return "all labelled cases are taken"
@@ -116,7 +139,7 @@ def accepted_organs(table: np.ndarray, threshold: float, per_organ: Mapping[int,
 
     ``per_organ`` maps a column to its own threshold. NaN is never accepted.
     """
-    values = np.nan_to_num(np.asarray(table, dtype=float), nan=0.0)
+    values = np.asarray(table, dtype=float)
     least = np.full(values.shape[1], threshold)
     for column, value in (per_organ or {}).items():
         least[column] = value

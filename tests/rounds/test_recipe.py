@@ -101,6 +101,18 @@ def test_every_round_of_one_member_needs_a_rule_that_asks_for_no_agreement():
     load_recipe("uncertainty", {"members.count": "[5, 1]", "rounds": "1"})  # round 1 is the final training
 
 
+def test_round_change_needs_an_earlier_round_and_judges_whole_cases():
+    with pytest.raises(InputError, match=r"'round-change' for round 0.*\[all, round-change\]"):
+        load_recipe("uncertainty", {"selection.rule": "round-change"})
+    late = {"selection.rule": "[all, all, round-change]", "rounds": "3", "members.count": "[5, 1]"}
+    recipe = load_recipe("uncertainty", late)  # a single member is enough for it
+    assert [recipe.needs_change(number) for number in (1, 2, 3)] == [True, True, False]
+    assert not load_recipe("uncertainty").needs_change(1)
+    for key, value in (("selection.per_organ", "{liver: 0.9}"), ("fusion.uncertain_organs", "ignore")):
+        with pytest.raises(InputError, match=rf"{key}: found .*'round-change' of round 2 judges whole cases"):
+            load_recipe("uncertainty", {**late, "members.count": "5", key: value})
+
+
 def test_checkpoints_of_one_training_can_be_the_members():
     settings = {"members.kind": "checkpoints", "members.at": "[0.36, 0.66, 1.0]", "training.num_epochs": "100"}
     recipe = load_recipe("uncertainty", settings)

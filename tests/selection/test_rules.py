@@ -56,10 +56,33 @@ def test_the_order_of_the_cases_does_not_matter(table, rule, fraction, random):
 
 
 @settings(max_examples=60, deadline=None)
-@given(tables, with_rule.filter(lambda rule: rule != "all"), st.floats(0.01, 1))
+@given(tables, with_rule.filter(lambda rule: rule != "all"), st.floats(0, 1))
 def test_nan_is_never_taken(table, rule, threshold):
     table[0] = np.nan
     assert "case_0" not in taken(table, rule=rule, threshold=threshold)
+
+
+def test_round_change_prefers_what_changed_least_and_one_unknown_change_refuses():
+    changes = np.array([[0.1, 0.3], [0.02, 0.0], [3.0, 1.0], [np.nan, 0.0], [np.inf, 0.0]])
+    assert scores(changes, "round-change") == pytest.approx([1 / 1.2, 1 / 1.01, 1 / 3, 0, 0])
+    names = ["r0 to r1", "r1 to r2"]
+    decided = select(list("abcde"), changes, organs=names, rule="round-change", threshold=0.0, top_fraction=0.6)
+    assert [d.taken for d in decided] == [True, True, True, False, False]
+    assert "could not be computed" in decided[3].reason and "rank 4 of 5" in decided[4].reason
+    strict = select(["a"], changes[:1], organs=names, rule="round-change", threshold=0.9)[0]
+    assert strict.reason == "round-change 0.833 < 0.9; largest change r1 to r2 0.300"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 12).flatmap(lambda n: arrays(np.float64, (n, 2), elements=st.floats(0, 50))), st.floats(0.01, 1))
+def test_round_change_keeps_the_lowest_quantile_of_the_papers_uncertainty(changes, fraction):
+    cases = [f"case_{row:02}" for row in range(len(changes))]
+    chosen = select(cases, changes, organs=["one", "two"], rule="round-change", threshold=0.0, top_fraction=fraction)
+    uncertainty = 0.5 * (changes[:, 0] + changes[:, 1])
+    kept = [u for u, d in zip(uncertainty, chosen, strict=True) if d.taken]
+    left = [u for u, d in zip(uncertainty, chosen, strict=True) if not d.taken]
+    assert len(kept) == max(1, int(np.floor(fraction * len(changes) + 0.5)))
+    assert not left or max(kept) <= min(left) + 1e-9
 
 
 @settings(max_examples=60, deadline=None)
@@ -91,3 +114,4 @@ def test_organs_are_accepted_one_by_one():
     table = np.array([[0.95, 0.5, np.nan, 0.85]])
     assert accepted_organs(table, 0.9).tolist() == [[True, False, False, False]]
     assert accepted_organs(table, 0.9, {3: 0.8}).tolist() == [[True, False, False, True]]
+    assert accepted_organs(table, 0.0).tolist() == [[True, True, False, True]], "NaN is never certain"
