@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunet_flare.cli import merge
+from nnunet_flare.cli import merge, prepare
 from nnunet_flare.cli.common import HyphenParser, nnunet_folder, parse_settings, run_command, setup_logging
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         "--executor",
         default="local",
         choices=("local", "slurm", "print"),
-        help="slurm: submit all jobs and return; print: write a shell script instead",
+        help="slurm: submit all jobs and return; print: write a shell script (with --slurm of sbatch lines) instead",
     )
     run.add_argument(
         "--slurm",
@@ -127,6 +127,8 @@ def _parser() -> argparse.ArgumentParser:
     choose.add_argument("--threshold", type=float, default=0.9)
     choose.add_argument("--rule", default="min-organ", choices=("min-organ", "trimmed-min", "mean-organ", "all"))
     choose.add_argument("--top_fraction", type=float)
+    text = "make an nnU-Net dataset and a folder of unlabelled scans of a FLARE22 or FLARE23 download"
+    prepare.add_arguments(add("prepare", prepare.run, text))
     text = "merge label maps: pseudo-labels, external teachers, partial ground truth"
     merge.add_arguments(add("merge", merge.run, text))
     return parser
@@ -148,7 +150,7 @@ def _run(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(arguments.recipe, parse_settings(arguments.settings))
     options = _slurm_options(arguments)
     gpus = _gpus(arguments.device, arguments.num_gpus, recipe.num_gpus) if arguments.executor == "local" else []
-    shards = SLURM_SHARDS if arguments.executor == "slurm" else max(1, len(gpus))
+    shards = SLURM_SHARDS if arguments.executor == "slurm" or arguments.slurm else max(1, len(gpus))
     images, labels = arguments.eval or (None, None)
     request = Request(
         dataset=arguments.dataset,
@@ -171,9 +173,12 @@ def _run(arguments: argparse.Namespace) -> int:
     run = start_run(plan)
     _keep_decisions(run, arguments.decisions)
     if arguments.executor == "print":
-        from nnunet_flare.rounds.script import write_script
+        from nnunet_flare.rounds.script import write_script, write_submission
 
-        print(f"{write_script(run)}\nRun it with sh; each line is one task and can be run again.")
+        if arguments.slurm:
+            print(f"{write_submission(run, options)}\nRun it with bash where sbatch works; it submits every job.")
+        else:
+            print(f"{write_script(run)}\nRun it with sh; every task can be run again.")
         return 0
     if arguments.executor == "slurm":
         return _submit(run.root, options)
@@ -185,8 +190,8 @@ def _slurm_options(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     from nnunet_flare.errors import InputError
     from nnunet_flare.rounds.slurm_options import parse_options
 
-    if arguments.slurm and arguments.executor != "slurm":
-        raise InputError(f"--slurm needs --executor slurm, not {arguments.executor}")
+    if arguments.slurm and arguments.executor == "local":
+        raise InputError("--slurm needs --executor slurm or print, not local")
     if arguments.task_timeout is not None and (arguments.task_timeout <= 0 or arguments.executor != "local"):
         raise InputError(f"--task_timeout {arguments.task_timeout:g}: expected hours above 0, with --executor local")
     if arguments.shards is not None and arguments.shards < 1:
@@ -342,14 +347,18 @@ def _clean(arguments: argparse.Namespace) -> int:
 
 def _task(arguments: argparse.Namespace) -> int:
     from nnunet_flare.rounds.manifest import load_run
-    from nnunet_flare.rounds.tasks import find_task
+    from nnunet_flare.rounds.tasks import stand_in
     from nnunet_flare.rounds.work import do_task
 
     run = load_run(arguments.run_dir)
+    task = stand_in(run, arguments.name)
+    if task is None:
+        print(f"{arguments.name}: not needed any more, the run ended early")
+        return 0
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # locks are given back on the way out
     # nnU-Net ends forked pool workers with SIGTERM; with our handler they could miss it while they wait for a lock.
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    do_task(run, find_task(run, arguments.name))
+    do_task(run, task)
     return 0
 
 

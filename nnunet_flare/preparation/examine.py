@@ -1,0 +1,101 @@
+"""Opening every scan and label map of a download once, and remembering what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from nnunet_flare.datasets import READERS
+from nnunet_flare.errors import CaseError
+from nnunet_flare.files import read_json, write_json
+from nnunet_flare.images import Volume, check_values, geometry_difference, oddities, read_labels, read_volume
+from nnunet_flare.preparation.layout import Scan
+
+RECORD = "flare_prepare.json"
+"""In the dataset's folder: what was found out about each case, so that a second call opens only what changed."""
+VERSION = 1
+SAVE_EVERY = 50
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a case's files hold: problems that keep it out, oddities that do not, and the ids in its label map."""
+
+    stamp: tuple[str, ...]
+    problems: tuple[str, ...] = ()
+    odd: tuple[str, ...] = ()
+    present: tuple[int, ...] = ()
+
+
+def examine_all(scans: Sequence[Scan], allowed: Sequence[int], record: Path, origin: str) -> dict[str, Finding]:
+    """Open the files of every case that is new, changed or was bad at the last time; returns all cases' findings.
+
+    Args:
+        scans: the cases.
+        allowed: ids that a label map may hold.
+        record: file to remember the findings in.
+        origin: the challenge and the download's folder, kept in the record.
+    """
+    known = _read(record)
+    findings = {scan.case: known[scan.case] for scan in scans if _is_current(scan, known.get(scan.case))}
+    left = [scan for scan in scans if scan.case not in findings]
+    with ThreadPoolExecutor(READERS) as pool:
+        found = pool.map(partial(examine, allowed=allowed), left)
+        progress = tqdm(found, desc="opening every file", total=len(left), unit="case", disable=None)
+        for number, (scan, finding) in enumerate(zip(left, progress, strict=True), start=1):
+            findings[scan.case] = finding
+            if number % SAVE_EVERY == 0:
+                _write(record, origin, findings)
+    _write(record, origin, findings)
+    return findings
+
+
+def examine(scan: Scan, *, allowed: Sequence[int]) -> Finding:
+    """Open a case's scan and label map; all its problems at once."""
+    problems: list[str] = []
+    image: Volume | None = None
+    try:
+        image = read_volume(scan.image, scan.case)
+        check_values(image, scan.case, scan.image)
+    except CaseError as error:
+        problems.append(error.reason)
+    present: tuple[int, ...] = ()
+    if scan.label is not None:
+        try:
+            label = read_labels(scan.label, scan.case, allowed=allowed)
+            present = tuple(int(value) for value in np.flatnonzero(np.bincount(label.array.ravel())) if value)
+            difference = None if image is None else geometry_difference(image, label)
+            if difference:
+                problems.append(f"{scan.label}: another grid than its scan: {difference}")
+        except CaseError as error:
+            problems.append(error.reason)
+    odd = tuple(oddities(image)) if image is not None and not problems else ()
+    return Finding(stamp(scan), tuple(problems), odd, present)
+
+
+def stamp(scan: Scan) -> tuple[str, ...]:
+    """Changes when one of the files of a case does."""
+    return tuple(f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in (scan.image, scan.label) if p and p.exists())
+
+
+def _is_current(scan: Scan, finding: Finding | None) -> bool:
+    return finding is not None and not finding.problems and finding.stamp == stamp(scan)
+
+
+def _read(record: Path) -> Mapping[str, Finding]:
+    if not record.is_file():
+        return {}
+    cases: dict[str, dict[str, Any]] = read_json(record)["cases"]
+    return {case: Finding(**{key: tuple(value) for key, value in entry.items()}) for case, entry in cases.items()}
+
+
+def _write(record: Path, origin: str, findings: Mapping[str, Finding]) -> None:
+    cases = {case: asdict(findings[case]) for case in sorted(findings)}
+    write_json(record, {"version": VERSION, "origin": origin, "cases": cases})
