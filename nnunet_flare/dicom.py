@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_flare.errors import CaseError
-from nnunet_flare.images import Volume, from_sitk
+from nnunet_flare.images import Volume, from_sitk, read_volume
 
 MAGIC = b"DICM"
 MAGIC_OFFSET = 128
@@ -54,15 +54,34 @@ def is_dicom(path: Path) -> bool:
 
 def dicom_files(folder: Path) -> list[Path]:
     """The DICOM files of a folder (the index file DICOMDIR is none), sorted by name."""
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
-    return [path for path in files if path.name != "DICOMDIR" and is_dicom(path)]
+    return [path for path in _plain_files(folder) if is_dicom(path)]
 
 
 def series_folders(folder: Path) -> list[Path]:
     """The folder itself, or those folders in it, that hold DICOM files."""
-    if dicom_files(folder):
+    if _holds_dicom(folder):
         return [folder]
-    return [path for path in sorted(folder.iterdir()) if path.is_dir() and dicom_files(path)]
+    return [path for path in sorted(folder.iterdir()) if path.is_dir() and _holds_dicom(path)]
+
+
+def _plain_files(folder: Path) -> list[Path]:
+    return [
+        path for path in sorted(folder.iterdir()) if path.is_file() and path.name[0] != "." and path.name != "DICOMDIR"
+    ]
+
+
+def _holds_dicom(folder: Path) -> bool:
+    """Whether any file is DICOM; looks no further than the first that is."""
+    return any(is_dicom(path) for path in _plain_files(folder))
+
+
+def read_scan(path: Path, case: str) -> Volume:
+    """A scan as it comes: one image file, or a folder that holds one DICOM series.
+
+    Raises:
+        CaseError: as :func:`read_series` and :func:`nnunet_flare.images.read_volume`.
+    """
+    return read_series(path, case) if path.is_dir() else read_volume(path, case)
 
 
 def read_series(folder: Path, case: str) -> Volume:

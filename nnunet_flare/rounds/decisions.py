@@ -35,6 +35,11 @@ class Review:
     comment: str = ""
 
     @property
+    def is_rejected(self) -> bool:
+        """Whether the case must not be trained on."""
+        return self.decision == "reject"
+
+    @property
     def reason(self) -> str:
         """The decision in the words of the ledger."""
         what = {"accept": "accepted", "reject": "rejected"}.get(self.decision, f"{', '.join(self.organs)} wrong")

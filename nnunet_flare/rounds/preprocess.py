@@ -17,9 +17,10 @@ from uuid import uuid4
 import numpy as np
 from tqdm import tqdm
 
+from nnunet_flare.dicom import read_scan
 from nnunet_flare.errors import CaseError
 from nnunet_flare.files import read_json, write_json
-from nnunet_flare.images import check_values, oddities, read_volume
+from nnunet_flare.images import check_values, oddities
 from nnunet_flare.rounds.arrays import ENDINGS, write_array, write_properties
 from nnunet_flare.rounds.manifest import Run
 from nnunet_flare.rounds.plans import dataset_json, num_processes
@@ -107,7 +108,7 @@ def _check(case: UnlabelledCase, channels: int) -> list[str]:
     found: list[str] = []
     for image in case.images:
         path = Path(image)
-        volume = read_volume(path if path.exists() else Path(case.source), case.case)
+        volume = read_scan(path if path.exists() else Path(case.source), case.case)
         check_values(volume, case.case, path)
         found += oddities(volume)
     return found

@@ -10,9 +10,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from nnunet_flare.dicom import dicom_files, read_scan, series_folders
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.files import link_or_copy, read_json, write_json
-from nnunet_flare.images import read_volume, stem_of, suffix_of, write_volume
+from nnunet_flare.images import SUFFIXES, stem_of, suffix_of, write_volume
 
 log = logging.getLogger(__name__)
 
@@ -30,20 +31,20 @@ class UnlabelledCase:
 
 
 def find_sources(folder: Path, channels: int) -> dict[str, list[Path]]:
-    """The scans in a folder by safe, unique id: ``<case>_0000.<ext>`` and so on, or ``<case>.<ext>`` of one channel.
+    """The scans in a folder by safe, unique id: ``<case>_0000.<ext>`` and so on, ``<case>.<ext>``, or DICOM series.
+
+    A folder of one DICOM series is a scan of one channel, named as the folder; ``folder`` may be one itself.
 
     Raises:
-        InputError: when the folder is missing or holds no image, or two files give one id.
+        InputError: when the folder is missing or holds no scan, or two files give one id.
     """
     if not folder.is_dir():
         raise InputError(f"-u {folder}: no such folder; expected a folder of CT scans")
     found: dict[str, dict[int, Path]] = {}
     clashes: list[str] = []
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or suffix_of(path) is None:
-            continue
+    for path in _scans(folder):
         match = re.fullmatch(r"(.+)_(\d{4})", stem_of(path))
-        numbered = match is not None and int(match.group(2)) < channels
+        numbered = suffix_of(path) is not None and match is not None and int(match.group(2)) < channels
         name, channel = (match.group(1), int(match.group(2))) if match and numbered else (stem_of(path), 0)
         files = found.setdefault(safe_id(name), {})
         if channel in files:
@@ -53,9 +54,15 @@ def find_sources(folder: Path, channels: int) -> dict[str, list[Path]]:
         raise InputError(f"-u {folder}: {'; '.join(clashes)}. Rename or remove one of each")
     if not found:
         raise InputError(
-            f"-u {folder}: no image (.nii.gz, .nii, .mha, .mhd, .nrrd) in it; expected unlabelled CT scans"
+            f"-u {folder}: no image ({', '.join(SUFFIXES)}) and no folder of DICOM files in it; expected unlabelled CTs"
         )
     return {case: [files[c] for c in sorted(files)] for case, files in sorted(found.items())}
+
+
+def _scans(folder: Path) -> list[Path]:
+    """Whatever has an image file's name, and DICOM series folders."""
+    named = {path for path in folder.iterdir() if not path.name.startswith(".") and suffix_of(path) is not None}
+    return sorted(named | set(series_folders(folder)))
 
 
 def safe_id(name: str) -> str:
@@ -104,8 +111,10 @@ def freeze(
 
 
 def size_of(file: Path) -> int:
-    """Bytes of a file; 0 for a link to nothing, which is set aside later."""
+    """Bytes of a file or of a DICOM series; 0 for a link to nothing, which is set aside later."""
     try:
+        if file.is_dir():
+            return sum(path.stat().st_size for path in dicom_files(file))
         return file.stat().st_size
     except OSError:
         return 0
@@ -124,7 +133,7 @@ def _provide(file: Path, image: Path, case: str, file_ending: str) -> None:
             link_or_copy(file, image)
         return
     try:
-        write_volume(image, read_volume(file, case))
+        write_volume(image, read_scan(file, case))
     except CaseError as error:
         log.warning("%s (it will be set aside)", error)
 

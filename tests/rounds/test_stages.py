@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from nnunet_flare.rounds import local
 from nnunet_flare.rounds.arrays import read_array, write_array
 from nnunet_flare.rounds.choose import select_round
 from nnunet_flare.rounds.data import build_round, ignore_label
+from nnunet_flare.rounds.decisions import Review
 from nnunet_flare.rounds.export import export_dataset, export_stock_model
 from nnunet_flare.rounds.labelling import label_shard, organ_ids
 from nnunet_flare.rounds.ledger import read_decisions, read_ledger
@@ -66,6 +67,22 @@ def set_agreement(run: Run, case: str, **organs: float | None) -> None:
 
 def labelled_cases(run: Run) -> list[str]:
     return [c.case for c in read_list(run.paths.unlabelled) if "failed" not in read_json(run.paths.case(0, c.case))]
+
+
+# ------------------------------------------------------------------ a person's decisions
+
+
+def test_a_rejected_case_takes_no_other_cases_place_in_the_top_fraction(run):
+    cases = labelled_cases(run)
+    for rank, case in enumerate(cases):
+        set_agreement(run, case, **dict.fromkeys(organ_ids(run), 0.9 - 0.1 * rank))
+    best = changed(run, selection={"rule": "mean-organ", "threshold": 0.0, "top_fraction": 1 / len(cases)})
+    write_json(run.paths.reviews, {"version": 1, "cases": [asdict(Review(cases[0], "reject", (), "stent"))]})
+    select_round(best, 0)
+    decided = {entry.case: entry for entry in read_decisions(run.paths, 0)}
+    assert [case for case in cases if decided[case].decision == "taken"] == [cases[1]]
+    assert decided[cases[0]].decision == "refused" and decided[cases[0]].score == pytest.approx(0.9)
+    assert "reviewed: rejected (stent)" in decided[cases[0]].reason
 
 
 # ------------------------------------------------------------------ organ-wise acceptance

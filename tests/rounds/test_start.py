@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from nnunet_flare.cli.pseudolabel import main
-from nnunet_flare.images import Volume, read_volume, write_volume
+from nnunet_flare.dicom import read_scan
+from nnunet_flare.errors import CaseError
+from nnunet_flare.images import Volume, geometry_difference, read_volume, to_sitk, write_volume
 from nnunet_flare.phantom import write_phantom
 from nnunet_flare.rounds import start as start_module
+from nnunet_flare.rounds.unlabelled import find_sources, freeze
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +29,6 @@ def source(tmp_path_factory):
 @pytest.fixture
 def data(source, tmp_path, monkeypatch):
     """Two labelled and two unlabelled scans with nnU-Net's variables set; free to be spoiled."""
-    import shutil
-
     folder = tmp_path / "data"
     shutil.copytree(source, folder)
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
@@ -188,3 +192,48 @@ def test_scans_of_another_format_are_converted(data):
           "--executor", "print", "--set", "members.count=2"])  # fmt: skip
     converted = read_volume(raw(data) / "imagesUn" / "abdomen_0000.nii.gz")
     np.testing.assert_array_equal(converted.array, volume.array)
+
+
+def test_unlabelled_dicom_series_become_scans_named_as_their_folders(data, tmp_path):
+    scans = sorted((data / "unlabelled").glob("*.nii.gz"))
+    volume = read_volume(scans[0])
+    folder = tmp_path / "pacs"
+    write_dicom(folder / "patient_0001", volume)
+    write_dicom(folder / "patient_0002", volume, leave_out=4)
+    shutil.copy(scans[1], folder / "file_0000.nii.gz")
+    sources = find_sources(folder, channels=1)
+    assert {case: [p.name for p in paths] for case, paths in sources.items()} == {
+        "file": ["file_0000.nii.gz"], "patient_0001": ["patient_0001"], "patient_0002": ["patient_0002"],
+    }  # fmt: skip
+    preprocessed = data / "nnUNet_preprocessed" / "Dataset022_FLAREPhantom"
+    cases = {c.case: c for c in freeze(sources, raw=raw(data), preprocessed=preprocessed, file_ending=".nii.gz")}
+    converted = read_volume(Path(cases["patient_0001"].images[0]))
+    np.testing.assert_array_equal(converted.array, volume.array)
+    assert geometry_difference(converted, volume) is None
+    assert cases["patient_0001"].size_bytes > volume.array.nbytes
+    with pytest.raises(CaseError, match=r"patient_0002.*slice"):
+        read_scan(Path(cases["patient_0002"].source), "patient_0002")
+    assert not Path(cases["patient_0002"].images[0]).exists()
+
+
+def write_dicom(folder, volume, leave_out=None):
+    """A CT series, one file a slice."""
+    folder.mkdir(parents=True)
+    image = to_sitk(volume)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for z in range(image.GetSize()[2]):
+        if z == leave_out:
+            continue
+        plane = image[:, :, z]
+        position = image.TransformIndexToPhysicalPoint((0, 0, z))
+        orientation = [image.GetDirection()[i] for i in (0, 3, 6, 1, 4, 7)]
+        for key, value in {
+            "0008|0060": "CT", "0008|0018": f"1.2.3.{z}", "0020|000d": "1.2", "0020|000e": "1.2.3",
+            "0020|0032": "\\".join(f"{p:.6f}" for p in position),
+            "0020|0037": "\\".join(f"{o:.6f}" for o in orientation),
+            "0028|1052": "0", "0028|1053": "1",
+        }.items():  # fmt: skip
+            plane.SetMetaData(key, value)
+        writer.SetFileName(str(folder / f"{z:03d}.dcm"))
+        writer.Execute(plane)
