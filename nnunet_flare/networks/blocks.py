@@ -7,10 +7,11 @@ Normalisation is instance normalisation without learnt scale and shift, convolut
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 Size = int | Sequence[int]
@@ -82,6 +83,29 @@ def residual_level(
     first = ResidualUnit(in_channels, out_channels, layers, kernel_size=kernel_size, stride=stride)
     rest = (ResidualUnit(out_channels, out_channels, layers, kernel_size=kernel_size) for _ in range(units - 1))
     return nn.Sequential(first, *rest)
+
+
+def check_stages(n_stages: int, **given: Sequence[Any]) -> None:
+    """Whether a network's arguments have one entry per stage, the decoder's (an even number each) one less.
+
+    Raises:
+        ValueError: with the argument, what it is and what is expected.
+    """
+    for name, entries in given.items():
+        is_decoder = name == "n_conv_per_stage_decoder"
+        expected = n_stages - 1 if is_decoder else n_stages
+        if len(entries) != expected:
+            raise ValueError(f"{name}: found {len(entries)} entries {list(entries)}, expected {expected}")
+        if is_decoder and any(number % 2 for number in entries):
+            raise ValueError(f"{name}: found {list(entries)}, expected even numbers")
+
+
+def averaged(logits: torch.Tensor, poolings: Iterable[nn.Module]) -> list[torch.Tensor]:
+    """Outputs for deep supervision from one head: the logits, and their averages by one pooling after the other."""
+    outputs = [logits]
+    for pooling in poolings:
+        outputs.append(pooling(outputs[-1]))
+    return outputs
 
 
 def max_pool(stride: Size) -> nn.Module:

@@ -54,17 +54,14 @@ class ResidualUNet(nn.Module):
         deep_supervision: bool = False,
     ) -> None:
         super().__init__()
-        for name, given, expected in (
-            ("features_per_stage", features_per_stage, n_stages),
-            ("strides", strides, n_stages),
-            ("kernel_sizes", kernel_sizes, n_stages),
-            ("n_blocks_per_stage", n_blocks_per_stage, n_stages),
-            ("n_conv_per_stage_decoder", n_conv_per_stage_decoder, n_stages - 1),
-        ):
-            if len(given) != expected:
-                raise ValueError(f"{name}: found {len(given)} entries {list(given)}, expected {expected}")
-        if any(number % 2 for number in n_conv_per_stage_decoder):
-            raise ValueError(f"n_conv_per_stage_decoder: found {list(n_conv_per_stage_decoder)}, expected even numbers")
+        blocks.check_stages(
+            n_stages,
+            features_per_stage=features_per_stage,
+            strides=strides,
+            kernel_sizes=kernel_sizes,
+            n_blocks_per_stage=n_blocks_per_stage,
+            n_conv_per_stage_decoder=n_conv_per_stage_decoder,
+        )
         layers = Layers(dropout_op, dropout_op_kwargs, nonlin, nonlin_kwargs)
         self.encoder = _Encoder(input_channels, features_per_stage, strides, kernel_sizes, n_blocks_per_stage, layers)
         self.decoder = _Decoder(
@@ -146,9 +143,4 @@ class _Decoder(nn.Module):
         for stage, upsampling, skip in zip(self.stages, self.upsamplings, maps[-2::-1], strict=True):
             x = stage(torch.cat([skip, upsampling(x)], dim=1))
         logits: torch.Tensor = self.seg_layers[0](x)
-        if not self.deep_supervision:
-            return logits
-        outputs = [logits]
-        for pooling in self.poolings:
-            outputs.append(pooling(outputs[-1]))
-        return outputs
+        return blocks.averaged(logits, self.poolings) if self.deep_supervision else logits
