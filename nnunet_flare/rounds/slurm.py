@@ -34,6 +34,14 @@ SIGNAL_SECONDS = 120
 
 COMMAND_SECONDS = 60.0
 
+SBATCH_OPTIONS = (
+    "--output=logs/slurm/%j.out",  # below --chdir: Slurm reads % and \ of a folder's name as a pattern
+    "--open-mode=append",
+    "--requeue",
+    f"--signal=B:USR1@{SIGNAL_SECONDS}",
+)
+"""What every job is submitted with."""
+
 TEMPLATE = """\
 #!/bin/bash
 # Run {run}, written by flare-pseudolabel. Element k of the array does the k-th task.
@@ -88,7 +96,7 @@ def submit(run: Run, options: Mapping[str, Mapping[str, Any]]) -> list[str]:
         missing = [task for task in tasks.values() if not is_done(run, task) and task.name not in kept]
         placed = {name: (job, 1) for name, job in kept.items()}
         jobs: list[str] = []
-        for group in _groups(missing):
+        for group in groups(missing):
             submission = Submission(uuid4().hex[:12], tuple(task.name for task in group))
             submissions.append(submission)
             _store(run, options, submissions)
@@ -220,12 +228,12 @@ def _keep(run: Run, tasks: Mapping[str, Task], jobs: Mapping[str, Queued]) -> tu
     return kept, stale
 
 
-def _groups(missing: Sequence[Task]) -> list[list[Task]]:
+def groups(tasks: Iterable[Task]) -> list[list[Task]]:
     """The tasks of a stage and round together, in the graph's order."""
-    groups: dict[tuple[str, int | None], list[Task]] = {}
-    for task in missing:
-        groups.setdefault((task.stage, task.round), []).append(task)
-    return list(groups.values())
+    found: dict[tuple[str, int | None], list[Task]] = {}
+    for task in tasks:
+        found.setdefault((task.stage, task.round), []).append(task)
+    return list(found.values())
 
 
 def _dependencies(run: Run, group: Sequence[Task], placed: Mapping[str, tuple[str, int]]) -> list[str]:
@@ -260,10 +268,7 @@ def _sbatch(
         "--parsable",
         f"--job-name={_job_name(run, submission)}",
         f"--chdir={run.root}",
-        "--output=logs/slurm/%j.out",  # below --chdir: Slurm reads % and \ of a folder's name as a pattern
-        "--open-mode=append",
-        "--requeue",
-        f"--signal=B:USR1@{SIGNAL_SECONDS}",
+        *SBATCH_OPTIONS,
         *resources(options, group[0]).arguments(group[0].gpus),
     ]
     if len(group) > 1:

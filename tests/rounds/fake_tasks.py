@@ -13,7 +13,7 @@ from typing import Any
 
 from nnunet_flare.files import write_json
 from nnunet_flare.rounds.manifest import Run, Settings, create_run
-from nnunet_flare.rounds.recipe import load_recipe
+from nnunet_flare.rounds.recipe import Recipe, load_recipe
 
 SITE = '''
 import sys
@@ -60,12 +60,19 @@ while done < ends:
 
 
 def make_run(folder: Path, *, device: str = "cuda", shards: int = 2, root: Path | None = None, **recipe: str) -> Run:
-    """A run on a data set that does not exist."""
-    folders = {name: str(folder / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    """A run on a data set that does not exist: one round, two members."""
     loaded = load_recipe("uncertainty", {"rounds": "1", "members.count": "2", **recipe})
+    return run_of(folder, loaded, device=device, shards=shards, root=root)
+
+
+def run_of(
+    folder: Path, loaded: Recipe, *, device: str = "cuda", shards: int = 2, root: Path | None = None, **settings: Any
+) -> Run:
+    """The same of any recipe."""
+    folders = {name: str(folder / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     settings = Settings(
         name="fake", dataset="Dataset001_Fake", plans_name="nnUNetPlans", unlabelled_dir=str(folder),
-        recipe=loaded.model_dump(mode="json"), folders=folders, device=device, shards=shards,
+        recipe=loaded.model_dump(mode="json"), folders=folders, device=device, shards=shards, **settings,
     )  # fmt: skip
     run = create_run(root or folder / "run", settings, loaded)
     plan_tasks(run, {})
