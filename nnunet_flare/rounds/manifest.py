@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,8 @@ def create_run(root: Path, settings: Settings, recipe: Recipe) -> Run:
     paths = RunPaths(root)
     if paths.manifest.is_file():
         run = load_run(root)
-        differences = _differences(run.settings, settings)
+        known = replace(run.settings, recipe=run.recipe.model_dump(mode="json"))  # with keys that are new since then
+        differences = _differences(known, settings)
         if differences:
             raise InputError(
                 f"{root} holds a run with other settings: {'; '.join(differences)}. "

@@ -22,6 +22,7 @@ from nnunet_flare.errors import CaseError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.images import check_values, oddities
 from nnunet_flare.rounds.arrays import ENDINGS, write_array, write_properties
+from nnunet_flare.rounds.locks import LockFile
 from nnunet_flare.rounds.manifest import Run
 from nnunet_flare.rounds.plans import dataset_json, num_processes
 from nnunet_flare.rounds.unlabelled import UnlabelledCase, read_list
@@ -53,6 +54,12 @@ def odd(folder: Path, case: str) -> list[str]:
 
 def preprocess_unlabelled(run: Run, *, retry_failed: bool = False) -> dict[str, int]:
     """Preprocess the run's unlabelled scans that are not there yet; returns how many are ready and how many failed."""
+    lock = run.unlabelled_data.with_suffix(".lock")
+    with LockFile(lock, f"the unlabelled cases of {run.settings.dataset}", wait=True):
+        return _preprocess_missing(run, retry_failed)
+
+
+def _preprocess_missing(run: Run, retry_failed: bool) -> dict[str, int]:
     folder = run.unlabelled_data
     folder.mkdir(parents=True, exist_ok=True)
     cases = read_list(run.paths.unlabelled)

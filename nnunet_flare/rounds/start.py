@@ -106,15 +106,24 @@ def start_run(plan: Plan) -> Run:
         FlareError: when the disk cannot hold the preprocessed scans.
     """
     run = create_run(plan.run.root, plan.run.settings, plan.run.recipe)
-    folder = Path(run.settings.unlabelled_dir)
     if run.paths.unlabelled.is_file():
-        _report_late_files(run, folder, plan.channels)
+        _report_late_files(run, Path(run.settings.unlabelled_dir), plan.channels)
         return run
-    sources = find_sources(folder, plan.channels)
+    freeze_unlabelled(plan)
+    return run
+
+
+def freeze_unlabelled(plan: Plan) -> None:
+    """Link the unlabelled scans and write the list of them into the run's folder.
+
+    Raises:
+        FlareError: when the disk cannot hold what the run will write.
+    """
+    run = plan.run
+    sources = find_sources(Path(run.settings.unlabelled_dir), plan.channels)
     check_disk(run, sources)
     cases = freeze(sources, raw=run.raw, preprocessed=run.preprocessed, file_ending=plan.file_ending)
     write_list(run.paths.unlabelled, cases)
-    return run
 
 
 def _check_labels(document: Mapping[str, Any]) -> list[str]:

@@ -64,10 +64,7 @@ def _plan(run: Run, task: Task) -> dict[str, Any]:
 def _unlabelled(run: Run, task: Task) -> dict[str, Any]:
     from nnunet_flare.rounds.preprocess import preprocess_unlabelled
 
-    with LockFile(
-        run.unlabelled_data.with_suffix(".lock"), f"the unlabelled cases of {run.settings.dataset}", wait=True
-    ):
-        return preprocess_unlabelled(run)
+    return preprocess_unlabelled(run)
 
 
 def _build(run: Run, task: Task) -> dict[str, Any]:
@@ -117,7 +114,7 @@ def _train(run: Run, task: Task) -> dict[str, Any]:
         raise TaskError(
             f"nnUNetv2_train {' '.join(arguments)} ended with exit code {code}; see {run.paths.log(task.name)}"
         )
-    from nnunet_flare.inference.checkpoints import load_checkpoint
+    from nnunet_flare.checkpoints import load_checkpoint
 
     for checkpoint in ("checkpoint_final.pth", *run.recipe.member_checkpoints(_number(task))):
         load_checkpoint(folder / checkpoint)

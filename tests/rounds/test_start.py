@@ -13,10 +13,15 @@ import SimpleITK as sitk
 from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.dicom import read_scan
 from nnunet_flare.errors import CaseError
+from nnunet_flare.files import read_json
 from nnunet_flare.images import Volume, geometry_difference, read_volume, to_sitk, write_volume
 from nnunet_flare.phantom import write_phantom
 from nnunet_flare.rounds import start as start_module
+from nnunet_flare.rounds.recipe import load_recipe
+from nnunet_flare.rounds.start import Request, plan_run, start_run
+from nnunet_flare.rounds.tasks import find_task
 from nnunet_flare.rounds.unlabelled import find_sources, freeze
+from nnunet_flare.rounds.work import do_task
 
 
 @pytest.fixture(scope="module")
@@ -237,3 +242,29 @@ def write_dicom(folder, volume, leave_out=None):
             plane.SetMetaData(key, value)
         writer.SetFileName(str(folder / f"{z:03d}.dcm"))
         writer.Execute(plane)
+
+
+def test_preprocessing_ahead_leaves_a_later_run_nothing_to_preprocess(data, monkeypatch, capsys):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    monkeypatch.setenv("nnUNet_def_n_proc", "1")
+    (data / "unlabelled" / "broken_0000.nii.gz").write_bytes(b"\x1f\x8b no scan")
+    recipe = ["--recipe", "demo", "--name", "later"]
+    small = ["--set", "members.count=2", "plan.patch_size=[8, 16, 16]", "plan.base_features=4", "plan.stages=3"]
+    command = ["-d", "22", "-u", str(data / "unlabelled"), *recipe]
+    assert main(["preprocess", *command, *small]) == 1
+    assert "2 unlabelled scans" in (said := capsys.readouterr().out) and "set aside: broken" in said
+    arrays = sorted((data / "nnUNet_preprocessed" / "Dataset022_FLAREPhantom").rglob("*.b2nd"))
+    assert len(arrays) == 2 * (2 + 2)
+    before = [path.stat().st_mtime_ns for path in arrays]
+    assert not list((data / "nnUNet_results").iterdir())
+    run_dir = data / "nnUNet_results" / "run"
+    plan = plan_run(
+        Request("22", data / "unlabelled", run_dir, "later", "cpu"),
+        load_recipe("demo", dict(word.split("=") for word in small[1:])),
+        {name: data / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")},
+    )
+    run = start_run(plan)
+    for name in ("plan", "unlabelled"):
+        do_task(run, find_task(run, name))
+    assert [path.stat().st_mtime_ns for path in arrays] == before
+    assert read_json(run.paths.done("unlabelled"))["result"] == {"ready": 2, "failed": 1}

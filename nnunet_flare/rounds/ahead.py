@@ -1,0 +1,52 @@
+"""Planning and preprocessing ahead of a run, on a machine without a GPU: ``flare-pseudolabel preprocess``.
+
+Both belong to the dataset and its plans, not to a run, so any later run with the same recipe finds them done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from nnunet_flare.rounds.plans import plan_and_preprocess
+from nnunet_flare.rounds.preprocess import failure, preprocess_unlabelled
+from nnunet_flare.rounds.recipe import Recipe
+from nnunet_flare.rounds.start import Request, freeze_unlabelled, plan_run
+from nnunet_flare.rounds.unlabelled import read_list
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """The folder of unlabelled arrays, how many scans are in it, and why others are not."""
+
+    folder: Path
+    ready: int
+    failed: dict[str, str]
+
+
+def preprocess_ahead(
+    dataset: str, unlabelled: Path, recipe: Recipe, name: str | None, folders: Mapping[str, Path]
+) -> Preprocessed:
+    """Do what the tasks ``plan`` and ``unlabelled`` of a run would do; a second call does what is missing.
+
+    Args:
+        dataset: id or name.
+        unlabelled: folder of scans.
+        recipe: whose planner and plan changes hold.
+        name: of the later run, which names its plans where the recipe changes them; None: the recipe's.
+        folders: nnU-Net's variables and what they are.
+
+    Raises:
+        FlareError: as a run is refused.
+    """
+    with TemporaryDirectory() as scratch:
+        plan = plan_run(Request(dataset, unlabelled, run_dir=Path(scratch), name=name, device="cpu"), recipe, folders)
+        freeze_unlabelled(plan)
+        run = plan.run
+        plan_and_preprocess(run)
+        preprocess_unlabelled(run)
+        reasons = {case.case: failure(run.unlabelled_data, case.case) for case in read_list(run.paths.unlabelled)}
+    failed = {case: reason for case, reason in reasons.items() if reason is not None}
+    return Preprocessed(run.unlabelled_data, len(reasons) - len(failed), failed)
