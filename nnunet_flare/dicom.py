@@ -1,7 +1,8 @@
 """Reading a DICOM series: one folder, one scan.
 
 The slices are sorted by their position along the slice normal, never by name or number. What cannot be one evenly
-spaced scan is refused: several series, several orientations, missing or doubled slices.
+spaced, upright scan is refused: several series, orientations or pixel spacings, missing, doubled, shifted or short
+slices.
 """
 
 from __future__ import annotations
@@ -24,23 +25,36 @@ SPACING_TOLERANCE = 0.02
 ORIENTATION_TOLERANCE = 1e-3
 """Largest difference of direction cosines within one series."""
 
-SERIES, POSITION, ORIENTATION = "0020|000e", "0020|0032", "0020|0037"
+SHIFT_TOLERANCE = 0.02
+"""A slice may lie beside the line through the first along the normal by this share of their distance."""
+
+SERIES, POSITION, ORIENTATION, SPACING = "0020|000e", "0020|0032", "0020|0037", "0028|0030"
+ROWS, COLUMNS, SAMPLES, BITS = "0028|0010", "0028|0011", "0028|0002", "0028|0100"
+
+TRANSFER_SYNTAX = b"\x02\x00\x10\x00UI"
+UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
+"""Transfer syntaxes whose voxels lie in the file as they are, so that its size tells whether they are all there."""
 
 
 @dataclass(frozen=True)
 class Slice:
-    """One file of a series: where it lies (mm), how it is oriented (two direction cosines), and its series."""
+    """One file of a series: where it lies (mm), how it is oriented (two direction cosines), spacing, and its series."""
 
     path: Path
     series: str
     position: tuple[float, ...]
     orientation: tuple[float, ...]
+    spacing_mm: tuple[float, ...]
+
+    @property
+    def normal(self) -> np.ndarray:
+        """Unit vector along the slices' axis."""
+        return np.cross(self.orientation[:3], self.orientation[3:])
 
     @property
     def along_normal(self) -> float:
         """Position along the slice normal, mm."""
-        normal = np.cross(self.orientation[:3], self.orientation[3:])
-        return float(np.dot(normal, self.position))
+        return float(np.dot(self.normal, self.position))
 
 
 def is_dicom(path: Path) -> bool:
@@ -88,7 +102,7 @@ def read_series(folder: Path, case: str) -> Volume:
     """The scan of a folder that holds one DICOM series.
 
     Raises:
-        CaseError: for several series or orientations, missing or doubled slices, or unreadable files.
+        CaseError: for several series or orientations, missing, doubled or shifted slices, or unreadable files.
     """
     import SimpleITK as sitk
 
@@ -109,6 +123,9 @@ def ordered_files(folder: Path, case: str) -> list[Path]:
     slices = [_read_header(path, case) for path in dicom_files(folder)]
     if not slices:
         raise CaseError(case, f"{folder}: no DICOM file")
+    empty = [path.name for path in _plain_files(folder) if path.stat().st_size == 0]
+    if empty:
+        raise CaseError(case, f"{folder}: {', '.join(empty[:5])} is empty (0 bytes) and may be a slice; copy it again")
     series = sorted({one.series for one in slices})
     if len(series) > 1:
         counts = [sum(one.series == uid for one in slices) for uid in series]
@@ -119,9 +136,12 @@ def ordered_files(folder: Path, case: str) -> list[Path]:
 
 
 def _in_order(slices: list[Slice], folder: Path, case: str) -> list[Slice]:
-    first = np.asarray(slices[0].orientation)
+    first, first_normal = np.asarray(slices[0].orientation), slices[0].normal
     if any(np.abs(np.asarray(one.orientation) - first).max() > ORIENTATION_TOLERANCE for one in slices):
         raise CaseError(case, f"{folder}: the slices have different orientations; expected one series of one scan")
+    spacings = sorted({one.spacing_mm for one in slices})
+    if np.ptp(spacings, axis=0).max() > ORIENTATION_TOLERANCE:
+        raise CaseError(case, f"{folder}: the slices have the pixel spacings {spacings} mm; expected one for all")
     if len(slices) < 2:
         raise CaseError(case, f"{folder}: holds 1 slice; expected a 3-D scan")
     ordered = sorted(slices, key=lambda one: one.along_normal)
@@ -138,6 +158,14 @@ def _in_order(slices: list[Slice], folder: Path, case: str) -> list[Slice]:
                 f"{folder}: {what} between {before} and {after}, the others lie {usual:.2f} mm apart; "
                 "slices are missing or doubled",
             )
+    offset = np.subtract(ordered[-1].position, ordered[0].position)
+    shift = float(np.linalg.norm(offset - np.dot(offset, first_normal) * first_normal))
+    if shift > SHIFT_TOLERANCE * np.linalg.norm(offset):
+        raise CaseError(
+            case,
+            f"{folder}: from first to last the slices shift by {shift:.1f} mm sideways (tilted gantry); a "
+            "sheared scan cannot be used, resample it first",
+        )
     return ordered
 
 
@@ -152,10 +180,33 @@ def _read_header(path: Path, case: str) -> Slice:
     except RuntimeError as error:
         raise CaseError(case, f"{path}: is no readable DICOM image ({str(error).strip().splitlines()[-1]})") from error
     keys = set(reader.GetMetaDataKeys())
-    missing = [name for name in (SERIES, POSITION, ORIENTATION) if name not in keys]
+    needed = (SERIES, POSITION, ORIENTATION, SPACING)
+    missing = [name for name in needed if name not in keys]
     if missing:
-        raise CaseError(case, f"{path}: lacks {', '.join(missing)}, which tell series, position and orientation")
-    position, orientation = (
-        tuple(float(number) for number in reader.GetMetaData(name).split("\\")) for name in (POSITION, ORIENTATION)
-    )
-    return Slice(path, reader.GetMetaData(SERIES).strip("\0 "), position, orientation)
+        raise CaseError(
+            case, f"{path}: lacks {', '.join(missing)}, which tell series, position, orientation and pixel spacing"
+        )
+    try:
+        position, orientation, spacing = (
+            tuple(float(number) for number in reader.GetMetaData(name).split("\\")) for name in needed[1:]
+        )
+    except ValueError as error:
+        raise CaseError(case, f"{path}: position, orientation or pixel spacing is no number ({error})") from error
+    if len(position) != 3 or len(orientation) != 6 or len(spacing) != 2 or min(spacing) <= 0:
+        raise CaseError(
+            case,
+            f"{path}: position {position}, orientation {orientation}, pixel spacing {spacing}; expected 3 numbers, 6 "
+            "numbers, and 2 above 0",
+        )
+    voxels = np.prod([int(reader.GetMetaData(name)) for name in (ROWS, COLUMNS, SAMPLES, BITS) if name in keys]) // 8
+    if _is_uncompressed(path) and path.stat().st_size < voxels:
+        raise CaseError(case, f"{path}: has {path.stat().st_size} bytes, its voxels alone need {voxels}; copy it again")
+    return Slice(path, reader.GetMetaData(SERIES).strip("\0 "), position, orientation, spacing)
+
+
+def _is_uncompressed(path: Path) -> bool:
+    """Whether the file says, in its first bytes, that its voxels are stored as they are."""
+    with open(path, "rb") as stream:
+        _, found, rest = stream.read(4096).partition(TRANSFER_SYNTAX)
+    length = int.from_bytes(rest[:2], "little")
+    return bool(found) and rest[2 : 2 + length].strip(b"\0 ").decode("ascii", "replace") in UNCOMPRESSED
