@@ -132,7 +132,7 @@ class Context(nn.Module):
         size = [int(edge) for edge in x.shape[2:]]
         around, across = torch.zeros_like(reduced), torch.zeros_like(reduced)
         for factor, convolution in zip(CONTEXT_SCALES, self.scales, strict=True):
-            pooled = [max(min(edge, MIN_EDGE), edge // factor) for edge in size]
+            pooled = axes([max(min(edge, MIN_EDGE), edge // factor) for edge in size])
             around = around + _resized(convolution(functional.adaptive_avg_pool3d(reduced, pooled)), size)
         for axis, convolution in enumerate(self.planes):
             others = [2 + other for other in range(3) if other != axis]
