@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
+from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "inference"))
@@ -24,10 +25,11 @@ import trained_models as models
 
 from nnunet_flare import plugin
 from nnunet_flare.cli import predict
+from nnunet_flare.errors import InputError
 from nnunet_flare.images import Volume, read_volume, to_sitk, write_volume
 from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.planners import flare, whole_volume
-from nnunet_flare.planners.fixed_size import body_box
+from nnunet_flare.planners.fixed_size import body_box, label_box, training_size
 
 SIZE = (16, 24, 20)
 ORIENTATIONS = {
@@ -63,6 +65,7 @@ def fixed_plans(preprocessor: str, normalisation: str = "FlareClip500Normalizati
     )
     configuration = plan["configurations"]["3d_fullres"]
     configuration["preprocessor_name"] = preprocessor
+    configuration["median_image_size_in_voxels"] = [float(edge) for edge in SIZE]
     for kind in ("data", "seg", "probabilities"):
         configuration[f"resampling_fn_{kind}_kwargs"]["order"] = 1
     return plan
@@ -95,6 +98,11 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "preprocessed" / name
 
 
+NETWORK = "nnunet_flare.networks.residual_unet.ResidualUNet"
+TRAINING = {
+    "nnUNetPlannerFlareCoarse": {"3d_fullres": ([176, 176, 176], None), "3d_sztu": ([160, 160, 160], None)},
+    "nnUNetPlannerFlareFine": {"3d_fullres": ([176, 212, 212], 40.0), "3d_sztu": ([192, 192, 192], 20.0)},
+}
 PAPERS = {
     "nnUNetPlannerFlareCoarse": {
         "preprocessor": "FlareWholeVolumePreprocessor",
@@ -126,11 +134,17 @@ def test_the_planner_writes_the_papers_sizes(name, dataset):
         assert found["preprocessor_name"] == preprocessor
         assert found["patch_size"] == size
         assert arguments["features_per_stage"] == features
+        assert found["architecture"]["network_class_name"] == NETWORK
+        assert arguments["dropout_op_kwargs"]["p"] == 0.2
         assert found["normalization_schemes"] == [normalisation]
         assert found["batch_size"] == 1
         for kind in ("data", "seg", "probabilities"):
             assert found[f"resampling_fn_{kind}_kwargs"]["force_separate_z"] is False
         opened = manager.get_configuration(configuration)
+        training, margin_mm = TRAINING[name][configuration]
+        assert training_size(opened) == training
+        assert found.get("crop_margin_mm") == margin_mm
+        np.testing.assert_allclose(np.multiply(found["spacing"], training), [250, 409.6, 320])
         assert opened.preprocessor_class is plugin.resolve(preprocessor)
         with torch.device("meta"):
             network = models.get_network_from_plans(
@@ -138,6 +152,21 @@ def test_the_planner_writes_the_papers_sizes(name, dataset):
                 opened.network_arch_init_kwargs_req_import, 1, 14, allow_init=False, deep_supervision=False,
             )  # fmt: skip
             assert network(torch.zeros(1, 1, *size)).shape == (1, 14, *size)
+
+
+def test_a_changed_patch_changes_the_training_cases_too(dataset):
+    with redirect_stdout(StringIO()):
+        plans, _ = flare.plan_dataset(
+            22, whole_volume.nnUNetPlannerFlareFine, plans_name="mine", patch_size=[32, 48, 40], base_features=4,
+            max_features=16,
+        )  # fmt: skip
+    found = plans["configurations"]["3d_fullres"]
+    assert found["patch_size"] == [32, 48, 40]
+    assert found["median_image_size_in_voxels"] == [36, 53, 44]
+    assert found["architecture"]["arch_kwargs"]["features_per_stage"][:2] == [4, 8]
+    assert plans["configurations"]["3d_sztu"]["patch_size"] == [192, 192, 192]
+    with pytest.raises(InputError, match="see every scan at one size"):
+        whole_volume.nnUNetPlannerFlareFine(22, overwrite_target_spacing=[3, 1, 1])
 
 
 # Preprocessing
@@ -189,6 +218,53 @@ def test_image_and_labels_are_resized_to_the_networks_size():
         preprocessor.run_case_npy(
             volume.array[None], labels[None, 1:], {"spacing": volume.spacing_mm}, plan, configuration, {}
         )
+
+
+def test_training_cases_are_the_labels_box_with_a_margin_and_what_is_predicted_is_not():
+    plan = fixed_plans("FlareFixedSizePreprocessor")
+    plan["configurations"]["3d_fullres"] |= {"median_image_size_in_voxels": [18, 27, 22], "crop_margin_mm": 6.0}
+    manager = PlansManager(plan)
+    configuration = manager.get_configuration("3d_fullres")
+    volume = patient()
+    labels = np.where(volume.array == 900, 2, 0).astype(np.int8)
+    preprocessor = plugin.resolve("FlareFixedSizePreprocessor")(verbose=False)
+    documents = (manager, configuration, models.dataset_json())
+    given = {"spacing": volume.spacing_mm}
+    data, seg, properties = preprocessor.run_case_npy(volume.array[None], labels[None], dict(given), *documents)
+    # 6 mm are 2 voxels of 4 mm, 4 of 1.7 mm, 3 of 2.3 mm, around 8:12, 12:20, 20:30
+    assert properties["bbox_used_for_cropping"] == [[6, 14], [8, 24], [17, 33]]
+    assert data.shape == seg.shape == (1, 18, 27, 22)
+    back = by_stock_export(seg[0], properties, manager, configuration)
+    assert back.shape == labels.shape
+    overlap = 2 * ((back == 2) & (labels == 2)).sum() / ((back == 2).sum() + (labels == 2).sum())
+    assert overlap > 0.9
+    data, _, properties = preprocessor.run_case_npy(volume.array[None], None, dict(given), *documents)
+    assert data.shape == (1, *SIZE) and properties["bbox_used_for_cropping"] == [[0, 20], [0, 44], [0, 40]]
+    preprocessor.makes_training_cases = True
+    assert preprocessor.run_case_npy(volume.array[None], None, dict(given), *documents)[0].shape == (1, 18, 27, 22)
+    assert label_box(np.zeros((3, 4, 5)), (1, 1, 1), margin_mm=1) == [(0, 3), (0, 4), (0, 5)]
+
+
+def by_stock_export(labels: np.ndarray, properties: dict, manager: PlansManager, configuration: Any) -> np.ndarray:
+    """A label map on the network's grid brought back by stock nnU-Net."""
+    scores = torch.nn.functional.one_hot(torch.from_numpy(labels.astype(np.int64)), 4).permute(3, 0, 1, 2).float()
+    return convert_predicted_logits_to_segmentation_with_correct_shape(
+        scores, manager, configuration, manager.get_label_manager(models.dataset_json()), properties
+    )
+
+
+@pytest.mark.parametrize(("name", "bound"), [("FlareClip500Normalization", 500), ("FlareClip325Normalization", 325)])
+def test_the_window_of_a_case_leads_back_to_hu(name, bound):
+    plan = PlansManager(fixed_plans("FlareFixedSizePreprocessor", normalisation=name))
+    volume = patient()
+    preprocessor = plugin.resolve("FlareFixedSizePreprocessor")(verbose=False)
+    data, _, properties = preprocessor.run_case_npy(
+        volume.array[None], None, {"spacing": volume.spacing_mm}, plan, plan.get_configuration("3d_fullres"), {}
+    )
+    ((low, high, unit),) = properties["windows"]
+    assert (high - low) * unit == pytest.approx(2 * bound)
+    assert data.min() == pytest.approx(low, abs=1e-4), "air is below the window"
+    assert data.max() == pytest.approx(high, abs=1e-4), "the organ above it"
 
 
 # Prediction
