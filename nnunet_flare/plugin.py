@@ -28,6 +28,8 @@ TRAINERS = {
     "nnUNetTrainerFlareST": "nnunet_flare.trainers.self_training",
     "nnUNetTrainerFlarePartial": "nnunet_flare.trainers.partial_labels",
     "nnUNetTrainerFlareDistill": "nnunet_flare.trainers.distillation",
+    "nnUNetTrainerFlareAdversarial": "nnunet_flare.trainers.adversarial",
+    "nnUNetTrainerFlareSelective": "nnunet_flare.trainers.selective",
 }
 PLANNERS = {
     "nnUNetPlannerFlare": "nnunet_flare.planners.flare",

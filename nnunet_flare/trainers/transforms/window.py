@@ -1,18 +1,22 @@
-"""The intensity window of a normalised CT channel, and clipping to it after an augmentation."""
+"""The intensity window of a normalised CT channel, and clipping to it after an augmentation.
+
+Arrays of nnU-Net are normalised, while the papers give their augmentations in HU: the window says how the two relate.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import ImageOnlyTransform
 
 
 @dataclass(frozen=True)
 class Window:
-    """What nnU-Net's ``CTNormalization`` leaves of a channel: values from ``low`` to ``high``, 1.0 being ``hu`` HU."""
+    """What the normalisation leaves of a CT channel: values from ``low`` to ``high``, 1.0 being ``hu`` HU."""
 
     low: float
     high: float
@@ -38,6 +42,27 @@ def channel_windows(
         low, high = (float(found[key]) for key in ("percentile_00_5", "percentile_99_5"))
         windows.append(Window((low - mean) / std, (high - mean) / std, std))
     return tuple(windows)
+
+
+def common_windows(windows: Iterable[Sequence[Sequence[float] | None]]) -> tuple[Window | None, ...]:
+    """One window per channel for cases that each have their own mean and standard deviation.
+
+    Args:
+        windows: of each case, per channel (low, high, HU of 1.0), or None; see ``planners.fixed_size``.
+
+    Returns:
+        Per channel the lowest and highest value of all cases, so that clipping takes nothing away, and their median HU;
+        None for a channel that some case has no window of.
+    """
+    common: list[Window | None] = []
+    for channel in zip(*windows, strict=True):
+        known = [window for window in channel if window is not None]
+        if len(known) < len(channel):
+            common.append(None)
+            continue
+        low, high, hu = zip(*known, strict=True)
+        common.append(Window(float(min(low)), float(max(high)), float(np.median(hu))))
+    return tuple(common)
 
 
 class ClipToWindowTransform(ImageOnlyTransform):

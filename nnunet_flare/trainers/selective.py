@@ -1,0 +1,63 @@
+"""``nnUNetTrainerFlareSelective``: Fosun Aitrox's training (S1, seed-systems 1.4) as a trainer of stock nnU-Net.
+
+Soft Dice with squared denominator over the organs, no deep supervision, AdamW with steps at 66 and 86 % of the epochs,
+labelled and pseudo-labelled samples 1:1, weak augmentation of the first and strong augmentation of the second. Dropout
+and the network are the plans' (``nnUNetPlannerFlareFine``). Any setting of the configuration wins over these.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from nnunet_flare.errors import InputError
+from nnunet_flare.trainers.lengths import class_with_length
+from nnunet_flare.trainers.self_training import nnUNetTrainerFlareST
+from nnunet_flare.trainers.soft_dice import SquaredSoftDice
+
+
+class nnUNetTrainerFlareSelective(nnUNetTrainerFlareST):
+    """Self-training as in Fosun's system; patches are placed at random, not around the organs."""
+
+    defaults = {
+        "optimizer": "AdamW",
+        "initial_lr": 1e-3,
+        "betas": [0.9, 0.99],
+        "weight_decay": 1e-5,
+        "lr_schedule": "steps",
+        "labelled_to_pseudo": [1, 1],
+        "oversample_foreground": 0.0,
+        "augmentation": {"labelled": "weak", "pseudo": "strong", "partial": "weak"},
+    }
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - stock reads this very signature
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.enable_deep_supervision = False
+
+    def _build_loss(self) -> torch.nn.Module:
+        """The soft Dice.
+
+        Raises:
+            InputError: for region-based labels or class weights, which it has no place for.
+        """
+        if self.label_manager.has_regions:
+            raise InputError(
+                f"{type(self).__name__}: dataset.json has region-based labels, expected one id per organ; train "
+                "regions with nnUNetTrainerFlareST"
+            )
+        if self.settings.class_weights is not None:
+            raise InputError(
+                f"flare.class_weights: {type(self).__name__} has no cross-entropy to weigh; leave it out, or train "
+                "with nnUNetTrainerFlareST"
+            )
+        return SquaredSoftDice(ignore_label=self.label_manager.ignore_label)
+
+
+def __getattr__(name: str) -> type:
+    return class_with_length(name, globals())

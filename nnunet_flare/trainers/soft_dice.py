@@ -1,0 +1,45 @@
+"""The soft Dice loss of Fosun Aitrox (S1, seed-systems 1.4) and SZTU (S4): squared denominator, organs only."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+SMOOTH = 1e-8
+"""Added to numerator and denominator (both papers)."""
+
+
+class SquaredSoftDice(nn.Module):
+    """1 - the mean over batch and organs of (2 sum(p g) + s) / (sum(p^2) + sum(g^2) + s).
+
+    p is the softmax over background and organs, where the papers have a sigmoid per organ and no background; g is 1 in
+    the organ's voxels. Sums run over the patch, in single precision. An organ that a patch does not hold counts too:
+    its term is about 1 for any probability that is left, as in S1's code.
+
+    Args:
+        ignore_label: voxels of this label count nowhere.
+    """
+
+    def __init__(self, *, ignore_label: int | None = None) -> None:
+        super().__init__()
+        self.ignore_label = ignore_label
+
+    def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """The loss of logits (B, K, z, y, x), background first, and labels (B, 1, z, y, x)."""
+        with torch.autocast(output.device.type, enabled=False):
+            return self.of_probabilities(torch.softmax(output.float(), dim=1), target)
+
+    def of_probabilities(self, probabilities: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """The loss of probabilities (B, K, z, y, x), float32."""
+        labels = target.long()
+        if self.ignore_label is not None:
+            counted = labels != self.ignore_label
+            probabilities = probabilities * counted
+            labels = torch.where(counted, labels, 0)
+        truth = torch.zeros(probabilities.shape, device=probabilities.device, dtype=torch.bool).scatter_(
+            1, labels, True
+        )
+        organs, truth = probabilities[:, 1:].flatten(2), truth[:, 1:].flatten(2)
+        common = (organs * truth).sum(-1)
+        size = organs.square().sum(-1) + truth.sum(-1)
+        return 1 - ((2 * common + SMOOTH) / (size + SMOOTH)).mean()
