@@ -31,17 +31,20 @@ class Turn:
 
     def apply(self, array: np.ndarray) -> np.ndarray:
         """The turned view of a (Z, Y, X) array."""
-        return array.transpose(self.axes)[tuple(slice(None, None, -1 if f else 1) for f in self.flipped)]
+        return array.transpose(self.axes)[self._steps]
 
     def undo(self, array: np.ndarray) -> np.ndarray:
         """The view that turns an array of :meth:`apply` back."""
-        unflipped = array[tuple(slice(None, None, -1 if f else 1) for f in self.flipped)]
-        return unflipped.transpose(tuple(int(axis) for axis in np.argsort(self.axes)))
+        return array[self._steps].transpose(tuple(int(axis) for axis in np.argsort(self.axes)))
 
     def spacing_mm(self, spacing_mm: Sequence[float]) -> tuple[float, float, float]:
         """The (z, y, x) spacing of the turned array."""
         first, second, third = (float(spacing_mm[axis]) for axis in self.axes)
         return first, second, third
+
+    @property
+    def _steps(self) -> tuple[slice, ...]:
+        return tuple(slice(None, None, -1 if flip else 1) for flip in self.flipped)
 
 
 def turn_between(direction: Sequence[float], wanted: Sequence[float] = LPS) -> Turn:
@@ -50,6 +53,28 @@ def turn_between(direction: Sequence[float], wanted: Sequence[float] = LPS) -> T
     best = max(permutations(range(3)), key=lambda order: sum(abs(alignment[a, b]) for a, b in enumerate(order)))
     axes = tuple(2 - best[2 - axis] for axis in range(3))
     flipped = tuple(bool(alignment[2 - axis, best[2 - axis]] < 0) for axis in range(3))
+    return Turn((axes[0], axes[1], axes[2]), (flipped[0], flipped[1], flipped[2]))
+
+
+def turn_for_reader(reader: str, volume: Volume) -> Turn:
+    """How a scan is turned for a model whose plans name this reader of nnU-Net.
+
+    ``SimpleITKIO`` and ``NibabelIO`` keep the axes as stored; the readers that end in ``WithReorient`` bring every scan
+    to RAS. The axes are nibabel's choice (by the polar decomposition of the affine), as the nibabel reader makes it.
+    """
+    if not reader.endswith("WithReorient"):
+        return Turn((0, 1, 2), (False, False, False))
+    from nibabel.orientations import io_orientation
+
+    # Columns of the direction matrix belong to the axes x, y, z; SimpleITK's world is LPS, nibabel's is RAS.
+    direction = np.asarray(volume.direction, float).reshape(3, 3) * np.array([[-1.0], [-1.0], [1.0]])
+    affine = np.eye(4)
+    affine[:3, :3] = direction * np.asarray(volume.spacing_mm[::-1])
+    world, sign = io_orientation(affine).T
+    axes, flipped = [0, 0, 0], [False, False, False]
+    for axis in range(3):  # file axis x, y, z = array axis 2, 1, 0; likewise the world axes R, A, S
+        axes[2 - int(world[axis])] = 2 - axis
+        flipped[2 - int(world[axis])] = bool(sign[axis] < 0)
     return Turn((axes[0], axes[1], axes[2]), (flipped[0], flipped[1], flipped[2]))
 
 

@@ -29,6 +29,19 @@ def all_flips(axes: Sequence[int]) -> Flips:
     return [some for n in range(len(axes) + 1) for some in itertools.combinations(axes, n)]
 
 
+def flips_of(tta: str, mirroring_axes: Sequence[int] | None, *, two_d: bool) -> Flips:
+    """The flips of a window that a setting asks for, the window as it is first.
+
+    Args:
+        tta: ``none``, ``mirror`` or ``crop-rotate``.
+        mirroring_axes: that the model was trained with, in its own number of dimensions.
+        two_d: whether the model is 2-D; its windows have a first axis of one slice.
+    """
+    if tta == "mirror":
+        return all_flips([axis + two_d for axis in mirroring_axes or ()])
+    return HALF_TURN if tta == "crop-rotate" else all_flips(())
+
+
 def flipped(forward: Forward, flips: Flips) -> Forward:
     """``forward`` averaged over flips of the window; the first one must be the window as it is."""
     if len(flips) == 1:

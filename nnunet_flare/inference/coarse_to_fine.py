@@ -15,8 +15,9 @@ import numpy as np
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.images import Volume
-from nnunet_flare.inference.core import Scan, Segmenter
+from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.inference.roi import MARGIN_MM, RULES, Box, find_box, to_image_box, widened
+from nnunet_flare.inference.scans import Scan
 
 log = logging.getLogger(__name__)
 
@@ -114,9 +115,9 @@ class RoiSegmenter:
         """The box of stored voxels (Z, Y, X) that the fine model sees: the whole scan where nothing was found."""
         labels = self.coarse.network_labels(scan.coarse, progress=progress)
         properties, shape = scan.coarse.prepared.properties, scan.grid.array.shape
-        plans, orientation = self.coarse.plans_manager, scan.coarse.orientation
+        plans, turn = self.coarse.plans_manager, scan.coarse.turn
         # each network axis as an axis of the stored scan
-        stored = [int(orientation.order[axis]) for axis in plans.transpose_forward]
+        stored = [turn.axes[axis] for axis in plans.transpose_forward]
         inner = properties["shape_after_cropping_and_before_resampling"]
         spacing = [
             scan.grid.spacing_mm[axis] * before / after
@@ -127,7 +128,7 @@ class RoiSegmenter:
             log.warning("%s: the coarse pass found nothing; the fine model sees the whole volume", scan.name)
             return tuple((0, n) for n in shape)
         return widened(
-            to_image_box(found, labels.shape, properties, plans.transpose_backward, orientation),
+            to_image_box(found, labels.shape, properties, plans.transpose_backward, turn),
             shape,
             scan.grid.spacing_mm,
             self.margin_mm,

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from nnunet_flare import plugin
+from nnunet_flare.checkpoints import load_checkpoint, weights_of
 from nnunet_flare.errors import InputError
-from nnunet_flare.inference.checkpoints import load_checkpoint, weights_of
 from nnunet_flare.inference.export import check_resampling
 
 Fold = int | str

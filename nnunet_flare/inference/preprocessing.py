@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_flare.errors import CaseError, InputError
-from nnunet_flare.images import Volume
+from nnunet_flare.errors import InputError
 from nnunet_flare.inference.grids import new_shape
 from nnunet_flare.inference.resampling import resample_image
 
@@ -104,20 +103,6 @@ def nonzero_box(arrays: list[np.ndarray]) -> list[tuple[int, int]]:
         high = next(i for i in range(size - 1, -1, -1) if any(np.any(a.take(i, axis)) for a in arrays))
         box.append((low, high + 1))
     return box
-
-
-def check_channels(volumes: list[Volume], case: str) -> None:
-    """Refuse channels of one case that do not lie on one grid.
-
-    Raises:
-        CaseError: naming the channels and what differs.
-    """
-    from nnunet_flare.images import geometry_difference
-
-    for number, volume in enumerate(volumes[1:], start=1):
-        difference = geometry_difference(volumes[0], volume)
-        if difference is not None:
-            raise CaseError(case, f"channels 0000 and {number:04d} lie on different grids: {difference}")
 
 
 def _outside_mask(arrays: list[np.ndarray], inside: tuple[slice, ...]) -> np.ndarray:

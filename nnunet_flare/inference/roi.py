@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_flare.inference.orientation import Orientation
+from nnunet_flare.orientation import Turn
 
 Box = tuple[tuple[int, int], ...]
 
@@ -98,7 +98,7 @@ def _trimmed(kept: np.ndarray, box: Box, axis: int) -> Box:
 
 
 def to_image_box(
-    box: Box, shape: Sequence[int], properties: dict[str, Any], backward: Sequence[int], orientation: Orientation
+    box: Box, shape: Sequence[int], properties: dict[str, Any], backward: Sequence[int], turn: Turn
 ) -> Box:
     """A box on the network's grid as the box of stored voxels (Z, Y, X) that covers it.
 
@@ -107,7 +107,7 @@ def to_image_box(
         shape: of that grid.
         properties: what preprocessing noted (stock's names): crop, and its shape before resampling.
         backward: the plans' ``transpose_backward``.
-        orientation: how the scan was turned for the model.
+        turn: how the scan was turned for the model.
     """
     inner = properties["shape_after_cropping_and_before_resampling"]
     outer = properties["shape_before_cropping"]
@@ -120,9 +120,9 @@ def to_image_box(
     oriented = [(scaled[axis], int(outer[axis])) for axis in backward]
     unflipped = [
         (size - high, size - low) if flip else (low, high)
-        for ((low, high), size), flip in zip(oriented, orientation.flip, strict=True)
+        for ((low, high), size), flip in zip(oriented, turn.flipped, strict=True)
     ]
-    return tuple(unflipped[axis] for axis in np.argsort(orientation.order))
+    return tuple(unflipped[axis] for axis in np.argsort(turn.axes))
 
 
 def widened(box: Box, shape: Sequence[int], spacing_mm: Sequence[float], margin_mm: float) -> Box:

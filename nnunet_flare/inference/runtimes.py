@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import platform
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.windows import Forward
+
+if TYPE_CHECKING:
+    from nnunet_flare.inference.model import Model
+
+log = logging.getLogger(__name__)
 
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 
@@ -105,6 +112,43 @@ class TorchRuntime:
         if self._precision == "bf16":
             return torch.autocast(self._device.type, dtype=torch.bfloat16)
         return nullcontext()
+
+
+def open_runtime(
+    model: Model,
+    *,
+    backend: str,
+    fall_back: bool,
+    device: torch.device,
+    precision: str,
+    patch: Sequence[int],
+    two_d: bool,
+) -> Forward:
+    """What executes a model's network for windows of one size.
+
+    Args:
+        model: with its weights.
+        backend: ``torch`` or ``openvino``.
+        fall_back: whether PyTorch takes over a network that OpenVINO does not run.
+        device: of PyTorch.
+        precision: ``fp32``, ``fp16`` or ``bf16``.
+        patch: window size (z, y, x).
+        two_d: whether the network takes single slices.
+
+    Raises:
+        InputError: when the checkpoint does not fit the network, or OpenVINO alone may run it and does not.
+    """
+    network = model.network()
+    if backend == "openvino":
+        from nnunet_flare.inference.openvino_runtime import OpenVinoRuntime
+
+        try:
+            return OpenVinoRuntime(model, network, patch=patch, precision=precision, two_d=two_d)
+        except RuntimeError as error:
+            if not fall_back:
+                raise InputError(f"{model.member}: OpenVINO does not run this network ({error})") from error
+            log.warning("OpenVINO does not run this network (%s); PyTorch does", str(error).splitlines()[0])
+    return TorchRuntime(network, device=device, precision=precision, two_d=two_d)
 
 
 def averaged(forwards: Sequence[Forward]) -> Forward:

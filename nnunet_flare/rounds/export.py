@@ -6,16 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nnunet_flare.cases import FILE_NAME, Case, write_table
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import link_or_copy, read_json, write_json
-from nnunet_flare.images import read_labels, write_labels
-from nnunet_flare.rounds.arrays import read_array
-from nnunet_flare.rounds.data import ignore_label
+from nnunet_flare.rounds.label_maps import ignore_label, write_label_map
 from nnunet_flare.rounds.labelling import organ_ids
-from nnunet_flare.rounds.ledger import Entry, export_csv, read_decisions, read_ledger
+from nnunet_flare.rounds.ledger import export_csv, read_decisions, read_ledger
 from nnunet_flare.rounds.manifest import Run
 from nnunet_flare.rounds.plans import base_table, dataset_json
 from nnunet_flare.rounds.preprocess import remove_scratch
@@ -75,7 +71,7 @@ def export_dataset(run: Run, number: int | None, dataset_id: int) -> Path:
         cases[entry.case] = Case("pseudo", round=number)
         for channel, file in enumerate(scans[entry.case]):
             os.symlink(Path(file).resolve(), images / f"{entry.case}_{channel:04d}{ending}")
-        _export_label(run, number - 1, entry, labels / f"{entry.case}{ending}", ending)
+        write_label_map(run, number - 1, entry, labels / f"{entry.case}{ending}", ending)
     new = {k: v for k, v in document.items() if k != "dataset"}
     new["numTraining"] = len(cases)
     if any(entry.ignored for entry in taken):
@@ -107,36 +103,6 @@ def raw_files(run: Run, document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _export_label(run: Run, number: int, entry: Entry, path: Path, ending: str) -> None:
-    source = run.paths.label(number, entry.case, ending)
-    if not entry.ignored:
-        link_or_copy(source, path)
-        return
-    volume = read_labels(source, entry.case)
-    organs = organ_ids(run)
-    uncertain = np.isin(read_array(run.paths.members(number, entry.case)), [organs[name] for name in entry.ignored])
-    ignored = _to_image_grid(run, number, entry.case, np.asarray(uncertain.any(axis=0)))
-    labels = volume.array.copy()
-    labels[ignored | np.isin(labels, [organs[name] for name in entry.ignored])] = ignore_label(run)
-    write_labels(path, labels, volume)
-
-
-def _to_image_grid(run: Run, number: int, case: str, mask: np.ndarray) -> np.ndarray:
-    """A mask of the network grid on the image's grid, by the interpolation that label maps take."""
-    import torch
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    from nnunet_flare.inference.export import labels_on_image_grid
-    from nnunet_flare.rounds.arrays import read_properties
-
-    plans = PlansManager(read_json(run.plans_file))
-    scores = torch.from_numpy(np.stack([~mask, mask]).astype(np.float32))
-    two_classes = plans.get_label_manager({"labels": {"background": 0, "uncertain": 1}})
-    properties = read_properties(run.paths.properties(number, case))
-    manager = plans.get_configuration(run.recipe.configuration)
-    return labels_on_image_grid(scores, properties, plans, manager, two_classes) > 0
-
-
 def export_stock_model(run: Run, folder: Path) -> Path:
     """Write the final model so that a machine without this package predicts with it: the trainer becomes stock's.
 
@@ -145,14 +111,15 @@ def export_stock_model(run: Run, folder: Path) -> Path:
     """
     import torch
 
-    from nnunet_flare.inference.checkpoints import load_checkpoint
+    from nnunet_flare.checkpoints import load_checkpoint
 
-    model = run.model(run.last_round)
+    number = run.final_number
+    model = run.model(number)
     source = model / "fold_all" / "checkpoint_final.pth"
     if not source.is_file():
         raise InputError(f"{source}: missing; the final training is not done, see flare-pseudolabel status")
     plans = read_json(model / "plans.json")
-    network = plans["configurations"][run.recipe.configuration]["architecture"]["network_class_name"]
+    network = plans["configurations"][run.base_of(number).configuration]["architecture"]["network_class_name"]
     if network.startswith("nnunet_flare."):
         raise InputError(f"{model}: its network {network} is part of this package; stock nnU-Net cannot build it")
     for configuration in plans["configurations"].values():

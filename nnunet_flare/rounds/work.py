@@ -58,7 +58,8 @@ def do_task(run: Run, task: Task) -> None:
 def _plan(run: Run, task: Task) -> dict[str, Any]:
     from nnunet_flare.rounds.plans import plan_and_preprocess
 
-    return {"base_hash": plan_and_preprocess(run)}
+    final = task.name == run.final_base.task
+    return {"base_hash": plan_and_preprocess(run, run.final_base if final else run.base)}
 
 
 def _unlabelled(run: Run, task: Task) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def _train(run: Run, task: Task) -> dict[str, Any]:
         )
     from nnunet_flare.checkpoints import load_checkpoint
 
-    for checkpoint in ("checkpoint_final.pth", *run.recipe.member_checkpoints(_number(task))):
+    for checkpoint in ("checkpoint_final.pth", *run.recipe.member_checkpoints(run.recipe_number(_number(task)))):
         load_checkpoint(folder / checkpoint)
     return {"checkpoint": str(final)}
 

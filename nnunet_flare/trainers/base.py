@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import join
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import distributed as dist
 from torch._dynamo import OptimizedModule
 
 from nnunet_flare.errors import InputError
@@ -28,8 +30,16 @@ THREADS_VARIABLE = "NNUNET_FLARE_THREADS"
 more than one of two."""
 SAVE_EVERY_S = 15 * 60
 """``checkpoint_latest`` is written at the first end of an epoch after this time, if not earlier."""
+GRADIENT_NORM = 12
+"""Stock's limit."""
 PLOT_EVERY_S = 60
 """``progress.png`` takes stock over a second, too long for epochs of seconds."""
+
+SETTINGS_OF_ONE = {
+    "teacher": ("nnUNetTrainerFlareDistill", "learns from no teacher"),
+    "adversarial": ("nnUNetTrainerFlareAdversarial", "has no discriminator"),
+}
+"""Settings that a single trainer uses: its name, and what the others say."""
 
 
 class FlareTrainer(nnUNetTrainer):
@@ -49,8 +59,10 @@ class FlareTrainer(nnUNetTrainer):
     """Set by the classes named ``<trainer>_<N>epochs``; wins over the settings."""
     curves: ClassVar[tuple[str, ...]] = ()
     """What a trainer logs once an epoch beside stock's curves."""
-    uses_teacher: ClassVar[bool] = False
-    """Whether the setting ``teacher`` has an effect; the others refuse it."""
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Settings of this trainer that hold where the configuration does not say otherwise."""
+    own_settings: ClassVar[frozenset[str]] = frozenset()
+    """Those of :data:`SETTINGS_OF_ONE` that have an effect in this trainer."""
 
     def __init__(
         self,
@@ -63,13 +75,14 @@ class FlareTrainer(nnUNetTrainer):
         self.is_continued = bool(plans.get("continue_training", False))
         super().__init__(plans, configuration, fold, dataset_json, device)
         where = f"{self.plans_manager.plans_name}.json, configuration '{configuration}'"
-        settings = with_environment(read_settings(self.configuration_manager.configuration, where=where))
+        given = read_settings(self.configuration_manager.configuration, where=where, defaults=self.defaults)
+        settings = with_environment(given)
         self.settings: TrainingSettings = settings
-        if settings.teacher is not None and not self.uses_teacher:
-            raise InputError(
-                f"{where}: flare.teacher: {type(self).__name__} learns from no teacher; train with "
-                "-tr nnUNetTrainerFlareDistill, or remove the key"
-            )
+        for key, (trainer, why) in SETTINGS_OF_ONE.items():
+            if getattr(settings, key) is not None and key not in self.own_settings:
+                raise InputError(
+                    f"{where}: flare.{key}: {type(self).__name__} {why}; train with -tr {trainer}, or remove the key"
+                )
         self.num_epochs = self.epochs_by_name or settings.num_epochs
         self.num_iterations_per_epoch = settings.iterations_per_epoch
         self.num_val_iterations_per_epoch = settings.num_validation_iterations
@@ -136,23 +149,24 @@ class FlareTrainer(nnUNetTrainer):
     def _load_initial_weights(self) -> None:
         if self.settings.init_from is None:
             return
-        from nnunet_flare.inference.checkpoints import load_checkpoint, weights_of
+        from nnunet_flare.checkpoints import load_checkpoint, weights_of
 
         source = Path(self.settings.init_from).expanduser()
         checkpoints.load_weights_strictly(self._unwrapped_network(), weights_of(load_checkpoint(source)), source=source)
         self.print_to_log_file(f"Started from the weights of {source}, segmentation head included.")
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
-        """Stock's SGD, or AdamW; the rate is a closed formula of the epoch, so that ``--c`` resumes it exactly."""
+        """Stock's SGD, Adam or AdamW; the rate is a closed formula of the epoch, so that ``--c`` resumes it exactly."""
         settings = self.settings
         optimizer: torch.optim.Optimizer
-        if settings.optimizer == "AdamW":
-            optimizer = torch.optim.AdamW(
-                self.network.parameters(), self.initial_lr, betas=settings.betas, weight_decay=self.weight_decay
-            )
-        else:
+        if settings.optimizer == "SGD":
             optimizer = torch.optim.SGD(
                 self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay, momentum=0.99, nesterov=True
+            )
+        else:
+            adam = torch.optim.Adam if settings.optimizer == "Adam" else torch.optim.AdamW
+            optimizer = adam(
+                self.network.parameters(), self.initial_lr, betas=settings.betas, weight_decay=self.weight_decay
             )
         schedule = EpochSchedule(
             optimizer,
@@ -196,13 +210,17 @@ class FlareTrainer(nnUNetTrainer):
         return [part.float() for part in output] if isinstance(output, (list, tuple)) else output.float()
 
     def compute_loss(self, output: Any, target: Any, batch: dict) -> torch.Tensor:
-        """The loss of a training batch; other trainers of this package override it.
+        """The loss of a training batch: on its labels, and what other trainers of this package add.
 
         Args:
             output: logits (B, K, Z, Y, X), with deep supervision a list of them, highest resolution first.
             target: labels (B, 1, Z, Y, X), or a list of them.
             batch: the loader's batch; ``batch["keys"]`` names the cases.
         """
+        return self.loss_on_labels(output, target, batch)
+
+    def loss_on_labels(self, output: Any, target: Any, batch: dict) -> torch.Tensor:
+        """The loss between outputs and labels; arguments as for :meth:`compute_loss`, no more than ``keys`` needed."""
         loss: torch.Tensor = self.loss(output, target)
         return loss
 
@@ -214,18 +232,28 @@ class FlareTrainer(nnUNetTrainer):
         data, target = self._to_device(batch)
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            loss = self.compute_loss(self._forward(data), target, batch)
-        if self.grad_scaler is not None:
-            self.grad_scaler.scale(loss).backward()
-            self.grad_scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), 12)
-            self.grad_scaler.step(self.optimizer)
-            self.grad_scaler.update()
-        else:
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), 12)
-            self.optimizer.step()
-        return {"loss": loss.detach().cpu().numpy()}
+            output = self._forward(data)
+            loss = self.compute_loss(output, target, batch)
+        optimizer_step(loss, self.network, self.optimizer, self.grad_scaler)
+        return {"loss": loss.detach().cpu().numpy(), **self.watched(output, target, batch, loss.detach())}
+
+    def watched(self, output: Any, target: Any, batch: dict, loss: torch.Tensor) -> dict[str, float]:
+        """What a training step says beside its loss, for the trainer's own curves; nothing in general."""
+        return {}
+
+    def log_means(self, outputs: list[dict], *curves: str) -> None:
+        """Log the epoch's means of what the training steps returned, over all processes.
+
+        Steps without a number (NaN) do not count; where none has one, neither has the epoch.
+        """
+        for curve in curves:
+            values = [float(output[curve]) for output in outputs]
+            if self.is_ddp:
+                gathered: list[Any] = [None] * dist.get_world_size()
+                dist.all_gather_object(gathered, values)
+                values = [value for part in gathered for value in part]
+            known = [value for value in values if not np.isnan(value)]
+            self.logger.log(curve, float(np.mean(known)) if known else float("nan"), self.current_epoch)
 
     # ------------------------------------------------------------------ course of a training
 
@@ -281,6 +309,16 @@ class FlareTrainer(nnUNetTrainer):
             return
         with checkpoints.written_whole(Path(filename)) as temporary:
             super().save_checkpoint(str(temporary))
+            state = self.state_besides(Path(filename).name)
+            if state:
+                checkpoints.add_state(temporary, state)
+
+    def state_besides(self, filename: str) -> dict[str, Any]:
+        """What a checkpoint of this name holds beside stock's content: tensors and numbers; nothing in general."""
+        return {}
+
+    def load_state_besides(self, checkpoint: dict | str) -> None:
+        """Take over what :meth:`state_besides` had put into a checkpoint (see ``checkpoints.added_state``)."""
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """Stock's loading; where ``--c`` meets a broken file it takes the newest good one instead, and says so."""
@@ -297,6 +335,7 @@ class FlareTrainer(nnUNetTrainer):
                 return
             chosen = str(replacement)
         super().load_checkpoint(chosen)
+        self.load_state_besides(chosen)
         logged = self.logger.local_logger.my_fantastic_logging
         for curve in self.curves:
             logged.setdefault(curve, [float("nan")] * self.current_epoch)
@@ -314,3 +353,19 @@ class FlareTrainer(nnUNetTrainer):
             else f"Continuing from the newest good checkpoint, {found.name}."
         )
         return found
+
+
+def optimizer_step(
+    loss: torch.Tensor, network: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: Any | None
+) -> None:
+    """Stock's step on a loss: gradients clipped to a norm of 12, and scaled where there is a gradient scaler."""
+    if scaler is None:
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM)
+        optimizer.step()
+        return
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    torch.nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM)
+    scaler.step(optimizer)
+    scaler.update()

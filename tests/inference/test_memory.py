@@ -65,7 +65,7 @@ def test_a_case_over_the_limit_is_set_aside_with_the_figures(tmp_path, capsys):
 def test_skipping_gives_way_to_a_limit_that_only_block_wise_sums_keep(tmp_path, monkeypatch, caplog):
     folder = models.write_model(tmp_path / "model")
     volume = scans.blobs((60, 60, 60))
-    monkeypatch.setattr("nnunet_flare.inference.core.process_bytes", lambda: 0)
+    monkeypatch.setattr(memory, "process_bytes", lambda: 0)
     settings = Settings(windows="skip-empty", max_memory_gb=0.003, backend="torch", precision="fp32")
     segmenter = Segmenter.from_model_folder(folder, settings)
     labels, _ = segmenter.segment(segmenter.prepare([volume]))
@@ -82,26 +82,76 @@ def test_sums_leave_the_network_half_of_the_gpu():
     assert not memory.sums_fit_on_gpu(memory.GIGABYTE + 1, 2 * memory.GIGABYTE)
 
 
-def test_out_of_gpu_memory_is_tried_again_with_sums_on_the_cpu(tmp_path, monkeypatch, caplog):
-    folder = models.write_model(tmp_path / "model")
+def _gpu_that_is_full_after(windows: int, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Makes the sums go to a stand-in of a GPU, which is really the CPU and runs out of memory once; returns where
+    they went.
+    """
+    went: list[str] = []
+    real = segmenter._slider.run
+
+    def run(data, forward, consume, *, device, **more):
+        went.append(device.type)
+        if device.type == "cpu":
+            return real(data, forward, consume, device=device, **more)
+        left = windows
+
+        def failing(window: torch.Tensor) -> torch.Tensor:
+            nonlocal left
+            if left == 0:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            left -= 1
+            return forward(window)
+
+        return real(data, failing, consume, device=torch.device("cpu"), **more)
+
+    monkeypatch.setattr(segmenter._slider, "run", run)
+    monkeypatch.setattr("nnunet_flare.inference.core.sums_device", lambda *_: torch.device("cuda"))
+    return went
+
+
+RESULTS = {
+    "a label map": lambda segmenter, scan: segmenter.segment(scan)[0],
+    "a label map and the members'": lambda segmenter, scan: np.stack(segmenter.segment(scan, members=True)[1]),
+    "a coarse label map": lambda segmenter, scan: segmenter.network_labels(scan),
+    "logits": lambda segmenter, scan: segmenter.logits(scan.prepared.data).numpy(),
+    "members for pseudo-labels": lambda segmenter, scan: segmenter.predict_members(
+        scan.prepared.data
+    ).mean_softmax.numpy(),
+}
+
+
+@pytest.mark.parametrize("what", RESULTS)
+@pytest.mark.parametrize("windows", [0, 3])
+def test_out_of_gpu_memory_is_tried_again_with_sums_on_the_cpu(tmp_path, monkeypatch, caplog, what, windows):
+    """Also in the middle of a scan, when a part of it was handed on already: nothing is counted twice."""
+    folder = models.write_model(tmp_path / "model", folds=(0, 1))
     segmenter = Segmenter.from_model_folder(folder, Settings(backend="torch", precision="fp32"))
-    scan = segmenter.prepare([scans.blobs((10, 36, 40))])
-    expected, _ = segmenter.segment(scan)
-    devices = []
-    real = segmenter._segment
+    scan = segmenter.prepare([scans.blobs((24, 36, 40))])
+    assert segmenter.windows(scan) > 4
+    expected = RESULTS[what](segmenter, scan)
+    went = _gpu_that_is_full_after(windows, segmenter, monkeypatch)
+    np.testing.assert_array_equal(RESULTS[what](segmenter, scan), expected)
+    assert went[:2] == ["cuda", "cpu"]
+    assert "out of GPU memory; once more with the sums on the CPU" in caplog.text
 
-    def full_gpu(*args, device, **kwargs):
-        devices.append(device.type)
-        if device.type != "cpu":
+
+def test_a_case_that_needs_too_much_memory_on_the_cpu_too_is_set_aside(tmp_path, monkeypatch, capsys):
+    folder = models.write_model(tmp_path / "model")
+    for name in "ab":
+        write_volume(tmp_path / "images" / f"{name}_0000.nii.gz", scans.blobs((10, 36, 40)))
+    real, calls = Segmenter.segment, []
+
+    def segment(self, scan, **more):
+        calls.append(scan.name)
+        if scan.name == "a":
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(*args, device=device, **kwargs)
+        return real(self, scan, **more)
 
-    monkeypatch.setattr(segmenter, "_segment", full_gpu)
-    monkeypatch.setattr(segmenter, "_sums_device", lambda wanted: torch.device("meta"))
-    labels, _ = segmenter.segment(scan)
-    assert devices == ["meta", "cpu"]
-    assert "sums on the CPU" in caplog.text
-    np.testing.assert_array_equal(labels, expected)
+    monkeypatch.setattr(Segmenter, "segment", segment)
+    words = ["-i", tmp_path / "images", "-o", tmp_path / "out", "-m", folder, "--backend", "torch"]
+    assert predict.main([str(word) for word in words]) == 1
+    assert "a: set aside: OutOfMemoryError: CUDA out of memory" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.nii.gz"]
 
 
 def test_limits_must_be_positive():

@@ -17,9 +17,9 @@ from nnunet_flare.errors import InputError
 from nnunet_flare.images import Volume, read_volume, to_sitk, write_volume
 from nnunet_flare.inference.coarse_to_fine import RoiSegmenter, coarse_model_folder, cropped, pasted
 from nnunet_flare.inference.core import Segmenter
-from nnunet_flare.inference.orientation import Orientation
 from nnunet_flare.inference.roi import find_box, to_image_box, widened
 from nnunet_flare.inference.settings import Settings
+from nnunet_flare.orientation import Turn
 
 SHAPE = (24, 60, 70)
 BRIGHT = (slice(9, 13), slice(20, 32), slice(40, 52))
@@ -127,8 +127,8 @@ def test_margin_is_in_mm_and_ends_at_the_border():
 def test_a_box_covers_the_same_voxels_in_the_stored_scan_however_it_is_turned(forward, flip):
     stored = np.zeros((12, 18, 14), np.uint8)
     stored[3:5, 7:16, 1:9] = 1
-    orientation = Orientation((2, 0, 1), flip)
-    network = orientation.apply(stored).transpose(forward)
+    turn = Turn((2, 0, 1), flip)
+    network = turn.apply(stored).transpose(forward)
     crop = [[1, n - 1] for n in network.shape]
     inner = network[tuple(slice(*c) for c in crop)]
     properties = {
@@ -138,10 +138,10 @@ def test_a_box_covers_the_same_voxels_in_the_stored_scan_however_it_is_turned(fo
     }
     box = find_box(inner, (1, 1, 1))
     backward = [int(axis) for axis in np.argsort(forward)]
-    assert to_image_box(box, inner.shape, properties, backward, orientation) == ((3, 5), (7, 16), (1, 9))
+    assert to_image_box(box, inner.shape, properties, backward, turn) == ((3, 5), (7, 16), (1, 9))
     twice = tuple((2 * low, 2 * high) for low, high in box)
     half = [2 * n for n in inner.shape]
-    assert to_image_box(twice, half, properties, backward, orientation) == ((3, 5), (7, 16), (1, 9))
+    assert to_image_box(twice, half, properties, backward, turn) == ((3, 5), (7, 16), (1, 9))
 
 
 # The prediction

@@ -237,7 +237,7 @@ def test_a_long_epoch_is_saved_after_fifteen_minutes(data: Any, monkeypatch: pyt
 
 def test_checkpoints_are_stocks(data: Any) -> None:
     """Same keys, tensors and numbers only: stock nnU-Net and ``weights_only`` readers open them."""
-    from nnunet_flare.inference.checkpoints import load_checkpoint
+    from nnunet_flare.checkpoints import load_checkpoint
 
     trainer = data.trainer(**SETTINGS)
     trainer.run_training()

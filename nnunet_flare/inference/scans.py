@@ -1,0 +1,93 @@
+"""A scan as the network sees it, and the way back to its own grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nnunet_flare.errors import CaseError
+from nnunet_flare.images import Volume, check_values, geometry_difference, oddities
+from nnunet_flare.inference.preprocessing import Prepared, preprocess
+from nnunet_flare.orientation import Turn, turn_for_reader
+
+CT_SCHEMES = frozenset({"CTNormalization", "FlareClip500Normalization", "FlareClip325Normalization"})
+"""Normalisations of models that were trained on CT numbers."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """A scan on the network's grid, and the way back: how it was turned and the grid it came from (without voxels).
+
+    ``oddities`` says in words what is unusual about it.
+    """
+
+    prepared: Prepared
+    turn: Turn
+    grid: Volume
+    oddities: tuple[str, ...] = ()
+    name: str = "image"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape (z, y, x) on the network's grid."""
+        return self.prepared.data.shape[1:]
+
+
+def prepare_scan(
+    volumes: Sequence[Volume],
+    case: str,
+    *,
+    channels: int,
+    patch: Sequence[int],
+    plans_manager: Any,
+    configuration_manager: Any,
+) -> Scan:
+    """Check a scan's channels and bring them to the network's grid.
+
+    Args:
+        volumes: one per channel.
+        case: its name, for messages.
+        channels: how many the model wants.
+        patch: window size (z, y, x).
+        plans_manager: stock nnU-Net's.
+        configuration_manager: stock nnU-Net's.
+
+    Raises:
+        CaseError: when the scan cannot be predicted with this model.
+    """
+    if len(volumes) != channels:
+        raise CaseError(case, f"has {len(volumes)} channels, the model was trained on {channels}")
+    for volume in volumes:
+        check_values(volume, case)
+    for number, volume in enumerate(volumes[1:], start=1):
+        difference = geometry_difference(volumes[0], volume)
+        if difference is not None:
+            raise CaseError(case, f"channels 0000 and {number:04d} lie on different grids: {difference}")
+    turn = turn_for_reader(plans_manager.plans["image_reader_writer"], volumes[0])
+    try:
+        prepared = preprocess(
+            [turn.apply(volume.array) for volume in volumes],
+            turn.spacing_mm(volumes[0].spacing_mm),
+            plans_manager,
+            configuration_manager,
+        )
+    except ValueError as error:
+        raise CaseError(case, str(error)) from error
+    found = list(value_oddities(volumes, configuration_manager))
+    shape = prepared.data.shape[1:]
+    if any(n < p for n, p in zip(shape, patch, strict=True)):
+        found.append(
+            f"shape {tuple(shape)} on the network's grid, smaller than its patch {tuple(patch)}; padded with zeros"
+        )
+    nothing = np.broadcast_to(np.uint8(0), volumes[0].array.shape)
+    return Scan(prepared, turn, volumes[0].with_array(nothing), tuple(found), case)
+
+
+def value_oddities(volumes: Sequence[Volume], configuration_manager: Any) -> tuple[str, ...]:
+    """What is unusual about a scan's values and spacing, for models of CTs."""
+    if not CT_SCHEMES.intersection(configuration_manager.normalization_schemes):
+        return ()
+    return tuple(dict.fromkeys(odd for volume in volumes for odd in oddities(volume)))

@@ -1,0 +1,128 @@
+"""One pass of a network over a preprocessed scan, as the settings say: window policy, second look, profile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from nnunet_flare.errors import InputError
+from nnunet_flare.inference.augment import average_with, central_crop
+from nnunet_flare.inference.model import Model
+from nnunet_flare.inference.profile import Profile
+from nnunet_flare.inference.settings import Settings
+from nnunet_flare.inference.skipping import BODY_HU, Huang, slide_growing
+from nnunet_flare.inference.windows import Consume, Forward, count_windows, slide
+
+
+class Slider:
+    """Runs networks of one preprocessing and label set over scans, and hands their scores on slice by slice."""
+
+    def __init__(self, model: Model, settings: Settings, profile: Profile) -> None:
+        """``model`` is any of the members.
+
+        Raises:
+            InputError: for a window policy that was not made for this kind of model.
+        """
+        self._plans, self._configuration = model.plans_manager, model.configuration_manager
+        self._labels = model.label_manager
+        self._settings, self._profile = settings, profile
+        patch = tuple(int(p) for p in model.configuration_manager.patch_size)
+        self.two_d = len(patch) == 2
+        self.patch = (1, *patch) if self.two_d else patch
+        if settings.windows == "huang" and (self.two_d or self._labels.has_regions):
+            raise InputError("--windows huang is made for 3-D models with exclusive labels; use all or skip-empty")
+
+    @property
+    def heads(self) -> int:
+        """Number of classes or regions."""
+        return int(self._labels.num_segmentation_heads)
+
+    def windows(self, shape: tuple[int, ...]) -> int:
+        """How many windows a pass over a scan of this shape (z, y, x) takes at most."""
+        shapes = [shape]
+        if self._settings.tta == "crop-rotate":
+            shapes.append(tuple(part.stop - part.start for part in central_crop(shape)))
+        return sum(count_windows(one, self.patch, self._settings.step_size) for one in shapes)
+
+    def run(
+        self,
+        data: np.ndarray,
+        forward: Forward,
+        consume: Consume,
+        *,
+        device: torch.device,
+        members: int = 1,
+        policy: str | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Hand the scores of a preprocessed scan to ``consume``; with ``crop-rotate``, averaged with its middle's.
+
+        Args:
+            data: the scan (C, z, y, x).
+            forward: a window (1, C, z, y, x) to the scores (members * heads, z, y, x).
+            consume: gets the scores of the next slices, float32, in order.
+            device: where the sums lie.
+            members: how many members' scores ``forward`` returns one after the other.
+            policy: which windows are visited; the settings' without it.
+            progress: told the number of windows done since its last call.
+        """
+
+        def one_pass(part: np.ndarray, consume: Consume) -> None:
+            self._pass(part, forward, consume, policy or self._settings.windows, device, members, progress)
+
+        if self._settings.tta == "crop-rotate":
+            box = central_crop(data.shape[1:])
+            blocks: list[torch.Tensor] = []
+            middle = (slice(None), *box)
+            one_pass(data[middle], lambda block: blocks.append(block.clone()))
+            consume = average_with(torch.cat(blocks, dim=1), box, consume)
+        one_pass(data, consume)
+
+    def _pass(
+        self,
+        data: np.ndarray,
+        forward: Forward,
+        consume: Consume,
+        policy: str,
+        device: torch.device,
+        members: int,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        def timed(window: torch.Tensor) -> torch.Tensor:
+            with self._profile.stage("network"):
+                return forward(window)
+
+        tensor = torch.from_numpy(np.ascontiguousarray(data, np.float32))
+        common: dict[str, Any] = {
+            "heads": members * self.heads,
+            "patch": self.patch,
+            "step_size": self._settings.step_size,
+            "device": device,
+            "gaussian": self._settings.gaussian,
+            "progress": progress,
+        }
+        with torch.inference_mode():
+            if policy == "all":
+                slide(tensor, timed, consume, **common)
+            elif policy == "huang":
+                shape = [max(n, p) for n, p in zip(data.shape[1:], self.patch, strict=True)]
+                visit = Huang(shape, self.patch)
+                slide(tensor, lambda window: timed(window).float().softmax(0), consume, visit=visit, **common)
+            else:
+                slide_growing(
+                    tensor, timed, consume, foreground=self._foreground, body_above=self._body_above(), **common
+                )
+
+    def _foreground(self, scores: torch.Tensor) -> torch.Tensor:
+        return (scores > 0).any(0) if self._labels.has_regions else scores.argmax(0) > 0
+
+    def _body_above(self) -> float | None:
+        """The body threshold on the network's scale, or None where values are no CT numbers."""
+        if self._configuration.normalization_schemes[0] != "CTNormalization":
+            return None
+        values = self._plans.foreground_intensity_properties_per_channel["0"]
+        threshold = max(BODY_HU, float(values["percentile_00_5"]))
+        return (threshold - float(values["mean"])) / max(float(values["std"]), 1e-8)
