@@ -1,11 +1,24 @@
 """Whole prediction of one scan, stock nnU-Net against ``flare-predict``, alternating, in fresh processes.
 
-    python benchmarks/predict.py --models small big --slices 160 --rounds 3
+    python benchmarks/predict.py --models small big --slices 160 400 --rounds 3
+    python benchmarks/predict.py --parts defaults stages memory
 
 Wall time and CPU seconds are those of the whole process tree, memory is the tree's proportional set size, sampled every
 0.1 s. The networks are untrained: agreement of label maps between precisions is then an agreement of near ties and says
 nothing about accuracy; it is printed to show that nothing is off. The first run of ours converts the network for
-OpenVINO and is shown on its own.
+OpenVINO and is shown on its own. The parts:
+
+``same``
+    The same windows on both sides (step 0.9, no mirroring); of ours, the wall time without the network too. With 160
+    and 400 slices, which have the same windows, also the memory of a further slice.
+``defaults``
+    Stock as shipped (step 0.5, mirroring) against ours as shipped, small model, one run each.
+``stages``
+    Where the time of stock goes, stage by stage, in one process (the table of ours comes from ``--profile``).
+``memory``
+    Ours alone on 512 x 512 x 1000 voxels.
+
+Figures of other runs in the output file are kept.
 """
 
 from __future__ import annotations
@@ -13,19 +26,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import prediction_setting as setting
 import psutil
 
+from nnunet_flare.files import write_json
 from nnunet_flare.images import read_volume
 
 RESULTS = Path(__file__).parent / "results" / "predict.json"
@@ -37,14 +54,28 @@ VARIANTS = {
     "ours torch fp32": ["--precision", "fp32", "--backend", "torch"],
 }
 
+PARTS = ("same", "defaults", "stages", "memory")
+
+LONG_SCAN = 1000
+"""Slices of the part ``memory``."""
+
+STAGE = re.compile(r"^(?P<name>\S.*?)  +(?P<seconds>\d+\.\d+)(?:  +\d+)?$", re.MULTILINE)
+"""A line of the table that ``--profile`` prints."""
+
 
 @dataclass
 class Run:
-    """One process tree: seconds on the clock, CPU seconds, peak memory in MB."""
+    """One process tree: seconds on the clock, CPU seconds, peak memory in MB; seconds per stage where it told them."""
 
     wall_s: float
     cpu_s: float
     peak_mb: float
+    stages_s: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def without_network_s(self) -> float | None:
+        """Wall time of everything but the network, start-up included; None where the stages are unknown."""
+        return self.wall_s - self.stages_s["network"] if "network" in self.stages_s else None
 
 
 def measure(command: list[str], environment: dict[str, str]) -> Run:
@@ -52,7 +83,7 @@ def measure(command: list[str], environment: dict[str, str]) -> Run:
     peak, stop = 0.0, threading.Event()
     before = os.times()
     start = time.perf_counter()
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def watch() -> None:
         nonlocal peak
@@ -68,7 +99,7 @@ def measure(command: list[str], environment: dict[str, str]) -> Run:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    _, errors = process.communicate()
+    output, errors = process.communicate()
     wall = time.perf_counter() - start
     stop.set()
     watcher.join()
@@ -76,7 +107,62 @@ def measure(command: list[str], environment: dict[str, str]) -> Run:
     if process.returncode != 0:
         raise SystemExit(f"{' '.join(command)}\nfailed with {process.returncode}:\n{errors[-2000:]}")
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    return Run(wall, cpu, peak)
+    return Run(wall, cpu, peak, stages_in(output))
+
+
+def stages_in(output: str) -> dict[str, float]:
+    """Seconds per stage that a command told: the table of ``--profile``, or the JSON of ``stock_stages.py``."""
+    if output.startswith("{"):
+        return {name: float(seconds) for name, seconds in json.loads(output).items()}
+    _, _, rows = output.partition("stage")
+    return {row["name"]: float(row["seconds"]) for row in STAGE.finditer(rows)}
+
+
+def flare_predict(images: Path, output: Path, model: Path, *options: str) -> list[str]:
+    """Our command on the CPU, telling its stages."""
+    script = Path(sys.executable).with_name("flare-predict")
+    words = [str(script), "-i", str(images), "-o", str(output), "-m", str(model), "-device", "cpu"]
+    return [*words, "--profile", "--disable_progress_bar", *options]
+
+
+def stock_predict(images: Path, output: Path, model: Path, *options: str) -> list[str]:
+    """Stock's command on the CPU."""
+    script = Path(sys.executable).with_name("nnUNetv2_predict_from_modelfolder")
+    words = [str(script), "-i", str(images), "-o", str(output), "-m", str(model), "-device", "cpu"]
+    return [*words, "--disable_progress_bar", *options]
+
+
+SAME_WINDOWS = ("-step_size", "0.9", "--disable_tta")
+"""Options that make stock use the windows that ours uses by default."""
+
+
+class Workplace:
+    """Models, scans, the cache of converted networks and outputs in one folder, made when they are first wanted."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "cache").mkdir(mode=0o700, exist_ok=True)
+        self.environment = {**os.environ, "NNUNET_FLARE_CACHE": str(folder / "cache"), "nnUNet_compile": "f"}
+
+    def model(self, name: str) -> Path:
+        """The folder of an untrained model."""
+        if not (self.folder / name).is_dir():
+            setting.write_model(self.folder / name, name)
+        return self.folder / name
+
+    def images(self, slices: int) -> Path:
+        """The folder of a scan."""
+        if not (self.folder / f"in{slices}").is_dir():
+            setting.write_scan(self.folder / f"in{slices}" / "case_0000.nii.gz", slices)
+        return self.folder / f"in{slices}"
+
+    def output(self, name: str) -> Path:
+        """Where a command writes."""
+        return self.folder / "out" / name.replace(" ", "_")
+
+    def measure(self, command: list[str]) -> Run:
+        """Run a command here."""
+        return measure(command, self.environment)
 
 
 def agreement(one: Path, other: Path) -> tuple[float, float]:
@@ -90,86 +176,162 @@ def agreement(one: Path, other: Path) -> tuple[float, float]:
     return float((a == b).mean()), float(np.mean(scores)) if scores else 1.0
 
 
-def benchmark(folder: Path, name: str, slices: int, rounds: int, variants: list[str]) -> dict[str, object]:
-    """All runs of one model on one scan."""
-    model, images = folder / name, folder / f"in{slices}"
-    if not model.is_dir():
-        setting.write_model(model, name)
-    source = "as written before"
-    if not images.is_dir():
-        source = setting.write_scan(images / "case_0000.nii.gz", slices)
-    environment = {**os.environ, "NNUNET_FLARE_CACHE": str(folder / "cache"), "nnUNet_compile": "f"}
-    (folder / "cache").mkdir(mode=0o700, exist_ok=True)
-    scripts = Path(sys.executable).parent
+def summary(runs: Sequence[Run]) -> dict[str, Any]:
+    """Medians of several runs of one command."""
+    middle = {key: statistics.median(getattr(run, key) for run in runs) for key in ("wall_s", "cpu_s", "peak_mb")}
+    others = [run.without_network_s for run in runs if run.without_network_s is not None]
+    if others:
+        middle["without_network_s"] = statistics.median(others)
+        middle["stages_s"] = runs[-1].stages_s
+    return {**middle, "runs": [{**asdict(run), "without_network_s": run.without_network_s} for run in runs]}
+
+
+def same_windows(
+    place: Workplace, name: str, slices: int, *, rounds: int, stock_rounds: int, variants: list[str]
+) -> dict[str, Any]:
+    """Stock and ours on one scan with the same windows."""
+    model, images = place.model(name), place.images(slices)
 
     def ours(variant: str) -> list[str]:
-        out = folder / "out" / variant.replace(" ", "_")
-        common = [str(scripts / "flare-predict"), "-i", str(images), "-o", str(out), "-m", str(model), "-device", "cpu"]
-        return [*common, "-f", "0", "--disable_progress_bar", *VARIANTS[variant]]
+        return flare_predict(images, place.output(variant), model, *VARIANTS[variant])
 
-    stock_out = folder / "out" / "stock"
-    stock = [
-        str(scripts / "nnUNetv2_predict_from_modelfolder"), "-i", str(images), "-o", str(stock_out), "-m", str(model),
-        "-f", "0", "-step_size", "0.9", "--disable_tta", "--disable_progress_bar", "-device", "cpu",
-    ]  # fmt: skip
-    first = measure(ours(variants[0]), environment)
+    stock = stock_predict(images, place.output("stock"), model, "-f", "0", *SAME_WINDOWS)
+    first = place.measure(ours(variants[0]))
     runs: dict[str, list[Run]] = {"stock": [], **{variant: [] for variant in variants}}
-    for _ in range(rounds):
-        runs["stock"].append(measure(stock, environment))
+    for number in range(rounds):
+        if number < stock_rounds:
+            runs["stock"].append(place.measure(stock))
         for variant in variants:
-            runs[variant].append(measure(ours(variant), environment))
+            runs[variant].append(place.measure(ours(variant)))
     rows = {}
     for variant, done in runs.items():
-        middle = {key: statistics.median(getattr(run, key) for run in done) for key in ("wall_s", "cpu_s", "peak_mb")}
         same, dice = (1.0, 1.0)
         if variant != "stock":
-            same, dice = agreement(
-                stock_out / "case.nii.gz", folder / "out" / variant.replace(" ", "_") / "case.nii.gz"
-            )
-        rows[variant] = {**middle, "equal_voxels": same, "foreground_dice": dice, "runs": [asdict(run) for run in done]}
-    return {"model": name, "slices": slices, "scan": source, "first_run_with_conversion": asdict(first), "rows": rows}
+            same, dice = agreement(place.output("stock") / "case.nii.gz", place.output(variant) / "case.nii.gz")
+        rows[variant] = {**summary(done), "equal_voxels": same, "foreground_dice": dice}
+    return {"model": name, "slices": slices, "first_run_with_conversion": asdict(first), "rows": rows}
 
 
-def table(result: dict[str, object]) -> str:
-    """The result as text, ratios against stock."""
+def as_shipped(place: Workplace, name: str, slices: int) -> dict[str, Any]:
+    """Both sides as they come: stock with step 0.5 and mirroring, ours with step 0.9 and without."""
+    model, images = place.model(name), place.images(slices)
+    ours = flare_predict(images, place.output("ours"), model)
+    place.measure(ours)  # converts the network
+    runs = {
+        "ours": place.measure(ours),
+        "stock": place.measure(stock_predict(images, place.output("stock defaults"), model, "-f", "0")),
+    }
+    return {"model": name, "slices": slices, "rows": {key: summary([run]) for key, run in runs.items()}}
+
+
+def long_scan(place: Workplace, name: str) -> dict[str, Any]:
+    """Ours alone on a scan of 512 x 512 x 1000 voxels and a model of 14 classes."""
+    run = place.measure(flare_predict(place.images(LONG_SCAN), place.output("long"), place.model(name)))
+    return {"model": name, "slices": LONG_SCAN, "rows": {"ours": summary([run])}}
+
+
+def stock_stages(place: Workplace, name: str, slices: int) -> dict[str, Any]:
+    """Stock's seconds per stage, in one process."""
+    place.output("stock stages").mkdir(parents=True, exist_ok=True)
+    words = [sys.executable, str(Path(__file__).with_name("stock_stages.py"))]
+    image, output = place.images(slices) / "case_0000.nii.gz", place.output("stock stages") / "case.nii.gz"
+    words += ["-i", str(image), "-m", str(place.model(name)), "-o", str(output)]
+    run = place.measure(words)
+    return {"model": name, "slices": slices, "rows": {"stock": summary([run])}}
+
+
+def memory_per_slice(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """MB per further slice of each model and variant that was run on two lengths."""
+    found: dict[str, dict[str, float]] = {}
+    for name in sorted({result["model"] for result in results}):
+        by_length = sorted((one for one in results if one["model"] == name), key=lambda one: one["slices"])
+        short, long = by_length[0], by_length[-1]
+        if short is long:
+            continue
+        found[name] = {
+            variant: (long["rows"][variant]["peak_mb"] - row["peak_mb"]) / (long["slices"] - short["slices"])
+            for variant, row in short["rows"].items()
+            if variant in long["rows"]
+        }
+    return found
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as text, ratios against stock where it was run."""
     rows = result["rows"]
-    stock = rows["stock"]
+    keys = {"wall_s": "wall s", "cpu_s": "CPU s", "peak_mb": "peak MB"}
     lines = [
-        f"{result['model']}, 512x512x{result['slices']}, step 0.9, no mirroring",
-        " ".join(
-            [" " * 16, *(f"{name:>8} {'ratio':>7}" for name in ("wall s", "CPU s", "peak MB")), "   equal    Dice"]
-        ),
+        f"{result['model']}, 512x512x{result['slices']}",
+        " ".join([" " * 16, *(f"{name:>8} {'ratio':>7}" for name in keys.values()), "  but network   equal    Dice"]),
     ]
     for name, row in rows.items():
         cells = [f"{name:16}"]
-        for key in ("wall_s", "cpu_s", "peak_mb"):
-            cells.append(f"{row[key]:8.1f} {stock[key] / row[key]:6.1f}x")
-        lines.append(" ".join([*cells, f"{row['equal_voxels']:8.5f} {row['foreground_dice']:7.4f}"]))
-    first = result["first_run_with_conversion"]
-    lines.append(f"first run, with conversion: {first['wall_s']:.1f} s wall, {first['cpu_s']:.1f} s CPU")
+        for key in keys:
+            ratio = f"{rows['stock'][key] / row[key]:6.1f}x" if "stock" in rows else " " * 7
+            cells.append(f"{row[key]:8.1f} {ratio}")
+        cells.append(f"{row['without_network_s']:11.1f} s" if "without_network_s" in row else " " * 13)
+        if "equal_voxels" in row:
+            cells.append(f"{row['equal_voxels']:8.5f} {row['foreground_dice']:7.4f}")
+        lines.append(" ".join(cells))
+    for name, row in rows.items():
+        if "stages_s" in row:
+            lines.append(f"{name}: " + ", ".join(f"{stage} {spent:.2f}" for stage, spent in row["stages_s"].items()))
+    first = result.get("first_run_with_conversion")
+    if first is not None:
+        lines.append(f"first run, with conversion: {first['wall_s']:.1f} s wall, {first['cpu_s']:.1f} s CPU")
     return "\n".join(lines)
+
+
+def merged(record: dict[str, Any], part: str, result: dict[str, Any], command: str) -> None:
+    """Put a result into the record, in place of an older one of the same model and length."""
+    others = [
+        one
+        for one in record.get(part, [])
+        if (one["model"], one.get("slices")) != (result["model"], result.get("slices"))
+    ]
+    record[part] = sorted([*others, {**result, "command": command}], key=lambda one: (one["model"], one["slices"]))
 
 
 def main() -> None:
     """Run the benchmark and keep its figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["same"])
     parser.add_argument("--models", nargs="+", choices=sorted(setting.SETTINGS), default=["small", "big"])
     parser.add_argument("--slices", nargs="+", type=int, default=[160])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--stock_rounds", type=int, help="fewer rounds of stock (default: as many)")
     parser.add_argument("--variants", nargs="+", choices=sorted(VARIANTS), default=["ours auto", "ours fp32"])
     parser.add_argument("--folder", type=Path, help="keep models, scans and outputs here")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
-    results = []
+    command = f"python {' '.join(sys.argv)}"
+    record = json.loads(args.output.read_text()) if args.output.is_file() else {}
     with tempfile.TemporaryDirectory() as temporary:
-        folder = args.folder or Path(temporary)
+        if args.folder:
+            args.folder.mkdir(parents=True, exist_ok=True)
+        place = Workplace((args.folder or Path(temporary)).resolve())
+
+        def keep(part: str, result: dict[str, Any]) -> None:
+            print(f"{part}: {table(result)}", flush=True)
+            merged(record, part, result, command)
+            record.update(hardware=setting.hardware(), scan=setting.source_name())
+            if part == "same":
+                record["memory_per_slice_mb"] = memory_per_slice(record["same"])
+            write_json(args.output, record)
+
         for name in args.models:
             for slices in args.slices:
-                results.append(benchmark(folder, name, slices, args.rounds, args.variants))
-                print(table(results[-1]), flush=True)
-    args.output.parent.mkdir(exist_ok=True)
-    record = {"command": " ".join(sys.argv), "hardware": setting.hardware(), "results": results}
-    args.output.write_text(json.dumps(record, indent=1) + "\n")
+                if "same" in args.parts:
+                    rounds = {"rounds": args.rounds, "stock_rounds": args.stock_rounds or args.rounds}
+                    keep("same", same_windows(place, name, slices, variants=args.variants, **rounds))
+                if "stages" in args.parts:
+                    keep("stages", stock_stages(place, name, slices))
+        if "defaults" in args.parts:
+            keep("defaults", as_shipped(place, "small", args.slices[0]))
+        if "memory" in args.parts:
+            keep("memory", long_scan(place, "small"))
+    for name, variants in record.get("memory_per_slice_mb", {}).items():
+        print(f"{name}: MB per further slice: " + ", ".join(f"{key} {value:.2f}" for key, value in variants.items()))
 
 
 if __name__ == "__main__":

@@ -25,10 +25,14 @@ from nnunet_flare.images import Volume, read_labels, read_volume, write_volume  
 
 LABELS = {"background": 0, **{f"organ{i}": i for i in range(1, 14)}}
 
-EXTENT_MM = {160: 400.0, 400: 400.0}
-"""Length of the scan along z for each number of slices: both sizes have the same windows."""
+EXTENT_MM = {160: 400.0, 400: 400.0, 1000: 1000.0}
+"""Length of the scan along z for each number of slices: the first two have the same windows."""
 
 IN_PLANE_MM = 0.8
+
+SHARED = Path(os.environ.get("FLARE_SHARED_DATA", ROOT.parent / "shared" / "data"))
+
+REAL_SCAN = SHARED / "chaos3_ct.nii.gz"
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "small": {"spacing": (4.0, 1.5, 1.5), "patch": (32, 128, 192), "features": (16, 32, 64, 128, 256, 256)},
@@ -54,29 +58,33 @@ def write_model(folder: Path, name: str, folds: tuple[int, ...] = (0,)) -> Path:
     return trained_models.write_model(folder, plan=plans(name), labels=LABELS, folds=folds)
 
 
-def scan(slices: int, size: int = 512) -> tuple[Volume, str]:
-    """A CT of ``slices`` x ``size`` x ``size`` voxels, int16 HU, and where it comes from."""
-    path = Path(os.environ.get("FLARE_SHARED_DATA", ROOT.parent / "shared" / "data")) / "chaos3_ct.nii.gz"
-    if path.is_file():
-        source, name = read_volume(path), "CHAOS 3"
+def source_name() -> str:
+    """Where :func:`scan` takes its voxels from."""
+    return "CHAOS 3" if REAL_SCAN.is_file() else "phantom"
+
+
+def scan(slices: int, size: int = 512) -> Volume:
+    """A CT of ``slices`` x ``size`` x ``size`` voxels, int16 HU."""
+    if REAL_SCAN.is_file():
+        source = read_volume(REAL_SCAN)
     else:
         from nnunet_flare.phantom import make_phantom
 
-        source, name = make_phantom(0, domain="wide", size=(80, 256, 256), spacing_mm=(5.0, 1.6, 1.6))[0], "phantom"
+        source = make_phantom(0, domain="wide", size=(80, 256, 256), spacing_mm=(5.0, 1.6, 1.6))[0]
     from scipy.ndimage import zoom
 
     factors = [slices / source.array.shape[0], size / source.array.shape[1], size / source.array.shape[2]]
     array = zoom(source.array, factors, order=1, grid_mode=True, mode="nearest").astype(np.int16)
     noise = np.random.default_rng(0).integers(-12, 13, array.shape, np.int16)
     spacing = (EXTENT_MM.get(slices, 2.5 * slices) / slices, IN_PLANE_MM, IN_PLANE_MM)
-    return Volume(np.clip(array + noise, -1024, 3071).astype(np.int16), spacing), name
+    return Volume(np.clip(array + noise, -1024, 3071).astype(np.int16), spacing)
 
 
 def organ_labels(shape: tuple[int, ...]) -> np.ndarray:
     """A label map of the 13 organs, stretched to ``shape``: a real one, or a phantom's where it is missing."""
     from scipy.ndimage import zoom
 
-    path = Path(os.environ.get("FLARE_SHARED_DATA", ROOT.parent / "shared" / "data")) / "ts_torso3mm_flare13.nii.gz"
+    path = SHARED / "ts_torso3mm_flare13.nii.gz"
     if path.is_file():
         labels = read_labels(path).array
     else:
@@ -87,11 +95,9 @@ def organ_labels(shape: tuple[int, ...]) -> np.ndarray:
     return zoom(labels, factors, order=0, grid_mode=True, mode="nearest")
 
 
-def write_scan(path: Path, slices: int) -> str:
-    """Write :func:`scan` and return where it comes from."""
-    volume, name = scan(slices)
-    write_volume(path, volume)
-    return name
+def write_scan(path: Path, slices: int) -> None:
+    """Write :func:`scan`."""
+    write_volume(path, scan(slices))
 
 
 def hardware() -> dict[str, Any]:

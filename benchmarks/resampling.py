@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
-    volume, source = setting.scan(args.slices)
+    volume, source = setting.scan(args.slices), setting.source_name()
     image = volume.array.astype(np.float32)
     results = {}
     for path, spacing in SPACINGS.items():
