@@ -1,7 +1,8 @@
 """The HTML report of a run: one folder that opens from disk, loads nothing from elsewhere and survives copying.
 
 ``index.html`` holds the overview; ``data.js`` the table's rows, which ``report.js`` draws as they scroll into view, so
-that thousands of cases stay quick; ``pictures/r<k>/<case>.jpg`` one picture each of the cases worth looking at.
+that thousands of cases stay quick; ``pictures/r<k>/<case>.jpg`` one picture each of the cases worth looking at;
+``volumes/r<k>/<case>.js`` what the 3-D view shows of them, where it is asked for.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from nnunet_flare.files import write_text
 from nnunet_flare.report.gather import QUANTILES, Report, Row, gather
 from nnunet_flare.report.pictures import colour
 from nnunet_flare.report.planes import DISAGREEMENT, MEMBER_COLOURS, draw_case, read_scene, write_picture
+from nnunet_flare.report.volumes import LONGEST, write_volumes
 from nnunet_flare.rounds.local import duration
 from nnunet_flare.rounds.manifest import Run
 
@@ -30,26 +32,29 @@ log = logging.getLogger(__name__)
 PICTURES = 24
 """Pictures per round unless told otherwise."""
 
-STATIC = ("report.css", "report.js")
+STATIC = ("report.css", "report.js", "view3d.js")
+NIIVUE = ("niivue/niivue.umd.js", "niivue/LICENSES.txt")
+"""The 3-D viewer, two megabytes: only where there is something to view."""
 
 
-def write_report(run: Run, *, pictures: int | None = PICTURES) -> Path:
-    """Write the report of a run as it stands; pictures that are there already are kept.
+def write_report(run: Run, *, pictures: int | None = PICTURES, view3d: bool = False) -> Path:
+    """Write the report of a run as it stands; pictures and 3-D views that are there already are kept.
 
     Args:
         run: the run.
         pictures: at most this many per round, of the cases whose decision is most doubtful; None: of every case.
+        view3d: make 3-D views of these cases as well.
 
     Returns:
         ``index.html``.
     """
     report = gather(run)
     folder = run.paths.report
-    drawn = _draw(report, folder, pictures)
+    _draw(report, folder, pictures, view3d)
     package = resources.files("nnunet_flare.report")
-    for name in STATIC:
+    for name in STATIC + (NIIVUE if (folder / "volumes").is_dir() else ()):
         write_text(folder / name, package.joinpath("static").joinpath(name).read_text(encoding="utf-8"))
-    write_text(folder / "data.js", f"window.FLARE_REPORT = {script_json(_document(report, drawn))};\n")
+    write_text(folder / "data.js", f"window.FLARE_REPORT = {script_json(_document(report, folder))};\n")
     write_text(folder / "index.html", _render(report))
     return folder / "index.html"
 
@@ -75,8 +80,8 @@ def worth_looking_at(rows: Sequence[Row], count: int | None) -> list[Row]:
     return chosen
 
 
-def _draw(report: Report, folder: Path, count: int | None) -> set[tuple[int, str]]:
-    """Draw what is missing; returns (round, case) of every picture that is there."""
+def _draw(report: Report, folder: Path, count: int | None, view3d: bool) -> None:
+    """Draw the pictures, and make the 3-D views, that are missing or older than the label maps they show."""
     rows = [
         row
         for r in report.rounds
@@ -85,26 +90,36 @@ def _draw(report: Report, folder: Path, count: int | None) -> set[tuple[int, str
     missing = []
     for row in tqdm(rows, desc="pictures", disable=None, unit="case"):
         number, case = row.entry.round, row.entry.case
-        path = _picture(folder, number, case)
         members = report.run.paths.members(number, case)
-        if path.is_file() and (not members.is_file() or path.stat().st_mtime >= members.stat().st_mtime):
+        picture, view = _picture(folder, number, case), _view(folder, number, case)
+        draws, makes = not _is_current(picture, members), view3d and not _is_current(view, members)
+        if not draws and not makes:
             continue
-        organ = report.organs[row.least] if row.least else next(iter(report.organs.values()))
         try:
-            write_picture(path, draw_case(read_scene(report.run, number, case), organ))
+            scene = read_scene(report.run, number, case)
         except OSError as error:
             missing.append(f"{case}: {error}")
+            continue
+        organ = report.organs[row.least] if row.least else next(iter(report.organs.values()))
+        if draws:
+            write_picture(picture, draw_case(scene, organ))
+        if makes:
+            write_volumes(view, f"r{number}/{case}", scene, organ)
     if missing:
         log.warning("no picture of %d case(s), the first %s", len(missing), missing[0])
-    return {
-        (row.entry.round, row.entry.case)
-        for row in report.rows
-        if _picture(folder, row.entry.round, row.entry.case).is_file()
-    }
 
 
 def _picture(folder: Path, number: int, case: str) -> Path:
     return folder / "pictures" / f"r{number}" / f"{case}.jpg"
+
+
+def _view(folder: Path, number: int, case: str) -> Path:
+    return folder / "volumes" / f"r{number}" / f"{case}.js"
+
+
+def _is_current(path: Path, members: Path) -> bool:
+    """Whether a drawing is there and no older than the label maps that it shows, which ``clean`` may have removed."""
+    return path.is_file() and (not members.is_file() or path.stat().st_mtime >= members.stat().st_mtime)
 
 
 def script_json(document: Any) -> str:
@@ -115,7 +130,7 @@ def script_json(document: Any) -> str:
     return text
 
 
-def _document(report: Report, drawn: set[tuple[int, str]]) -> dict[str, Any]:
+def _document(report: Report, folder: Path) -> dict[str, Any]:
     """What ``report.js`` reads; a row is a list in the order of its ``columns``."""
     organs = list(report.organs)
     rows = []
@@ -133,14 +148,20 @@ def _document(report: Report, drawn: set[tuple[int, str]]) -> dict[str, Any]:
                 entry.reason,
                 [_rounded(entry.agreement.get(organ)) for organ in organs],
                 [_rounded(row.volume_ml.get(organ), 1) for organ in organs],
-                int((entry.round, entry.case) in drawn),
+                int(_picture(folder, entry.round, entry.case).is_file()),
+                int(_view(folder, entry.round, entry.case).is_file()),
             ]
         )
     return {
         "id": f"{report.run.settings.dataset}/{report.run.settings.name}/{report.run.recipe.hash}",
         "name": report.run.settings.name,
         "organs": [
-            {"name": name, "colour": colour(number), "range": [_rounded(v, 1) for v in report.ranges.get(name, ())]}
+            {
+                "id": number,
+                "name": name,
+                "colour": colour(number),
+                "range": [_rounded(v, 1) for v in report.ranges.get(name, ())],
+            }
             for name, number in report.organs.items()
         ],
         "rows": rows,
@@ -179,6 +200,7 @@ def _render(report: Report) -> str:
             MEMBER_COLOURS[i % len(MEMBER_COLOURS)] for i in range(max((r.members for r in report.rows), default=0))
         ],
         disagreement=DISAGREEMENT,
+        longest=LONGEST,
         written=time.strftime("%Y-%m-%d %H:%M"),
     )
 

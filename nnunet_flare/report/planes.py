@@ -54,15 +54,27 @@ def read_scene(run: Run, number: int, case: str) -> Scene:
     backward = plans["transpose_backward"]
     spacing = tuple(float(configuration["spacing"][axis]) for axis in backward)
     properties = read_properties(run.unlabelled_data / f"{case}.pkl")
-    direction = properties.get("sitk_stuff", {}).get("direction", Volume.direction)
+    direction = direction_of(properties)
 
     def shown(array: np.ndarray) -> Volume:
-        return upright(Volume(array.transpose(backward), spacing, direction=tuple(direction)))  # type: ignore[arg-type]
+        return upright(Volume(array.transpose(backward), spacing, direction=direction))  # type: ignore[arg-type]
 
     scan = shown(_in_hu(read_array(run.unlabelled_data / f"{case}.b2nd")[0], plans, configuration))
     fused = shown(np.maximum(read_array(run.paths.training_label(number, case))[0], 0))
     members = [shown(member).array for member in read_array(run.paths.members(number, case))]
     return Scene(scan.array, fused.array, np.stack(members), scan.spacing_mm)
+
+
+def direction_of(properties: dict[str, Any]) -> tuple[float, ...]:
+    """The direction (row-major, LPS) of the array that nnU-Net's reader made, from the properties that it kept."""
+    if "sitk_stuff" in properties:
+        return tuple(properties["sitk_stuff"]["direction"])
+    if "nibabel_stuff" not in properties:
+        return Volume.direction
+    kept = properties["nibabel_stuff"]
+    affine = np.array(kept.get("reoriented_affine", kept["original_affine"]), dtype=float)[:3, :3]
+    affine[:2] *= -1  # nibabel's world is RAS
+    return tuple((affine / np.linalg.norm(affine, axis=0)).ravel().tolist())
 
 
 def _in_hu(array: np.ndarray, plans: dict[str, Any], configuration: dict[str, Any]) -> np.ndarray:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import hashlib
 import json
 import os
 import re
 import time
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
+from importlib import resources
 
+import nibabel
 import numpy as np
 import pytest
 from fake_run import ORGANS, SPACING_MM, boxes, fake_run, least_organ
 
 from nnunet_flare.cli.pseudolabel import main
-from nnunet_flare.images import Volume
+from nnunet_flare.images import Volume, write_volume
 from nnunet_flare.report.gather import gather
 from nnunet_flare.report.page import script_json, worth_looking_at, write_report
 from nnunet_flare.report.pictures import colour, rgb, upright
-from nnunet_flare.report.planes import DISAGREEMENT, PANEL, Scene, draw_case
+from nnunet_flare.report.planes import DISAGREEMENT, PANEL, Scene, direction_of, draw_case
+from nnunet_flare.report.volumes import LONGEST, smaller, write_volumes
 from nnunet_flare.rounds.ledger import read_decisions
 
 CASES = [f"case_{number:03d}" for number in range(8)]
@@ -70,8 +76,8 @@ def test_the_page_refers_to_nothing_outside_its_folder(tmp_path):
     run = fake_run(tmp_path, cases=CASES)
     write_report(run)
     links = [a.get("src") or a.get("href") for _, a in page_of(run).tags if a.get("src") or a.get("href")]
-    assert {link for link in links if not link.startswith("#")} == {"report.css", "data.js", "report.js"}
-    for name in ("report.css", "report.js", "index.html"):
+    assert {link for link in links if not link.startswith("#")} == {"report.css", "data.js", "report.js", "view3d.js"}
+    for name in ("report.css", "report.js", "view3d.js", "index.html"):
         assert not re.search(r"https?://|@import|url\(", (run.paths.report / name).read_text())
 
 
@@ -80,7 +86,7 @@ def test_hostile_names_stay_text(tmp_path):
     write_report(run)
     page = page_of(run)
     assert all("onerror" not in attributes for _, attributes in page.tags)
-    assert [tag for tag, _ in page.tags].count("script") == 2
+    assert [tag for tag, _ in page.tags].count("script") == 3
     assert any(HOSTILE[0].replace("_", " ") in word for word in page.words)
     assert any("{{ 7 * 7 }}" in word for word in page.words)
     raw = (run.paths.report / "data.js").read_text(encoding="utf-8")
@@ -189,3 +195,86 @@ def test_planes_are_shown_upright_whatever_the_files_orientation():
     shown = upright(turned)
     np.testing.assert_array_equal(shown.array, array.transpose(1, 2, 0)[::-1, ::-1, ::-1])
     assert shown.spacing_mm == (2.0, 1.0, 5.0)
+
+
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "SimpleITKIOWithReorient", "NibabelIO", "NibabelIOWithReorient"])
+def test_planes_are_shown_upright_whatever_the_reader(tmp_path, reader):
+    from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
+
+    rng = np.random.default_rng(1)
+    stored = Volume(
+        rng.integers(0, 99, (4, 5, 6)).astype(np.int16), (5.0, 2.0, 1.0), direction=(-1, 0, 0, 0, 1, 0, 0, 0, 1)
+    )
+    write_volume(tmp_path / "scan.nii.gz", stored)
+    array, properties = recursive_find_reader_writer_by_name(reader)().read_images([str(tmp_path / "scan.nii.gz")])
+    z, y, x = properties["spacing"]
+    read = Volume(array[0], (z, y, x), direction=direction_of(properties))
+    np.testing.assert_array_equal(upright(read).array, upright(stored).array)
+
+
+# ------------------------------------------------------------------ the 3-D view
+
+
+def volumes_of(path) -> dict:
+    """Key, image, label and centre of a case's script."""
+    key, document = re.fullmatch(r"window\.FLARE_VOLUMES\[(.+?)\] = (.+);\n", path.read_text()).groups()
+    found = json.loads(document)
+    for name in ("image", "label"):
+        found[name] = nibabel.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(found[name])))
+    return {"key": json.loads(key), **found}
+
+
+def test_3d_views_are_made_where_asked_and_stay_when_the_run_reports_again(tmp_path):
+    run = fake_run(tmp_path, cases=CASES, rounds=1)
+    write_report(run, pictures=None)
+    assert not (run.paths.report / "niivue").exists() and {row[11] for row in data_of(run)["rows"]} == {0}
+    assert main(["report", "-o", str(run.root), "--pictures", "all", "--view3d"]) == 0
+    assert [row[0] for row in data_of(run)["rows"] if row[11]] == CASES[:3]
+    first = run.paths.report / "volumes" / "r0" / f"{CASES[0]}.js"
+    before = first.stat().st_mtime_ns
+    write_report(run, pictures=2)  # as the run itself does after its next round
+    assert first.stat().st_mtime_ns == before and sum(row[11] for row in data_of(run)["rows"]) == 3
+    assert (run.paths.report / "niivue" / "niivue.umd.js").is_file()
+    assert "BSD 2-Clause" in (run.paths.report / "niivue" / "LICENSES.txt").read_text()
+
+
+def test_a_3d_view_holds_scan_and_label_in_their_place(tmp_path):
+    run = fake_run(tmp_path, cases=CASES, rounds=1)
+    write_report(run, pictures=None, view3d=True)
+    found = volumes_of(run.paths.report / "volumes" / "r0" / f"{CASES[1]}.js")
+    assert found["key"] == f"r0/{CASES[1]}"
+    label = found["label"]
+    assert nibabel.aff2axcodes(label.affine) == ("L", "P", "I") and label.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(np.asarray(label.dataobj).transpose(2, 1, 0)[::-1], boxes(len(ORGANS)))
+    assert label.header.get_zooms() == SPACING_MM[::-1] and found["image"].shape == label.shape
+    organ = ORGANS.index(least_organ(run, 0, CASES[1])) + 1
+    voxel = tuple(int((1 - share) * size) for share, size in zip(found["centre"], label.shape, strict=True))
+    assert np.asarray(label.dataobj)[voxel] == organ
+
+
+def test_a_large_scan_is_made_small_for_the_3d_view(tmp_path):
+    scan = np.full((40, 300, 130), -160.0, np.float32)
+    scan[:, :150] = 240.0
+    fused = np.zeros(scan.shape, np.uint8)
+    fused[:, 150:] = 3
+    grey, labels, spacing_mm = smaller(Scene(scan, fused, fused[None], (5.0, 0.8, 0.7)))
+    assert grey.shape == labels.shape == (40, 100, 65) and max(grey.shape) <= LONGEST
+    assert spacing_mm == pytest.approx((5.0, 2.4, 1.4))
+    assert (grey[:, :50] == 255).all() and (grey[:, 50:] == 0).all() and (labels[:, 50:] == 3).all()
+    assert labels.dtype == grey.dtype == np.uint8 and not labels[:, :50].any()
+
+
+def test_an_organ_that_is_nowhere_is_viewed_from_the_middle(tmp_path):
+    empty = np.zeros((4, 6, 8), np.uint8)
+    write_volumes(
+        tmp_path / "case.js", 'r0/a"<b>', Scene(empty.astype(np.float32), empty, empty[None], (1.0, 1.0, 1.0)), 5
+    )
+    found = volumes_of(tmp_path / "case.js")
+    assert found["key"] == 'r0/a"<b>' and "<b>" not in (tmp_path / "case.js").read_text()
+    assert found["centre"] == pytest.approx([0.5, 0.5, 0.5], abs=0.15)
+
+
+def test_the_viewer_is_the_distributed_file_that_its_note_names():
+    folder = resources.files("nnunet_flare.report") / "static" / "niivue"
+    sha = hashlib.sha256((folder / "niivue.umd.js").read_bytes()).hexdigest()
+    assert f"SHA-256: {sha}" in (folder / "LICENSES.txt").read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from fake_run import fake_run, least_organ
+from PIL import Image
 
 from nnunet_flare.report.page import write_report
 from nnunet_flare.rounds.decisions import read_reviews
@@ -36,7 +38,8 @@ def browser(folder):
         pytest.skip("no Chromium with its driver (Debian: apt-get install chromium chromium-driver)")
     options = webdriver.ChromeOptions()
     options.binary_location = program
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+    software = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")  # WebGL without a GPU
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", *software):
         options.add_argument(argument)
     options.add_argument("--window-size=1366,850")
     options.add_experimental_option("prefs", {"download.default_directory": str(folder / "downloads")})
@@ -49,7 +52,7 @@ def browser(folder):
 @pytest.fixture(scope="module")
 def run(folder):
     made = fake_run(folder / "plain", cases=CASES, rounds=2, pictured=3)
-    write_report(made, pictures=None)
+    write_report(made, pictures=None, view3d=True)
     return made
 
 
@@ -63,8 +66,14 @@ def page(browser, run):
     browser.get_log("performance")
     browser.get(url)
     yield browser
-    assert [entry["message"] for entry in browser.get_log("browser")] == []
+    assert console(browser) == []
     assert requests(browser, url.rpartition("/")[0])
+
+
+def console(browser) -> list[str]:
+    """What the console says, without the driver's remarks on the speed of WebGL in software."""
+    said = [entry["message"] for entry in browser.get_log("browser")]
+    return [message for message in said if "GL Driver Message (OpenGL, Performance" not in message]
 
 
 def requests(browser, start: str) -> list[str]:
@@ -220,6 +229,74 @@ def test_a_case_opens_with_its_picture_and_its_decision_is_downloaded(page, run,
     ]
 
 
+def open_case(page, name: str) -> None:
+    find(page, "#text").clear()
+    find(page, "#text").send_keys(name)
+    find(page, "tr[data-index='0']").click()
+
+
+def wait_for(page, selector: str, text: str) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(page, 60).until(lambda driver: text in find(driver, selector).text)
+
+
+def colours_shown(page, selector: str) -> set[tuple[int, int, int]]:
+    """The colours of an element on the screen."""
+    with Image.open(io.BytesIO(find(page, selector).screenshot_as_png)) as picture:
+        return {colour for _, colour in picture.convert("RGB").getcolors(1 << 24)}
+
+
+def test_a_case_is_viewed_in_3d_and_in_slices(page, run):
+    open_case(page, "case_0001")
+    assert find(page, "#picture").is_displayed() and not find(page, "#view").is_displayed()
+    find(page, "#solid").click()
+    wait_for(page, "#view-organ", least_organ(run, 1, "case_0001").replace("_", " "))
+    assert find(page, "#view-message").text == "" and not find(page, "#picture").is_displayed()
+    shown = colours_shown(page, "#canvas")
+    assert len(shown) > 100  # grey values and the organs' colours
+    assert any(blue > red + 60 for red, _, blue in shown) and any(red > blue + 60 for red, _, blue in shown)
+    screenshot(page, "3d view")
+    press(page, "v")
+    assert find(page, "#picture").is_displayed() and not find(page, "#view").is_displayed()
+    press(page, "v")
+    find(page, "#close").click()
+    open_case(page, "case_0002")  # the view stays chosen from case to case
+    wait_for(page, "#view-organ", least_organ(run, 1, "case_0002").replace("_", " "))
+    find(page, "#close").click()
+    open_case(page, "case_0500")  # which has none
+    assert not find(page, "#tabs").is_displayed() and find(page, "#no-picture").is_displayed()
+
+
+def test_without_webgl_the_view_says_so_and_the_slices_stay(page):
+    script = """const get = HTMLCanvasElement.prototype.getContext;
+        HTMLCanvasElement.prototype.getContext = function (kind, ...more) {
+          return kind.startsWith("webgl") ? null : get.call(this, kind, ...more); };"""
+    added = page.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
+    try:
+        page.refresh()
+        open_case(page, "case_0001")
+        find(page, "#solid").click()
+        wait_for(page, "#view-message", "no WebGL 2")
+        assert find(page, "#picture").is_displayed() and not find(page, "#view").is_displayed()
+        screenshot(page, "without webgl")
+        find(page, "#slices").click()
+        assert find(page, "#view-message").text == ""
+    finally:
+        page.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", {"identifier": added["identifier"]})
+
+
+def test_a_view_that_was_not_copied_along_is_named(browser, folder):
+    made = fake_run(folder / "parted", cases=["case_0000"], rounds=1, pictured=1)
+    write_report(made, pictures=None, view3d=True)
+    (made.paths.report / "volumes" / "r0" / "case_0000.js").unlink()
+    browser.get((made.paths.report / "index.html").as_uri())
+    find(browser, "tr[data-index='0']").click()
+    find(browser, "#solid").click()
+    wait_for(browser, "#view-message", "volumes/r0/case_0000.js is missing: copy the whole folder")
+    browser.get_log("browser")
+
+
 def test_everything_can_be_done_by_keyboard(page):
     from selenium.webdriver.common.keys import Keys
 
@@ -249,9 +326,9 @@ def test_hostile_names_are_shown_as_they_are(browser, folder):
     assert HOSTILE_ORGANS[1] in find(browser, "#organs").text
     assert (
         browser.execute_script(
-            "return document.querySelectorAll('#case img:not(#picture), b:not(#picture-organ)').length"
+            "return document.querySelectorAll('#case img:not(#picture), b:not(#picture-organ, #view-organ)').length"
         )
         == 0
     )
     assert browser.title.startswith("look: ")
-    assert [entry["message"] for entry in browser.get_log("browser")] == []
+    assert console(browser) == []

@@ -3,7 +3,7 @@
 (() => {
   const data = window.FLARE_REPORT;
   const CASE = 0, ROUND = 1, DECISION = 2, SCORE = 3, MEAN = 4, LEAST = 5, OUTSIDE = 6, REASON = 7, AGREEMENT = 8,
-    VOLUME = 9, PICTURE = 10;
+    VOLUME = 9, PICTURE = 10, VIEW = 11;
   const ROW_HEIGHT = 30; // of a body row in report.css
   const $ = (id) => document.getElementById(id);
   const organName = (index) => (index < 0 ? "" : data.organs[index].name.replaceAll("_", " "));
@@ -231,8 +231,6 @@
     $("position").textContent = `${current + 1} of ${visible.length}`;
     $("previous").disabled = current === 0;
     $("next").disabled = current === visible.length - 1;
-    for (const id of ["picture", "heads", "caption"]) $(id).hidden = !row[PICTURE];
-    $("no-picture").hidden = Boolean(row[PICTURE]);
     if (row[PICTURE]) {
       $("picture").src = `pictures/r${row[ROUND]}/${encodeURIComponent(row[CASE])}.jpg`;
       const organ = organName(Math.max(0, row[LEAST])); // of a single model, which has no least certain organ, the first
@@ -241,7 +239,35 @@
     } else $("picture").removeAttribute("src");
     drawHistory(row);
     if (!$("case").open) $("case").showModal();
+    drawFigure(row);
     drawReview();
+  }
+
+  let solid = false; // whether the 3-D view is wanted where there is one
+
+  async function drawFigure(row) {
+    const viewed = solid && Boolean(row[VIEW]);
+    $("tabs").hidden = !row[VIEW];
+    $("slices").setAttribute("aria-pressed", !viewed);
+    $("solid").setAttribute("aria-pressed", viewed);
+    $("view-message").textContent = "";
+    showSlices(row, !viewed);
+    if (!viewed) return;
+    const { show } = window.FLARE_VIEW;
+    const shown = await show($("canvas"), row[ROUND], row[CASE], data.organs, $("view-message"), $("view-organ"));
+    if (!shown) showSlices(row, true);
+  }
+
+  function showSlices(row, wanted) {
+    $("view").hidden = wanted;
+    for (const id of ["picture", "heads", "caption"]) $(id).hidden = !wanted || !row[PICTURE];
+    $("no-picture").hidden = !wanted || Boolean(row[PICTURE]);
+  }
+
+  function turnTo(wanted) {
+    if (!visible[current][VIEW]) return;
+    solid = wanted;
+    drawFigure(visible[current]);
   }
 
   function drawReview() {
@@ -310,6 +336,8 @@
     setReview(name, { word: organs.size ? "organ-wrong" : "", organs: [...organs] });
   }
 
+  $("slices").addEventListener("click", () => turnTo(false));
+  $("solid").addEventListener("click", () => turnTo(true));
   $("accept").addEventListener("click", () => decide("accept"));
   $("reject").addEventListener("click", () => decide("reject"));
   $("undo").addEventListener("click", () => decide(""));
@@ -325,7 +353,7 @@
     const keys = inCase
       ? { ArrowLeft: () => current > 0 && open(current - 1), ArrowRight: () => current < visible.length - 1 && open(current + 1),
           a: () => decide("accept"), r: () => decide("reject"), u: () => decide(""),
-          w: () => toggleWrong(visible[current][LEAST]) }
+          w: () => toggleWrong(visible[current][LEAST]), v: () => turnTo(!solid) }
       : { "/": () => $("text").focus() };
     if (!inCase && document.activeElement === $("scroller")) {
       Object.assign(keys, { ArrowDown: () => choose(current + 1), ArrowUp: () => choose(current - 1),
