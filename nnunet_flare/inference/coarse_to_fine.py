@@ -113,26 +113,44 @@ class RoiSegmenter:
 
     def box(self, scan: CroppableScan, progress: Callable[[int], None] | None = None) -> Box:
         """The box of stored voxels (Z, Y, X) that the fine model sees: the whole scan where nothing was found."""
-        labels = self.coarse.network_labels(scan.coarse, progress=progress)
-        properties, shape = scan.coarse.prepared.properties, scan.grid.array.shape
-        plans, turn = self.coarse.plans_manager, scan.coarse.turn
-        # each network axis as an axis of the stored scan
-        stored = [turn.axes[axis] for axis in plans.transpose_forward]
-        inner = properties["shape_after_cropping_and_before_resampling"]
-        spacing = [
-            scan.grid.spacing_mm[axis] * before / after
-            for axis, before, after in zip(stored, inner, labels.shape, strict=True)
-        ]
-        found = find_box(labels, spacing, rule=self.rule, slice_axis=stored.index(_slice_axis(scan.grid)))
-        if found is None:
-            log.warning("%s: the coarse pass found nothing; the fine model sees the whole volume", scan.name)
-            return tuple((0, n) for n in shape)
-        return widened(
-            to_image_box(found, labels.shape, properties, plans.transpose_backward, turn),
-            shape,
-            scan.grid.spacing_mm,
-            self.margin_mm,
-        )
+        found = organs_box(self.coarse, scan.coarse, rule=self.rule, margin_mm=self.margin_mm, progress=progress)
+        if found is not None:
+            return found
+        log.warning("%s: the coarse pass found nothing; the fine model sees the whole volume", scan.name)
+        return tuple((0, n) for n in scan.grid.array.shape)
+
+
+def organs_box(
+    coarse: Segmenter,
+    scan: Scan,
+    *,
+    rule: str = "union",
+    margin_mm: float = MARGIN_MM,
+    progress: Callable[[int], None] | None = None,
+) -> Box | None:
+    """The box of stored voxels (Z, Y, X) around what a coarse model calls organ; None where that is nothing.
+
+    Args:
+        coarse: the model.
+        scan: as it prepared it.
+        rule: what counts, one of :data:`RULES`.
+        margin_mm: added on every side.
+        progress: told the number of windows done.
+    """
+    labels = coarse.network_labels(scan, progress=progress)
+    plans, properties = coarse.plans_manager, scan.prepared.properties
+    # each network axis as an axis of the stored scan
+    stored = [scan.turn.axes[axis] for axis in plans.transpose_forward]
+    inner = properties["shape_after_cropping_and_before_resampling"]
+    spacing = [
+        scan.grid.spacing_mm[axis] * before / after
+        for axis, before, after in zip(stored, inner, labels.shape, strict=True)
+    ]
+    found = find_box(labels, spacing, rule=rule, slice_axis=stored.index(_slice_axis(scan.grid)))
+    if found is None:
+        return None
+    box = to_image_box(found, labels.shape, properties, plans.transpose_backward, scan.turn)
+    return widened(box, scan.grid.array.shape, scan.grid.spacing_mm, margin_mm)
 
 
 def cropped(volume: Volume, box: Box) -> Volume:
