@@ -92,7 +92,7 @@ def make_run(folder: Path, cases: int) -> Run:
     write_list(run.paths.unlabelled, listed)
     for task in graph(run).values():
         if task.stage in ("plan", "unlabelled", "train", "label", "build") and task.round in (None, 0):
-            result = {"base_hash": configuration_hash(base_configuration(run))}
+            result = {"base_hash": configuration_hash(base_configuration(run.base))}
             write_json(run.paths.done(task.name), {"task": task.name, "seconds": 1.0, "result": result})
     return run
 

@@ -181,7 +181,7 @@ def _nothing_taken(run: Run, number: int, table: np.ndarray, organs: Sequence[st
 def _early_stop(run: Run, number: int) -> None:
     """End the labelling after ``stop.patience`` rounds without a gain of the mean agreement."""
     patience = run.recipe.stop.patience
-    if patience is None or number == 0 or number + 1 >= run.recipe.rounds:
+    if patience is None or number == 0 or number + 1 >= run.recipe.final_round:
         return
     means = []
     for earlier in range(number + 1):

@@ -22,9 +22,11 @@ from nnunet_flare.errors import TaskError
 from nnunet_flare.files import link_or_copy
 from nnunet_flare.fusion.members import class_locations, ignore_uncertain
 from nnunet_flare.rounds.arrays import ENDINGS, label_hash, read_array, read_properties, write_array, write_properties
+from nnunet_flare.rounds.label_maps import ignore_label
 from nnunet_flare.rounds.labelling import organ_ids
 from nnunet_flare.rounds.ledger import Entry, read_decisions, write_round
-from nnunet_flare.rounds.manifest import Run
+from nnunet_flare.rounds.manifest import Base, Run
+from nnunet_flare.rounds.other_plans import cases_folder, has_same_arrays, prepare_cases
 from nnunet_flare.rounds.plans import base_configuration, base_table, raw_cases, write_configuration
 from nnunet_flare.rounds.preprocess import remove_scratch
 
@@ -34,16 +36,23 @@ log = logging.getLogger(__name__)
 def build_round(run: Run, number: int) -> dict[str, Any]:
     """Make everything that trains round ``number``: its data, its table of cases and its configuration.
 
-    Round 0 trains on the labelled cases as they are. Round ``n`` adds the cases that round ``n`` - 1 took.
+    Round 0 and a fine-tuning train on the labelled cases as they are. Round ``n`` adds the cases that round ``n`` - 1
+    took.
     """
-    if number == 0:
-        return build_training(run, run.configuration(0), 0, [])
+    if number == 0 or number > run.last_round:
+        result = build_training(run, run.configuration(number), number, [])
+        del result["ignored"], result["failed"]
+        return result
     entries = read_decisions(run.paths, number - 1)
     taken = [entry for entry in entries if entry.decision == "taken"]
     result = build_training(run, run.configuration(number), number, taken)
-    shares = result.pop("ignored")
-    if shares:
+    shares, failed = result.pop("ignored"), result.pop("failed")
+    if shares or failed:
         known = [replace(entry, ignored=shares.get(entry.case, entry.ignored)) for entry in entries]
+        known = [
+            replace(entry, decision="failed", reason=f"{failed[entry.case]}; {entry.reason}") if entry.case in failed
+            else entry for entry in known
+        ]  # fmt: skip
         write_round(run.paths, number - 1, known)
     return result
 
@@ -58,7 +67,8 @@ def build_training(run: Run, name: str, number: int, taken: Sequence[Entry]) -> 
         taken: the pseudo-labelled cases.
 
     Returns:
-        Numbers of cases and of files by how they were made, and under ``ignored`` the shares of ignored voxels.
+        Numbers of cases and of files by how they were made; under ``ignored`` the shares of ignored voxels, under
+        ``failed`` why cases were left out that the plans of the final model could not preprocess.
     """
     table = base_table(run)
     cases = {case: table[case] for case in raw_cases(run)}
@@ -66,22 +76,40 @@ def build_training(run: Run, name: str, number: int, taken: Sequence[Entry]) -> 
         raise TaskError(f"{run.settings.dataset}: no labelled case; at least one labelled or partial case is needed")
     links: Counter[str] = Counter()
     shares: dict[str, dict[str, float]] = {}
+    failed: dict[str, str] = {}
     identifier = None
     if taken:
         _check_labels(run, number - 1, taken)
-        identifier = f"{run.settings.plans_name}_{name}"
-        shares = _build_folder(run, run.preprocessed / identifier, list(cases), number - 1, taken, links)
+        base = run.base_of(number)
+        identifier = f"{base.plans_name}_{name}"
+        target = run.preprocessed / identifier
+        is_prepared = not has_same_arrays(run.base, base)
+        if is_prepared:
+            failed = prepare_cases(run, base, target, number - 1, taken)
+            taken = [entry for entry in taken if entry.case not in failed]
+            if not taken:
+                case, reason = next(iter(failed.items()))
+                raise TaskError(f"none of the taken cases could be preprocessed for the final model; {case}: {reason}")
+            shares = {e.case: _with_ignore(run, number - 1, e)[1] for e in taken if e.ignored}
+        shares |= _build_folder(run, base, target, list(cases), number - 1, taken, links, is_prepared=is_prepared)
+        remove_scratch(cases_folder(target))
         cases |= {entry.case: Case("pseudo", round=number) for entry in taken}
     write_table(run.preprocessed / table_name(name), cases)
     ignored = ignore_label(run) if any(entry.ignored for entry in taken) else None
-    settings = run.recipe.settings(number, run=run.settings.name, ignore_label=ignored)
+    settings = run.recipe.settings(
+        run.recipe_number(number),
+        run=run.settings.name,
+        stored_round=number,
+        ignore_label=ignored,
+        init_from=_start_of_fine_tuning(run) if number > run.last_round else None,
+    )
     write_configuration(run, name, number, data_identifier=identifier, training=settings.to_json())
-    return {"cases": len(cases), "pseudo": len(taken), **links, "ignored": shares}
+    return {"cases": len(cases), "pseudo": len(taken), **links, "ignored": shares, "failed": failed}
 
 
-def ignore_label(run: Run) -> int:
-    """The value of *ignore*: one above the highest label."""
-    return max(organ_ids(run).values()) + 1
+def _start_of_fine_tuning(run: Run) -> str:
+    """The checkpoint of the final training, from which a fine-tuning starts."""
+    return str(run.model(run.last_round) / "fold_all" / "checkpoint_final.pth")
 
 
 def _check_labels(run: Run, number: int, taken: Sequence[Entry]) -> None:
@@ -109,9 +137,20 @@ def _check_labels(run: Run, number: int, taken: Sequence[Entry]) -> None:
 
 
 def _build_folder(
-    run: Run, target: Path, base_cases: Sequence[str], number: int, taken: Sequence[Entry], links: Counter[str]
+    run: Run,
+    base: Base,
+    target: Path,
+    base_cases: Sequence[str],
+    number: int,
+    taken: Sequence[Entry],
+    links: Counter[str],
+    *,
+    is_prepared: bool,
 ) -> dict[str, dict[str, float]]:
-    """Build ``target`` whole; returns the shares of ignored voxels by case and organ, where there are any."""
+    """Build ``target`` whole; returns the shares of ignored voxels by case and organ, where there are any.
+
+    ``is_prepared``: the pseudo cases were preprocessed by the plans of ``base`` and only have to be linked.
+    """
     scratch = target.with_name(f".tmp-{uuid4().hex[:12]}-{target.name}")
     for left in target.parent.glob(f".tmp-*-{target.name}"):
         remove_scratch(left)
@@ -119,9 +158,13 @@ def _build_folder(
     shares: dict[str, dict[str, float]] = {}
     for case in base_cases:
         for ending in ENDINGS:
-            links[link_or_copy(run.base_data / f"{case}{ending}", scratch / f"{case}{ending}")] += 1
+            links[link_or_copy(base.data / f"{case}{ending}", scratch / f"{case}{ending}")] += 1
     for entry in taken:
         case = entry.case
+        if is_prepared:
+            for ending in ENDINGS:
+                links[link_or_copy(cases_folder(target) / f"{case}{ending}", scratch / f"{case}{ending}")] += 1
+            continue
         links[link_or_copy(run.unlabelled_data / f"{case}.b2nd", scratch / f"{case}.b2nd")] += 1
         if entry.ignored:
             shares[case] = _write_with_ignore(run, number, entry, scratch)
@@ -134,14 +177,20 @@ def _build_folder(
 
 
 def _write_with_ignore(run: Run, number: int, entry: Entry, folder: Path) -> dict[str, float]:
+    label, shares = _with_ignore(run, number, entry)
+    properties = read_properties(run.paths.properties(number, entry.case))
+    located = class_locations(label, list(organ_ids(run).values()))
+    write_array(folder / f"{entry.case}_seg.b2nd", label[None], base_configuration(run.base)["patch_size"])
+    write_properties(folder / f"{entry.case}.pkl", {**properties, "class_locations": located})
+    return shares
+
+
+def _with_ignore(run: Run, number: int, entry: Entry) -> tuple[np.ndarray, dict[str, float]]:
+    """The training label of a case with its uncertain organs ignored, and their shares of the voxels by name."""
     organs = organ_ids(run)
     label = read_array(run.paths.training_label(number, entry.case))[0]
     members = read_array(run.paths.members(number, entry.case))
     uncertain = [organs[name] for name in entry.ignored]
     label, shares = ignore_uncertain(label, list(members), uncertain, ignore_label(run))
-    properties = read_properties(run.paths.properties(number, entry.case))
-    located = class_locations(label, list(organs.values()))
-    write_array(folder / f"{entry.case}_seg.b2nd", label[None], base_configuration(run)["patch_size"])
-    write_properties(folder / f"{entry.case}.pkl", {**properties, "class_locations": located})
-    names = {number: name for name, number in organs.items()}
-    return {names[organ]: share for organ, share in shares.items()}
+    names = {organ: name for name, organ in organs.items()}
+    return label, {names[organ]: share for organ, share in shares.items()}

@@ -23,7 +23,7 @@ from nnunet_flare.fusion.members import class_locations, training_label
 from nnunet_flare.images import read_labels
 from nnunet_flare.rounds.arrays import label_hash, read_array, read_properties, write_array, write_properties
 from nnunet_flare.rounds.manifest import Run
-from nnunet_flare.rounds.plans import dataset_json, resolve
+from nnunet_flare.rounds.plans import INPUT_KEYS, base_configuration, dataset_json
 from nnunet_flare.rounds.preprocess import failure, odd
 from nnunet_flare.rounds.unlabelled import UnlabelledCase, read_list, shard
 from nnunet_flare.selection.agreement import Agreement, pairwise_dice
@@ -31,24 +31,11 @@ from nnunet_flare.selection.change import label_change
 
 log = logging.getLogger(__name__)
 
-INPUT_KEYS = (
-    "spacing",
-    "transpose_forward",
-    "image_reader_writer",
-    "preprocessor_name",
-    "normalization_schemes",
-    "use_mask_for_norm",
-    "foreground_intensity_properties_per_channel",
-    "resampling_fn_data",
-    "resampling_fn_data_kwargs",
-)
-"""What of plans and configuration decides how a scan becomes the network's input."""
-
 
 def round_members(run: Run, number: int) -> list[tuple[str, str]]:
     """(fold, checkpoint) of every member of a round's ensemble."""
-    folds: Sequence[str] = run.recipe.member_folds(number)
-    checkpoints: Sequence[str] = run.recipe.member_checkpoints(number)
+    folds: Sequence[str] = run.recipe.member_folds(run.recipe_number(number))
+    checkpoints: Sequence[str] = run.recipe.member_checkpoints(run.recipe_number(number))
     if number == 0 and run.settings.init_model is not None:
         folds, checkpoints = run.settings.init_folds, ["checkpoint_final.pth"]
     return [(fold, checkpoint) for fold in folds for checkpoint in checkpoints]
@@ -99,8 +86,7 @@ def label_shard(run: Run, number: int, part: int, parts: int) -> dict[str, int]:
 
 def _check_input(run: Run, model: Path, predictor: Any) -> None:
     """The scans were preprocessed once, by the run's plans; a model that was given must expect just that input."""
-    plans = read_json(run.plans_file)
-    ours = {**plans, **resolve(plans, run.recipe.configuration, run.plans_file)}
+    ours = {**read_json(run.plans_file), **base_configuration(run.base)}
     theirs = {**predictor.plans_manager.plans, **predictor.configuration_manager.configuration}
     different = [
         f"{key} {theirs.get(key)} there, {ours.get(key)} here" for key in INPUT_KEYS if theirs.get(key) != ours.get(key)

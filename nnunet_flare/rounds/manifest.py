@@ -23,8 +23,9 @@ PACKAGES = ("nnunet-flare", "nnunetv2", "torch", "numpy", "batchgeneratorsv2", "
 class Settings:
     """Everything the user chose; a resumed run must have the same.
 
-    ``folders`` are nnU-Net's three; ``init_model`` a model folder whose ``init_folds`` are round 0's members;
-    ``eval_images`` and ``eval_labels`` held-out cases; ``shards`` the parts that labelling is split into.
+    ``folders`` are nnU-Net's three; ``final_plans_name`` the final model's plans where it has its own; ``init_model`` a
+    model folder whose ``init_folds`` are round 0's members; ``eval_images`` and ``eval_labels`` held-out cases;
+    ``shards`` the parts that labelling is split into.
     """
 
     name: str
@@ -35,10 +36,35 @@ class Settings:
     folders: dict[str, str]
     device: str
     shards: int
+    final_plans_name: str | None = None
     init_model: str | None = None
     init_folds: tuple[str, ...] = ()
     eval_images: str | None = None
     eval_labels: str | None = None
+
+
+@dataclass(frozen=True)
+class Base:
+    """Plans and configuration that trainings build on: those of the rounds, or the final model's own.
+
+    ``task`` is the task that plans it and preprocesses the labelled cases; ``changes`` are the recipe's to the plan.
+    """
+
+    preprocessed: Path
+    plans_name: str
+    configuration: str
+    planner: str
+    changes: dict[str, Any]
+    task: str
+
+    @property
+    def plans_file(self) -> Path:
+        return self.preprocessed / f"{self.plans_name}.json"
+
+    @property
+    def data(self) -> Path:
+        """The preprocessed labelled cases."""
+        return self.preprocessed / f"{self.plans_name}_{self.configuration}"
 
 
 @dataclass(frozen=True)
@@ -66,13 +92,34 @@ class Run:
         return Path(self.settings.folders["nnUNet_results"]) / self.settings.dataset
 
     @property
+    def base(self) -> Base:
+        """What the rounds build on."""
+        return Base(self.preprocessed, self.settings.plans_name, *self._base_parts(final=False), "plan")
+
+    @property
+    def final_base(self) -> Base:
+        """What the final model builds on: the same, unless the recipe gives it plans of its own."""
+        if self.settings.final_plans_name is None:
+            return self.base
+        return Base(self.preprocessed, self.settings.final_plans_name, *self._base_parts(final=True), "plan-final")
+
+    def _base_parts(self, *, final: bool) -> tuple[str, str, dict[str, Any]]:
+        planner, configuration, changes = self.recipe.base_changes(final=final)
+        return configuration, planner, changes
+
+    def base_of(self, number: int) -> Base:
+        """What a round builds on."""
+        return self.final_base if number >= self.last_round else self.base
+
+    @property
     def plans_file(self) -> Path:
-        return self.preprocessed / f"{self.settings.plans_name}.json"
+        """The plans of the rounds."""
+        return self.base.plans_file
 
     @property
     def base_data(self) -> Path:
-        """The preprocessed labelled cases."""
-        return self.preprocessed / self.base_identifier
+        """The preprocessed labelled cases of the rounds."""
+        return self.base.data
 
     @property
     def base_identifier(self) -> str:
@@ -85,27 +132,42 @@ class Run:
 
     def configuration(self, number: int) -> str:
         """Name of a round's configuration."""
-        return f"{self.recipe.configuration}_{self.settings.name}_r{number}"
+        return f"{self.base_of(number).configuration}_{self.settings.name}_r{number}"
+
+    def trainer(self, number: int) -> str:
+        """The trainer of a round."""
+        final = self.recipe.final.trainer if number >= self.last_round else None
+        return final or self.recipe.trainer
 
     def data(self, number: int) -> Path:
-        """A round's training data; round 0 trains on the base data."""
-        if number == 0:
-            return self.base_data
-        return self.preprocessed / f"{self.settings.plans_name}_{self.configuration(number)}"
+        """A round's training data; round 0 and a fine-tuning train on the base data."""
+        base = self.base_of(number)
+        if number == 0 or number > self.last_round:
+            return base.data
+        return self.preprocessed / f"{base.plans_name}_{self.configuration(number)}"
 
     def model(self, number: int) -> Path:
         """The model folder of a round, named by stock nnU-Net."""
         if number == 0 and self.settings.init_model is not None:
             return Path(self.settings.init_model)
-        name = f"{self.recipe.trainer}__{self.settings.plans_name}__{self.configuration(number)}"
+        name = f"{self.trainer(number)}__{self.base_of(number).plans_name}__{self.configuration(number)}"
         return self.results / name
 
     @property
     def last_round(self) -> int:
-        """Number of the final training: the recipe's rounds, or less after an early stop."""
+        """Number of the final training on all data: the recipe's rounds, or less after an early stop."""
         if self.paths.stop.is_file():
             return int(read_json(self.paths.stop)["last_labelled_round"]) + 1
-        return self.recipe.rounds
+        return self.recipe.final_round
+
+    @property
+    def final_number(self) -> int:
+        """Number of the final model: the final training's, or one more where it is fine-tuned."""
+        return self.last_round + (self.recipe.final.finetune is not None)
+
+    def recipe_number(self, number: int) -> int:
+        """A round as the recipe counts it, for which an early stop moves the final training and what follows."""
+        return number if number < self.last_round else number - self.last_round + self.recipe.final_round
 
     def environment(self) -> dict[str, str]:
         """The environment of the run's child processes: nnU-Net's folders as at the start of the run."""

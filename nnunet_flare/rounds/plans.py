@@ -13,11 +13,24 @@ from nnunet_flare.cases import FILE_NAME, CaseTable, find_table
 from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.rounds.locks import LockFile
-from nnunet_flare.rounds.manifest import Run
+from nnunet_flare.rounds.manifest import Base, Run
 
 log = logging.getLogger(__name__)
 
 SPLITS = "splits_final.json"
+
+INPUT_KEYS = (
+    "spacing",
+    "transpose_forward",
+    "image_reader_writer",
+    "preprocessor_name",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "foreground_intensity_properties_per_channel",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+)
+"""What of plans and configuration decides how a scan becomes the network's input."""
 
 
 def default_plans_name(planner: str) -> str:
@@ -45,24 +58,29 @@ def planner_class(planner: str) -> Any:
     return found
 
 
-def plan_and_preprocess(run: Run) -> str:
+def plan_and_preprocess(run: Run, base: Base | None = None) -> str:
     """Fingerprint, plan and preprocess the labelled cases, as far as that was not done before.
+
+    Args:
+        run: the run.
+        base: what is planned; None: what the rounds build on.
 
     Returns the hash of the resolved base configuration.
     """
+    base = base or run.base
     with LockFile(run.preprocessed / "flare_plans.lock", f"the plans of {run.settings.dataset}", wait=True):
-        if not run.plans_file.is_file():
-            _plan(run)
-        configuration = base_configuration(run)
+        if not base.plans_file.is_file():
+            _plan(run, base)
+        configuration = base_configuration(base)
         labelled = raw_cases(run)
-        if not _is_preprocessed(run, labelled):
-            _preprocess(run)
+        if not _is_preprocessed(base, labelled):
+            _preprocess(run, base)
         _write_splits(run, labelled)
         copy_case_table(run)
     return configuration_hash(configuration)
 
 
-def _plan(run: Run) -> None:
+def _plan(run: Run, base: Base) -> None:
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset
 
     from nnunet_flare.planners.flare import plan_dataset
@@ -74,21 +92,23 @@ def _plan(run: Run) -> None:
     extract_fingerprint_dataset(number, num_processes=processes, clean=False, show_progress_bar=False, verbose=False)
     plan_dataset(
         number,
-        planner_class(run.recipe.planner),
-        configuration=run.recipe.configuration,
-        plans_name=run.settings.plans_name,
-        **run.recipe.plan.changes(),
+        planner_class(base.planner),
+        configuration=base.configuration,
+        plans_name=base.plans_name,
+        **base.changes,
     )
 
 
-def _preprocess(run: Run) -> None:
+def _preprocess(run: Run, base: Base) -> None:
     from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 
-    log.info("preprocessing the labelled cases of %s for %s", run.settings.dataset, run.recipe.configuration)
+    log.info(
+        "preprocessing the labelled cases of %s for %s, %s", run.settings.dataset, base.plans_name, base.configuration
+    )
     preprocess_dataset(
         _dataset_id(run),
-        run.settings.plans_name,
-        (run.recipe.configuration,),
+        base.plans_name,
+        (base.configuration,),
         num_processes=[num_processes(len(raw_cases(run)))],
         show_progress_bar=False,
     )
@@ -120,16 +140,14 @@ def raw_cases(run: Run) -> list[str]:
     return sorted(p.name[: -len(ending)] for p in (run.raw / "labelsTr").iterdir() if p.name.endswith(ending))
 
 
-def _is_preprocessed(run: Run, cases: list[str]) -> bool:
-    return all(
-        (run.base_data / f"{case}{ending}").is_file() for case in cases for ending in (".b2nd", "_seg.b2nd", ".pkl")
-    )
+def _is_preprocessed(base: Base, cases: list[str]) -> bool:
+    return all((base.data / f"{case}{ending}").is_file() for case in cases for ending in (".b2nd", "_seg.b2nd", ".pkl"))
 
 
 def _write_splits(run: Run, cases: list[str]) -> None:
     """nnU-Net's cross-validation split over the labelled and partial cases, made once for the dataset."""
     first = 0 if run.settings.init_model is None else 1
-    folds_of_rounds = [run.recipe.member_folds(number) for number in range(first, run.recipe.rounds)]
+    folds_of_rounds = [run.recipe.member_folds(number) for number in range(first, run.recipe.final_round)]
     count = max((len(folds) for folds in folds_of_rounds if folds != ["all"]), default=0)
     if not count:
         return
@@ -167,13 +185,13 @@ def base_table(run: Run) -> CaseTable:
     )
 
 
-def base_configuration(run: Run) -> dict[str, Any]:
+def base_configuration(base: Base) -> dict[str, Any]:
     """The base configuration, inheritance resolved.
 
     Raises:
         InputError: when the plans do not have it.
     """
-    return resolve(read_json(run.plans_file), run.recipe.configuration, run.plans_file)
+    return resolve(read_json(base.plans_file), base.configuration, base.plans_file)
 
 
 def resolve(plans: dict[str, Any], name: str, where: Path) -> dict[str, Any]:
@@ -191,17 +209,17 @@ def configuration_hash(configuration: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def check_base(run: Run) -> None:
+def check_base(run: Run, base: Base) -> None:
     """Stop when the base configuration was planned anew since the run started.
 
     Raises:
         TaskError: naming the plans file and what to do.
     """
-    marker = read_json(run.paths.done("plan"))
-    found = configuration_hash(base_configuration(run))
+    marker = read_json(run.paths.done(base.task))
+    found = configuration_hash(base_configuration(base))
     if found != marker["result"]["base_hash"]:
         raise TaskError(
-            f"{run.plans_file}: configuration '{run.recipe.configuration}' was planned anew since this run started "
+            f"{base.plans_file}: configuration '{base.configuration}' was planned anew since this run started "
             f"(hash {marker['result']['base_hash']} then, {found} now). Start a new run with another --name, "
             "or restore the plans"
         )
@@ -215,19 +233,20 @@ def write_configuration(
     Args:
         run: the run.
         name: name of the configuration.
-        number: the round, for the error when the plans changed.
+        number: the round, which says what it builds on.
         data_identifier: folder of the round's data; None: the base's.
         training: what stands under ``"flare"``.
     """
     from nnunet_flare.trainers.settings import KEY
 
-    check_base(run)
+    base = run.base_of(number)
+    check_base(run, base)
     with LockFile(run.preprocessed / "flare_plans.lock", f"the plans of {run.settings.dataset}", wait=True):
-        plans = read_json(run.plans_file)
-        entry: dict[str, Any] = {"inherits_from": run.recipe.configuration, KEY: training}
+        plans = read_json(base.plans_file)
+        entry: dict[str, Any] = {"inherits_from": base.configuration, KEY: training}
         if data_identifier is not None:
             entry["data_identifier"] = data_identifier
         if plans["configurations"].get(name) != entry:
             plans["configurations"][name] = entry
-            write_json(run.plans_file, plans)
+            write_json(base.plans_file, plans)
     log.info("round %d trains configuration %s", number, name)

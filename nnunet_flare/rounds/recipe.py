@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -76,9 +76,10 @@ class Recipe(Part):
         epochs = self.training.get("num_epochs", 1000)
         if isinstance(epochs, list) and (not epochs or not all(isinstance(n, int) and n > 0 for n in epochs)):
             raise ValueError("training.num_epochs: expected a whole number above 0, or one per round")
-        for number in range(self.rounds + 1):
+        for number in range(self.final_round + 1):
             self.settings(number, run=None)
-        for number in range(self.rounds):
+        self.settings(self.final_round + 1, run=None)
+        for number in range(self.final_round):
             self._check_selection(number)
         if self.members.kind == "checkpoints" and len(set(self._checkpoint_epochs(0))) < 2:
             raise ValueError(
@@ -136,7 +137,7 @@ class Recipe(Part):
 
     def needs_change(self, number: int) -> bool:
         """Whether this round or a later one is judged by how much the labels change from round to round."""
-        return any(self.selection_of(later).rule == "round-change" for later in range(max(1, number), self.rounds))
+        return any(self.selection_of(later).rule == "round-change" for later in range(max(1, number), self.final_round))
 
     @property
     def num_gpus(self) -> int:
@@ -144,34 +145,75 @@ class Recipe(Part):
         return int(self.training.get("num_gpus", 1))
 
     @property
+    def final_round(self) -> int:
+        """Number of the final training: how often unlabelled cases are labelled before it."""
+        return self.rounds
+
+    @property
     def hash(self) -> str:
         """Short hash of all settings."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
+    def base_changes(self, *, final: bool) -> tuple[str, str, dict[str, Any]]:
+        """Planner, configuration and changes of the plan that the rounds, or the final model, are trained with."""
+        rounds = (self.planner, self.configuration, self.plan.changes())
+        if not final:
+            return rounds
+        inherited = {} if self.final.planner is not None else rounds[2]
+        return (
+            self.final.planner or self.planner,
+            self.final.configuration or self.configuration,
+            {**inherited, **self.final.plan.changes()},
+        )
+
     def num_epochs(self, number: int) -> int:
         """Training length of a round; of a list shorter than the rounds the last entry goes on."""
-        if number == self.rounds and self.final.num_epochs is not None:
+        if number > self.final_round and self.final.finetune is not None:
+            return self.final.finetune.num_epochs
+        if number >= self.final_round and self.final.num_epochs is not None:
             return self.final.num_epochs
         epochs = self.training.get("num_epochs", 1000)
         return int(of_round(epochs, number))
 
-    def settings(self, number: int, *, run: str | None, ignore_label: int | None = None) -> TrainingSettings:
-        """The ``"flare"`` entry of a round's configuration; round :attr:`rounds` is the final training."""
+    def settings(
+        self,
+        number: int,
+        *,
+        run: str | None,
+        stored_round: int | None = None,
+        ignore_label: int | None = None,
+        init_from: str | None = None,
+    ) -> TrainingSettings:
+        """The ``"flare"`` entry of a round's configuration.
+
+        Args:
+            number: the round; :attr:`final_round` is the final training and one more its fine-tuning.
+            run: name of the run; None: of no run.
+            stored_round: the number that is written, other than ``number`` after an early stop.
+            ignore_label: value in the round's labels that the loss leaves out.
+            init_from: checkpoint to start from.
+        """
+        final = number >= self.final_round
         given = {k: v for k, v in self.training.items() if k not in ("num_gpus", "pretrained_weights")}
-        taken = sorted(set(given) & set(LOOP_KEYS))
-        if taken:
-            raise ValueError(f"training.{taken[0]}: is set by the loop and cannot be given here")
-        final = number == self.rounds
+        self._check_loop_keys("training", given, LOOP_KEYS)
+        if final:
+            self._check_loop_keys("final.training", self.final.training, (*LOOP_KEYS, "num_gpus", "num_epochs"))
+            given |= self.final.training
+        if number > self.final_round and self.final.finetune is not None:
+            given |= {"initial_lr": self.final.finetune.initial_lr}
+        augmentation = self.final.augmentation if final and self.final.augmentation is not None else self.augmentation
+        stored = number if stored_round is None else stored_round
         document = {
             **given,
             "num_epochs": self.num_epochs(number),
-            "augmentation": self.augmentation.model_dump(),
+            "augmentation": augmentation.model_dump(),
             "checkpoints_at": list(self.members.at) if self.members.kind == "checkpoints" and not final else [],
             "ignore_label": ignore_label,
+            "init_from": init_from,
             "seed": self.seed,
             "run": run,
-            "round": None if run is None else number,
+            "round": None if run is None else stored,
             "recipe_hash": None if run is None else self.hash,
         }
         try:
@@ -179,15 +221,21 @@ class Recipe(Part):
         except ValidationError as error:
             raise ValueError("; ".join(_explain(error, "training."))) from error
 
+    @staticmethod
+    def _check_loop_keys(where: str, given: Mapping[str, Any], loop_keys: Sequence[str]) -> None:
+        taken = sorted(set(given) & set(loop_keys))
+        if taken:
+            raise ValueError(f"{where}.{taken[0]}: is set by the loop and cannot be given here")
+
     def member_folds(self, number: int) -> list[str]:
         """The folds that a round trains: the final one ``all``, checkpoints and a single member one on ``all``."""
-        if number >= self.rounds or self.members.kind == "checkpoints" or self.has_one_member(number):
+        if number >= self.final_round or self.members.kind == "checkpoints" or self.has_one_member(number):
             return ["all"]
         return [str(fold) for fold in range(of_round(self.members.count, number))]
 
     def member_checkpoints(self, number: int) -> list[str]:
         """Checkpoint files that are members of each trained fold; those that coincide count once."""
-        if number >= self.rounds or self.members.kind == "folds":
+        if number >= self.final_round or self.members.kind == "folds":
             return ["checkpoint_final.pth"]
         epochs = self._checkpoint_epochs(number)
         last = {epoch: f"checkpoint_{k}of{len(epochs)}.pth" for k, epoch in enumerate(epochs, start=1)}

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from nnunet_flare.trainers.settings import AugmentationSettings
+
 Value = TypeVar("Value")
 Rule = Literal["min-organ", "trimmed-min", "mean-organ", "stability", "round-change", "all"]
 
@@ -63,7 +65,7 @@ class PlanChanges(Part):
     patch_size: tuple[_Size, _Size, _Size] | None = None
     base_features: int | None = Field(None, ge=1)
     max_features: int | None = Field(None, ge=1)
-    stages: int | None = Field(None, ge=2)
+    stages: int | None = Field(None, ge=3)
     convs_per_stage: int | None = Field(None, ge=1)
     batch_size: int | None = Field(None, ge=1)
     dropout: float | None = Field(None, ge=0, lt=1, description="after every convolution, in all trainings of the run")
@@ -144,10 +146,27 @@ class Fusion(Part):
     min_certain_organs: _Unit = Field(0.5, description="with 'ignore': smallest share of organs that are certain")
 
 
-class Final(Part):
-    """The final training on all data."""
+class FineTuning(Part):
+    """One more training, of the final model on the labelled and partial cases alone."""
 
+    num_epochs: int = Field(100, ge=1)
+    initial_lr: float = Field(0.001, gt=0)
+
+
+class Final(Part):
+    """The final training on all data; what is not given is as in the rounds.
+
+    A ``planner`` of its own takes no ``plan.*`` keys of the rounds; without one, ``final.plan.*`` come over them.
+    """
+
+    planner: str | None = None
+    configuration: str | None = None
+    trainer: str | None = None
+    plan: PlanChanges = PlanChanges()
     num_epochs: int | None = Field(None, ge=1, description="default: as the last round")
+    training: dict[str, Any] = Field({}, description="keys of training that the final training has otherwise")
+    augmentation: AugmentationSettings | None = None
+    finetune: FineTuning | None = None
 
 
 class Stop(Part):

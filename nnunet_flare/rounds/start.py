@@ -14,6 +14,7 @@ from nnunet_flare.errors import FlareError, InputError
 from nnunet_flare.files import read_json
 from nnunet_flare.rounds.held_out import check_held_out
 from nnunet_flare.rounds.manifest import FOLDERS, Run, Settings, create_run
+from nnunet_flare.rounds.other_plans import has_same_arrays
 from nnunet_flare.rounds.paths import RunPaths
 from nnunet_flare.rounds.plans import default_plans_name
 from nnunet_flare.rounds.recipe import NAME_PATTERN, Recipe
@@ -78,13 +79,15 @@ def plan_run(request: Request, recipe: Recipe, folders: Mapping[str, Path]) -> P
         )
     if request.eval_images is not None and request.eval_labels is not None:
         used = set(labelled) | set(sources)
-        check_held_out(request.eval_images, request.eval_labels, ending, channels, used)
+        ids = None if RunPaths(root).manifest.is_file() else set(document["labels"].values())
+        check_held_out(request.eval_images, request.eval_labels, ending, channels, used, allowed=ids)
     init_folds = _init_folds(request, document)
     check_init_members(request, init_folds, recipe)
     settings = Settings(
         name=name,
         dataset=raw.name,
         plans_name=_plans_name(recipe, name),
+        final_plans_name=_final_plans_name(recipe, name),
         unlabelled_dir=str(request.unlabelled.absolute()),
         recipe=recipe.model_dump(mode="json"),
         folders={variable: str(Path(folders[variable]).absolute()) for variable in FOLDERS},
@@ -151,6 +154,18 @@ def _plans_name(recipe: Recipe, name: str) -> str:
     return f"{default}_{name}" if recipe.plan.changes() else default
 
 
+def _final_plans_name(recipe: Recipe, name: str) -> str | None:
+    """The final model's plans, named alike; None where it has those of the rounds."""
+    planner, _, changes = final = recipe.base_changes(final=True)
+    rounds = recipe.base_changes(final=False)
+    if final == rounds:
+        return None
+    if (planner, changes) == (rounds[0], rounds[2]):  # another configuration of the same plans
+        return _plans_name(recipe, name)
+    default = default_plans_name(planner)
+    return f"{default}_{name}-final" if changes else default
+
+
 def check_init_members(request: Request, folds: Sequence[str], recipe: Recipe) -> None:
     """Refuse given models that the recipe's rule could not judge the labels of.
 
@@ -214,19 +229,30 @@ def disk_needed(run: Run, sources: Mapping[str, Sequence[Path]]) -> dict[str, in
     """Estimate of the bytes that the run will write, by what they are.
 
     A preprocessed array takes about twice its compressed scan (float32 against int16); the labels of a round about 2 %
-    of that per member map, for the members, the training label and the map on the image's grid.
+    of that per member map, for the members, the training label and the map on the image's grid. A final model with
+    plans of its own takes every scan once more.
     """
     recipe = run.recipe
     arrays = 2 * sum(size_of(path) for paths in sources.values() for path in paths)
-    maps = sum(len(recipe.member_folds(r)) * len(recipe.member_checkpoints(r)) + 2 for r in range(recipe.rounds))
+    maps = sum(len(recipe.member_folds(r)) * len(recipe.member_checkpoints(r)) + 2 for r in range(recipe.final_round))
     first = 0 if run.settings.init_model is None else 1
-    trainings = sum(len(recipe.member_folds(number)) for number in range(first, recipe.rounds + 1))
+    trainings = sum(len(recipe.member_folds(number)) for number in range(first, recipe.final_round + 1))
+    trainings += recipe.final.finetune is not None
     kept = 2 + len(recipe.members.at)
     return {
         "unlabelled arrays": arrays,
+        **({"arrays for the final model": arrays} if prepares_again(run) else {}),
         "labels of all rounds": int(0.02 * arrays * maps),
         "checkpoints": trainings * kept * _checkpoint_bytes(run),
     }
+
+
+def prepares_again(run: Run) -> bool:
+    """Whether the final model's plans preprocess the scans once more; as far as is known before they are planned."""
+    if run.final_base == run.base:
+        return False
+    planned = run.base.plans_file.is_file() and run.final_base.plans_file.is_file()
+    return not (planned and has_same_arrays(run.base, run.final_base))
 
 
 def _checkpoint_bytes(run: Run) -> int:
@@ -240,7 +266,7 @@ def check_disk(run: Run, sources: Mapping[str, Sequence[Path]]) -> None:
     needed = disk_needed(run, sources)
     wanted: dict[int, tuple[Path, int]] = {}
     for folder, size in (
-        (run.preprocessed, needed["unlabelled arrays"]),
+        (run.preprocessed, needed["unlabelled arrays"] + needed.get("arrays for the final model", 0)),
         (run.results, needed["labels of all rounds"] + needed["checkpoints"]),
     ):
         place = next(path for path in (folder, *folder.parents) if path.exists())

@@ -28,11 +28,12 @@ def status(run: Run) -> str:
     lines = [
         f"Run {run.settings.name} (recipe {run.recipe.name}, {run.recipe.hash}) on {run.settings.dataset}",
         f"{run.root}",
-        f"{_unlabelled(run)} unlabelled cases, {run.recipe.rounds} round(s) of labelling, device {run.settings.device}",
+        f"{_unlabelled(run)} unlabelled cases, {run.recipe.final_round} round(s) of labelling, "
+        f"device {run.settings.device}",
         "",
         f"{'round':<7}{'train':>9}{'label':>9}{'select':>9}{'taken':>7}{'refused':>9}{'aside':>7}{'agree':>7}{'Dice':>7}",
     ]
-    for number in range(run.last_round + 1):
+    for number in range(run.final_number + 1):
         lines.append(_round_row(run, number, tasks, states, [e for e in entries if e.round == number]))
     lines += ["", *_agreement_rows(entries)]
     lines += _time_rows(run, tasks, states)
@@ -74,7 +75,7 @@ def _round_row(run: Run, number: int, tasks: dict[str, Task], states: dict[str, 
         done = found.count("done")
         return "done" if done == len(found) else "waiting" if done == 0 else f"{done}/{len(found)}"
 
-    name = f"r{number}" if number < run.last_round else "final"
+    name = f"r{number}" if number < run.last_round else "final" if number == run.last_round else "tuned"
     counts = {d: sum(e.decision == d for e in entries) for d in ("taken", "refused", "odd", "failed")}
     means = [e.mean_organ for e in entries if e.mean_organ is not None]
     dice = held_out_dice(run, number)
@@ -134,11 +135,11 @@ def _relative_length(run: Run, task: Task, tasks: dict[str, Task], states: dict[
     if task.stage != "train" or task.round is None:
         return 1.0
     done = [
-        run.recipe.num_epochs(t.round)
+        run.recipe.num_epochs(run.recipe_number(t.round))
         for t in tasks.values()
         if t.stage == "train" and t.round is not None and states[t.name] == "done"
     ]
-    return run.recipe.num_epochs(task.round) / (sum(done) / len(done))
+    return run.recipe.num_epochs(run.recipe_number(task.round)) / (sum(done) / len(done))
 
 
 def failed_cases(run: Run) -> dict[str, str]:

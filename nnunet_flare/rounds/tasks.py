@@ -51,9 +51,9 @@ def train_arguments(run: Run, task: Task, *, resume: bool = False) -> list[str]:
         run.configuration(task.round),
         task.fold,
         "-tr",
-        recipe.trainer,
+        run.trainer(task.round),
         "-p",
-        run.settings.plans_name,
+        run.base_of(task.round).plans_name,
         "-device",
         run.settings.device,
     ]
@@ -61,7 +61,7 @@ def train_arguments(run: Run, task: Task, *, resume: bool = False) -> list[str]:
         arguments += ["-num_gpus", str(recipe.num_gpus)]
     if resume:
         arguments.append("--c")
-    elif recipe.training.get("pretrained_weights"):
+    elif recipe.training.get("pretrained_weights") and run.base_of(task.round) == run.base:
         arguments += ["-pretrained_weights", str(recipe.training["pretrained_weights"])]
     return arguments
 
@@ -77,12 +77,17 @@ def graph(run: Run, *, last: int | None = None) -> dict[str, Task]:
     gpus = 0 if run.settings.device == "cpu" else 1
     train_gpus = 0 if gpus == 0 else run.recipe.num_gpus
     last = run.last_round if last is None else last
+    before_final: tuple[str, ...] = ()
+    if run.final_base != run.base:
+        tasks.append(Task(run.final_base.task, "plan", ("plan",), last))
+        before_final = (run.final_base.task,)
     for number in range(last + 1):
         trained: tuple[str, ...] = ()
         if number > 0 or run.settings.init_model is None:
-            before = (f"select-r{number - 1}",) if number > 0 else ("plan",)
+            before: tuple[str, ...] = (f"select-r{number - 1}",) if number > 0 else ("plan",)
+            before += before_final if number == last else ()
             tasks.append(Task(f"build-r{number}", "build", before, number))
-            folds = run.recipe.member_folds(number if number < last else run.recipe.rounds)
+            folds = run.recipe.member_folds(number if number < last else run.recipe.final_round)
             for fold in folds:
                 name = f"train-r{number}-f{fold}"
                 tasks.append(Task(name, "train", (f"build-r{number}",), number, fold, gpus=train_gpus))
@@ -101,7 +106,21 @@ def graph(run: Run, *, last: int | None = None) -> dict[str, Task]:
             tasks.append(Task(f"report-r{number}", "report", (f"select-r{number}", *measured), number))
         else:
             tasks.append(Task(f"report-r{number}", "report", (*trained, *measured), number))
+            if run.recipe.final.finetune is not None:
+                tasks += _fine_tuning(run, number + 1, trained, gpus, train_gpus)
     return {task.name: task for task in tasks}
+
+
+def _fine_tuning(run: Run, number: int, after: tuple[str, ...], gpus: int, train_gpus: int) -> list[Task]:
+    """The tasks of the fine-tuning, which counts as the round after the final one."""
+    train, evaluate = f"train-r{number}-fall", f"evaluate-r{number}"
+    tasks = [
+        Task(f"build-r{number}", "build", after, number),
+        Task(train, "train", (f"build-r{number}",), number, "all", gpus=train_gpus),
+    ]
+    if run.settings.eval_images is not None:
+        tasks.append(Task(evaluate, "evaluate", (train,), number, gpus=gpus))
+    return [*tasks, Task(f"report-r{number}", "report", (tasks[-1].name,), number)]
 
 
 def find_task(run: Run, name: str) -> Task:
@@ -125,15 +144,15 @@ def stand_in(run: Run, name: str) -> Task | None:
     Raises:
         InputError: when the run never had a task of that name.
     """
-    tasks, planned = graph(run), graph(run, last=run.recipe.rounds)
+    tasks, planned = graph(run), graph(run, last=run.recipe.final_round)
     if name in tasks:
         return tasks[name]
     if name not in planned:
         return find_task(run, name)
     task = planned[name]
-    trainings = [t for t in planned.values() if t.stage == "train" and t.round == run.last_round]
+    trainings = [t for t in planned.values() if t.stage == "train" and t.round == task.round]
     if trainings and name == trainings[0].name:
-        return next(t for t in tasks.values() if t.stage == "train" and t.round == task.round)
+        return next((t for t in tasks.values() if t.stage == "train" and t.round == task.round), None)
     return None
 
 
