@@ -200,7 +200,7 @@ def _work(root: Path, gpus: Sequence[int], timeout_hours: float | None) -> int:
         print(f"set aside: {case}: {reason}")
     if (page := run.paths.report / "index.html").is_file():
         print(f"report: {page}")
-    print(f"final model: {run.model(run.last_round)}")
+    print(f"final model: {run.model(run.final_number)}")
     return 1 if failed else 0
 
 
