@@ -79,10 +79,24 @@ def check_dataset(dataset_folder: Path) -> list[str]:
     problems += [f"{dataset_folder / 'dataset.json'}: labels: {line}" for line in wrong_labels]
     allowed = None if wrong_labels else _label_ids(document["labels"])
     table = _read_cases(dataset_folder, document, cases, problems)
-    check = partial(_check_case, allowed=allowed, table=table)
+    return problems + check_cases(cases, allowed, table=table)
+
+
+def check_cases(
+    cases: Mapping[str, TrainingCase], allowed: set[int] | None, *, table: Mapping[str, Case] | None = None
+) -> list[str]:
+    """Everything that is wrong with the files of cases; each is opened once.
+
+    Args:
+        cases: the files.
+        allowed: ids that label maps may hold; None: any.
+        table: roles and annotated organs of cases that are not plain labelled ones.
+    """
+    check = partial(_check_case, allowed=allowed, table=table or {})
+    problems: list[str] = []
     with ThreadPoolExecutor(READERS) as pool:
         found = pool.map(check, cases.items())
-        for lines in tqdm(found, desc="checking the dataset", total=len(cases), unit="case", disable=None):
+        for lines in tqdm(found, desc="opening every file", total=len(cases), unit="case", disable=None):
             problems += lines
     return problems
 

@@ -159,6 +159,8 @@ def read_labels(path: Path, case: str | None = None, *, allowed: Sequence[int] |
     case = case or stem_of(path)
     volume = read_volume(path, case)
     array = volume.array
+    if array.dtype.kind not in "iuf":
+        raise CaseError(case, f"{path}: voxels are of type {array.dtype}, expected whole label ids")
     if array.dtype.kind == "f":
         whole = np.rint(array)
         if not np.isfinite(array).all() or not np.array_equal(whole, array):

@@ -55,7 +55,7 @@ def _label_files(folder: Path, what: str) -> dict[str, Path]:
         raise InputError(f"{folder}: no such folder of {what}")
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or suffix_of(path) is None or not path.is_file():
+        if path.name.startswith(".") or suffix_of(path) is None:
             continue
         case = stem_of(path)
         if case in files:

@@ -81,7 +81,7 @@ def label_files(source: Path) -> list[Path]:
         return [source]
     if not source.is_dir():
         raise InputError(f"{source}: no such file or folder of label maps")
-    files = sorted(p for p in source.iterdir() if not p.name.startswith(".") and p.is_file() and suffix_of(p))
+    files = sorted(p for p in source.iterdir() if not p.name.startswith(".") and suffix_of(p))
     if not files:
         raise InputError(f"{source}: no label maps; expected <case>{SUFFIXES[0]}")
     return files

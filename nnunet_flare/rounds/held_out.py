@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from nnunet_flare.datasets import TrainingCase, check_cases
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.images import find_cases, read_labels, write_labels
@@ -21,24 +22,42 @@ from nnunet_flare.selection.agreement import pairwise_dice
 log = logging.getLogger(__name__)
 
 
-def check_held_out(images: Path, labels: Path, file_ending: str, channels: int, training: set[str]) -> list[str]:
+def check_held_out(
+    images: Path,
+    labels: Path,
+    file_ending: str,
+    channels: int,
+    training: set[str],
+    *,
+    allowed: set[int] | None = None,
+) -> list[str]:
     """The held-out case ids.
 
+    Args:
+        images: folder of ``<case>_0000<file_ending>``.
+        labels: folder of ``<case><file_ending>``.
+        file_ending: of the data set.
+        channels: of the data set.
+        training: case ids that must not be among them.
+        allowed: ids that the label maps may hold; every file is opened then. None: only the names are checked.
+
     Raises:
-        InputError: when a folder or a label is missing, or a held-out case is a training case too.
+        InputError: for missing folders or files, files that cannot be used (all of them listed), and training cases.
     """
-    cases = list(find_cases(images, file_ending, channels))
+    cases = find_cases(images, file_ending, channels)
     if not labels.is_dir():
         raise InputError(f"--eval {labels}: no such folder; expected label maps <case>{file_ending}")
-    missing = [case for case in cases if not (labels / f"{case}{file_ending}").is_file()]
-    if missing:
-        raise InputError(
-            f"--eval {labels}: no label map for {len(missing)} images, the first {missing[0]}{file_ending}"
-        )
+    files = {case: TrainingCase(tuple(found), labels / f"{case}{file_ending}") for case, found in cases.items()}
+    if allowed is None:
+        problems = [f"{case}: {f.label}: no such file" for case, f in files.items() if not f.label.is_file()]
+    else:
+        problems = check_cases(files, allowed)
+    if problems:
+        raise InputError(f"--eval {images}: {len(problems)} problem(s):\n  " + "\n  ".join(problems))
     shared = sorted(training & set(cases))
     if shared:
         raise InputError(f"--eval {images}: {', '.join(shared[:5])} are training or unlabelled cases of this run")
-    return cases
+    return list(cases)
 
 
 def evaluate_round(run: Run, number: int) -> dict[str, Any]:

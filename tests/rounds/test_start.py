@@ -123,8 +123,9 @@ def test_held_out_cases_must_have_labels_and_not_be_training_cases(data, capsys)
     images, labels = data / "test" / "images", data / "test" / "labels"
     taken = sorted((raw(data) / "imagesTr").iterdir())[0]
     (images / taken.name).write_bytes(taken.read_bytes())
-    assert "no label map" in refused(data, capsys, "--eval", str(images), str(labels))
-    (labels / taken.name.replace("_0000.nii.gz", ".nii.gz")).write_bytes(taken.read_bytes())
+    assert "no such file" in refused(data, capsys, "--eval", str(images), str(labels))
+    label = taken.name.replace("_0000.nii.gz", ".nii.gz")
+    shutil.copyfile(raw(data) / "labelsTr" / label, labels / label)
     assert "are training or unlabelled cases" in refused(data, capsys, "--eval", str(images), str(labels))
 
 
