@@ -1,7 +1,8 @@
-"""The three augmentations that a role can have: ``stock``, ``weak`` and ``strong``.
+"""The augmentations that a role can have: ``stock``, ``elastic``, ``weak``, ``jitter``, ``strong`` and ``shift``.
 
-``stock`` is nnU-Net's own chain. ``weak`` and ``strong`` are Fosun's (S1, seed-systems 1.4), converted to z-scored
-arrays with the plan's window and standard deviation; what batchgeneratorsv2 has is used:
+``stock`` is nnU-Net's own chain, ``elastic`` the same with elastic deformation (``transforms.elastic``). ``weak``,
+``jitter`` and ``strong`` are Fosun's (S1, seed-systems 1.4), converted to z-scored arrays with the plan's window and
+standard deviation; what batchgeneratorsv2 has is used:
 
 =====================  ===========================================  ==================================================
 S1                     here                                         why
@@ -20,8 +21,13 @@ in- / out-painting     ``PaintingTransform``                        noise over t
 clip to [-1, 1]        ``ClipToWindowTransform``                    the plan's window
 =====================  ===========================================  ==================================================
 
-``strong`` is ``weak`` plus nnU-Net's own rotation (p .2) and the colour, noise and painting blocks, each with p .5. The
-two chains of S1 crop after the geometry; so do nnU-Net's, from a larger initial patch.
+``jitter`` is ``weak`` plus the colour and noise blocks, each with p .5 (S1's code, for labelled cases before there
+are pseudo-labels). ``strong`` is ``jitter`` plus nnU-Net's own rotation (p .2) and the painting block. The chains of S1
+crop after the geometry; so do nnU-Net's, from a larger initial patch. Where every volume has its own mean and standard
+deviation, the window is that of the training cases together (``transforms.window``).
+
+``shift`` is SZTU's (S4, 4.5 and 4.8): a random shift, and the organ shift without a gate of its own, which does nothing
+to a scan without labels. They do not flip; whether this chain mirrors is up to the setting ``mirroring``.
 """
 
 from __future__ import annotations
@@ -46,6 +52,7 @@ from batchgeneratorsv2.transforms.utils.random import OneOfTransform, RandomTran
 
 from nnunet_flare.trainers.transforms.organ_shift import OrganShiftTransform
 from nnunet_flare.trainers.transforms.painting import PaintingTransform
+from nnunet_flare.trainers.transforms.shift import ShiftTransform
 from nnunet_flare.trainers.transforms.shuffled import ShuffledTransforms
 from nnunet_flare.trainers.transforms.window import ClipToWindowTransform, Window
 
@@ -82,6 +89,13 @@ def weak_transforms(
     return [*_spatial(geometry, p_rotation=0.0), _organ_shift(labels, windows)]
 
 
+def jitter_transforms(
+    geometry: Geometry, labels: Sequence[int], windows: Sequence[Window | None]
+) -> list[BasicTransform]:
+    """S1's augmentation of labelled cases in the supervised training: the weak one, and the colour and noise blocks."""
+    return [*weak_transforms(geometry, labels, windows), *_jitter(windows), ClipToWindowTransform(windows)]
+
+
 def strong_transforms(
     geometry: Geometry, labels: Sequence[int], windows: Sequence[Window | None]
 ) -> list[BasicTransform]:
@@ -89,11 +103,18 @@ def strong_transforms(
     return [
         *_spatial(geometry, p_rotation=P_ROTATION),
         _organ_shift(labels, windows),
-        RandomTransform(_colour(), apply_probability=P_BLOCK),
-        RandomTransform(_noise(windows), apply_probability=P_BLOCK),
+        *_jitter(windows),
         RandomTransform(PaintingTransform(windows), apply_probability=P_BLOCK),
         ClipToWindowTransform(windows),
     ]
+
+
+def shift_transforms(
+    geometry: Geometry, labels: Sequence[int], windows: Sequence[Window | None]
+) -> list[BasicTransform]:
+    """S4's augmentation: samples of ``initial_patch_size`` in, of ``patch_size`` out."""
+    mirror: list[BasicTransform] = [MirrorTransform(geometry.mirror_axes)] if geometry.mirror_axes else []
+    return [ShiftTransform(geometry.patch_size), *mirror, OrganShiftTransform(labels, windows)]
 
 
 def with_tail(
@@ -154,6 +175,13 @@ def _spatial(geometry: Geometry, *, p_rotation: float) -> list[BasicTransform]:
 
 def _organ_shift(labels: Sequence[int], windows: Sequence[Window | None]) -> BasicTransform:
     return RandomTransform(OrganShiftTransform(labels, windows), apply_probability=P_BLOCK)
+
+
+def _jitter(windows: Sequence[Window | None]) -> list[BasicTransform]:
+    return [
+        RandomTransform(_colour(), apply_probability=P_BLOCK),
+        RandomTransform(_noise(windows), apply_probability=P_BLOCK),
+    ]
 
 
 def _colour() -> BasicTransform:

@@ -14,6 +14,8 @@ import torch
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import replacing
 
+STATE_KEY = "flare_state"
+"""Of a checkpoint: what a trainer of this package keeps beside stock's content."""
 NEEDED_TO_RESUME = ("network_weights", "optimizer_state", "logging", "current_epoch", "init_args")
 
 
@@ -60,6 +62,22 @@ def _damaged_record(path: Path) -> str | None:
         return None
     with zipfile.ZipFile(path) as archive:
         return archive.testzip()
+
+
+def add_state(path: Path, state: dict[str, Any]) -> None:
+    """Put what a trainer needs beside stock's content into a checkpoint that was just written.
+
+    Stock's ``save_checkpoint`` has no place for it, and a second file could be newer or older than the first.
+    """
+    checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+    torch.save({**checkpoint, STATE_KEY: state}, path)
+
+
+def added_state(checkpoint: Any) -> dict[str, Any]:
+    """What :func:`add_state` put into a checkpoint (a file's name, or its content); empty where there is nothing."""
+    if not isinstance(checkpoint, dict):
+        checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=False)
+    return dict(checkpoint.get(STATE_KEY, {}))
 
 
 def newest_good(folder: Path, *, besides: Path) -> Path | None:

@@ -34,7 +34,8 @@ class nnUNetTrainerFlareDistill(nnUNetTrainerFlareST):
     The teacher is never trained, never part of the network and never in a checkpoint; in half precision on CUDA.
     """
 
-    uses_teacher = True
+    own_settings = frozenset({"teacher"})
+    loss_is_of_labels = False
     teacher: nn.Module
 
     def initialize(self) -> None:

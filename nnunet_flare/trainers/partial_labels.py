@@ -48,7 +48,7 @@ class nnUNetTrainerFlarePartial(nnUNetTrainerFlareST):
         loss.loss = marginal
         return loss
 
-    def compute_loss(self, output: Any, target: Any, batch: dict) -> torch.Tensor:
+    def loss_on_labels(self, output: Any, target: Any, batch: dict) -> torch.Tensor:
         """The marginal loss of a batch; every resolution gets the same (B, organs) table of what is annotated."""
         device = (output[0] if isinstance(output, (list, tuple)) else output).device
         annotated = self._annotated(batch["keys"], device)

@@ -102,6 +102,11 @@ class FlareDataLoader(nnUNetDataLoader):
     streams: BatchStreams | None = None
     without_label: int | None = None
 
+    def share_among(self, processes: int) -> None:
+        """Called before the loader is copied to that many workers, which take every so many-th batch each."""
+        if self.streams is not None:
+            self.streams.step = processes
+
     def set_thread_id(self, thread_id: int) -> None:
         """Called once in each worker process, before its first batch."""
         super().set_thread_id(thread_id)
@@ -133,6 +138,37 @@ class FlareDataLoader(nnUNetDataLoader):
             return dict(super().generate_train_batch())
 
 
+class CyclingDataLoader(FlareDataLoader):
+    """Takes its cases in turn instead of at random, in an order that is shuffled anew for every pass.
+
+    Set after construction:
+        next_batch: counts the batches of the whole training; a resumed training starts it where it left off.
+        order: what the orders are derived from.
+    """
+
+    next_batch: int = 0
+    order: int = 0
+    step: int = 1
+
+    def share_among(self, processes: int) -> None:
+        super().share_among(processes)
+        self.step = processes
+
+    def set_thread_id(self, thread_id: int) -> None:
+        super().set_thread_id(thread_id)
+        self.next_batch += thread_id
+
+    def get_indices(self) -> np.ndarray:
+        first = self.next_batch * self.batch_size
+        self.next_batch += self.step
+        return np.array([self._in_turn(first + sample) for sample in range(self.batch_size)])
+
+    def _in_turn(self, position: int) -> str:
+        turn, place = divmod(position, len(self.indices))
+        order = np.random.default_rng([self.order, turn]).permutation(len(self.indices))
+        return str(self.indices[order[place]])
+
+
 PAUSE_S = 0.2
 """Time for a batch that is on its way from a worker to arrive, before the workers end."""
 
@@ -158,12 +194,12 @@ def start_augmenter(loader: FlareDataLoader, *, processes: int, cached: int, pin
     """
     if processes == 0:
         return SingleThreadedAugmenter(loader, None)
+    loader.share_among(processes)
     if loader.streams is None:
         augmenter: Any = NonDetMultiThreadedAugmenter(
             loader, None, processes, num_cached=cached, seeds=None, pin_memory=pin_memory, wait_time=0.002
         )
     else:
-        loader.streams.step = processes
         augmenter = MultiThreadedAugmenter(
             loader, None, processes, num_cached_per_queue=2, seeds=None, pin_memory=pin_memory, wait_time=0.002
         )

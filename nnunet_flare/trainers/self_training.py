@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from batchgenerators.utilities.file_and_folder_operations import join
+from batchgenerators.utilities.file_and_folder_operations import join, load_pickle
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.evaluation.evaluate_predictions import load_summary_json, save_summary_json
 from nnunetv2.paths import nnUNet_raw
@@ -24,8 +24,17 @@ from torch import distributed as dist
 from nnunet_flare.cases import CaseTable, find_table
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json, write_json
+from nnunet_flare.planners.fixed_size import NORMALISATIONS, WINDOWS_KEY
 from nnunet_flare.trainers import losses
-from nnunet_flare.trainers.augmentation import Geometry, strong_transforms, weak_transforms, with_tail, without_timing
+from nnunet_flare.trainers.augmentation import (
+    Geometry,
+    jitter_transforms,
+    shift_transforms,
+    strong_transforms,
+    weak_transforms,
+    with_tail,
+    without_timing,
+)
 from nnunet_flare.trainers.base import FlareTrainer
 from nnunet_flare.trainers.lengths import class_with_length
 from nnunet_flare.trainers.sampling import (
@@ -37,17 +46,23 @@ from nnunet_flare.trainers.sampling import (
     stop_augmenter,
 )
 from nnunet_flare.trainers.splits import FoldCases, fold_cases, new_splits
-from nnunet_flare.trainers.transforms.window import channel_windows
+from nnunet_flare.trainers.transforms.elastic import with_elastic
+from nnunet_flare.trainers.transforms.window import Window, channel_windows, common_windows
 from nnunet_flare.trainers.validation import is_annotated, without_unannotated
 
 PSEUDO_SHARE = "pseudo_share"
-"""Curve: share of the epoch's training samples that were drawn from pseudo cases."""
+LABELLED_LOSS = "labelled_loss"
+PSEUDO_LOSS = "pseudo_loss"
+"""Curves: the share of the epoch's training samples that were drawn from pseudo cases, and the loss on the labels of
+the other samples (labelled and partial) and of those; no numbers where none was drawn."""
 
 
 class nnUNetTrainerFlareST(FlareTrainer):
     """Self-training: roles decide who trains, who validates, how often a case is drawn and how it is augmented."""
 
-    curves = (PSEUDO_SHARE,)
+    curves = (PSEUDO_SHARE, LABELLED_LOSS, PSEUDO_LOSS)
+    loss_is_of_labels: ClassVar[bool] = True
+    """Whether the training loss has no other part than :meth:`loss_on_labels`."""
     partial_note: ClassVar[str] = (
         "This trainer takes the organs that partial cases have no annotation of for background."
     )
@@ -191,6 +206,7 @@ class nnUNetTrainerFlareST(FlareTrainer):
             mirror_axes,
             dummy_2d,
         )
+        self._geometry = geometry
         tail = self.get_validation_transforms(self._get_deep_supervision_scales(), **self._label_arguments())
         training, validation = self.get_tr_and_val_datasets()
         table = self.case_table()
@@ -227,12 +243,16 @@ class nnUNetTrainerFlareST(FlareTrainer):
             "ignore_label": manager.ignore_label,
         }
 
+    def _augmentation_of(self, role: str) -> str:
+        kind: str = getattr(self.settings.augmentation, role)
+        return kind
+
     def _chain(self, role: str, geometry: Geometry, tail: BasicTransform) -> BasicTransform:
         """The augmentation of a role, up to the targets of deep supervision."""
-        kind = getattr(self.settings.augmentation, role)
+        kind = self._augmentation_of(role)
         use_mask = self.configuration_manager.use_mask_for_norm
-        if kind == "stock":
-            return self.get_training_transforms(
+        if kind in ("stock", "elastic"):
+            stock = self.get_training_transforms(
                 self.configuration_manager.patch_size,
                 geometry.rotation,
                 self._get_deep_supervision_scales(),
@@ -241,13 +261,30 @@ class nnUNetTrainerFlareST(FlareTrainer):
                 use_mask_for_norm=use_mask,
                 **self._label_arguments(),
             )
-        windows = channel_windows(
-            self.configuration_manager.normalization_schemes,
-            self.plans_manager.foreground_intensity_properties_per_channel,
-        )
-        make = weak_transforms if kind == "weak" else strong_transforms
+            return with_elastic(stock) if kind == "elastic" else stock
+        windows = self._windows()
+        make = {
+            "weak": weak_transforms,
+            "jitter": jitter_transforms,
+            "strong": strong_transforms,
+            "shift": shift_transforms,
+        }[kind]
         labels = [label for label in self.data_label_manager.all_labels if label > 0]
         return with_tail(make(geometry, labels, windows), tail, use_mask)
+
+    def _windows(self) -> tuple[Window | None, ...]:
+        """The window of each channel: of the plans, or of the training cases where each is normalised by itself."""
+        schemes = self.configuration_manager.normalization_schemes
+        if not NORMALISATIONS.keys() & set(schemes):
+            return channel_windows(schemes, self.plans_manager.foreground_intensity_properties_per_channel)
+        noted = []
+        for case in self.fold_cases().training:
+            path = join(self.preprocessed_dataset_folder, f"{case}.pkl")
+            properties = load_pickle(path)
+            if WINDOWS_KEY not in properties:
+                raise InputError(f"{path}: no '{WINDOWS_KEY}'; an older version preprocessed it, do so again")
+            noted.append(properties[WINDOWS_KEY])
+        return common_windows(noted)
 
     def _loader(
         self,
@@ -257,12 +294,16 @@ class nnUNetTrainerFlareST(FlareTrainer):
         *,
         probabilities: np.ndarray | None,
         purpose: str,
+        batch_size: int | None = None,
+        loader_class: type[FlareDataLoader] = FlareDataLoader,
+        batches_before: int | None = None,
     ) -> FlareDataLoader:
+        """A loader; ``batches_before`` are those that an earlier part of the training took, by default all epochs'."""
         # With the labels of dataset.json, not this trainer's: a declared ignore label makes the loader ask for
         # class_locations that only a preprocessing with that label has written.
-        loader = FlareDataLoader(
+        loader = loader_class(
             dataset,
-            self.batch_size,
+            self.batch_size if batch_size is None else batch_size,
             patch_size,
             self.configuration_manager.patch_size,
             self.data_label_manager,
@@ -274,9 +315,10 @@ class nnUNetTrainerFlareST(FlareTrainer):
         )
         loader.without_label = self.settings.ignore_label
         if self.settings.seed is not None:
-            batches = self.num_iterations_per_epoch if purpose == "training" else self.num_val_iterations_per_epoch
+            batches = self.num_val_iterations_per_epoch if purpose == "validation" else self.num_iterations_per_epoch
+            before = self.current_epoch * batches if batches_before is None else batches_before
             parts = (self.settings.round, self.fold, purpose, self.local_rank)
-            loader.streams = BatchStreams(self.settings.seed, parts, batches, self.current_epoch * batches)
+            loader.streams = BatchStreams(self.settings.seed, parts, batches, before)
             without_timing(transforms)
         return loader
 
@@ -288,6 +330,24 @@ class nnUNetTrainerFlareST(FlareTrainer):
             self._samples[str(case)] = self._samples.get(str(case), 0) + 1
         result: dict = super().train_step(batch)
         return result
+
+    def watched(self, output: Any, target: Any, batch: dict, loss: torch.Tensor) -> dict[str, float]:
+        """The loss on the labels of labelled and partial samples, and of pseudo-labelled ones.
+
+        It is computed again where a batch has both, or the loss has more parts than labels; not where processes would
+        have to wait for each other (batch Dice on several GPUs).
+        """
+        is_pseudo = torch.tensor([self._table[str(case)].role == "pseudo" for case in batch["keys"]])
+        values = {LABELLED_LOSS: float("nan"), PSEUDO_LOSS: float("nan")}
+        for curve, samples in ((LABELLED_LOSS, ~is_pseudo), (PSEUDO_LOSS, is_pseudo)):
+            chosen = torch.nonzero(samples).flatten().tolist()
+            if len(chosen) == len(samples) and self.loss_is_of_labels:
+                values[curve] = float(loss)
+            elif chosen and not (self.is_ddp and self.configuration_manager.batch_dice):
+                part = {"keys": [batch["keys"][index] for index in chosen]}
+                with torch.no_grad(), self._autocast():
+                    values[curve] = float(self.loss_on_labels(_of(output, chosen), _of(target, chosen), part))
+        return values
 
     def validation_step(self, batch: dict) -> dict:
         """Loss and voxel counts of a batch, as stock's; of a partial case only its annotated organs count."""
@@ -346,6 +406,7 @@ class nnUNetTrainerFlareST(FlareTrainer):
         drawn = sum(self._samples.values())
         pseudo = sum(count for case, count in self._samples.items() if table[case].role == "pseudo")
         self.logger.log(PSEUDO_SHARE, pseudo / drawn if drawn else 0.0, self.current_epoch)
+        self.log_means(train_outputs, LABELLED_LOSS, PSEUDO_LOSS)
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """Logs the loss and, where the fold has validation cases, the Dice."""
@@ -382,6 +443,11 @@ class nnUNetTrainerFlareST(FlareTrainer):
         dice = summary["foreground_mean"]["Dice"]
         self.logger.log_summary("final_val/foreground_dice", dice)
         self.print_to_log_file(f"Mean Validation Dice over the annotated organs of partial cases: {dice}")
+
+
+def _of(parts: Any, samples: list[int]) -> Any:
+    """Some samples of a batch, or of each resolution of it."""
+    return [part[samples] for part in parts] if isinstance(parts, (list, tuple)) else parts[samples]
 
 
 def _in_words(counts: dict[str, int]) -> str:

@@ -23,15 +23,16 @@ KEY = "flare"
 ITERATIONS_VARIABLE = "NNUNET_FLARE_ITERATIONS"
 SEED_VARIABLE = "NNUNET_FLARE_SEED"
 
-Augmentation = Literal["stock", "weak", "strong"]
+Augmentation = Literal["stock", "elastic", "weak", "jitter", "strong", "shift"]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 _Positive = Annotated[float, Field(gt=0)]
 _NotNegative = Annotated[float, Field(ge=0)]
 _Momentum = Annotated[float, Field(ge=0, lt=1)]
+_Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class AugmentationSettings(BaseModel):
-    """The augmentation chain of each role: ``stock`` nnU-Net, ``weak`` or ``strong`` (see ``augmentation``)."""
+    """The augmentation chain of each role: ``stock`` nnU-Net's, or another of ``trainers.augmentation``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -50,6 +51,30 @@ class TeacherSettings(BaseModel):
     checkpoint: str = Field("checkpoint_final.pth", min_length=1)
     temperature: _Positive = Field(2.0, description="softens teacher and student alike")
     weight: float = Field(0.5, ge=0, le=1, description="of the soft loss; the labels get the rest")
+
+
+class AdversarialSettings(BaseModel):
+    """What ``nnUNetTrainerFlareAdversarial`` needs besides: the unlabelled stream, the discriminator, the course."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    unlabelled_batch_size: int | None = Field(None, ge=1, description="None: half the plan's batch, at least 1")
+    augmentation: Augmentation = Field("shift", description="of the unlabelled scans")
+    noise_std: _NotNegative = Field(0.1, description="highest standard deviation of the noise on one of the two copies")
+    warmup: _Share = Field(0.1, description="share of the epochs, at the start, that are supervised only")
+    finish: _Share = Field(0.1, description="the same at the end")
+    deep_supervision: bool = Field(False, description="True: the generator's loss counts lower resolutions too")
+    poison_masks: bool = Field(False, description="True: the discriminator sees masks with random noise in them")
+    discriminator_features: int = Field(64, ge=1, description="channels of its streams; it ends with 8 times as many")
+    discriminator_lr: _Positive = Field(1e-3, description="learning rate of the discriminator, constant")
+
+    @model_validator(mode="after")
+    def _some_epochs_are_left(self) -> AdversarialSettings:
+        if self.warmup + self.finish >= 1:
+            raise ValueError(
+                f"warmup {self.warmup:g} and finish {self.finish:g}: expected shares that leave some epochs between"
+            )
+        return self
 
 
 class TrainingSettings(BaseModel):
@@ -71,10 +96,10 @@ class TrainingSettings(BaseModel):
     checkpoints_at: tuple[Fraction, ...] = Field(
         (), description="fractions of the training that are kept as checkpoints"
     )
-    optimizer: Literal["SGD", "AdamW"] = "SGD"
+    optimizer: Literal["SGD", "Adam", "AdamW"] = "SGD"
     initial_lr: _Positive = 0.01
     weight_decay: _NotNegative = 3e-5
-    betas: tuple[_Momentum, _Momentum] = Field((0.9, 0.99), description="AdamW only; Fosun's values")
+    betas: tuple[_Momentum, _Momentum] = Field((0.9, 0.99), description="not of SGD; Fosun's and SZTU's values")
     lr_schedule: Literal["poly", "steps"] = Field(
         "poly", description="steps: x0.1 after 66 %, x0.05 after 86 % (Fosun)"
     )
@@ -87,6 +112,9 @@ class TrainingSettings(BaseModel):
         None, min_length=1, description="checkpoint to start from, segmentation head included"
     )
     teacher: TeacherSettings | None = Field(None, description="of nnUNetTrainerFlareDistill; refused by the others")
+    adversarial: AdversarialSettings | None = Field(
+        None, description="of nnUNetTrainerFlareAdversarial, which without it takes the defaults; refused by the others"
+    )
     ignore_label: int | None = Field(None, ge=1, description="value in a round's labels that the loss leaves out")
     final_validation: bool = Field(True, description="False: the validation after training is skipped")
     cpu_precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast and channels-last on the CPU")
@@ -126,17 +154,20 @@ class TrainingSettings(BaseModel):
         return max(1, self.iterations_per_epoch // 5)
 
     def to_json(self) -> dict[str, Any]:
-        """What to write under ``"flare"``: the keys that differ from the class defaults."""
-        dumped: dict[str, Any] = self.model_dump(mode="json", exclude_defaults=True)
+        """What to write under ``"flare"``: the keys that were given; for the others the trainer has its defaults."""
+        dumped: dict[str, Any] = self.model_dump(mode="json", exclude_unset=True)
         return dumped
 
 
-def read_settings(configuration: Mapping[str, Any], *, where: str = "configuration") -> TrainingSettings:
-    """The settings of a configuration (the class defaults where it has none).
+def read_settings(
+    configuration: Mapping[str, Any], *, where: str = "configuration", defaults: Mapping[str, Any] | None = None
+) -> TrainingSettings:
+    """The settings of a configuration; where it has none, those of the trainer and else the class defaults.
 
     Args:
         configuration: one entry of the plans' ``configurations``, inheritance resolved.
         where: what to call it in an error, e.g. ``nnUNetPlansFlare.json, configuration 3d_fullres``.
+        defaults: a trainer's own.
 
     Raises:
         InputError: every wrong or unknown key at once, each with its path, what was found and what is allowed.
@@ -146,7 +177,7 @@ def read_settings(configuration: Mapping[str, Any], *, where: str = "configurati
         raise InputError(f"{where}: '{KEY}' must be an object of settings, found {type(given).__name__}")
     try:
         # Strict JSON rules: lists become tuples and 1 becomes 1.0, but "5" is no number and true is no 1.
-        return TrainingSettings.model_validate_json(json.dumps(given), strict=True)
+        return TrainingSettings.model_validate_json(json.dumps({**(defaults or {}), **given}), strict=True)
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: {_explain(error)}") from error
 
@@ -158,7 +189,11 @@ def _explain(error: Exception) -> str:
     for problem in error.errors():
         path = ".".join([KEY, *(str(part) for part in problem["loc"])])
         if problem["type"] == "extra_forbidden":
-            parts: dict[Any, type[BaseModel]] = {"augmentation": AugmentationSettings, "teacher": TeacherSettings}
+            parts: dict[Any, type[BaseModel]] = {
+                "augmentation": AugmentationSettings,
+                "teacher": TeacherSettings,
+                "adversarial": AdversarialSettings,
+            }
             model = parts[problem["loc"][0]] if len(problem["loc"]) > 1 else TrainingSettings
             problems.append(f"{path}: unknown key, allowed are {', '.join(model.model_fields)}")
         else:

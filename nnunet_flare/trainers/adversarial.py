@@ -1,0 +1,332 @@
+"""``nnUNetTrainerFlareAdversarial``: SZTU's training with a discriminator and a stream of unlabelled scans (S4).
+
+Each iteration has three steps (:mod:`nnunet_flare.trainers.adversarial_steps`), but for the first and the last tenth of
+the epochs, which are supervised only. The network that is trained, saved and predicted with is the generator: any
+nnU-Net plan. The discriminator lives in the checkpoints that a training can be continued from, not in the final one.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from batchgenerators.utilities.file_and_folder_operations import join
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_flare.errors import InputError
+from nnunet_flare.networks.discriminator import Discriminator
+from nnunet_flare.trainers import adversarial_steps as steps
+from nnunet_flare.trainers import checkpoints
+from nnunet_flare.trainers.base import optimizer_step
+from nnunet_flare.trainers.lengths import class_with_length
+from nnunet_flare.trainers.sampling import CyclingDataLoader, start_augmenter, stop_augmenter
+from nnunet_flare.trainers.seeding import derived_seed
+from nnunet_flare.trainers.self_training import nnUNetTrainerFlareST
+from nnunet_flare.trainers.settings import AdversarialSettings
+from nnunet_flare.trainers.soft_dice import SquaredSoftDice
+
+DISCRIMINATOR_LOSS = "discriminator_loss"
+UNLABELLED_LOSS = "unlabelled_loss"
+WINNER_SCORE = "winner_score"
+"""Curves: the discriminator's cross-entropy, the generator's weighted loss on unlabelled scans, and how sure the
+discriminator is of the mask that it prefers (0.5 to 1). No numbers while the training is supervised only."""
+
+
+class nnUNetTrainerFlareAdversarial(nnUNetTrainerFlareST):
+    """Supervised training and, beside it, a discriminator that tells the generator which of its masks to learn.
+
+    The unlabelled scans are the arrays of ``<data_identifier>_un``, which ``flare-pseudolabel preprocess -u`` makes:
+    those that the case table calls ``unlabelled``, or all of them where it names none.
+    """
+
+    own_settings = frozenset({"adversarial"})
+    defaults = {
+        "num_epochs": 500,
+        "iterations_per_epoch": 20,
+        "optimizer": "Adam",
+        "initial_lr": 1e-3,
+        "betas": [0.9, 0.99],
+        "weight_decay": 1e-5,
+        "lr_schedule": "steps",
+        "mirroring": False,
+        "augmentation": {"labelled": "shift", "pseudo": "shift", "partial": "shift"},
+    }
+    curves = (*nnUNetTrainerFlareST.curves, DISCRIMINATOR_LOSS, UNLABELLED_LOSS, WINNER_SCORE)
+
+    discriminator: Any
+    discriminator_optimizer: torch.optim.Optimizer
+    discriminator_scaler: Any = None
+    dataloader_unlabelled: Any = None
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - stock reads this very signature
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.adversarial = self.settings.adversarial or AdversarialSettings()
+        self.enable_deep_supervision = self.adversarial.deep_supervision
+
+    def initialize(self) -> None:
+        """The generator as usual, then the discriminator with an optimizer of its own.
+
+        Raises:
+            InputError: for labels or a configuration that the discriminator cannot look at.
+        """
+        self._check()
+        super().initialize()
+        discriminator: Any = Discriminator(
+            self.num_input_channels,
+            self.label_manager.num_segmentation_heads - 1,
+            self.configuration_manager.patch_size,
+            features=self.adversarial.discriminator_features,
+        ).to(self.device)
+        self.discriminator_optimizer = torch.optim.Adam(
+            discriminator.parameters(),
+            self.adversarial.discriminator_lr,
+            betas=self.settings.betas,
+            weight_decay=self.weight_decay,
+        )
+        if self.is_ddp:
+            discriminator = DistributedDataParallel(discriminator, device_ids=[self.local_rank])
+        self.discriminator = discriminator
+        self.discriminator_scaler = copy.deepcopy(self.grad_scaler)  # unused so far
+
+    def _check(self) -> None:
+        manager = self.label_manager
+        where = f"{self.plans_manager.plans_name}.json, configuration '{self.configuration_name}'"
+        if manager.has_regions or manager.has_ignore_label:
+            found = "regions" if manager.has_regions else "an ignore label"
+            raise InputError(
+                f"{type(self).__name__}: dataset.json has {found}, expected one id per organ and a label for every "
+                "voxel, which is what the discriminator compares"
+            )
+        if len(self.configuration_manager.patch_size) != 3:
+            raise InputError(f"{where}: is 2-D, but {type(self).__name__} has a 3-D discriminator; train a 3-D one")
+
+    def _build_loss(self) -> torch.nn.Module:
+        """The soft Dice, with stock's weights of the resolutions where there are several.
+
+        Raises:
+            InputError: for class weights, which it has no place for.
+        """
+        if self.settings.class_weights is not None:
+            raise InputError(
+                f"flare.class_weights: {type(self).__name__} has no cross-entropy to weigh; leave it out, or train "
+                "with nnUNetTrainerFlareST"
+            )
+        loss: Any = SquaredSoftDice()
+        if self._do_i_compile():
+            loss = torch.compile(loss)
+        if not self.enable_deep_supervision:
+            return loss
+        stock: Any = super()._build_loss()
+        stock.loss = loss
+        return stock
+
+    # ------------------------------------------------------------------ unlabelled scans
+
+    @property
+    def unlabelled_folder(self) -> Path:
+        """The arrays of the unlabelled scans."""
+        name = f"{self.configuration_manager.data_identifier}_un"
+        return Path(join(self.preprocessed_dataset_folder_base, name))
+
+    def unlabelled_cases(self) -> list[str]:
+        """Ids of the unlabelled scans of this training.
+
+        Raises:
+            InputError: when there is none, or one that the case table names is not preprocessed.
+        """
+        folder = self.unlabelled_folder
+        present = sorted(path.stem for path in folder.glob("*.pkl"))
+        table = self.case_table()
+        named = table.with_role(sorted(table.cases), "unlabelled")
+        absent = sorted(set(named) - set(present))
+        if absent or not present:
+            found = f"lacks {', '.join(absent[:5])}" if absent else "holds no unlabelled scan"
+            raise InputError(
+                f"{folder}: {found}, which {type(self).__name__} learns from; preprocess the unlabelled scans with "
+                "flare-pseudolabel preprocess -d DATASET -u FOLDER"
+            )
+        return named or present
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """The loaders of labelled cases; that of the unlabelled ones is started beside them."""
+        cases = self.unlabelled_cases()
+        loaders: tuple[Any, Any] = super().get_dataloaders()
+        self.print_to_log_file(
+            f"Unlabelled: {len(cases)} scans of {self.unlabelled_folder}, in batches of {self.unlabelled_batch_size}."
+        )
+        self.dataloader_unlabelled = self._start_unlabelled(cases)
+        return loaders
+
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        """As for self-training.
+
+        Raises:
+            InputError: where a partial case would train: an incomplete truth teaches the discriminator to like gaps.
+        """
+        partial = self.case_table().with_role(self.do_split()[0], "partial")
+        if partial:
+            raise InputError(
+                f"{type(self).__name__}: {len(partial)} training cases are partial ({', '.join(partial[:5])}); the "
+                "discriminator needs complete labels. Complete them with flare-pseudolabel merge, or leave them out"
+            )
+        datasets: tuple[Any, Any] = super().get_tr_and_val_datasets()
+        return datasets
+
+    @property
+    def unlabelled_batch_size(self) -> int:
+        """Of one process; by default half the labelled batch (S4: 1 beside 2 on each GPU)."""
+        return self.adversarial.unlabelled_batch_size or max(1, self.batch_size // 2)
+
+    def _start_unlabelled(self, cases: list[str]) -> Any:
+        folder = str(self.unlabelled_folder)
+        tail = self.get_validation_transforms(None, **self._label_arguments())
+        before = self._adversarial_epochs(self.current_epoch) * self.num_iterations_per_epoch
+        loader = self._loader(
+            infer_dataset_class(folder)(folder, cases),
+            self._geometry.initial_patch_size,
+            self._chain("unlabelled", self._geometry, tail),
+            probabilities=None,
+            purpose="unlabelled",
+            batch_size=self.unlabelled_batch_size,
+            loader_class=CyclingDataLoader,
+            batches_before=before,
+        )
+        loader.next_batch = before
+        loader.order = derived_seed(self.settings.seed or 0, self.fold, self.local_rank)
+        processes = get_allowed_n_proc_DA()
+        return start_augmenter(
+            loader,
+            processes=min(processes, max(1, processes // 2)),
+            cached=max(3, processes // 4),
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def _augmentation_of(self, role: str) -> str:
+        return self.adversarial.augmentation if role == "unlabelled" else super()._augmentation_of(role)
+
+    # ------------------------------------------------------------------ steps
+
+    def is_adversarial(self, epoch: int) -> bool:
+        """Whether an epoch has all three steps."""
+        settings = self.adversarial
+        return steps.is_adversarial(epoch, self.num_epochs, warmup=settings.warmup, finish=settings.finish)
+
+    def _adversarial_epochs(self, before: int) -> int:
+        return sum(self.is_adversarial(epoch) for epoch in range(before))
+
+    def train_step(self, batch: dict) -> dict:
+        """One iteration: discriminator, generator on labelled, generator on unlabelled scans."""
+        if not self.is_adversarial(self.current_epoch):
+            nothing = dict.fromkeys((DISCRIMINATOR_LOSS, UNLABELLED_LOSS, WINNER_SCORE), float("nan"))
+            return {**super().train_step(batch), **nothing}
+        discriminator_loss = self.discriminator_step(batch)
+        supervised = super().train_step(batch)
+        unlabelled = self.unlabelled_step(next(self.dataloader_unlabelled))
+        return {**supervised, DISCRIMINATOR_LOSS: discriminator_loss, **unlabelled}
+
+    def discriminator_step(self, batch: dict) -> float:
+        """Step 1: the discriminator tells the truth of a batch from the generator's mask; returns its loss."""
+        data, target = self._to_device(batch)
+        self.network.eval()
+        with torch.no_grad(), self._autocast():
+            prediction = self._probabilities(data)
+        self.network.train()
+        self.discriminator.train()
+        truth = steps.one_hot(_highest(target), prediction.shape[1])
+        poison = self.adversarial.poison_masks
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            loss = steps.discriminator_loss(
+                self.discriminator,
+                data,
+                steps.shown_masks(truth, poison=poison),
+                steps.shown_masks(prediction, poison=poison),
+                truth_first=torch.rand(1).item() < 0.5,
+            )
+        optimizer_step(loss, self.discriminator, self.discriminator_optimizer, self.discriminator_scaler)
+        return float(loss.detach())
+
+    def unlabelled_step(self, batch: dict) -> dict[str, float]:
+        """Step 3: of two copies of each scan the generator learns, on the loser's, the winner's mask."""
+        clean = self._to_device(batch)[0]
+        noised = steps.with_noise(clean, self.adversarial.noise_std)
+        poison = self.adversarial.poison_masks
+        self.discriminator.eval()
+        with torch.no_grad(), self._autocast():
+            first, second = self._probabilities(noised), self._probabilities(clean)
+            choice = steps.choose(
+                self.discriminator,
+                noised,
+                clean,
+                steps.shown_masks(first, poison=poison),
+                steps.shown_masks(second, poison=poison),
+            )
+        image, labels = steps.lesson(choice, noised, clean, first, second)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            output = self._forward(image)
+            loss = steps.weighted_loss(self.loss, output, steps.at_resolutions(labels, output), choice.score)
+        optimizer_step(loss, self.network, self.optimizer, self.grad_scaler)
+        return {UNLABELLED_LOSS: float(loss.detach()), WINNER_SCORE: float(choice.score.mean())}
+
+    def _probabilities(self, data: torch.Tensor) -> torch.Tensor:
+        """The generator's softmax at full resolution, background included, float32."""
+        return torch.softmax(_highest(self._forward(data)).float(), dim=1)
+
+    # ------------------------------------------------------------------ course of a training
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        super().on_train_epoch_end(train_outputs)
+        self.log_means(train_outputs, DISCRIMINATOR_LOSS, UNLABELLED_LOSS, WINNER_SCORE)
+
+    def on_train_end(self) -> None:
+        stop_augmenter(self.dataloader_unlabelled)
+        super().on_train_end()
+
+    def state_besides(self, filename: str) -> dict[str, Any]:
+        """The discriminator and its optimizer, but for the final checkpoint, which nothing goes on from."""
+        if filename == "checkpoint_final.pth":
+            return {}
+        scaler = self.discriminator_scaler
+        return {
+            "discriminator_weights": self._unwrapped_discriminator().state_dict(),
+            "discriminator_optimizer": self.discriminator_optimizer.state_dict(),
+            "discriminator_scaler": None if scaler is None else scaler.state_dict(),
+        }
+
+    def load_state_besides(self, checkpoint: dict | str) -> None:
+        """Takes over the discriminator; without one in the checkpoint it starts anew, and the log says so."""
+        state = checkpoints.added_state(checkpoint)
+        if not state:
+            if self.current_epoch < self.num_epochs:
+                self.print_to_log_file("This checkpoint has no discriminator: it starts anew.")
+            return
+        self._unwrapped_discriminator().load_state_dict(state["discriminator_weights"])
+        self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+        if self.discriminator_scaler is not None and state["discriminator_scaler"] is not None:
+            self.discriminator_scaler.load_state_dict(state["discriminator_scaler"])
+
+    def _unwrapped_discriminator(self) -> torch.nn.Module:
+        network: torch.nn.Module = self.discriminator.module if self.is_ddp else self.discriminator
+        return network
+
+
+def _highest(parts: Any) -> torch.Tensor:
+    """With deep supervision the first, full-resolution part."""
+    highest: torch.Tensor = parts[0] if isinstance(parts, (list, tuple)) else parts
+    return highest
+
+
+def __getattr__(name: str) -> type:
+    return class_with_length(name, globals())
