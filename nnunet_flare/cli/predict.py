@@ -200,16 +200,13 @@ def _open(args: argparse.Namespace, folder: Path, profile: Profile) -> PredictsS
             folder, settings, folds=args.folds, checkpoint=args.checkpoint, profile=profile
         )
         segmenter.load()
-        return segmenter if args.roi == "none" else _with_roi(args, folder, segmenter)
+        return segmenter if args.roi == "none" else _with_roi(args, segmenter)
 
 
-def _with_roi(args: argparse.Namespace, folder: Path, fine: Segmenter) -> PredictsScans:
-    """The fine model behind a coarse one, which is taken with all its folds, all windows and no augmentation."""
-    from dataclasses import replace
-
+def _with_roi(args: argparse.Namespace, fine: Segmenter) -> PredictsScans:
+    """The fine model behind a coarse one."""
     from nnunet_flare.images import write_volume
-    from nnunet_flare.inference.coarse_to_fine import RoiSegmenter, coarse_model_folder
-    from nnunet_flare.inference.core import Segmenter
+    from nnunet_flare.inference.coarse_to_fine import RoiSegmenter, open_coarse
     from nnunet_flare.inference.roi import MARGIN_MM
 
     ending = fine.models[0].dataset_json["file_ending"]
@@ -218,8 +215,7 @@ def _with_roi(args: argparse.Namespace, folder: Path, fine: Segmenter) -> Predic
         for channel, crop in enumerate(crops):
             write_volume(args.output / "roi" / f"{case}_{channel:04d}{ending}", crop)
 
-    settings = replace(fine.settings, tta="none", windows="all")
-    coarse = Segmenter.from_model_folder(coarse_model_folder(args.roi, folder), settings)
+    coarse = open_coarse(args.roi, fine)
     coarse.load()
     return RoiSegmenter(
         coarse,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -63,13 +63,13 @@ class RoiSegmenter:
         """
         if coarse.channels != fine.channels:
             raise InputError(
-                f"--roi: the coarse model takes {coarse.channels} channels, the fine one {fine.channels}; "
+                f"roi: the coarse model takes {coarse.channels} channels, the fine one {fine.channels}; "
                 "both see the same scans"
             )
         if rule not in RULES:
-            raise InputError(f"--roi_rule {rule!r}: expected one of {', '.join(RULES)}")
+            raise InputError(f"roi rule {rule!r}: expected one of {', '.join(RULES)}")
         if not margin_mm >= 0:
-            raise InputError(f"--roi_margin {margin_mm}: expected a number of mm, 0 or more")
+            raise InputError(f"roi margin {margin_mm}: expected a number of mm, 0 or more")
         self.coarse, self.fine = coarse, fine
         self.rule, self.margin_mm = rule, margin_mm
         self._on_crop = on_crop
@@ -168,6 +168,16 @@ def pasted(labels: np.ndarray, box: Box, shape: Sequence[int]) -> np.ndarray:
     return full
 
 
+def open_coarse(name: str, fine: Segmenter) -> Segmenter:
+    """The coarse model that ``--roi`` names, with all its folds, all windows and no test-time augmentation.
+
+    Raises:
+        InputError: when there is no such model, or it cannot be opened.
+    """
+    folder = coarse_model_folder(name, fine.models[0].member.folder)
+    return Segmenter.from_model_folder(folder, replace(fine.settings, tta="none", windows="all"))
+
+
 def coarse_model_folder(name: str, fine: Path) -> Path:
     """The folder that ``--roi`` names: a model's, or the configuration of the fine model's plans beside it.
 
@@ -184,7 +194,7 @@ def coarse_model_folder(name: str, fine: Path) -> Path:
         return beside
     there = sorted(path.name.rpartition("__")[2] for path in fine.parent.glob(f"{stem}__*") if path != fine)
     raise InputError(
-        f"--roi {name}: is no trained model's folder, and no configuration trained beside {fine.name} "
+        f"roi {name}: is no trained model's folder, and no configuration trained beside {fine.name} "
         f"(there: {', '.join(there) or 'none'})"
     )
 

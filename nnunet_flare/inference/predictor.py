@@ -4,6 +4,8 @@
 
     predictor = FlarePredictor.from_model_folder("Dataset022/nnUNetTrainerFlareST__nnUNetPlansFlare__3d_fullres")
     labels = predictor.predict("scan_0000.nii.gz")  # (Z, Y, X), uint8, on the scan's grid
+
+With ``roi=`` a coarse model finds the organs' box first, as ``flare-predict --roi`` does.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 import torch
@@ -21,14 +23,19 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.images import Volume, from_sitk, read_volume
+from nnunet_flare.inference.coarse_to_fine import RoiSegmenter, open_coarse
 from nnunet_flare.inference.core import MembersPrediction, Segmenter
 from nnunet_flare.inference.model import DEFAULT_CHECKPOINT, Fold, Member
+from nnunet_flare.inference.roi import MARGIN_MM
 from nnunet_flare.inference.settings import DEFAULT_STEP_SIZE, Settings
 
 __all__ = ["FlarePredictor", "Member", "MembersPrediction"]
 
 Image = Any
 """A path, a ``Volume``, a SimpleITK image, or an array (Z, Y, X) together with ``spacing_mm``."""
+
+Coarse = Union[Path, str, "FlarePredictor"]
+"""A coarse model: its folder, the name of a configuration trained beside the fine model, or an opened predictor."""
 
 
 class FlarePredictor(nnUNetPredictor):
@@ -62,15 +69,16 @@ class FlarePredictor(nnUNetPredictor):
                 allow_tqdm,
             )
         self._settings = Settings(
-            tile_step_size,
-            "mirror" if use_mirroring else "none",
-            str(device),
-            precision,
-            trust_checkpoint,
-            use_gaussian,
-            backend,
+            step_size=tile_step_size,
+            tta="mirror" if use_mirroring else "none",
+            device=str(device),
+            precision=precision,
+            trust_checkpoint=trust_checkpoint,
+            gaussian=use_gaussian,
+            backend=backend,
         )
         self._segmenter: Segmenter | None = None
+        self._roi: RoiSegmenter | None = None
 
     @classmethod
     def from_model_folder(
@@ -84,15 +92,54 @@ class FlarePredictor(nnUNetPredictor):
         device: str = "cpu",
         precision: str = "auto",
         backend: str = "auto",
+        windows: str = "all",
+        max_memory_gb: float | None = None,
+        gpu_memory_gb: float | None = None,
+        roi: Coarse | None = None,
+        roi_rule: str = "union",
+        roi_margin_mm: float = MARGIN_MM,
         trust_checkpoint: bool = False,
     ) -> FlarePredictor:
         """Open the folds of a trained model (all numbered ones by default).
 
+        Args:
+            folder: a trained model's, ``Trainer__Plans__configuration``.
+            folds: to average.
+            checkpoint: file name.
+            step_size: distance of windows as a share of the patch.
+            tta: ``none``, ``mirror`` or ``crop-rotate``.
+            device: ``cpu``, ``cuda`` or ``mps``.
+            precision: ``auto``, ``fp32``, ``fp16`` or ``bf16``.
+            backend: ``auto``, ``torch`` or ``openvino``.
+            windows: ``all``, ``skip-empty`` or ``huang``.
+            max_memory_gb: of the whole process; scans that need more are refused.
+            gpu_memory_gb: of the GPU to keep to.
+            roi: a coarse model that finds the organs' box: its folder, the name of a configuration trained beside this
+                model, or a predictor. :meth:`predict` then sees that part of a scan alone.
+            roi_rule: what counts for the box: ``union``, ``fosun`` or ``sztu``.
+            roi_margin_mm: around the box.
+            trust_checkpoint: open checkpoints that hold more than data.
+
         Raises:
             InputError: when something is missing, damaged or unknown.
         """
-        settings = Settings(step_size, tta, device, precision, trust_checkpoint, backend=backend)
-        return cls._of(Segmenter.from_model_folder(Path(folder), settings, folds=folds, checkpoint=checkpoint))
+        settings = Settings(
+            step_size=step_size,
+            tta=tta,
+            device=device,
+            precision=precision,
+            trust_checkpoint=trust_checkpoint,
+            backend=backend,
+            windows=windows,
+            max_memory_gb=max_memory_gb,
+            gpu_memory_gb=gpu_memory_gb,
+        )
+        segmenter = Segmenter.from_model_folder(Path(folder), settings, folds=folds, checkpoint=checkpoint)
+        predictor = cls._of(segmenter)
+        if roi is not None:
+            coarse = roi.segmenter if isinstance(roi, FlarePredictor) else open_coarse(str(roi), segmenter)
+            predictor._roi = RoiSegmenter(coarse, segmenter, rule=roi_rule, margin_mm=roi_margin_mm)
+        return predictor
 
     @classmethod
     def from_members(
@@ -104,6 +151,7 @@ class FlarePredictor(nnUNetPredictor):
         device: str = "cpu",
         precision: str = "auto",
         backend: str = "auto",
+        windows: str = "all",
         trust_checkpoint: bool = False,
     ) -> FlarePredictor:
         """Open members of any folders that share preprocessing and labels.
@@ -111,7 +159,15 @@ class FlarePredictor(nnUNetPredictor):
         Raises:
             InputError: when something is missing, damaged or unknown, or two members do not fit together.
         """
-        settings = Settings(step_size, tta, device, precision, trust_checkpoint, backend=backend)
+        settings = Settings(
+            step_size=step_size,
+            tta=tta,
+            device=device,
+            precision=precision,
+            trust_checkpoint=trust_checkpoint,
+            backend=backend,
+            windows=windows,
+        )
         return cls._of(Segmenter.from_members(members, settings))
 
     @property
@@ -138,10 +194,17 @@ class FlarePredictor(nnUNetPredictor):
         images = list(image) if isinstance(image, (list, tuple)) else [image]
         case = str(images[0]) if isinstance(images[0], (str, os.PathLike)) else "image"
         volumes = [_as_volume(one, spacing_mm, case) for one in images]
+        if self._roi is not None:
+            return self._roi.segment(self._roi.prepare(volumes, case))[0]
         return self.segmenter.segment(self.segmenter.prepare(volumes, case))[0]
 
     def predict_members(self, data: np.ndarray) -> MembersPrediction:
-        """Every member's label map and the mean of their softmax, for a preprocessed scan (C, z, y, x), float32."""
+        """Every member's label map and the mean of their softmax, for a preprocessed scan (C, z, y, x), float32.
+
+        Raises:
+            InputError: for a predictor with a coarse model, which crops stored scans.
+        """
+        self._refuse_preprocessed()
         return self.segmenter.predict_members(np.asarray(data))
 
     def initialize_from_trained_model_folder(
@@ -162,30 +225,33 @@ class FlarePredictor(nnUNetPredictor):
         """As stock's: the folds' averaged logits (K, z, y, x) on the CPU, in single precision."""
         if self._segmenter is None:  # after stock's manual_initialization with a network
             return super().predict_logits_from_preprocessed_data(data)
+        self._refuse_preprocessed()
         return self._segmenter.logits(np.asarray(data))
 
     def predict_sliding_window_return_logits(self, input_image: torch.Tensor) -> torch.Tensor:
         """As stock's, for the folds that were opened."""
         if self._segmenter is None:
             return super().predict_sliding_window_return_logits(input_image)
+        self._refuse_preprocessed()
         return self._segmenter.logits(np.asarray(input_image))
+
+    def _refuse_preprocessed(self) -> None:
+        if self._roi is not None:
+            raise InputError(
+                "a predictor with roi= crops scans before preprocessing, so that it takes stored scans only: use "
+                "predict(image), or open the model without roi="
+            )
 
     @classmethod
     def _of(cls, segmenter: Segmenter) -> FlarePredictor:
         settings = segmenter.settings
-        predictor = cls(
-            settings.step_size,
-            use_mirroring=settings.tta == "mirror",
-            device=settings.device,
-            precision=settings.precision,
-            backend=settings.backend,
-            trust_checkpoint=settings.trust_checkpoint,
-        )
+        predictor = cls(settings.step_size, use_mirroring=settings.tta == "mirror", device=settings.device)
         predictor._adopt(segmenter)
         return predictor
 
     def _adopt(self, segmenter: Segmenter) -> None:
         """Set what stock's methods read."""
+        self._settings, self._roi = segmenter.settings, None
         first = segmenter.models[0]
         self._segmenter = segmenter
         self.plans_manager = segmenter.plans_manager

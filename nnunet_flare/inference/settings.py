@@ -17,7 +17,10 @@ POLICIES = ("all", "skip-empty", "huang")
 
 @dataclass(frozen=True)
 class Settings:
-    """How to predict: step size (share of the patch), test-time augmentation, device and precision."""
+    """How to predict; the words are those of ``flare-predict``.
+
+    ``step_size`` is a share of the patch, ``gaussian`` weighs a window's centre more than its rim, limits are in GB.
+    """
 
     step_size: float = DEFAULT_STEP_SIZE
     tta: str = "none"

@@ -17,10 +17,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "python-api.md"
 def test_documented_example(tmp_path, monkeypatch):
     volume = scans.blobs((10, 40, 44))
     models.write_model(tmp_path / "model", folds=(0, 1))
+    models.write_model(tmp_path / "coarse_model", plan=models.plans(spacing=(8.0, 4.0, 4.0)))
     write_volume(tmp_path / "scan_0000.nii.gz", volume)
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)
