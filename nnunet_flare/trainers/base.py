@@ -21,6 +21,7 @@ from torch._dynamo import OptimizedModule
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.trainers import checkpoints
+from nnunet_flare.trainers.curves import add_panels
 from nnunet_flare.trainers.schedules import EpochSchedule
 from nnunet_flare.trainers.seeding import derived_seed, seed_everything
 from nnunet_flare.trainers.settings import TrainingSettings, checkpoint_epochs, read_settings, with_environment
@@ -296,9 +297,15 @@ class FlareTrainer(nnUNetTrainer):
             self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"))
             self._saved_at = time.monotonic()
         if self.local_rank == 0 and (is_last or time.monotonic() - self._plotted_at > PLOT_EVERY_S):
-            self.logger.plot_progress_png(self.output_folder)
+            self.plot_progress()
             self._plotted_at = time.monotonic()
         self.current_epoch += 1
+
+    def plot_progress(self) -> None:
+        """Stock's ``progress.png``, and our curves below."""
+        self.logger.plot_progress_png(self.output_folder)
+        logged = self.logger.local_logger.my_fantastic_logging
+        add_panels(Path(self.output_folder, "progress.png"), {name: logged[name] for name in self.curves})
 
     # ------------------------------------------------------------------ checkpoints
 
