@@ -72,6 +72,8 @@ def test_the_site_builds_without_a_warning(tmp_path):
     for name in ("flare-pseudolabel report", "flare-predict", "flare-evaluate efficiency", "flare-postprocess learn"):
         assert name in commands
     assert "--decisions" in commands and "--step_size" in commands
+    figures = (tmp_path / "site" / "benchmarks" / "index.html").read_text(encoding="utf-8")
+    assert "deepmind (s)" in figures and "<table>" in figures
     pages = list((tmp_path / "site").rglob("*.html"))
     outside = {
         link
