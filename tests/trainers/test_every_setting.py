@@ -149,7 +149,8 @@ def check_checkpoints_at(tiny: Any) -> None:
 
 def check_optimizer(tiny: Any) -> None:
     assert type(train(tiny).trainer.optimizer) is torch.optim.SGD
-    assert type(train(tiny, optimizer="AdamW").trainer.optimizer) is torch.optim.AdamW
+    for name in ("Adam", "AdamW"):
+        assert type(train(tiny, optimizer=name).trainer.optimizer) is getattr(torch.optim, name)
 
 
 def check_initial_lr(tiny: Any) -> None:
@@ -260,6 +261,12 @@ def check_teacher(tiny: Any) -> None:
     """What it does is tested with its own trainer; the others refuse it."""
     with pytest.raises(InputError, match="learns from no teacher"):
         train(tiny, teacher={"folder": "model"})
+
+
+def check_adversarial(tiny: Any) -> None:
+    """What it does is tested with its own trainer; the others refuse it."""
+    with pytest.raises(InputError, match="has no discriminator"):
+        train(tiny, adversarial={})
 
 
 def check_recipe_hash(tiny: Any) -> None:
