@@ -12,7 +12,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 INTRODUCTION = """# Benchmarks
 
 Every table below is drawn from the file that its script wrote (`benchmarks/results/*.json`), so no figure is copied by
-hand. Both sides of a comparison ran on the same machine, which other work shared; raw repeats are in the files. Memory is
+hand. Both sides of a comparison ran on one machine, shared with other work; raw repeats are in the files. Memory is
 that of the whole process tree where nothing else is said. Run a script again with the command shown: it needs the
 development environment that `make test` makes, and takes a phantom where a real scan is missing.
 """
