@@ -29,8 +29,11 @@ FOSUN, SZTU = "3d_fullres", "3d_sztu"
 STAGES = 5
 """Four downsamplings (both papers)."""
 
-BATCH_SIZE = 1
-"""Per GPU (S1)."""
+BATCH_SIZE = {FOSUN: 1, SZTU: 2}
+"""Per GPU; S4 has one unlabelled scan beside two labelled ones."""
+
+NEGATIVE_SLOPE = 0.01
+"""Of S4's activation."""
 
 DROPOUT = 0.2
 """After the first convolution of every residual unit (both papers)."""
@@ -40,12 +43,21 @@ Size = tuple[int, int, int]
 
 def residual_unet(*, negative_slope: float | None = None) -> dict[str, Any]:
     """The ``architecture`` of Fosun's residual U-Net, without its widths; with a slope the leaky activation of S4."""
+    return _architecture("residual_unet.ResidualUNet", negative_slope)
+
+
+def efficient_segnet() -> dict[str, Any]:
+    """The ``architecture`` of SZTU's fine generator, without its widths."""
+    return _architecture("efficient_segnet.EfficientSegNet", NEGATIVE_SLOPE)
+
+
+def _architecture(network: str, negative_slope: float | None) -> dict[str, Any]:
     activation: dict[str, Any] = {"nonlin": "torch.nn.modules.activation.ReLU", "nonlin_kwargs": {"inplace": True}}
     if negative_slope is not None:
         activation["nonlin"] = "torch.nn.modules.activation.LeakyReLU"
         activation["nonlin_kwargs"] = {"negative_slope": negative_slope, "inplace": True}
     return {
-        "network_class_name": "nnunet_flare.networks.residual_unet.ResidualUNet",
+        "network_class_name": f"nnunet_flare.networks.{network}",
         "arch_kwargs": {
             "n_stages": STAGES,
             "strides": [[1, 1, 1]] + [[2, 2, 2]] * (STAGES - 1),
@@ -78,7 +90,10 @@ class nnUNetPlannerFlareCoarse(nnUNetPlannerFlare, ResEncUNetPlanner):
     size: ClassVar[dict[str, Size]] = {FOSUN: (160, 160, 160), SZTU: (160, 160, 160)}
     training_share: ClassVar[dict[str, float]] = {FOSUN: 1.1, SZTU: 1.0}
     margin_mm: ClassVar[dict[str, float]] = {}
-    networks: ClassVar[dict[str, dict[str, Any]]] = {FOSUN: residual_unet(), SZTU: residual_unet(negative_slope=0.01)}
+    networks: ClassVar[dict[str, dict[str, Any]]] = {
+        FOSUN: residual_unet(),
+        SZTU: residual_unet(negative_slope=NEGATIVE_SLOPE),
+    }
     first_features: ClassVar[dict[str, int]] = {FOSUN: 16, SZTU: 8}
     normalisation: ClassVar[dict[str, str]] = {FOSUN: "FlareClip500Normalization", SZTU: "FlareClip325Normalization"}
 
@@ -144,7 +159,7 @@ class nnUNetPlannerFlareCoarse(nnUNetPlannerFlare, ResEncUNetPlanner):
         changed = {
             **planned,
             "data_identifier": self.generate_data_identifier(name),
-            "batch_size": BATCH_SIZE,
+            "batch_size": BATCH_SIZE[name],
             "patch_size": size,
             "normalization_schemes": [self.normalisation[name]] * channels,
             "use_mask_for_norm": [False] * channels,
@@ -177,4 +192,5 @@ class nnUNetPlannerFlareFine(nnUNetPlannerFlareCoarse):
     preprocessor = "FlareFixedSizePreprocessor"
     size = {FOSUN: (160, 192, 192), SZTU: (192, 192, 192)}
     margin_mm = {FOSUN: 40.0, SZTU: 20.0}
+    networks = {FOSUN: residual_unet(), SZTU: efficient_segnet()}
     first_features = {FOSUN: 16, SZTU: 16}

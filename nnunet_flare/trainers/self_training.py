@@ -7,7 +7,7 @@ configuration (:mod:`nnunet_flare.trainers.settings`). Without either it trains 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ the other samples (labelled and partial) and of those; no numbers where none was
 class nnUNetTrainerFlareST(FlareTrainer):
     """Self-training: roles decide who trains, who validates, how often a case is drawn and how it is augmented."""
 
-    curves = (PSEUDO_SHARE, LABELLED_LOSS, PSEUDO_LOSS)
+    curves: ClassVar[tuple[str, ...]] = (PSEUDO_SHARE, LABELLED_LOSS, PSEUDO_LOSS)
     loss_is_of_labels: ClassVar[bool] = True
     """Whether the training loss has no other part than :meth:`loss_on_labels`."""
     partial_note: ClassVar[str] = (
@@ -314,6 +314,11 @@ class nnUNetTrainerFlareST(FlareTrainer):
             transforms=transforms,
         )
         loader.without_label = self.settings.ignore_label
+        table = self.case_table()
+        found = {case: table[case] for case in dataset.identifiers}
+        loader.centred_on = {
+            name: (*(case.annotated or ()), *case.positive) for name, case in found.items() if not case.is_complete
+        }
         if self.settings.seed is not None:
             batches = self.num_val_iterations_per_epoch if purpose == "validation" else self.num_iterations_per_epoch
             before = self.current_epoch * batches if batches_before is None else batches_before
@@ -372,21 +377,24 @@ class nnUNetTrainerFlareST(FlareTrainer):
                 target = torch.where(target == manager.ignore_label, 0, target)
         counts = get_tp_fp_fn_tn(predicted, target, axes=list(range(2, output.ndim)), mask=mask)[:3]
         first = 0 if manager.has_regions else 1
-        counted = self._annotated(batch.get("keys", ()), output.device)
+        counted = self._organs_of(batch.get("keys", ()), output.device, "validated")
         tp, fp, fn = (
             (count[:, first:] if counted is None else count[:, first:] * counted).sum(0).cpu().numpy()
             for count in counts
         )
         return {"loss": loss.detach().cpu().numpy(), "tp_hard": tp, "fp_hard": fp, "fn_hard": fn}
 
-    def _annotated(self, cases: Any, device: torch.device) -> torch.Tensor | None:
-        """(B, organs): 1 where an organ of a case is annotated; None where all are."""
-        table = self._table
-        if not any(table[str(case)].role == "partial" for case in cases):
+    def _organs_of(
+        self, cases: Any, device: torch.device, what: Literal["annotated", "validated", "positive"]
+    ) -> torch.Tensor | None:
+        """(B, organs): 1 where an organ of a case is annotated (or validated, positive); None where all are."""
+        found = [self._table[str(case)] for case in cases]
+        if all(case.is_complete for case in found):
             return None
         manager = self.label_manager
         organs = manager.foreground_regions if manager.has_regions else manager.foreground_labels
-        rows = [[is_annotated(organ, table[str(case)].annotated) for organ in organs] for case in cases]
+        known = [None if case.is_complete else getattr(case, what) for case in found]
+        rows = [[is_annotated(organ, labels) for organ in organs] for labels in known]
         return torch.tensor(rows, device=device, dtype=torch.float32)
 
     # ------------------------------------------------------------------ course of a training
@@ -434,7 +442,7 @@ class nnUNetTrainerFlareST(FlareTrainer):
             return
         super().perform_actual_validation(save_probabilities)
         table = self.case_table()
-        annotated = {case: table[case].annotated for case in table.with_role(validation, "partial")}
+        annotated = {case: table[case].validated for case in table.with_role(validation, "partial")}
         if not annotated or self.local_rank != 0:
             return
         summary_file = join(self.output_folder, "validation", "summary.json")

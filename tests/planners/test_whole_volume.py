@@ -98,6 +98,9 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "preprocessed" / name
 
 
+NETWORKS = {
+    ("nnUNetPlannerFlareFine", "3d_sztu"): "nnunet_flare.networks.efficient_segnet.EfficientSegNet",
+}
 NETWORK = "nnunet_flare.networks.residual_unet.ResidualUNet"
 TRAINING = {
     "nnUNetPlannerFlareCoarse": {"3d_fullres": ([176, 176, 176], None), "3d_sztu": ([160, 160, 160], None)},
@@ -134,10 +137,12 @@ def test_the_planner_writes_the_papers_sizes(name, dataset):
         assert found["preprocessor_name"] == preprocessor
         assert found["patch_size"] == size
         assert arguments["features_per_stage"] == features
-        assert found["architecture"]["network_class_name"] == NETWORK
+        assert found["architecture"]["network_class_name"] == NETWORKS.get((name, configuration), NETWORK)
+        activation = "LeakyReLU" if configuration == "3d_sztu" else "ReLU"
+        assert arguments["nonlin"].endswith(f".{activation}")
         assert arguments["dropout_op_kwargs"]["p"] == 0.2
         assert found["normalization_schemes"] == [normalisation]
-        assert found["batch_size"] == 1
+        assert found["batch_size"] == (2 if configuration == "3d_sztu" else 1)
         for kind in ("data", "seg", "probabilities"):
             assert found[f"resampling_fn_{kind}_kwargs"]["force_separate_z"] is False
         opened = manager.get_configuration(configuration)
