@@ -16,11 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nnunet_flare.errors import TaskError
 from nnunet_flare.files import read_json, write_json, write_text
-from nnunet_flare.images import read_labels
 from nnunet_flare.rounds.data import build_training
 from nnunet_flare.rounds.held_out import predict_held_out, score_folder
 from nnunet_flare.rounds.labelling import organ_ids
@@ -30,9 +27,8 @@ from nnunet_flare.rounds.manifest import Run
 from nnunet_flare.rounds.plans import dataset_json
 from nnunet_flare.rounds.recipe import load_recipe
 from nnunet_flare.rounds.start import Request, plan_run, start_run
+from nnunet_flare.rounds.truth import RANKED, ranking
 from nnunet_flare.rounds.work import run_child
-from nnunet_flare.selection.agreement import pairwise_dice
-from nnunet_flare.selection.rules import scores
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +36,6 @@ LABELLED, UNLABELLED, TEST = 6, 24, 12
 SIZE = (32, 48, 64)
 PARALLEL = 2
 """Trainings at a time, of one thread each: so small a network gains nothing from a second thread."""
-
-RANKED = ("mean-organ", "trimmed-min", "min-organ")
 
 
 @dataclass(frozen=True)
@@ -97,11 +91,12 @@ def run_demo(output: Path, *, seed: int) -> Demo:
         "all pseudo-labels": _measure_arm(run, everything.result()),
         "selected half": _measured(run, run.last_round),
     }
-    ranking = _ranking(run, data / "unlabelled_truth")
+    ranked = ranking(run, 0, data / "unlabelled_truth")
+    spearman = {rule: ranked[rule].spearman for rule in RANKED}
     seconds = time.monotonic() - started
-    text = _table(run, arms, ranking, seed, seconds)
+    text = _table(run, arms, spearman, seed, seconds)
     write_text(output / "demo.txt", text + "\n")
-    write_json(output / "demo.json", {"seed": seed, "arms": arms, "spearman": ranking, "seconds": round(seconds, 1)})
+    write_json(output / "demo.json", {"seed": seed, "arms": arms, "spearman": spearman, "seconds": round(seconds, 1)})
     return _demo(run, text)
 
 
@@ -142,35 +137,19 @@ def _measure_arm(run: Run, name: str) -> dict[str, float]:
     return _means(read_json(folder / "dice.json"))
 
 
-def _ranking(run: Run, truth: Path) -> dict[str, float]:
-    """Spearman's rank correlation of each agreement score with the pseudo-labels' true mean Dice."""
-    from scipy.stats import spearmanr
-
-    ending = dataset_json(run)["file_ending"]
-    entries = [entry for entry in read_decisions(run.paths, 0) if entry.label_sha256]
-    organs = organ_ids(run)
-    table = np.array([[entry.agreement[organ] or 0.0 for organ in organs] for entry in entries])
-    quality = []
-    for entry in entries:
-        label = read_labels(run.paths.label(0, entry.case, ending), entry.case).array
-        true = read_labels(truth / f"{entry.case}{ending}", entry.case).array
-        quality.append(pairwise_dice([label, true], max(organs.values()) + 1).per_organ.mean())
-    return {rule: float(spearmanr(scores(table, rule), quality).statistic) for rule in RANKED}
-
-
-def _table(run: Run, arms: dict[str, dict[str, float]], ranking: dict[str, float], seed: int, seconds: float) -> str:
+def _table(run: Run, arms: dict[str, dict[str, float]], spearman: dict[str, float], seed: int, seconds: float) -> str:
     taken = sum(entry.decision == "taken" for entry in read_decisions(run.paths, 0))
     settings = run.recipe.settings(run.last_round, run=None)
     lines = [
         f"Mean Dice over 13 organs on {TEST} synthetic test cases (seed {seed}; {LABELLED} labelled, "
         f"{UNLABELLED} unlabelled, {taken} selected;",
         f"students {settings.num_epochs} x {settings.iterations_per_epoch} iterations, "
-        f"augmentation {run.recipe.augmentation.labelled})",
+        f"augmentation {run.recipe.augmentation.in_round(run.last_round).labelled})",
         "",
     ]
     lines += [f"{name:<58}{values['mean']:>8.3f}" for name, values in arms.items()]
     lines += ["", "Rank correlation (Spearman) of agreement with the pseudo-labels' true Dice"]
-    lines += [f"{rule:<58}{value:>8.2f}" for rule, value in ranking.items()]
+    lines += [f"{rule:<58}{value:>8.2f}" for rule, value in spearman.items()]
     return "\n".join([*lines, "", f"time: {duration(seconds)}"])
 
 

@@ -1,0 +1,202 @@
+"""Every recipe on synthetic abdomens whose truth is known, with one budget: does self-training learn, and what helps?
+
+    python benchmarks/recipes.py [--systems NAME ...] [--seeds 1 2 3] [--quick] [-o WORK_DIR]
+
+Labelled scans come from a narrow domain, unlabelled and test scans from a wide one. Every arm (``recipe_systems.py``)
+is a run of the package as a user would start it, with the same optimiser steps and unlabelled predictions. An arm and
+seed that has its result file is skipped and a killed one goes on where it stopped. Writes
+benchmarks/results/recipes/<system>_seed<k>.json; ``recipe_evidence.py`` makes table, picture and page of them.
+``--quick`` trains a few steps to show that all arms run, and leaves its results in WORK_DIR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from label_maps import ROOT, environment
+from recipe_systems import ENSEMBLE, FULL, MEMBERS, QUICK, Budget, System, find_systems
+
+from nnunet_flare.errors import FlareError
+from nnunet_flare.files import link_or_copy, read_json, write_json
+from nnunet_flare.phantom import write_phantom
+from nnunet_flare.rounds.ledger import read_decisions
+from nnunet_flare.rounds.manifest import Run
+from nnunet_flare.rounds.start import Request, plan_run, start_run
+from nnunet_flare.rounds.tasks import Task, graph
+from nnunet_flare.rounds.truth import ranking, true_dice
+from nnunet_flare.rounds.work import do_task
+
+RESULTS = ROOT / "benchmarks" / "results" / "recipes"
+THREADS = {"OMP_NUM_THREADS": "1", "NNUNET_FLARE_THREADS": "1", "nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1"}
+"""One thread a training and one process that augments for it: so small a network gains nothing from more."""
+
+log = logging.getLogger("nnunet_flare.benchmark")
+
+
+def make_data(folder: Path, seed: int, budget: Budget) -> None:
+    """A seed's scans; the oracle's data set is the same with the unlabelled scans labelled by their truth."""
+    write_phantom(
+        folder, labelled=budget.labelled, unlabelled=budget.unlabelled, test=budget.test, size=budget.size, seed=seed
+    )
+    raw = folder / "nnUNet_raw"
+    source, target = raw / "Dataset022_FLAREPhantom", raw / "Dataset023_FLAREPhantomOracle"
+    if (target / "dataset.json").is_file():
+        return
+    shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("dataset.json"))
+    for label in sorted((folder / "unlabelled_truth").glob("*.nii.gz")):
+        case = label.name.removesuffix(".nii.gz")
+        true = case.replace("_Un_", "_True_")  # the run still lists the unlabelled scans, under their own ids
+        link_or_copy(folder / "unlabelled" / f"{case}_0000.nii.gz", target / "imagesTr" / f"{true}_0000.nii.gz")
+        link_or_copy(label, target / "labelsTr" / f"{true}.nii.gz")
+    document = read_json(source / "dataset.json")
+    write_json(target / "dataset.json", {**document, "numTraining": budget.labelled + budget.unlabelled})
+
+
+def start(folder: Path, system: System, seed: int, budget: Budget, members: Run | None) -> Run:
+    """The arm's run, started or as it was left."""
+    folders = {name: folder / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    for path in folders.values():
+        path.mkdir(parents=True, exist_ok=True)
+    request = Request(
+        dataset="23" if system.labels == "true" else "22",
+        unlabelled=folder / "unlabelled",
+        run_dir=folder / "runs" / system.name,
+        name=system.name.replace("_", "-"),
+        device="cpu",
+        init_model=None if members is None else members.model(0),
+        init_folds=() if members is None else tuple(str(fold) for fold in range(MEMBERS)),
+        eval_images=folder / "test" / "images",
+        eval_labels=folder / "test" / "labels",
+    )
+    return start_run(plan_run(request, system.load(seed, budget), folders))
+
+
+def needed_tasks(run: Run, *, is_supervised: bool) -> list[Task]:
+    """What an arm does of its run: all but the reports; a supervised one only trains and measures round 0."""
+    tasks = [task for task in graph(run).values() if task.stage != "report"]
+    if is_supervised:
+        tasks = [
+            task for task in tasks if task.round in (None, 0) and task.stage not in ("unlabelled", "label", "select")
+        ]
+    return tasks
+
+
+def work(run: Run, *, is_supervised: bool) -> float:
+    """Do the tasks that are not done; the seconds of all of them, by their markers."""
+    tasks = needed_tasks(run, is_supervised=is_supervised)
+    for task in tasks:
+        do_task(run, task)
+    return sum(float(read_json(run.paths.done(task.name))["seconds"]) for task in tasks)
+
+
+def optimiser_steps(run: Run, *, is_supervised: bool) -> dict[str, int]:
+    """Optimiser steps of each round's trainings by the name of the round, and ``total``; given members count too."""
+    recipe = run.recipe
+    steps = {}
+    for number in range(1 if is_supervised else run.last_round + 1):
+        settings = recipe.settings(number, run=None)
+        steps[f"r{number}"] = len(recipe.member_folds(number)) * settings.num_epochs * settings.iterations_per_epoch
+    return {**steps, "total": sum(steps.values())}
+
+
+def round_result(run: Run, number: int, truth: Path) -> dict[str, Any]:
+    """A round's pseudo-labels against the truth: their Dice, which were taken, and how well the rules rank them."""
+    entries = read_decisions(run.paths, number)
+    quality = true_dice(run, number, truth)
+    taken = [quality[entry.case] for entry in entries if entry.decision == "taken"]
+    documents = [read_json(run.paths.case(number, case)) for case in quality]
+    return {
+        "taken": len(taken),
+        "pseudo_labels": len(quality),
+        "predictions": sum(document["members"] for document in documents),
+        "true_dice": sum(quality.values()) / len(quality),
+        "true_dice_of_taken": sum(taken) / len(taken),
+        "test_dice": _measured(run, number)["mean"],
+        "ranking": {rule: vars(found) for rule, found in ranking(run, number, truth).items()},
+    }
+
+
+def _measured(run: Run, number: int) -> dict[str, Any]:
+    document: dict[str, Any] = read_json(run.paths.evaluation(number) / "dice.json")
+    return document
+
+
+def result(run: Run, system: System, seed: int, budget: Budget, truth: Path, seconds: float) -> dict[str, Any]:
+    """What stands in the arm's result file."""
+    rounds = [] if system.is_supervised else [round_result(run, number, truth) for number in range(run.last_round)]
+    final = _measured(run, 0 if system.is_supervised else run.last_round)
+    return {
+        "system": system.name,
+        "title": system.title,
+        "seed": seed,
+        "optimiser_steps": optimiser_steps(run, is_supervised=system.is_supervised),
+        "unlabelled_predictions": sum(found["predictions"] for found in rounds),
+        "members_trained_once_for_all_arms_of_the_seed": system.ensemble,
+        "augmentation": run.recipe.augmentation.model_dump(),
+        "cases": {"labelled": budget.labelled, "unlabelled": budget.unlabelled, "test": budget.test},
+        "size": list(budget.size),
+        "dice": {"mean": final["mean"], "organs": final["organs"]},
+        "dice_by_case": {case: sum(row.values()) / len(row) for case, row in final["cases"].items()},
+        "rounds": rounds,
+        "seconds": round(seconds, 1),
+        "recipe": system.recipe,
+        "set": system.set_values(seed, budget),
+        "environment": {**environment("nnunet-flare", "nnunetv2", "torch"), "threads": THREADS},
+    }
+
+
+def run_arm(folder: Path, system: System, seed: int, budget: Budget) -> dict[str, Any]:
+    """Run one arm of one seed to its end and measure it."""
+    members, seconds = None, 0.0
+    if system.ensemble:
+        members = start(folder, ENSEMBLE, seed, budget, None)
+        seconds = work(members, is_supervised=True)
+    run = start(folder, system, seed, budget, members)
+    seconds += work(run, is_supervised=system.is_supervised)
+    return result(run, system, seed, budget, folder / "unlabelled_truth", seconds)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--systems", nargs="+", default=[], metavar="NAME", help="default: all")
+    parser.add_argument("--seeds", type=int, nargs="+", default=None, help="default: 1 2 3; with --quick 1")
+    parser.add_argument("--quick", action="store_true", help="a few steps of every arm, less than 5 minutes")
+    parser.add_argument("-o", dest="work_dir", type=Path, default=Path(tempfile.gettempdir()) / "flare_recipes")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    os.environ.update(THREADS)
+    budget = QUICK if args.quick else FULL
+    work_dir = args.work_dir / "quick" if args.quick else args.work_dir
+    results = work_dir / "results" if args.quick else RESULTS
+    failed = []
+    for seed in args.seeds or ([1] if args.quick else [1, 2, 3]):
+        folder = work_dir / f"seed{seed}"
+        make_data(folder, seed, budget)
+        for system in find_systems(args.systems):
+            path = results / f"{system.name}_seed{seed}.json"
+            if path.is_file():
+                continue
+            try:
+                found = run_arm(folder, system, seed, budget)
+            except FlareError as error:
+                log.error("%s, seed %d: %s", system.name, seed, error)
+                failed.append(f"{system.name}, seed {seed}")
+                continue
+            write_json(path, found)
+            log.info(
+                "%s, seed %d: mean Dice %.3f in %.0f s", system.name, seed, found["dice"]["mean"], found["seconds"]
+            )
+    if failed:
+        print(f"failed: {'; '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
