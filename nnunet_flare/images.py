@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_flare.errors import CaseError, InputError
-from nnunet_flare.nifti import check_nifti
+from nnunet_flare.nifti import check_nifti, is_whole
 
 SUFFIXES: tuple[str, ...] = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 """File name endings of single-file images, longest first."""
@@ -201,7 +201,11 @@ def to_sitk(volume: Volume) -> Any:
 
 
 def write_volume(path: Path, volume: Volume) -> None:
-    """Write an image by rename, compressed where the format allows it."""
+    """Write an image by rename, compressed where the format allows it.
+
+    Raises:
+        OSError: when it cannot be written whole.
+    """
     import SimpleITK as sitk
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -211,6 +215,8 @@ def write_volume(path: Path, volume: Volume) -> None:
             sitk.WriteImage(to_sitk(volume), str(Path(folder) / path.name), useCompression=True)
         except RuntimeError as error:
             raise OSError(f"{path}: cannot be written ({_last_line(error)})") from error
+        if path.name.lower().endswith((".nii", ".nii.gz")) and not is_whole(Path(folder) / path.name):
+            raise OSError(f"{path}: could not be written whole; is the disk full?")
         for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):
             os.replace(file, path.with_name(file.name))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -339,7 +340,9 @@ def test_plans_that_are_not_known_are_refused(images, tmp_path, capsys, change, 
     plan = models.plans(spacing=(4.0, 2.5, 2.5))
     plan["configurations"]["3d_fullres"].update(change)
     folder = models.write_model(tmp_path / "model", plan=plan)
-    assert says in refused(capsys, "-i", images, "-o", tmp_path / "out", "-m", folder)
+    message = refused(capsys, "-i", images, "-o", tmp_path / "out", "-m", folder)
+    assert says in message
+    assert len(message.strip().splitlines()) == 1
 
 
 class _Payload:
@@ -390,20 +393,31 @@ def test_read_only_output_folder_is_refused(model, images, tmp_path, capsys):
     assert "cannot be written" in refused(capsys, "-i", images, "-o", tmp_path / "out", "-m", model)
 
 
-def test_full_disk_sets_the_case_aside_and_leaves_no_half_file(model, images, tmp_path, capsys, monkeypatch):
-    from nnunet_flare.inference import folder
+def test_an_output_folder_of_a_read_only_file_system_is_refused(model, images, capsys):
+    if not os.path.ismount("/sys"):
+        pytest.skip("no file system here that nobody may write to")
+    assert "cannot be written" in refused(capsys, "-i", images, "-o", "/sys/flare_out", "-m", model)
 
-    write = folder.write_labels
 
-    def full_for_a(path: Path, labels: np.ndarray, like: object) -> None:
-        if path.name == "a.nii.gz":
-            raise OSError(28, "No space left on device")
-        write(path, labels, like)
-
-    monkeypatch.setattr(folder, "write_labels", full_for_a)
-    assert run("-i", images, "-o", tmp_path / "out", "-m", model, "-f", 0) == 1
-    assert "a: set aside: cannot be read or written (No space left on device)" in capsys.readouterr().err
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["b.nii.gz"]
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".mha", ".nrrd"])
+def test_full_disk_sets_the_case_aside_and_leaves_no_half_file(model, tmp_path, capsys, suffix):
+    """No file may grow beyond a limit, which ITK's writers meet like a full disk."""
+    write_volume(tmp_path / f"large{suffix}", scans.blobs((24, 100, 110)))
+    write_volume(tmp_path / f"small{suffix}", scans.blobs((4, 20, 24)))
+    words = ("-i", tmp_path / f"large{suffix}", tmp_path / f"small{suffix}", "-m", model, "-f", 0)
+    assert run(*words, "-o", tmp_path / "whole") == 0
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "whole").iterdir()}
+    limit = (sizes[f"large{suffix}"] + sizes[f"small{suffix}"]) // 2
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        code = run(*words, "-o", tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "large: set aside" in line]
+    assert code == 1
+    assert len(lines) == 1 and "written" in lines[0]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [f"small{suffix}"]
 
 
 def test_no_threads_are_left_and_no_process_was_started(model, images, tmp_path, monkeypatch):

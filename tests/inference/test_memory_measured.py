@@ -1,0 +1,77 @@
+"""Memory as the system counts it: ``flare-predict`` in a process of its own, with and without a limit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_scans as scans
+import trained_models as models
+
+from nnunet_flare.images import Volume, read_volume, write_volume
+
+pytestmark = pytest.mark.slow
+
+LABELS = {"background": 0, **{f"organ{i}": i for i in range(1, 14)}}
+
+PREDICT = """
+import resource, sys
+from nnunet_flare.cli.predict import main
+code = main(sys.argv[1:])
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+sys.exit(code)
+"""
+
+
+def predict(*words: object) -> tuple[float, str]:
+    """Peak resident memory in MB and what the command said."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    options = ("-device", "cpu", "--backend", "torch", "--precision", "fp32")
+    command = [sys.executable, "-c", PREDICT, *map(str, words), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout.rsplit("peak", 1)[1]), done.stderr
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """14 classes, whose sums take 60 bytes a voxel, and a network of hardly any work."""
+    plan = models.plans(spacing=(2.0, 2.0, 2.0), patch=(16, 96, 96), features=(2, 2))
+    return models.write_model(tmp_path_factory.mktemp("model") / "model", plan=plan, labels=LABELS)
+
+
+def test_a_limit_is_kept_with_the_same_labels(model, tmp_path):
+    """The sums of the whole scan, which ``skip-empty`` wants, would need 0.5 GB: they are made in blocks instead."""
+    noise = scans.blobs((400, 24, 24), seed=2).array
+    body = np.kron(noise[:, ::2, ::2], np.ones((1, 12, 12), np.int16))
+    write_volume(tmp_path / "long.nii.gz", Volume(body, (2.0, 2.0, 2.0)))
+    words = ("-i", tmp_path / "long.nii.gz", "-m", model)
+    blocks, _ = predict(*words, "-o", tmp_path / "blocks")
+    whole, said = predict(*words, "-o", tmp_path / "whole", "--windows", "skip-empty")
+    assert "visited instead" not in said
+    assert whole > blocks + 300
+    limit = blocks + 100
+    kept, said = predict(
+        *words, "-o", tmp_path / "kept", "--windows", "skip-empty", "--max_memory", f"{limit / 1024:.3f}"
+    )
+    assert "all windows are visited instead" in said
+    assert kept < limit
+    expected, labels = (read_volume(tmp_path / name / "long.nii.gz").array for name in ("blocks", "kept"))
+    assert len(np.unique(expected)) > 1
+    np.testing.assert_array_equal(labels, expected)
+
+
+def test_a_scan_of_1000_slices_and_14_classes_stays_under_8_gb(tmp_path):
+    """512 x 512 x 1000 voxels on the grid of the FLARE22 winner's student, with a network of hardly any work."""
+    plan = models.plans(spacing=(4.0, 1.2, 1.2), patch=(32, 128, 192), features=(2, 2))
+    folder = models.write_model(tmp_path / "model", plan=plan, labels=LABELS)
+    slices = scans.blobs((20, 512, 512), seed=1).array
+    write_volume(tmp_path / "body.mha", Volume(np.tile(slices, (50, 1, 1)), (1.0, 0.8, 0.8)))
+    peak, _ = predict("-i", tmp_path / "body.mha", "-o", tmp_path / "out", "-m", folder)
+    assert read_volume(tmp_path / "out" / "body.mha").array.shape == (1000, 512, 512)
+    assert peak < 8 * 1024
+    assert peak < 3.5 * 1024, f"{peak:.0f} MB; it was 2 GB once"
