@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,9 @@ def select_round(run: Run, number: int) -> dict[str, Any]:
     for rejected in (False, True):  # a rejected case has a score, but takes no other's place in a top fraction
         rows = [row for row in eligible if (judged[row] in reviews and reviews[judged[row]].is_rejected) == rejected]
         names = [judged[row] for row in rows]
-        decided, missing = _decide(run, rule, names, *_judged_table(run, number, names, table[rows], organs))
+        judged_by = _judged_table(run, number, names, table[rows], organs)
+        lacking = {name: _lacking(documents[name]) for name in names} if rule.complete else None
+        decided, missing = _decide(run, rule, names, *judged_by, lacking=lacking)
         decisions |= decided
         uncertain |= missing
     members = ",".join(f"{fold}:{checkpoint}" for fold, checkpoint in round_members(run, number))
@@ -95,8 +97,19 @@ def _change(run: Run, number: int, case: str) -> float:
     return float("nan") if value is None else float(value)
 
 
+def _lacking(document: dict[str, Any]) -> list[str]:
+    """Organs that a case's pseudo-label does not have."""
+    return [organ for organ, volume in document["volume_mm3"].items() if not volume]
+
+
 def _decide(
-    run: Run, rule: RoundSelection, cases: Sequence[str], table: np.ndarray, organs: Sequence[str]
+    run: Run,
+    rule: RoundSelection,
+    cases: Sequence[str],
+    table: np.ndarray,
+    organs: Sequence[str],
+    *,
+    lacking: Mapping[str, Sequence[str]] | None,
 ) -> tuple[dict[str, Decision], dict[str, list[str]]]:
     """Decisions by case and, with organ-wise acceptance, each case's uncertain organs."""
     if run.recipe.fusion.uncertain_organs == "drop-case":
@@ -108,6 +121,7 @@ def _decide(
             threshold=rule.threshold,
             top_fraction=rule.top_fraction,
             per_organ=rule.per_organ,
+            missing=lacking,
         )
         return {decision.case: decision for decision in chosen}, {}
     own = {organs.index(organ): least for organ, least in rule.per_organ.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,16 @@ from nnunet_flare.errors import TaskError
 from nnunet_flare.files import link_or_copy
 from nnunet_flare.fusion.members import class_locations, ignore_uncertain
 from nnunet_flare.rounds.arrays import ENDINGS, label_hash, read_array, read_properties, write_array, write_properties
+from nnunet_flare.rounds.decisions import load_reviews
 from nnunet_flare.rounds.label_maps import ignore_label
 from nnunet_flare.rounds.labelling import organ_ids
 from nnunet_flare.rounds.ledger import Entry, read_decisions, write_round
 from nnunet_flare.rounds.manifest import Base, Run
 from nnunet_flare.rounds.other_plans import cases_folder, has_same_arrays, prepare_cases
+from nnunet_flare.rounds.passes import iterations_of_pass, pass_of_round
 from nnunet_flare.rounds.plans import base_configuration, base_table, raw_cases, write_configuration
-from nnunet_flare.rounds.preprocess import remove_scratch
+from nnunet_flare.rounds.preprocess import failure, odd, remove_scratch
+from nnunet_flare.rounds.unlabelled import read_list
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +97,8 @@ def build_training(run: Run, name: str, number: int, taken: Sequence[Entry]) -> 
         shares |= _build_folder(run, base, target, list(cases), number - 1, taken, links, is_prepared=is_prepared)
         remove_scratch(cases_folder(target))
         cases |= {entry.case: Case("pseudo", round=number) for entry in taken}
+    stream = _stream(run) if run.recipe.is_online else []
+    cases |= {case: Case("unlabelled") for case in stream}
     write_table(run.preprocessed / table_name(name), cases)
     ignored = ignore_label(run) if any(entry.ignored for entry in taken) else None
     settings = run.recipe.settings(
@@ -102,9 +107,39 @@ def build_training(run: Run, name: str, number: int, taken: Sequence[Entry]) -> 
         stored_round=number,
         ignore_label=ignored,
         init_from=_start_of_fine_tuning(run) if number > run.last_round else None,
+        iterations=_iterations_of_pass(run, number, cases),
+        unlabelled=run.unlabelled_data.name if stream else None,
     )
     write_configuration(run, name, number, data_identifier=identifier, training=settings.to_json())
-    return {"cases": len(cases), "pseudo": len(taken), **links, "ignored": shares, "failed": failed}
+    counts = {"cases": len(cases), "pseudo": len(taken), "unlabelled": len(stream)}
+    return {**counts, **links, "ignored": shares, "failed": failed}
+
+
+def _iterations_of_pass(run: Run, number: int, cases: Mapping[str, Case]) -> int | None:
+    """Iterations of an epoch of a round that trains on some cases, where the recipe counts passes."""
+    if not run.recipe.counts_passes:
+        return None
+    roles = Counter(case.role for case in cases.values())
+    batch = base_configuration(run.base_of(number))["batch_size"]
+    samples = pass_of_round(run, number, roles["labelled"] + roles["partial"], roles["pseudo"])
+    return iterations_of_pass(samples, batch)
+
+
+def _stream(run: Run) -> list[str]:
+    """The unlabelled cases that an online training learns from: those that could be read, are not odd (unless they are
+    to be kept) and that no person rejected.
+    """
+    folder, reviews = run.unlabelled_data, load_reviews(run)
+    ready = [case.case for case in read_list(run.paths.unlabelled) if failure(folder, case.case) is None]
+    kept = [case for case in ready if run.recipe.selection.keep_odd or not odd(folder, case)]
+    kept = [case for case in kept if case not in reviews or not reviews[case].is_rejected]
+    log.info("%d of %d unlabelled scans take part in the training", len(kept), len(read_list(run.paths.unlabelled)))
+    if not kept:
+        raise TaskError(
+            f"{folder}: of {len(ready)} unlabelled scans that could be read none takes part, the others being odd or "
+            "rejected. flare-pseudolabel status names them; --set selection.keep_odd=true takes odd ones"
+        )
+    return kept
 
 
 def _start_of_fine_tuning(run: Run) -> str:

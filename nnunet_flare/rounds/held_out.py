@@ -14,6 +14,7 @@ from nnunet_flare.datasets import TrainingCase, check_cases
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.images import find_cases, read_labels, write_labels
+from nnunet_flare.rounds.coarse import whole_scan_labels
 from nnunet_flare.rounds.labelling import load_predictor, organ_ids, round_members
 from nnunet_flare.rounds.manifest import Run
 from nnunet_flare.rounds.plans import dataset_json
@@ -76,10 +77,10 @@ def predict_held_out(run: Run, model: Path, members: Sequence[tuple[str, str]], 
     cases = find_cases(images, ending, len(document["channel_names"]))
     todo = [case for case in cases if not (folder / f"{case}{ending}").is_file()]
     if todo:
-        predictor = load_predictor(run, model, members)
+        predict = whole_scan_labels(run, load_predictor(run, model, members))
         for case in tqdm(todo, desc="held-out cases", disable=None, unit="case"):
             reference = read_labels(labels / f"{case}{ending}", case)
-            write_labels(folder / f"{case}{ending}", predictor.predict(cases[case]), reference)
+            write_labels(folder / f"{case}{ending}", predict(cases[case]), reference)
     return list(cases)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +42,44 @@ def round_members(run: Run, number: int) -> list[tuple[str, str]]:
     return [(fold, checkpoint) for fold in folds for checkpoint in checkpoints]
 
 
-def load_predictor(run: Run, folder: Path, members: Sequence[tuple[str, str]]) -> Any:
-    """The members of a model folder as one predictor with the recipe's settings."""
+def labelling_members(run: Run, number: int) -> list[tuple[str, str]]:
+    """Those of a round's members that make its labels: all, or the last checkpoint alone."""
+    members = round_members(run, number)
+    return members[-1:] if run.recipe.fusion.method == "last" else members
+
+
+class _LastCheckpoint:
+    """Labels by the last of several checkpoints with test-time augmentation, judged by all of them without (Fosun)."""
+
+    def __init__(self, judges: Any, labeller: Any) -> None:
+        self._judges, self._labeller = judges, labeller
+        self.plans_manager = labeller.plans_manager
+        self.configuration_manager = labeller.configuration_manager
+        self.label_manager = labeller.label_manager
+
+    def predict_members(self, data: np.ndarray) -> Any:
+        """The label map of every checkpoint, and the softmax of the last one augmented."""
+        return replace(self._labeller.predict_members(data), labels=self._judges.predict_members(data).labels)
+
+
+def _load_labeller(run: Run, number: int) -> Any:
+    """What labels the cases of a round and gives the members' label maps beside."""
+    model, labelling = run.model(number), labelling_members(run, number)
+    labeller = load_predictor(run, model, labelling)
+    if labelling == round_members(run, number):
+        return labeller
+    return _LastCheckpoint(load_predictor(run, model, round_members(run, number), tta="none"), labeller)
+
+
+def load_predictor(run: Run, folder: Path, members: Sequence[tuple[str, str]], *, tta: str | None = None) -> Any:
+    """The members of a model folder as one predictor with the recipe's settings, or other test-time augmentation."""
     from nnunet_flare.inference.predictor import FlarePredictor, Member
 
     predict = run.recipe.predict
     return FlarePredictor.from_members(
         [Member(folder, fold if fold == "all" else int(fold), checkpoint) for fold, checkpoint in members],
         step_size=predict.step_size,
-        tta=predict.tta,
+        tta=tta or predict.tta,
         precision=predict.precision,
         backend=predict.backend,
         device=run.settings.device,
@@ -68,7 +98,7 @@ def label_shard(run: Run, number: int, part: int, parts: int) -> dict[str, int]:
     cases = shard(read_list(run.paths.unlabelled), part, parts)
     todo = [case for case in cases if not run.paths.case(number, case.case).is_file()]
     if todo:
-        predictor = load_predictor(run, run.model(number), round_members(run, number))
+        predictor = _load_labeller(run, number)
         _check_input(run, run.model(number), predictor)
         organs = organ_ids(run)
         for case in tqdm(todo, desc=f"round {number}: labelling", disable=None, unit="case"):
@@ -114,6 +144,8 @@ def _label_case(run: Run, number: int, case: UnlabelledCase, predictor: Any, org
         properties = read_properties(folder / f"{name}.pkl")
         prediction = predictor.predict_members(data)
         fused = prediction.mean_softmax.argmax(0).numpy().astype(np.uint8)
+        spacing = network_spacing_mm(properties, predictor.plans_manager, fused.shape)
+        fused = _cleaned(run, fused, spacing)
         agreement = _agreement(prediction.labels, max(organs.values()) + 1)
         per_organ = judged_by(agreement, run.recipe.selection_of(number).rule)
         _write_label(run, number, name, predictor, prediction, properties)
@@ -131,7 +163,7 @@ def _label_case(run: Run, number: int, case: UnlabelledCase, predictor: Any, org
             raise
         log.exception("%s could not be labelled", case.case)
         return {"failed": f"labelling failed ({type(error).__name__}: {error})"}
-    voxel_mm3 = float(np.prod(predictor.configuration_manager.spacing))
+    voxel_mm3 = float(np.prod(spacing))
     counts = np.bincount(fused.ravel(), minlength=max(organs.values()) + 1)
     return {
         "agreement": {n: None if agreement is None else float(per_organ[i - 1]) for n, i in organs.items()},
@@ -143,6 +175,29 @@ def _label_case(run: Run, number: int, case: UnlabelledCase, predictor: Any, org
         "odd": odd(run.unlabelled_data, case.case),
         "seconds": round(time.monotonic() - started, 3),
     }
+
+
+def network_spacing_mm(properties: dict[str, Any], plans_manager: Any, shape: Sequence[int]) -> tuple[float, ...]:
+    """Spacing (z, y, x) of a case's array on the network's grid, which plans of a fixed size do not say."""
+    stored = [float(properties["spacing"][axis]) for axis in plans_manager.transpose_forward]
+    before = properties["shape_after_cropping_and_before_resampling"]
+    return tuple(step * int(n) / new for step, n, new in zip(stored, before, shape, strict=True))
+
+
+def _cleaned(run: Run, labels: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
+    """A label map with the components that the recipe keeps."""
+    fusion = run.recipe.fusion
+    if fusion.components == "all":
+        return labels
+    from nnunet_flare.postprocessing.operations import keep_largest
+
+    z, y, x = spacing_mm
+    return keep_largest(
+        np.ascontiguousarray(labels),
+        (z, y, x),
+        organs=list(organ_ids(run).values()),
+        minimum_mm3=fusion.min_component_mm3,
+    )
 
 
 def _change(run: Run, number: int, case: str) -> float | None:
@@ -179,6 +234,7 @@ def _write_label(run: Run, number: int, case: str, predictor: Any, prediction: A
         predictor.configuration_manager,
         predictor.label_manager,
     )
+    labels = _cleaned(run, labels, [float(edge) for edge in properties["spacing"]])
     path = run.paths.label(number, case, dataset_json(run)["file_ending"])
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:

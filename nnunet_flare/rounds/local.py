@@ -198,9 +198,13 @@ def forget_failures(run: Run) -> None:
         failed = [c.case for c in read_list(run.paths.unlabelled) if failure(run.unlabelled_data, c.case) is not None]
         for case in failed:
             state_file(run.unlabelled_data, case).unlink()
+            if run.paths.box(case).is_file() and "failed" in read_json(run.paths.box(case)):
+                run.paths.box(case).unlink()
         if failed:
             log.info("%d scans that were set aside are tried again: %s", len(failed), ", ".join(failed[:5]))
-            run.paths.done("unlabelled").unlink(missing_ok=True)
+            for task in graph(run).values():
+                if task.stage in ("locate", "unlabelled"):
+                    run.paths.done(task.name).unlink(missing_ok=True)
         for task in graph(run).values():
             if task.stage == "label" and not run.paths.done(f"select-r{task.round}").is_file():
                 for path in (run.paths.round(task.round or 0) / "cases").glob("*.json"):

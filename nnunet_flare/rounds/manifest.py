@@ -23,9 +23,10 @@ PACKAGES = ("nnunet-flare", "nnunetv2", "torch", "numpy", "batchgeneratorsv2", "
 class Settings:
     """Everything the user chose; a resumed run must have the same.
 
-    ``folders`` are nnU-Net's three; ``final_plans_name`` the final model's plans where it has its own; ``init_model`` a
-    model folder whose ``init_folds`` are round 0's members; ``eval_images`` and ``eval_labels`` held-out cases;
-    ``shards`` the parts that labelling is split into.
+    ``folders`` are nnU-Net's three; ``final_plans_name`` the final model's plans where it has its own, and
+    ``coarse_plans_name`` the coarse model's where the run trains one; ``init_model`` a model folder whose
+    ``init_folds`` are round 0's members; ``eval_images`` and ``eval_labels`` held-out cases; ``shards`` the parts that
+    labelling is split into.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Settings:
     device: str
     shards: int
     final_plans_name: str | None = None
+    coarse_plans_name: str | None = None
     init_model: str | None = None
     init_folds: tuple[str, ...] = ()
     eval_images: str | None = None
@@ -45,7 +47,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Base:
-    """Plans and configuration that trainings build on: those of the rounds, or the final model's own.
+    """Plans and configuration that trainings build on: those of the rounds, the final model's or the coarse model's.
 
     ``task`` is the task that plans it and preprocesses the labelled cases; ``changes`` are the recipe's to the plan.
     """
@@ -103,6 +105,34 @@ class Run:
             return self.base
         return Base(self.preprocessed, self.settings.final_plans_name, *self._base_parts(final=True), "plan-final")
 
+    @property
+    def coarse_base(self) -> Base | None:
+        """What the coarse model builds on; None where the run trains none."""
+        roi, name = self.recipe.roi, self.settings.coarse_plans_name
+        if roi is None or name is None:
+            return None
+        return Base(self.preprocessed, name, roi.configuration, roi.planner, roi.plan.changes(), "plan-coarse")
+
+    @property
+    def coarse_configuration(self) -> str:
+        """Name of the configuration that trains the coarse model."""
+        configuration = "" if self.recipe.roi is None else self.recipe.roi.configuration
+        return f"{configuration}_{self.settings.name}_coarse"
+
+    @property
+    def coarse_model(self) -> Path:
+        """The coarse model's folder: the given one, else the one that the run trains.
+
+        Raises:
+            InputError: where the recipe has no coarse model.
+        """
+        roi = self.recipe.roi
+        if roi is None:
+            raise InputError(f"{self.root}: recipe {self.recipe.name} has no coarse model (roi)")
+        if roi.model is not None:
+            return Path(roi.model)
+        return self.results / f"{roi.trainer}__{self.settings.coarse_plans_name}__{self.coarse_configuration}"
+
     def _base_parts(self, *, final: bool) -> tuple[str, str, dict[str, Any]]:
         planner, configuration, changes = self.recipe.base_changes(final=final)
         return configuration, planner, changes
@@ -127,8 +157,9 @@ class Run:
 
     @property
     def unlabelled_data(self) -> Path:
-        """The preprocessed unlabelled cases, shared by all runs with these plans."""
-        return self.preprocessed / f"{self.base_identifier}_un"
+        """The preprocessed unlabelled cases: shared by all runs with these plans, unless a coarse model crops them."""
+        own = "" if self.recipe.roi is None else f"_{self.settings.name}"
+        return self.preprocessed / f"{self.base_identifier}{own}_un"
 
     def configuration(self, number: int) -> str:
         """Name of a round's configuration."""

@@ -45,6 +45,10 @@ class RunPaths:
         """The HTML report's folder."""
         return self.root / "report"
 
+    def box(self, case: str) -> Path:
+        """Where the coarse model found the organs of an unlabelled scan."""
+        return self.root / "roi" / f"{case}.json"
+
     def done(self, task: str) -> Path:
         """Marker of a finished task, written after its output was checked."""
         return self.root / "tasks" / f"{task}.done.json"

@@ -237,10 +237,18 @@ def write_configuration(
         data_identifier: folder of the round's data; None: the base's.
         training: what stands under ``"flare"``.
     """
-    from nnunet_flare.trainers.settings import KEY
-
     base = run.base_of(number)
     check_base(run, base)
+    add_configuration(run, base, name, data_identifier=data_identifier, training=training)
+    log.info("round %d trains configuration %s", number, name)
+
+
+def add_configuration(
+    run: Run, base: Base, name: str, *, data_identifier: str | None, training: dict[str, Any]
+) -> None:
+    """Add (or replace) a configuration that inherits from a base; see :func:`write_configuration`."""
+    from nnunet_flare.trainers.settings import KEY
+
     with LockFile(run.preprocessed / "flare_plans.lock", f"the plans of {run.settings.dataset}", wait=True):
         plans = read_json(base.plans_file)
         entry: dict[str, Any] = {"inherits_from": base.configuration, KEY: training}
@@ -249,4 +257,3 @@ def write_configuration(
         if plans["configurations"].get(name) != entry:
             plans["configurations"][name] = entry
             write_json(base.plans_file, plans)
-    log.info("round %d trains configuration %s", number, name)

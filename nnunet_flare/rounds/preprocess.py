@@ -17,17 +17,19 @@ from uuid import uuid4
 import numpy as np
 from tqdm import tqdm
 
-from nnunet_flare.dicom import read_scan
 from nnunet_flare.errors import CaseError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.images import check_values, oddities
 from nnunet_flare.rounds.arrays import ENDINGS, write_array, write_properties
+from nnunet_flare.rounds.boxes import Box, preprocess_box
 from nnunet_flare.rounds.locks import LockFile
 from nnunet_flare.rounds.manifest import Run
 from nnunet_flare.rounds.plans import dataset_json, num_processes
-from nnunet_flare.rounds.unlabelled import UnlabelledCase, read_list
+from nnunet_flare.rounds.unlabelled import UnlabelledCase, read_list, read_scans
 
 log = logging.getLogger(__name__)
+
+NOTHING_FOUND = "the coarse model found no organ; the whole scan is taken"
 
 
 def state_file(folder: Path, case: str) -> Path:
@@ -72,16 +74,19 @@ def _preprocess_missing(run: Run, retry_failed: bool) -> dict[str, int]:
     ]
     if todo:
         documents = (str(run.plans_file), run.recipe.configuration, dataset_json(run))
+        boxes = {} if run.recipe.roi is None else {case.case: read_json(run.paths.box(case.case)) for case in todo}
         workers = num_processes(len(todo))
         log.info("preprocessing %d unlabelled scans", len(todo))
         bar = tqdm(total=len(todo), desc="unlabelled scans", disable=None, unit="scan")
         if workers == 1:
             for case in todo:
-                _preprocess_case(case, folder, *documents)
+                _preprocess_case(case, folder, *documents, boxes.get(case.case))
                 bar.update()
         else:
             with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-                futures = [pool.submit(_preprocess_case, case, folder, *documents) for case in todo]
+                futures = [
+                    pool.submit(_preprocess_case, case, folder, *documents, boxes.get(case.case)) for case in todo
+                ]
                 for future in futures:
                     future.result()
                     bar.update()
@@ -93,12 +98,23 @@ def _preprocess_missing(run: Run, retry_failed: bool) -> dict[str, int]:
 
 
 def _preprocess_case(
-    case: UnlabelledCase, folder: Path, plans_file: str, configuration: str, dataset: dict[str, Any]
+    case: UnlabelledCase,
+    folder: Path,
+    plans_file: str,
+    configuration: str,
+    dataset: dict[str, Any],
+    located: dict[str, Any] | None,
 ) -> None:
+    """Write a case's arrays and state; ``located`` is what its coarse pass found, where there was one."""
     state: dict[str, Any] = {"source": case.source}
     try:
         state["odd"] = _check(case, len(dataset.get("channel_names", dataset.get("modality", {}))))
-        _write_arrays(case, folder, plans_file, configuration, dataset)
+        if located is not None and "failed" in located:
+            raise CaseError(case.case, located["failed"])
+        box = None if located is None else located["box"]
+        if located is not None and box is None:
+            state["odd"].append(NOTHING_FOUND)
+        _write_arrays(case, folder, plans_file, configuration, dataset, box)
     except CaseError as error:
         state["failed"] = error.reason
     except Exception as error:  # whatever one scan does to the readers must not end a run over thousands
@@ -113,23 +129,31 @@ def _check(case: UnlabelledCase, channels: int) -> list[str]:
     if len(case.images) != channels:
         raise CaseError(case.case, f"{case.source}: {len(case.images)} channel(s), the dataset has {channels}")
     found: list[str] = []
-    for image in case.images:
-        path = Path(image)
-        volume = read_scan(path if path.exists() else Path(case.source), case.case)
-        check_values(volume, case.case, path)
+    for image, volume in zip(case.images, read_scans(case), strict=True):
+        check_values(volume, case.case, Path(image))
         found += oddities(volume)
     return found
 
 
 def _write_arrays(
-    case: UnlabelledCase, folder: Path, plans_file: str, configuration: str, dataset: dict[str, Any]
+    case: UnlabelledCase,
+    folder: Path,
+    plans_file: str,
+    configuration: str,
+    dataset: dict[str, Any],
+    box: Box | None,
 ) -> None:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     plans = PlansManager(plans_file)
     manager = plans.get_configuration(configuration)
     preprocessor = manager.preprocessor_class(verbose=False)
-    data, seg, properties = preprocessor.run_case(list(case.images), None, plans, manager, dataset)
+    if hasattr(preprocessor, "makes_training_cases"):
+        preprocessor.makes_training_cases = True  # of another size than what is only predicted
+    if box is None:
+        data, seg, properties = preprocessor.run_case(list(case.images), None, plans, manager, dataset)
+    else:
+        data, seg, properties = preprocess_box(preprocessor, case.images, box, plans, manager, dataset)
     properties["class_locations"] = {}
     write_array(folder / f"{case.case}.b2nd", data.astype(np.float32, copy=False), manager.patch_size)
     write_array(folder / f"{case.case}_seg.b2nd", seg.astype(np.int16, copy=False), manager.patch_size)

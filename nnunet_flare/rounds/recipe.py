@@ -27,12 +27,14 @@ from nnunet_flare.rounds.recipe_parts import (
     Part,
     PlanChanges,
     Predict,
+    Roi,
+    RoundAugmentation,
     RoundSelection,
     Selection,
     Stop,
     of_round,
 )
-from nnunet_flare.trainers.settings import AugmentationSettings, TrainingSettings
+from nnunet_flare.trainers.settings import TrainingSettings
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 """Names of runs: letters, digits, hyphen."""
@@ -41,6 +43,12 @@ RECIPE_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 LOOP_KEYS = ("augmentation", "checkpoints_at", "run", "round", "recipe_hash", "init_from", "ignore_label", "seed")
 """Training settings that the loop sets itself, from other keys of the recipe."""
+
+ONLINE_TRAINER = "nnUNetTrainerFlareAdversarial"
+"""The trainer that learns from unlabelled scans as they are: nothing is labelled or selected before its training."""
+
+EPOCHS = ("iterations", "pass")
+"""What ``training.epoch`` may be: ``iterations_per_epoch``, or a pass over the data (see ``rounds.passes``)."""
 
 
 class Recipe(Part):
@@ -56,7 +64,8 @@ class Recipe(Part):
     plan: PlanChanges = PlanChanges()
     members: Members = Members()
     training: dict[str, Any] = {}
-    augmentation: AugmentationSettings = AugmentationSettings()
+    augmentation: RoundAugmentation = RoundAugmentation()
+    roi: Roi | None = None
     predict: Predict = Predict()
     selection: Selection = Selection()
     fusion: Fusion = Fusion()
@@ -76,17 +85,29 @@ class Recipe(Part):
         epochs = self.training.get("num_epochs", 1000)
         if isinstance(epochs, list) and (not epochs or not all(isinstance(n, int) and n > 0 for n in epochs)):
             raise ValueError("training.num_epochs: expected a whole number above 0, or one per round")
+        if self.is_online:
+            self._check_online()
         for number in range(self.final_round + 1):
             self.settings(number, run=None)
         self.settings(self.final_round + 1, run=None)
         for number in range(self.final_round):
             self._check_selection(number)
-        if self.members.kind == "checkpoints" and len(set(self._checkpoint_epochs(0))) < 2:
+            self._check_checkpoints(number)
+        if self.roi is not None:
+            self.coarse_settings(run=None)
+        return self
+
+    def _check_checkpoints(self, number: int) -> None:
+        if self.members.kind == "checkpoints" and len(set(self._checkpoint_epochs(number))) < 2:
             raise ValueError(
                 f"members.at {list(self.members.at)} gives fewer than two different checkpoints in a training of "
-                f"{self.settings(0, run=None).num_epochs} epochs"
+                f"{self.num_epochs(number)} epochs (round {number})"
             )
-        return self
+        if self.members.kind != "checkpoints" and self.fusion.method == "last":
+            raise ValueError(
+                f"fusion.method: found 'last', which is the last checkpoint of one training, but members.kind is "
+                f"'{self.members.kind}'; expected 'checkpoints', or fusion.method=mean-softmax"
+            )
 
     def selection_of(self, number: int) -> RoundSelection:
         """How a round selects."""
@@ -102,6 +123,11 @@ class Recipe(Part):
             raise ValueError(
                 f"selection.rule: found '{rule}', which compares the checkpoints of one training, but members.kind "
                 f"is '{self.members.kind}'; expected 'checkpoints'"
+            )
+        if self.selection.complete and self.fusion.uncertain_organs == "ignore":
+            raise ValueError(
+                "selection.complete: refuses cases that lack an organ, but fusion.uncertain_organs is 'ignore', which "
+                "judges organ by organ; expected one of the two"
             )
         if rule == "round-change":
             self._check_round_change(number)
@@ -145,9 +171,35 @@ class Recipe(Part):
         return int(self.training.get("num_gpus", 1))
 
     @property
+    def is_online(self) -> bool:
+        """Whether the only training learns from the unlabelled scans itself; see :data:`ONLINE_TRAINER`."""
+        return re.sub(r"_\d+epochs$", "", self.trainer) == ONLINE_TRAINER
+
+    def _check_online(self) -> None:
+        """Keys of rounds that an online recipe does not have."""
+        selection = Selection(rule="all", keep_odd=self.selection.keep_odd)
+        for key, given, needed in (
+            ("rounds", self.rounds, 1),
+            ("members", self.members, Members(count=1)),
+            ("selection", self.selection, selection),
+            ("fusion", self.fusion, Fusion()),
+            ("final", self.final, Final()),
+            ("stop", self.stop, Stop()),
+        ):
+            if given != needed:
+                shown = given.model_dump(exclude_defaults=True) if isinstance(given, Part) else given
+                wanted = needed.model_dump(exclude_defaults=True) if isinstance(needed, Part) else needed
+                raise ValueError(
+                    f"{key}: found {shown!r}, but trainer {self.trainer} learns from the unlabelled scans in one "
+                    f"training, without labelling them before; expected {wanted!r}"
+                )
+        if "unlabelled" in (self.training.get("adversarial") or {}):
+            raise ValueError("training.adversarial.unlabelled: is set by the loop and cannot be given here")
+
+    @property
     def final_round(self) -> int:
         """Number of the final training: how often unlabelled cases are labelled before it."""
-        return self.rounds
+        return 0 if self.is_online else self.rounds
 
     @property
     def hash(self) -> str:
@@ -184,6 +236,8 @@ class Recipe(Part):
         stored_round: int | None = None,
         ignore_label: int | None = None,
         init_from: str | None = None,
+        iterations: int | None = None,
+        unlabelled: str | None = None,
     ) -> TrainingSettings:
         """The ``"flare"`` entry of a round's configuration.
 
@@ -193,6 +247,8 @@ class Recipe(Part):
             stored_round: the number that is written, other than ``number`` after an early stop.
             ignore_label: value in the round's labels that the loss leaves out.
             init_from: checkpoint to start from.
+            iterations: of a pass over the data, where :attr:`counts_passes` and once it is known.
+            unlabelled: data folder of the unlabelled scans, where :attr:`is_online`.
         """
         final = number >= self.final_round
         given = {k: v for k, v in self.training.items() if k not in ("num_gpus", "pretrained_weights")}
@@ -202,7 +258,11 @@ class Recipe(Part):
             given |= self.final.training
         if number > self.final_round and self.final.finetune is not None:
             given |= {"initial_lr": self.final.finetune.initial_lr}
-        augmentation = self.final.augmentation if final and self.final.augmentation is not None else self.augmentation
+        if unlabelled is not None:
+            given |= {"adversarial": {**given.get("adversarial", {}), "unlabelled": unlabelled}}
+        given = _with_epoch("training", given, iterations)
+        augmentation = self.final.augmentation if final else None
+        augmentation = augmentation or self.augmentation.in_round(number)
         stored = number if stored_round is None else stored_round
         document = {
             **given,
@@ -216,10 +276,27 @@ class Recipe(Part):
             "round": None if run is None else stored,
             "recipe_hash": None if run is None else self.hash,
         }
-        try:
-            return TrainingSettings.model_validate_json(json.dumps(document), strict=True)
-        except ValidationError as error:
-            raise ValueError("; ".join(_explain(error, "training."))) from error
+        return _training_settings("training.", given, document)
+
+    @property
+    def counts_passes(self) -> bool:
+        """Whether an epoch is a pass over the data."""
+        return self.training.get("epoch") == "pass"
+
+    def coarse_settings(self, *, run: str | None, iterations: int | None = None) -> TrainingSettings:
+        """The ``"flare"`` entry of the coarse model's configuration; ``iterations`` as for :meth:`settings`."""
+        if self.roi is None:
+            raise ValueError("the recipe has no coarse model")
+        self._check_loop_keys("roi.training", self.roi.training, (*LOOP_KEYS, "num_gpus", "pretrained_weights"))
+        given = _with_epoch("roi.training", self.roi.training, iterations)
+        document = {
+            **given,
+            "augmentation": self.roi.augmentation.model_dump(),
+            "seed": self.seed,
+            "run": run,
+            "recipe_hash": None if run is None else self.hash,
+        }
+        return _training_settings("roi.training.", given, document)
 
     @staticmethod
     def _check_loop_keys(where: str, given: Mapping[str, Any], loop_keys: Sequence[str]) -> None:
@@ -245,6 +322,31 @@ class Recipe(Part):
         from nnunet_flare.trainers.settings import checkpoint_epochs
 
         return list(checkpoint_epochs(self.members.at, self.num_epochs(number)).values())
+
+
+def _with_epoch(where: str, training: Mapping[str, Any], iterations: int | None) -> dict[str, Any]:
+    """Training settings without the key ``epoch``, and with the iterations of a pass where an epoch is one."""
+    given = dict(training)
+    epoch = given.pop("epoch", "iterations")
+    if epoch not in EPOCHS:
+        raise ValueError(f"{where}.epoch: found {epoch!r}, expected {' or '.join(EPOCHS)}")
+    if epoch == "iterations":
+        return given
+    if "iterations_per_epoch" in given:
+        raise ValueError(
+            f"{where}.iterations_per_epoch: found {given['iterations_per_epoch']!r}, but {where}.epoch is 'pass'; "
+            "give one of the two"
+        )
+    return given if iterations is None else {**given, "iterations_per_epoch": iterations}
+
+
+def _training_settings(prefix: str, given: Mapping[str, Any], document: Mapping[str, Any]) -> TrainingSettings:
+    """Validated settings: what was given, and what the loop sets; the trainer has its defaults for the others."""
+    known = {key: value for key, value in document.items() if value is not None or key in given}
+    try:
+        return TrainingSettings.model_validate_json(json.dumps(known), strict=True)
+    except ValidationError as error:
+        raise ValueError("; ".join(_explain(error, prefix))) from error
 
 
 def shipped_recipes() -> list[str]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from nnunet_flare.trainers.settings import AugmentationSettings
+from nnunet_flare.trainers.settings import Augmentation, AugmentationSettings
 
 Value = TypeVar("Value")
 Rule = Literal["min-organ", "trimmed-min", "mean-organ", "stability", "round-change", "all"]
@@ -43,6 +43,12 @@ _Thresholds = Annotated[
 ]
 _Fractions = Annotated[
     Annotated[_Share | None, Tag(ONE)] | Annotated[tuple[_Share | None, ...], Field(min_length=1), Tag(PER_ROUND)],
+    Discriminator(_form),
+]
+
+
+_Chains = Annotated[
+    Annotated[Augmentation, Tag(ONE)] | Annotated[tuple[Augmentation, ...], Field(min_length=1), Tag(PER_ROUND)],
     Discriminator(_form),
 ]
 
@@ -98,7 +104,7 @@ class Predict(Part):
     """How the unlabelled cases are labelled."""
 
     step_size: float = Field(0.5, gt=0, le=1)
-    tta: Literal["none", "mirror"] = "mirror"
+    tta: Literal["none", "mirror", "crop-rotate"] = "mirror"
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     backend: Literal["auto", "torch", "openvino"] = Field(
         "torch", description="on the CPU; OpenVINO is faster, but converts every checkpoint of every round first"
@@ -114,6 +120,7 @@ class RoundSelection:
     top_fraction: float | None
     per_organ: dict[str, float]
     keep_odd: bool
+    complete: bool
 
 
 class Selection(Part):
@@ -124,6 +131,7 @@ class Selection(Part):
     top_fraction: _Fractions = None
     per_organ: dict[str, _Unit] = {}
     keep_odd: bool = Field(False, description="take scans that are odd (not CT-like values, strange spacing) too")
+    complete: bool = Field(False, description="take only cases whose pseudo-label has every organ")
 
     def in_round(self, number: int) -> RoundSelection:
         """What holds for a round."""
@@ -133,17 +141,64 @@ class Selection(Part):
             top_fraction=of_round(self.top_fraction, number),
             per_organ=dict(self.per_organ),
             keep_odd=self.keep_odd,
+            complete=self.complete,
         )
 
 
 class Fusion(Part):
-    """How the members' outputs become one label."""
+    """How the members' outputs become one label.
 
-    method: Literal["mean-softmax"] = "mean-softmax"
+    ``last`` takes the last of several checkpoints alone, with the test-time augmentation of ``predict.tta``; the
+    members are then compared without any (Fosun).
+    """
+
+    method: Literal["mean-softmax", "last"] = "mean-softmax"
+    components: Literal["all", "largest"] = Field("all", description="largest: one component of each organ stays")
+    min_component_mm3: float = Field(10.0, ge=0, description="with 'largest': above this, or the organ is removed")
     uncertain_organs: Literal["drop-case", "ignore"] = Field(
         "drop-case", description="ignore: keep a case whose other organs are certain, leave the uncertain ones out"
     )
     min_certain_organs: _Unit = Field(0.5, description="with 'ignore': smallest share of organs that are certain")
+
+
+def _chain(given: Augmentation | tuple[Augmentation, ...], number: int) -> Augmentation:
+    return given if isinstance(given, str) else of_round(given, number)
+
+
+class RoundAugmentation(Part):
+    """The augmentation chain of each role; one, or one per round."""
+
+    labelled: _Chains = "stock"
+    pseudo: _Chains = "strong"
+    partial: _Chains = "stock"
+
+    def in_round(self, number: int) -> AugmentationSettings:
+        """What holds for a round."""
+        return AugmentationSettings(
+            labelled=_chain(self.labelled, number),
+            pseudo=_chain(self.pseudo, number),
+            partial=_chain(self.partial, number),
+        )
+
+
+class Roi(Part):
+    """Coarse to fine: the model that finds the organs' box in every unlabelled scan, once for all rounds.
+
+    It is trained on the labelled scans, or is given as the folder of a trained ``model``.
+    """
+
+    planner: str = "nnUNetPlannerFlareCoarse"
+    configuration: str = "3d_fullres"
+    trainer: str = "nnUNetTrainerFlareSelective"
+    plan: PlanChanges = PlanChanges()
+    training: dict[str, Any] = {}
+    augmentation: AugmentationSettings = AugmentationSettings(labelled="weak", partial="weak")
+    model: str | None = Field(None, min_length=1)
+    rule: Literal["union", "fosun", "sztu"] = Field("union", description="what of the coarse map counts as organ")
+    margin_mm: float | None = Field(
+        None, ge=0, description="around the box in unlabelled scans; default: the plans' own of labelled ones, or 40"
+    )
+    test_margin_mm: float = Field(20.0, ge=0, description="around the box in held-out scans (--eval)")
 
 
 class FineTuning(Part):

@@ -88,6 +88,7 @@ def plan_run(request: Request, recipe: Recipe, folders: Mapping[str, Path]) -> P
         dataset=raw.name,
         plans_name=_plans_name(recipe, name),
         final_plans_name=_final_plans_name(recipe, name),
+        coarse_plans_name=_coarse_plans_name(recipe, name),
         unlabelled_dir=str(request.unlabelled.absolute()),
         recipe=recipe.model_dump(mode="json"),
         folders={variable: str(Path(folders[variable]).absolute()) for variable in FOLDERS},
@@ -166,13 +167,28 @@ def _final_plans_name(recipe: Recipe, name: str) -> str | None:
     return f"{default}_{name}-final" if changes else default
 
 
+def _coarse_plans_name(recipe: Recipe, name: str) -> str | None:
+    """The coarse model's plans, named alike; None where the run trains no coarse model."""
+    roi = recipe.roi
+    if roi is None or roi.model is not None:
+        return None
+    default = default_plans_name(roi.planner)
+    return f"{default}_{name}-coarse" if roi.plan.changes() else default
+
+
 def check_init_members(request: Request, folds: Sequence[str], recipe: Recipe) -> None:
     """Refuse given models that the recipe's rule could not judge the labels of.
 
     Raises:
-        InputError: for one model where the rule needs agreement, or folds where it compares checkpoints.
+        InputError: for one model where the rule needs agreement, for folds where it compares checkpoints, and where
+            nothing is labelled at all.
     """
     rule = recipe.selection_of(0).rule
+    if request.init_model is not None and recipe.is_online:
+        raise InputError(
+            f"--init_model {request.init_model}: recipe {recipe.name} has no round that a given model could label; "
+            "start the training from its weights with --set training.pretrained_weights=CHECKPOINT"
+        )
     if request.init_model is None or rule == "all":
         return
     if rule == "stability":

@@ -15,7 +15,7 @@ from typing import Literal
 from nnunet_flare.errors import InputError
 from nnunet_flare.rounds.manifest import Run
 
-Stage = Literal["plan", "unlabelled", "build", "train", "label", "select", "report", "evaluate"]
+Stage = Literal["plan", "locate", "unlabelled", "build", "train", "label", "select", "report", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,23 @@ class Task:
 def train_arguments(run: Run, task: Task, *, resume: bool = False) -> list[str]:
     """Arguments of ``nnUNetv2_train`` for a training task; ``resume``: go on from the checkpoint that is there."""
     recipe = run.recipe
-    if task.round is None or task.fold is None:
+    if task.stage != "train" or task.fold is None:
         raise ValueError(f"{task.name} is no training")
+    dataset = str(int(run.settings.dataset[len("Dataset") :][:3]))
+    device = ["-device", run.settings.device]
+    if task.round is None:
+        trainer, plans, configuration = run.coarse_model.name.split("__")
+        words = [dataset, configuration, task.fold, "-tr", trainer, "-p", plans, *device]
+        return [*words, "--c"] if resume else words
     arguments = [
-        str(int(run.settings.dataset[len("Dataset") :][:3])),
+        dataset,
         run.configuration(task.round),
         task.fold,
         "-tr",
         run.trainer(task.round),
         "-p",
         run.base_of(task.round).plans_name,
-        "-device",
-        run.settings.device,
+        *device,
     ]
     if recipe.num_gpus > 1:
         arguments += ["-num_gpus", str(recipe.num_gpus)]
@@ -73,10 +78,12 @@ def graph(run: Run, *, last: int | None = None) -> dict[str, Task]:
         run: the run.
         last: the round of the final training; None: the run's own, which an early stop makes smaller.
     """
-    tasks: list[Task] = [Task("plan", "plan", ()), Task("unlabelled", "unlabelled", ("plan",))]
     gpus = 0 if run.settings.device == "cpu" else 1
+    tasks: list[Task] = [Task("plan", "plan", ()), *_locating(run, gpus)]
+    tasks.append(Task("unlabelled", "unlabelled", tuple(t.name for t in tasks if t.stage in ("plan", "locate"))))
     train_gpus = 0 if gpus == 0 else run.recipe.num_gpus
     last = run.last_round if last is None else last
+    coarse = tuple(task.name for task in tasks if task.name == "train-coarse")  # held-out scans want it too
     before_final: tuple[str, ...] = ()
     if run.final_base != run.base:
         tasks.append(Task(run.final_base.task, "plan", ("plan",), last))
@@ -86,6 +93,7 @@ def graph(run: Run, *, last: int | None = None) -> dict[str, Task]:
         if number > 0 or run.settings.init_model is None:
             before: tuple[str, ...] = (f"select-r{number - 1}",) if number > 0 else ("plan",)
             before += before_final if number == last else ()
+            before += ("unlabelled",) if run.recipe.is_online else ()
             tasks.append(Task(f"build-r{number}", "build", before, number))
             folds = run.recipe.member_folds(number if number < last else run.recipe.final_round)
             for fold in folds:
@@ -94,7 +102,7 @@ def graph(run: Run, *, last: int | None = None) -> dict[str, Task]:
                 trained += (name,)
         measured: tuple[str, ...] = ()
         if run.settings.eval_images is not None:
-            tasks.append(Task(f"evaluate-r{number}", "evaluate", (*trained, "plan"), number, gpus=gpus))
+            tasks.append(Task(f"evaluate-r{number}", "evaluate", (*trained, *coarse, "plan"), number, gpus=gpus))
             measured = (f"evaluate-r{number}",)
         if number < last:
             shards = []
@@ -109,6 +117,18 @@ def graph(run: Run, *, last: int | None = None) -> dict[str, Task]:
             if run.recipe.final.finetune is not None:
                 tasks += _fine_tuning(run, number + 1, trained, gpus, train_gpus)
     return {task.name: task for task in tasks}
+
+
+def _locating(run: Run, gpus: int) -> list[Task]:
+    """The tasks that find the organs' boxes: the coarse model's training, unless it is given, and its passes."""
+    if run.recipe.roi is None:
+        return []
+    tasks, base = [], run.coarse_base
+    if base is not None:
+        tasks = [Task(base.task, "plan", ("plan",)), Task("train-coarse", "train", (base.task,), fold="all", gpus=gpus)]
+    before = (tasks[-1].name if tasks else "plan",)
+    parts = range(run.settings.shards)
+    return tasks + [Task(f"locate-p{part}", "locate", before, part=part, gpus=gpus) for part in parts]
 
 
 def _fine_tuning(run: Run, number: int, after: tuple[str, ...], gpus: int, train_gpus: int) -> list[Task]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from nnunet_flare.dicom import dicom_files, read_scan, series_folders
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.files import link_or_copy, read_json, write_json
-from nnunet_flare.images import SUFFIXES, stem_of, suffix_of, write_volume
+from nnunet_flare.images import SUFFIXES, Volume, stem_of, suffix_of, write_volume
 
 log = logging.getLogger(__name__)
 
@@ -149,6 +149,16 @@ def read_list(path: Path) -> list[UnlabelledCase]:
         UnlabelledCase(entry["case"], entry["source"], tuple(entry["images"]), entry["size_bytes"])
         for entry in read_json(path)["cases"]
     ]
+
+
+def read_scans(case: UnlabelledCase) -> list[Volume]:
+    """The channels of a scan as they are stored; where a link is broken or a conversion failed, from its source.
+
+    Raises:
+        CaseError: when one cannot be read.
+    """
+    paths = [Path(image) for image in case.images]
+    return [read_scan(path if path.exists() else Path(case.source), case.case) for path in paths]
 
 
 def shard(cases: Sequence[UnlabelledCase], part: int, parts: int) -> list[UnlabelledCase]:

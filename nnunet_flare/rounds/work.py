@@ -58,8 +58,19 @@ def do_task(run: Run, task: Task) -> None:
 def _plan(run: Run, task: Task) -> dict[str, Any]:
     from nnunet_flare.rounds.plans import plan_and_preprocess
 
+    coarse = run.coarse_base
+    if coarse is not None and task.name == coarse.task:
+        from nnunet_flare.rounds.coarse import plan_coarse
+
+        return {"base_hash": plan_coarse(run, coarse)}
     final = task.name == run.final_base.task
     return {"base_hash": plan_and_preprocess(run, run.final_base if final else run.base)}
+
+
+def _locate(run: Run, task: Task) -> dict[str, Any]:
+    from nnunet_flare.rounds.coarse import locate_shard
+
+    return locate_shard(run, task.part, run.settings.shards)
 
 
 def _unlabelled(run: Run, task: Task) -> dict[str, Any]:
@@ -105,7 +116,8 @@ def _evaluate(run: Run, task: Task) -> dict[str, Any]:
 
 def _train(run: Run, task: Task) -> dict[str, Any]:
     """``nnUNetv2_train`` in a process group of its own, continued with ``--c`` where a checkpoint is left."""
-    folder = run.model(_number(task)) / f"fold_{task.fold}"
+    model = run.coarse_model if task.round is None else run.model(task.round)
+    folder = model / f"fold_{task.fold}"
     final = folder / CHECKPOINTS[0]
     resume = any((folder / name).is_file() for name in CHECKPOINTS)
     arguments = train_arguments(run, task, resume=resume)
@@ -117,13 +129,15 @@ def _train(run: Run, task: Task) -> dict[str, Any]:
         )
     from nnunet_flare.checkpoints import load_checkpoint
 
-    for checkpoint in ("checkpoint_final.pth", *run.recipe.member_checkpoints(run.recipe_number(_number(task)))):
+    members = [] if task.round is None else run.recipe.member_checkpoints(run.recipe_number(task.round))
+    for checkpoint in ("checkpoint_final.pth", *members):
         load_checkpoint(folder / checkpoint)
     return {"checkpoint": str(final)}
 
 
 STAGES: dict[str, Callable[[Run, Task], dict[str, Any]]] = {
     "plan": _plan,
+    "locate": _locate,
     "unlabelled": _unlabelled,
     "build": _build,
     "train": _train,

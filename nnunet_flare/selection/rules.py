@@ -64,6 +64,7 @@ def select(
     threshold: float = 0.9,
     top_fraction: float | None = None,
     per_organ: Mapping[str, float] | None = None,
+    missing: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Decision]:
     """Decide on every case: score >= ``threshold`` (inclusive), every organ of ``per_organ`` at least its own
     threshold, and of those only the best ``top_fraction`` of *all* cases. The order of the cases does not matter; ties
@@ -77,6 +78,8 @@ def select(
         threshold: smallest score that is taken.
         top_fraction: largest share of the cases that is taken, rounded to the nearest whole case, at least one.
         per_organ: smallest agreement by organ name.
+        missing: organs that a case's label lacks, by case; such a case is not taken (Fosun's ``label_complete``). None:
+            nobody asks for complete labels.
     """
     values = np.asarray(table, dtype=float).reshape(len(cases), len(organs))
     unknown = sorted(set(per_organ or {}) - set(organs))
@@ -95,6 +98,9 @@ def select(
             value = np.nan_to_num(values[row, list(organs).index(organ)], nan=0.0)
             if reasons[row] is None and value < least:
                 reasons[row] = f"{organ} {value:.3f} < {least:g}"
+        lacking = (missing or {}).get(cases[row])
+        if reasons[row] is None and lacking:
+            reasons[row] = f"not complete: no {', '.join(lacking)}"
     if top_fraction is not None:
         room = max(1, int(np.floor(top_fraction * len(cases) + 0.5)))
         ranking = sorted(
