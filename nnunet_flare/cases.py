@@ -20,21 +20,49 @@ Role = Literal["labelled", "pseudo", "partial", "unlabelled"]
 ROLES: tuple[str, ...] = get_args(Role)
 VERSION = 1
 FILE_NAME = "flare_cases.json"
+KEYS = {"role", "annotated", "filled", "positive", "round", "weight"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is known of one case. ``weight`` multiplies its sampling probability; ``annotated`` only for ``partial``."""
+    """What is known of one case.
+
+    Attributes:
+        role: what its labels are.
+        annotated: organs whose every voxel its label map names, of ``partial`` cases, and of ``pseudo`` cases that a
+            model of some organs labelled; None: all.
+        filled: those of ``annotated`` that a model drew; they train, but no validation counts them.
+        positive: further organs of which the label map names some voxels, but leaves open where else they are.
+        round: the round of a run that made it.
+        weight: multiplies its sampling probability.
+    """
 
     role: Role = "labelled"
     annotated: tuple[int, ...] | None = None
     round: int = 0
     weight: float = 1.0
+    filled: tuple[int, ...] = ()
+    positive: tuple[int, ...] = ()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether its label map speaks about every organ."""
+        return self.role == "labelled" or self.annotated is None
+
+    @property
+    def validated(self) -> tuple[int, ...] | None:
+        """The organs that a validation counts: what a person annotated; None: all."""
+        if self.annotated is None:
+            return None
+        return tuple(organ for organ in self.annotated if organ not in self.filled)
 
     def to_json(self) -> dict[str, Any]:
         entry: dict[str, Any] = {"role": self.role}
         if self.annotated is not None:
             entry["annotated"] = list(self.annotated)
+        for key in ("filled", "positive"):
+            if getattr(self, key):
+                entry[key] = list(getattr(self, key))
         if self.round:
             entry["round"] = self.round
         if self.weight != 1.0:
@@ -117,20 +145,16 @@ def _parse_case(case: str, entry: Any, known: set[int] | None, problems: list[st
         problems.append(f"{where}: expected an object, found {type(entry).__name__}")
         return None
     before = len(problems)
-    unknown = sorted(set(entry) - {"role", "annotated", "round", "weight"})
+    unknown = sorted(set(entry) - KEYS)
     if unknown:
-        problems.append(f"{where}: unknown keys {unknown}, allowed are role, annotated, round, weight")
+        problems.append(f"{where}: unknown keys {unknown}, allowed are {', '.join(sorted(KEYS))}")
     role = entry.get("role", "labelled")
     if role not in ROLES:
         problems.append(f"{where}.role: found {role!r}, expected one of {', '.join(ROLES)}")
-    annotated = entry.get("annotated")
-    if annotated is not None:
-        if not isinstance(annotated, list) or not all(_is_int(a) and a > 0 for a in annotated):
-            problems.append(f"{where}.annotated: found {annotated!r}, expected a list of label ids above 0")
-            annotated = None
-        elif known is not None and not set(annotated) <= known:
-            absent = sorted(set(annotated) - known)
-            problems.append(f"{where}.annotated: labels {absent} are not in dataset.json, which has {sorted(known)}")
+    annotated = _parse_labels(entry, "annotated", where, known, problems)
+    filled, positive = (_parse_labels(entry, key, where, known, problems) or () for key in ("filled", "positive"))
+    if set(filled) - set(annotated or ()) or set(positive) & set(annotated or ()):
+        problems.append(f"{where}: 'filled' organs must be among 'annotated', 'positive' ones must not")
     if role == "partial" and not annotated:
         problems.append(f"{where}: a partial case needs 'annotated', the list of its annotated label ids")
     number = entry.get("round", 0)
@@ -141,7 +165,23 @@ def _parse_case(case: str, entry: Any, known: set[int] | None, problems: list[st
         problems.append(f"{where}.weight: found {weight!r}, expected a number >= 0")
     if len(problems) > before:
         return None
-    return Case(role, None if annotated is None else tuple(sorted(set(annotated))), number, float(weight))
+    return Case(role, annotated, number, float(weight), filled, positive)
+
+
+def _parse_labels(
+    entry: dict[str, Any], key: str, where: str, known: set[int] | None, problems: list[str]
+) -> tuple[int, ...] | None:
+    """A list of label ids, sorted; None where it is missing or wrong."""
+    labels = entry.get(key)
+    if labels is None:
+        return None
+    if not isinstance(labels, list) or not all(_is_int(a) and a > 0 for a in labels):
+        problems.append(f"{where}.{key}: found {labels!r}, expected a list of label ids above 0")
+        return None
+    if known is not None and not set(labels) <= known:
+        absent = sorted(set(labels) - known)
+        problems.append(f"{where}.{key}: labels {absent} are not in dataset.json, which has {sorted(known)}")
+    return tuple(sorted(set(labels)))
 
 
 def _is_int(value: Any) -> bool:

@@ -68,11 +68,22 @@ def test_annotated_organs_are_sorted_and_unique(tmp_path: Path) -> None:
     assert table["a"].annotated == (1, 3)
 
 
+def test_filled_and_positive_organs_are_kept_and_no_validation_counts_filled_ones(tmp_path: Path) -> None:
+    case = Case("partial", (1, 2), filled=(2,), positive=(3,))
+    write_table(tmp_path / "t.json", {"a": case})
+    assert read_table(tmp_path / "t.json")["a"] == case
+    assert case.validated == (1,) and not case.is_complete
+    assert Case("pseudo").is_complete and Case("pseudo").validated is None
+
+
 @pytest.mark.parametrize(
     ("entry", "says"),
     [
         ("labelled", "cases.liver_7: expected an object, found str"),
-        ({"kind": "pseudo"}, "cases.liver_7: unknown keys ['kind'], allowed are role, annotated, round, weight"),
+        ({"kind": "pseudo"}, "unknown keys ['kind'], allowed are annotated, filled, positive, role, round, weight"),
+        ({"role": "pseudo", "annotated": [1], "filled": [2]}, "'filled' organs must be among 'annotated'"),
+        ({"role": "pseudo", "annotated": [1], "positive": [1]}, "'positive' ones must not"),
+        ({"role": "pseudo", "positive": [14]}, "cases.liver_7.positive: labels [14] are not in dataset.json"),
         (
             {"role": "teacher"},
             "cases.liver_7.role: found 'teacher', expected one of labelled, pseudo, partial, unlabelled",

@@ -21,14 +21,13 @@ def merge_into_background(logits: torch.Tensor, annotated: torch.Tensor) -> torc
 
     Args:
         logits: (B, K, ...), background first.
-        annotated: (B, K - 1) bool, whether an organ of a case is annotated.
+        annotated: (B, K - 1) bool, whether an organ of a case is annotated, or (B, K - 1, ...) voxel by voxel.
 
     Returns:
         float32 of the same shape; the organs without annotation have probability 0.
     """
     logits = logits.float()
-    shape = (*annotated.shape, *(1,) * (logits.ndim - 2))
-    kept = annotated.reshape(shape)
+    kept = annotated.reshape((*annotated.shape, *(1,) * (logits.ndim - annotated.ndim)))
     organs = logits[:, 1:]
     merged = torch.cat((logits[:, :1], organs.masked_fill(kept, NEVER)), dim=1).logsumexp(dim=1, keepdim=True)
     return torch.cat((merged, organs.masked_fill(~kept, NEVER)), dim=1)
@@ -42,6 +41,16 @@ def drop_unannotated(target: torch.Tensor, annotated: torch.Tensor) -> torch.Ten
     known = torch.cat((torch.ones_like(annotated[:, :1]), annotated), dim=1)
     kept = known.gather(1, target.flatten(1).long()).view_as(target)
     return torch.where(kept, target, torch.zeros_like(target))
+
+
+def with_positives(annotated: torch.Tensor, positive: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """(B, K - 1, ...) bool: organs that are annotated, and those of ``positive`` in the voxels that name them.
+
+    Elsewhere such an organ stays merged with the background: the label map does not say that it is not there.
+    """
+    organs = torch.arange(1, positive.shape[1] + 1, device=target.device).reshape(1, -1, *(1,) * (target.ndim - 2))
+    shape = (*positive.shape, *(1,) * (target.ndim - 2))
+    return annotated.reshape(shape) | (positive.reshape(shape) & (target == organs))
 
 
 class MarginalDice(nn.Module):
@@ -61,12 +70,17 @@ class MarginalDice(nn.Module):
         self.ddp = ddp
 
     def forward(
-        self, logits: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None, annotated: torch.Tensor
+        self,
+        logits: torch.Tensor,
+        target: torch.Tensor,
+        mask: torch.Tensor | None,
+        annotated: torch.Tensor,
+        positive: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See :class:`MarginalDiceCE`; ``logits`` are merged, ``mask`` (B, 1, ...) is False where voxels are ignored.
 
         In a batch Dice, a case adds nothing to an organ that it has no annotation of: prediction and target are zero
-        there. Organs that no case of the batch has annotated are left out of the mean.
+        there. Organs that no case of the batch has annotated, or names a voxel of, are left out of the mean.
         """
         probabilities = torch.softmax(logits, dim=1)[:, 1:]
         with torch.no_grad():
@@ -78,7 +92,7 @@ class MarginalDice(nn.Module):
         overlap = (probabilities * one_hot).sum(axes, dtype=torch.float32)
         predicted = (probabilities if mask is None else probabilities * mask).sum(axes, dtype=torch.float32)
         true = one_hot.sum(axes, dtype=torch.float32)
-        counted = annotated.float()
+        counted = (annotated if positive is None else annotated | (positive & (true > 0))).float()
         if self.batch_dice:
             if self.ddp:
                 overlap, predicted, true, counted = (
@@ -106,20 +120,24 @@ class MarginalDiceCE(nn.Module):
         self.dc = dc
         self.ignore_label = ignore_label
 
-    def forward(self, logits: torch.Tensor, target: torch.Tensor, annotated: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, logits: torch.Tensor, target: torch.Tensor, annotated: torch.Tensor, positive: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The loss of one resolution.
 
         Args:
             logits: (B, K, ...), background first.
             target: (B, 1, ...) label ids.
             annotated: (B, K - 1) bool, whether an organ of a case is annotated.
+            positive: (B, K - 1) bool, of further organs of which only the voxels that name them are known.
         """
         mask = None if self.ignore_label is None else target != self.ignore_label
         known = target if mask is None else torch.where(mask, target, torch.zeros_like(target))
-        known = drop_unannotated(known, annotated)
+        known = drop_unannotated(known, annotated if positive is None else annotated | positive)
+        separate = annotated if positive is None else with_positives(annotated, positive, known)
         with torch.autocast(logits.device.type, enabled=False):
-            merged = merge_into_background(logits, annotated)
-            dice = self.dc(merged, known, mask, annotated)
+            merged = merge_into_background(logits, separate)
+            dice = self.dc(merged, known, mask, annotated, positive)
             if mask is None:
                 return dice + self.ce(merged, known[:, 0])
             if not mask.any():  # the mean over no voxel would be NaN

@@ -1,7 +1,8 @@
 """``nnUNetTrainerFlarePartial``: for each case only its annotated organs are supervised (marginal loss).
 
-The case table says which they are: those of ``annotated`` for a ``partial`` case, all for labelled and pseudo cases.
-Without a partial case it trains exactly like ``nnUNetTrainerFlareST``.
+The case table says which they are: those of ``annotated`` for a ``partial`` case, and for a pseudo case that a model of
+some organs labelled, else all. Of ``positive`` organs the marked voxels are learnt, and nothing about the others.
+Without such cases it trains exactly like ``nnUNetTrainerFlareST``.
 """
 
 from __future__ import annotations
@@ -49,16 +50,17 @@ class nnUNetTrainerFlarePartial(nnUNetTrainerFlareST):
         return loss
 
     def loss_on_labels(self, output: Any, target: Any, batch: dict) -> torch.Tensor:
-        """The marginal loss of a batch; every resolution gets the same (B, organs) table of what is annotated."""
+        """The marginal loss of a batch; every resolution gets the same (B, organs) tables of what is known."""
         device = (output[0] if isinstance(output, (list, tuple)) else output).device
-        annotated = self._annotated(batch["keys"], device)
-        if annotated is None:
-            organs = len(self.label_manager.foreground_labels)
-            annotated = torch.ones((len(batch["keys"]), organs), device=device)
-        known = annotated.bool()
-        loss: torch.Tensor = self.loss(
-            output, target, [known] * len(output) if isinstance(output, (list, tuple)) else known
-        )
+        annotated = self._organs_of(batch["keys"], device, "annotated")
+        positive = self._organs_of(batch["keys"], device, "positive")
+        tables = [torch.ones((len(batch["keys"]), len(self.label_manager.foreground_labels)), device=device).bool()]
+        if annotated is not None and positive is not None:
+            tables = [annotated.bool()]
+            if bool((positive.bool() & ~tables[0]).any()):
+                tables.append(positive.bool() & ~tables[0])
+        levels = [[table] * len(output) for table in tables] if isinstance(output, (list, tuple)) else tables
+        loss: torch.Tensor = self.loss(output, target, *levels)
         return loss
 
 

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunet_flare.cases import CaseTable
 from nnunet_flare.errors import InputError
 from nnunet_flare.trainers.seeding import Part, derived_seed, seed_from_system, temporary_seed
+from nnunet_flare.trainers.validation import is_annotated
 
 
 def sampling_probabilities(
@@ -97,10 +99,13 @@ class FlareDataLoader(nnUNetDataLoader):
     Set after construction:
         streams: None draws from the process's own streams; otherwise each batch has its own.
         without_label: a label that no patch is centred on (the value that the loss ignores).
+        centred_on: of cases that do not supervise all organs, the labels that a patch may be centred on.
     """
 
     streams: BatchStreams | None = None
     without_label: int | None = None
+    centred_on: Mapping[str, Sequence[int]] = MappingProxyType({})
+    _drawn: deque[str] = deque()
 
     def share_among(self, processes: int) -> None:
         """Called before the loader is copied to that many workers, which take every so many-th batch each."""
@@ -120,11 +125,15 @@ class FlareDataLoader(nnUNetDataLoader):
         cases: np.ndarray = super().get_indices()
         if isinstance(self.transforms, PerCaseTransforms):
             self.transforms.expect([str(case) for case in cases])
+        self._drawn = deque(str(case) for case in cases)
         return cases
 
     def get_bbox(
         self, data_shape: np.ndarray, force_fg: bool, class_locations: dict | None, *args: Any, **kwargs: Any
     ) -> tuple[list[int], list[int]]:
+        allowed = self.centred_on.get(self._drawn.popleft()) if self._drawn else None
+        if class_locations and allowed is not None:
+            class_locations = {key: where for key, where in class_locations.items() if is_annotated(key, allowed)}
         if class_locations and self.without_label in class_locations:
             class_locations = {key: where for key, where in class_locations.items() if key != self.without_label}
         box: tuple[list[int], list[int]] = super().get_bbox(data_shape, force_fg, class_locations, *args, **kwargs)

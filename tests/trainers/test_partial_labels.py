@@ -15,7 +15,13 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.loss.robust_ce_loss import RobustCrossEntropyLoss
 
 from nnunet_flare.errors import InputError
-from nnunet_flare.trainers.marginal import MarginalDice, MarginalDiceCE, drop_unannotated, merge_into_background
+from nnunet_flare.trainers.marginal import (
+    MarginalDice,
+    MarginalDiceCE,
+    drop_unannotated,
+    merge_into_background,
+    with_positives,
+)
 
 ORGANS = 4
 IGNORE = ORGANS + 1
@@ -123,6 +129,47 @@ def test_logits_without_annotation_are_moved_as_background_alone() -> None:
                 share = probabilities[case, organ + 1] / background[case]
                 assert torch.allclose(found, merged.grad[case, 0] * share, atol=1e-6)
                 assert found.abs().max() > 0
+
+
+def test_of_a_positive_organ_only_the_voxels_that_name_it_are_learnt() -> None:
+    """Written out voxel by voxel: -log p(organ) where the map names it, elsewhere it counts as background."""
+    logits, target = (part.detach() for part in example())
+    annotated = torch.tensor([[True, True, False, True]] * 2)
+    positive = torch.tensor([[False, False, True, False], [False] * 4])
+    loss = marginal_loss()
+    p = torch.softmax(logits.detach().double(), dim=1)
+    total, voxels = 0.0, 0
+    for case in range(2):
+        merged = p[case].clone()
+        merged[0] += merged[3]
+        for voxel in np.ndindex(*target.shape[2:]):
+            label = int(target[(case, 0, *voxel)])
+            named = label == 3 and case == 0
+            label = 0 if label == 3 and case == 1 else label  # of the second case organ 3 is not known at all
+            total -= float(torch.log((p[case] if named else merged)[(label, *voxel)]))
+            voxels += 1
+    known = drop_unannotated(target, annotated | positive)
+    separate = with_positives(annotated, positive, known)
+    assert float(loss.ce(merge_into_background(logits, separate), known[:, 0])) == pytest.approx(
+        total / voxels, rel=1e-5
+    )
+    # What the map does not name says nothing: moving probability between the organ and background there is free.
+    logits = logits.detach().requires_grad_()
+    loss(logits, target, annotated, positive).backward()
+    softmax = torch.softmax(logits.detach(), dim=1)
+    elsewhere = target[0, 0] != 3
+    ratio = logits.grad[0, 3][elsewhere] / softmax[0, 3][elsewhere]
+    assert torch.allclose(ratio, (logits.grad[0, 0] / softmax[0, 0])[elsewhere], rtol=1e-3, atol=1e-6)
+    assert bool((logits.grad[0, 3][~elsewhere] < 0).all()), "where it is named it must rise"
+
+
+def test_a_positive_organ_without_a_voxel_changes_nothing() -> None:
+    logits, target = example()
+    target = torch.where(target == 3, 0, target)
+    annotated = torch.tensor([[True, True, False, True]] * 2)
+    positive = torch.tensor([[False, False, True, False]] * 2)
+    loss = marginal_loss(batch_dice=True)
+    assert torch.equal(loss(logits, target, annotated, positive), loss(logits, target, annotated))
 
 
 def test_where_an_unannotated_organ_lies_does_not_matter() -> None:
