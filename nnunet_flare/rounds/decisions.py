@@ -116,7 +116,9 @@ def keep_reviews(run: Run, path: Path) -> int:
     merged = {**load_reviews(run), **new}
     write_json(run.paths.reviews, {"version": 1, "cases": [asdict(review) for review in merged.values()]})
     left = [n for n in range(run.last_round) if not run.paths.done(f"select-r{n}").is_file()]
-    if left:
+    if run.recipe.is_online and not run.paths.done("build-r0").is_file():
+        log.info("decisions on %d cases: the training leaves out those that were rejected", len(new))
+    elif left:
         log.info("decisions on %d cases, honoured from round %d on", len(new), left[0])
     else:
         log.warning("decisions on %d cases are kept, but no round of this run is left to select", len(new))

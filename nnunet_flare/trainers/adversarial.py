@@ -136,7 +136,7 @@ class nnUNetTrainerFlareAdversarial(nnUNetTrainerFlareST):
     @property
     def unlabelled_folder(self) -> Path:
         """The arrays of the unlabelled scans."""
-        name = f"{self.configuration_manager.data_identifier}_un"
+        name = self.adversarial.unlabelled or f"{self.configuration_manager.data_identifier}_un"
         return Path(join(self.preprocessed_dataset_folder_base, name))
 
     def unlabelled_cases(self) -> list[str]:

@@ -58,6 +58,9 @@ class AdversarialSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    unlabelled: str | None = Field(
+        None, min_length=1, description="data folder of the scans; None: that of the configuration with _un behind it"
+    )
     unlabelled_batch_size: int | None = Field(None, ge=1, description="None: half the plan's batch, at least 1")
     augmentation: Augmentation = Field("shift", description="of the unlabelled scans")
     noise_std: _NotNegative = Field(0.1, description="highest standard deviation of the noise on one of the two copies")

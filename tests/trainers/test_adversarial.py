@@ -322,6 +322,14 @@ def kinds_of(transform: Any) -> set[type]:
     return found
 
 
+def check_unlabelled(data: Any) -> None:
+    trainer = adversarial(data, adversarial={"unlabelled": "cropped_un"})
+    with pytest.raises(InputError, match="cropped_un: holds no unlabelled scan"):
+        trainer.run_training()
+    data.unlabelled.rename(data.unlabelled.with_name("cropped_un"))
+    assert next(loader_of(trainer))["data"].shape[0] == 1
+
+
 def check_unlabelled_batch_size(data: Any) -> None:
     assert next(loader_of(adversarial(data)))["data"].shape[0] == 1, "half of two"
     assert next(loader_of(adversarial(data, adversarial={"unlabelled_batch_size": 3})))["data"].shape[0] == 3

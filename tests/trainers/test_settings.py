@@ -65,7 +65,7 @@ def test_validation_takes_a_fifth_of_the_iterations_but_at_least_one(iterations:
         ({"checkpoints_at": [1.5]}, "flare.checkpoints_at.0", "less than or equal to 1"),
         ({"optimizer": "Lion"}, "flare.optimizer", "'SGD', 'Adam' or 'AdamW'"),
         ({"adversarial": {"warmup": 0.6, "finish": 0.5}}, "flare.adversarial", "leave some epochs between"),
-        ({"adversarial": {"noise": 1}}, "flare.adversarial.noise", "allowed are unlabelled_batch_size"),
+        ({"adversarial": {"noise": 1}}, "flare.adversarial.noise", "allowed are unlabelled, unlabelled_batch_size"),
         ({"initial_lr": 0}, "flare.initial_lr", "greater than 0"),
         ({"initial_lr": float("nan")}, "flare.initial_lr", "finite"),
         ({"class_weights": "median"}, "flare.class_weights", "inverse-sqrt-frequency"),
