@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+from bad_dicom import DICOM_KINDS
+from bad_labels import good_labels
 from bad_scans import KINDS, OTHER_FORMATS, Kind, write_corpus
 
+from nnunet_flare.cli import doctor
+from nnunet_flare.dicom import read_scan
 from nnunet_flare.errors import CaseError, FlareError
-from nnunet_flare.images import check_values, read_volume
+from nnunet_flare.images import check_values
 from nnunet_flare.rounds.manifest import load_run
 from nnunet_flare.rounds.preprocess import failure, is_ready, preprocess_unlabelled
 from nnunet_flare.rounds.start import disk_needed
 from nnunet_flare.rounds.unlabelled import find_sources, freeze, read_list, write_list
 
-EVERY = KINDS + OTHER_FORMATS
+EVERY = KINDS + OTHER_FORMATS + DICOM_KINDS
 
 
 def named(kind: Kind) -> str:
@@ -28,7 +33,7 @@ def test_a_scan_is_read_or_refused_with_one_line(tmp_path: Path, kind: Kind) -> 
     path = tmp_path / kind.file_name
     kind.write(path)
     try:
-        check_values(read_volume(path, "case"), "case", path)
+        check_values(read_scan(path, "case"), "case", path)
         fate = "fine"
     except CaseError as error:
         fate = "refused"
@@ -38,8 +43,35 @@ def test_a_scan_is_read_or_refused_with_one_line(tmp_path: Path, kind: Kind) -> 
 
 
 def test_there_are_enough_kinds() -> None:
-    assert len(KINDS) >= 60 and len({kind.name for kind in EVERY}) == len(EVERY)
-    assert {kind.fate for kind in KINDS} == {"refused", "fine", "either"}
+    assert len(KINDS) >= 60 and len(DICOM_KINDS) >= 30
+    for kinds in (KINDS, DICOM_KINDS):
+        assert {kind.fate for kind in kinds} == {"refused", "fine", "either"}
+        assert len({kind.name for kind in kinds}) == len(kinds)
+    assert len({kind.file_name for kind in EVERY}) == len(EVERY)
+
+
+def test_as_labelled_scans_all_of_them_are_listed_at_once(nnunet_folders, capsys) -> None:
+    folder = nnunet_folders["nnUNet_raw"] / "Dataset022_Bad"
+    kinds = [kind for kind in KINDS if kind.name != "new_line"]  # nnU-Net has no case names with line breaks
+    write_corpus(folder / "imagesTr", kinds)
+    cases = {path.name.removesuffix("_0000.nii.gz"): path for path in (folder / "imagesTr").iterdir()}
+    (folder / "labelsTr").mkdir()
+    for case in cases:
+        good_labels(folder / "labelsTr" / f"{case}.nii.gz")
+    labels = {"background": 0, **{f"organ{number}": number for number in range(1, 14)}}
+    document = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": len(cases), "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(document))
+    assert doctor.main(["-d", "22"]) == 1
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.out + printed.err
+    refused = {case for case in cases if f"problem  {case}: " in printed.out}
+    assert not {"good0", "good1", "good2"} & refused
+    other_grid = ("two_slices", "spacing", "sheared", "no_direction", "direction", "axes", "left_handed", "far_away")
+    for kind in kinds:
+        case = kind.file_name.removesuffix("_0000.nii.gz")
+        is_usable = kind.fate == "fine" and not kind.name.startswith(other_grid)  # not the grid of its label map
+        if kind.fate != "either":
+            assert (case in refused) != is_usable, kind.name
 
 
 @pytest.mark.timeout(300)
@@ -72,19 +104,21 @@ def test_as_unlabelled_scans_they_are_set_aside_and_the_good_ones_are_ready(tiny
 
 
 @pytest.mark.timeout(300)
-def test_flare_predict_lists_what_it_could_not_do_and_does_the_rest(tiny_environment, tmp_path, capfd) -> None:
+@pytest.mark.parametrize("what", ["files", "DICOM series"])
+def test_flare_predict_lists_what_it_could_not_do_and_does_the_rest(tiny_environment, tmp_path, capfd, what) -> None:
     from nnunet_flare.cli.predict import main
 
     corpus, output = tmp_path / "corpus", tmp_path / "out"
-    write_corpus(corpus, KINDS)
+    kinds = {"files": KINDS, "DICOM series": DICOM_KINDS}[what]
+    write_corpus(corpus, kinds, good_scans=3 if what == "files" else 0)
     run = load_run(tiny_environment.run_dir)
     command = ["-i", str(corpus), "-o", str(output), "-m", str(run.model(run.last_round)), "-device", "cpu"]
     assert main([*command, "--precision", "fp32", "--backend", "torch"]) == 1
     printed = "".join(capfd.readouterr())
     assert "Traceback" not in printed
-    for number in range(3):
+    for number in range(3 if what == "files" else 0):
         assert (output / f"good{number}.nii.gz").is_file()
-    for kind in KINDS:
+    for kind in kinds:
         case = kind.file_name.removesuffix("_0000.nii.gz")
         predicted = (output / f"{case}.nii.gz").is_file()
         assert kind.fate in ("fine" if predicted else "refused", "either"), kind.name
