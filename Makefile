@@ -9,7 +9,7 @@ CONSTRAINT = $(VENV)/constraints.txt
 TEST_ENV = PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 nnUNet_def_n_proc=1 nnUNet_compile=f MPLBACKEND=Agg
 PYTEST = $(TEST_ENV) $(BIN)/python -m pytest
 
-.PHONY: demo test lint check soak docs clean
+.PHONY: demo test lint check soak docs release-check clean
 
 $(STAMP): pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
@@ -41,6 +41,11 @@ soak: $(STAMP)-test
 
 docs: $(STAMP)-test
 	$(BIN)/mkdocs build
+
+release-check: $(STAMP)-test
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(PYTEST) tests/plugin
 
 clean:
 	rm -rf $(VENV) build dist .coverage* .pytest_cache .mypy_cache .ruff_cache
