@@ -132,6 +132,9 @@ def stock_predict(images: Path, output: Path, model: Path, *options: str) -> lis
     return [*words, "--disable_progress_bar", *options]
 
 
+FIRST = "first run, converts"
+"""Our run that fills the cache of converted networks."""
+
 SAME_WINDOWS = ("-step_size", "0.9", "--disable_tta")
 """Options that make stock use the windows that ours uses by default."""
 
@@ -182,8 +185,13 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
     others = [run.without_network_s for run in runs if run.without_network_s is not None]
     if others:
         middle["without_network_s"] = statistics.median(others)
-        middle["stages_s"] = runs[-1].stages_s
     return {**middle, "runs": [{**asdict(run), "without_network_s": run.without_network_s} for run in runs]}
+
+
+def figures(runs: dict[str, list[Run]]) -> dict[str, Any]:
+    """Rows by command, and seconds per stage of the last run of each command that tells them."""
+    stages = {name: done[-1].stages_s for name, done in runs.items() if done[-1].stages_s}
+    return {"rows": {name: summary(done) for name, done in runs.items()}, "stages_s": stages}
 
 
 def same_windows(
@@ -203,13 +211,12 @@ def same_windows(
             runs["stock"].append(place.measure(stock))
         for variant in variants:
             runs[variant].append(place.measure(ours(variant)))
-    rows = {}
-    for variant, done in runs.items():
-        same, dice = (1.0, 1.0)
-        if variant != "stock":
-            same, dice = agreement(place.output("stock") / "case.nii.gz", place.output(variant) / "case.nii.gz")
-        rows[variant] = {**summary(done), "equal_voxels": same, "foreground_dice": dice}
-    return {"model": name, "slices": slices, "first_run_with_conversion": asdict(first), "rows": rows}
+    result = {"model": name, "slices": slices, **figures(runs)}
+    for variant in variants:
+        same, dice = agreement(place.output("stock") / "case.nii.gz", place.output(variant) / "case.nii.gz")
+        result["rows"][variant].update(equal_voxels=same, foreground_dice=dice)
+    result["rows"][FIRST] = summary([first])
+    return result
 
 
 def as_shipped(place: Workplace, name: str, slices: int) -> dict[str, Any]:
@@ -218,16 +225,16 @@ def as_shipped(place: Workplace, name: str, slices: int) -> dict[str, Any]:
     ours = flare_predict(images, place.output("ours"), model)
     place.measure(ours)  # converts the network
     runs = {
-        "ours": place.measure(ours),
-        "stock": place.measure(stock_predict(images, place.output("stock defaults"), model, "-f", "0")),
+        "ours": [place.measure(ours)],
+        "stock": [place.measure(stock_predict(images, place.output("stock defaults"), model, "-f", "0"))],
     }
-    return {"model": name, "slices": slices, "rows": {key: summary([run]) for key, run in runs.items()}}
+    return {"model": name, "slices": slices, **figures(runs)}
 
 
 def long_scan(place: Workplace, name: str) -> dict[str, Any]:
     """Ours alone on a scan of 512 x 512 x 1000 voxels and a model of 14 classes."""
     run = place.measure(flare_predict(place.images(LONG_SCAN), place.output("long"), place.model(name)))
-    return {"model": name, "slices": LONG_SCAN, "rows": {"ours": summary([run])}}
+    return {"model": name, "slices": LONG_SCAN, **figures({"ours": [run]})}
 
 
 def stock_stages(place: Workplace, name: str, slices: int) -> dict[str, Any]:
@@ -237,7 +244,7 @@ def stock_stages(place: Workplace, name: str, slices: int) -> dict[str, Any]:
     image, output = place.images(slices) / "case_0000.nii.gz", place.output("stock stages") / "case.nii.gz"
     words += ["-i", str(image), "-m", str(place.model(name)), "-o", str(output)]
     run = place.measure(words)
-    return {"model": name, "slices": slices, "rows": {"stock": summary([run])}}
+    return {"model": name, "slices": slices, **figures({"stock in one process": [run]})}
 
 
 def memory_per_slice(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -251,7 +258,7 @@ def memory_per_slice(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, f
         found[name] = {
             variant: (long["rows"][variant]["peak_mb"] - row["peak_mb"]) / (long["slices"] - short["slices"])
             for variant, row in short["rows"].items()
-            if variant in long["rows"]
+            if variant in long["rows"] and variant != FIRST
         }
     return found
 
@@ -262,10 +269,10 @@ def table(result: dict[str, Any]) -> str:
     keys = {"wall_s": "wall s", "cpu_s": "CPU s", "peak_mb": "peak MB"}
     lines = [
         f"{result['model']}, 512x512x{result['slices']}",
-        " ".join([" " * 16, *(f"{name:>8} {'ratio':>7}" for name in keys.values()), "  but network   equal    Dice"]),
+        " ".join([" " * 22, *(f"{name:>8} {'ratio':>7}" for name in keys.values()), "  but network   equal    Dice"]),
     ]
     for name, row in rows.items():
-        cells = [f"{name:16}"]
+        cells = [f"{name:22}"]
         for key in keys:
             ratio = f"{rows['stock'][key] / row[key]:6.1f}x" if "stock" in rows else " " * 7
             cells.append(f"{row[key]:8.1f} {ratio}")
@@ -273,12 +280,8 @@ def table(result: dict[str, Any]) -> str:
         if "equal_voxels" in row:
             cells.append(f"{row['equal_voxels']:8.5f} {row['foreground_dice']:7.4f}")
         lines.append(" ".join(cells))
-    for name, row in rows.items():
-        if "stages_s" in row:
-            lines.append(f"{name}: " + ", ".join(f"{stage} {spent:.2f}" for stage, spent in row["stages_s"].items()))
-    first = result.get("first_run_with_conversion")
-    if first is not None:
-        lines.append(f"first run, with conversion: {first['wall_s']:.1f} s wall, {first['cpu_s']:.1f} s CPU")
+    for name, stages in result["stages_s"].items():
+        lines.append(f"{name}: " + ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in stages.items()))
     return "\n".join(lines)
 
 
@@ -314,7 +317,9 @@ def main() -> None:
         def keep(part: str, result: dict[str, Any]) -> None:
             print(f"{part}: {table(result)}", flush=True)
             merged(record, part, result, command)
-            record.update(hardware=setting.hardware(), scan=setting.source_name())
+            record.update(
+                hardware=setting.hardware(), scan=setting.source_name(), command="python benchmarks/predict.py"
+            )
             if part == "same":
                 record["memory_per_slice_mb"] = memory_per_slice(record["same"])
             write_json(args.output, record)

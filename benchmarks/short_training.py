@@ -50,11 +50,12 @@ PLANNED: dict[str, dict[str, Any]] = {
     COARSE: {"spacing_mm": (8.5, 5.0, 5.2), "patch_size": (48, 80, 88), "stages": 4, "max_features": 64},
 }
 
-EPOCHS = 20
-ITERATIONS_PER_EPOCH = {FINE: 35, COARSE: 40}
+LENGTHS = {
+    FINE: {"num_epochs": 36, "iterations_per_epoch": 35},
+    COARSE: {"num_epochs": 50, "iterations_per_epoch": 40},
+}
 
 SETTINGS: dict[str, Any] = {
-    "num_epochs": EPOCHS,
     "validation_iterations": 1,
     "optimizer": "AdamW",
     "initial_lr": 1e-2,
@@ -181,7 +182,7 @@ def plan(folder: Path) -> None:
     plans["configurations"] = {name: planned[name]["configurations"]["3d_fullres"] for name in PLANNED}
     for name, configuration in plans["configurations"].items():
         configuration["data_identifier"] = f"{PLANS}_{name}"
-        configuration["flare"] = {**SETTINGS, "iterations_per_epoch": ITERATIONS_PER_EPOCH[name]}
+        configuration["flare"] = {**SETTINGS, **LENGTHS[name]}
     preprocessed = folder / "nnUNet_preprocessed" / DATASET
     write_json(preprocessed / f"{PLANS}.json", plans)
     preprocess_dataset(DATASET_ID, PLANS, (FINE, COARSE), (1, 1))

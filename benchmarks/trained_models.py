@@ -44,6 +44,9 @@ BACKENDS = {REFERENCE: ("torch", "fp32"), "OpenVINO fp32": ("openvino", "fp32"),
 Maps = dict[str, np.ndarray]
 """Case name to label map (Z, Y, X)."""
 
+Figures = dict[str, dict[str, float]]
+"""Case name to figures by name."""
+
 
 def mean_dice(one: np.ndarray, other: np.ndarray, labels: Sequence[int] | None = None) -> float:
     """Mean over the labels that either map has, or over those of ``labels`` that either map has."""
@@ -73,20 +76,19 @@ def our_labels(
 ) -> tuple[Maps, dict[str, int]]:
     """Our label maps, and how many windows the network saw of each scan."""
     from nnunet_flare.inference.core import Segmenter
-    from nnunet_flare.inference.profile import Profile
     from nnunet_flare.inference.settings import Settings
 
     settings = Settings(backend=backend, precision=precision, windows=windows)
     segmenter = Segmenter.from_model_folder(model, settings)
-    maps, seen = {}, {}
+    maps, seen, before = {}, {}, 0
     for case, scan in scans.items():
-        segmenter.profile = Profile()
         maps[case], _ = segmenter.segment(segmenter.prepare([read_volume(scan.image)], case))
-        seen[case] = segmenter.profile.calls["network"]
+        seen[case] = segmenter.profile.calls["network"] - before
+        before = segmenter.profile.calls["network"]
     return maps, seen
 
 
-def behind_coarse(models: dict[str, Path], scans: dict[str, Scan], whole: Maps) -> dict[str, dict[str, Any]]:
+def behind_coarse(models: dict[str, Path], scans: dict[str, Scan], whole: Maps) -> Figures:
     """Of every scan: the coarse model's Dice, the box of each rule, and the fine model's result inside the box."""
     from nnunet_flare.inference.coarse_to_fine import RoiSegmenter
     from nnunet_flare.inference.core import Segmenter
@@ -95,25 +97,23 @@ def behind_coarse(models: dict[str, Path], scans: dict[str, Scan], whole: Maps) 
 
     settings = Settings(backend="torch", precision="fp32")
     coarse, fine = (Segmenter.from_model_folder(models[name], settings) for name in (COARSE, FINE))
-    rows: dict[str, dict[str, Any]] = {}
+    rows: Figures = {}
     for case, scan in scans.items():
         image, truth = read_volume(scan.image), reference_of(scan)
         labels, _ = coarse.segment(coarse.prepare([image], case))
-        row: dict[str, Any] = {"coarse_dice": mean_dice(labels, truth, scan.annotated)}
+        rows[case] = {"coarse_dice": mean_dice(labels, truth, scan.annotated)}
         for rule in RULES:
             roi = RoiSegmenter(coarse, fine, rule=rule)
             prepared = roi.prepare([image], case)
             inside = np.zeros(truth.shape, bool)
             inside[tuple(slice(low, high) for low, high in roi.box(prepared))] = True
-            row[rule] = {
-                "volume": float(inside.mean()),
-                "organ_voxels_outside": float((~inside & (truth > 0)).sum() / max(1, (truth > 0).sum())),
-            }
+            rows[case][f"{rule}_share_of_volume"] = float(inside.mean())
+            outside = (~inside & (truth > 0)).sum() / max(1, (truth > 0).sum())
+            rows[case][f"{rule}_organ_voxels_outside"] = float(outside)
             if rule == "union":
                 fine_labels, _ = roi.segment(prepared)
-                row[rule]["dice"] = mean_dice(fine_labels, truth, scan.annotated)
-                row[rule]["dice_with_whole"] = mean_dice(fine_labels, whole[case])
-        rows[case] = row
+                rows[case]["fine_dice"] = mean_dice(fine_labels, truth, scan.annotated)
+                rows[case]["dice_with_whole"] = mean_dice(fine_labels, whole[case])
     return rows
 
 
@@ -122,32 +122,49 @@ def reference_of(scan: Scan) -> np.ndarray:
     return read_labels(scan.reference).array
 
 
-def compare(models: dict[str, Path], scans: dict[str, Scan]) -> dict[str, Any]:
-    """Agreement, skipped windows and coarse boxes of every scan."""
+def compare(models: dict[str, Path], scans: dict[str, Scan]) -> dict[str, Figures]:
+    """Figures of every scan: accuracy, agreement with stock, skipped windows, coarse boxes."""
     stock = stock_labels(models[FINE], scans)
-    ours, windows = {}, {}
+    ours: dict[str, Maps] = {}
     for name, (backend, precision) in BACKENDS.items():
         ours[name], windows = our_labels(models[FINE], scans, backend, precision)
     skipping, seen = our_labels(models[FINE], scans, *BACKENDS[REFERENCE], "skip-empty")
-    coarse = behind_coarse(models, scans, ours[REFERENCE])
-    rows: dict[str, Any] = {}
+    figures: dict[str, Figures] = {name: {} for name in ("accuracy", "agreement", "skip_empty")}
     for case, scan in scans.items():
         truth, whole, skipped = reference_of(scan), ours[REFERENCE][case], skipping[case]
+        maps = {"stock": stock, **ours}
+        figures["accuracy"][case] = {name: mean_dice(of[case], truth, scan.annotated) for name, of in maps.items()}
+        figures["agreement"][case] = {name: mean_dice(of[case], stock[case]) for name, of in ours.items()}
         lost = np.count_nonzero((whole > 0) & (skipped != whole))
-        rows[case] = {
-            "unseen": scan.unseen,
-            "stock_dice": mean_dice(stock[case], truth, scan.annotated),
-            "agreement": {name: mean_dice(maps[case], stock[case]) for name, maps in ours.items()},
-            "dice": {name: mean_dice(maps[case], truth, scan.annotated) for name, maps in ours.items()},
-            "skip_empty": {
-                "windows_all": windows[case],
-                "windows": seen[case],
-                "dice_with_all": mean_dice(skipped, whole),
-                "voxels_lost": float(lost / max(1, np.count_nonzero(whole))),
-            },
-            "roi": coarse[case],
+        figures["skip_empty"][case] = {
+            "windows": seen[case],
+            "windows_of_all": windows[case],
+            "dice_with_all": mean_dice(skipped, whole),
+            "voxels_lost": float(lost / max(1, np.count_nonzero(whole))),
+        }
+    figures["roi"] = behind_coarse(models, scans, ours[REFERENCE])
+    return figures
+
+
+def summary(figures: Figures) -> Figures:
+    """The real scans one by one, and of the phantoms mean, smallest and largest of every figure."""
+    phantoms = [row for case, row in figures.items() if case.startswith("phantom")]
+    rows = {case: row for case, row in figures.items() if not case.startswith("phantom")}
+    for name, of in (("mean", np.mean), ("smallest", np.min), ("largest", np.max)):
+        rows[f"{len(phantoms)} phantoms, {name}"] = {
+            key: float(of([row[key] for row in phantoms])) for key in phantoms[0]
         }
     return rows
+
+
+def text(name: str, rows: Figures) -> str:
+    """A table of figures."""
+    width = max(map(len, rows)) + 2
+    columns = list(next(iter(rows.values())))
+    lines = [f"{name.replace('_', ' '):{width}}" + "  ".join(columns)]
+    for case, row in rows.items():
+        lines.append(f"{case:{width}}" + "  ".join(f"{row[key]:{len(key)}.4f}" for key in columns))
+    return "\n".join(lines)
 
 
 def large_torso(path: Path) -> None:
@@ -189,51 +206,7 @@ def wall_time(coarse: Path, rounds: int) -> dict[str, Any]:
         for _ in range(rounds):
             for name, command in commands.items():
                 runs[name].append(place.measure(command))
-        rows = {name: whole_prediction.summary(done) for name, done in runs.items()}
-        return {"model": "small, torso", "slices": 160, "rows": rows}
-
-
-def report(rows: dict[str, Any]) -> str:
-    """The comparison as text: every real scan, and the phantoms' means and worst cases."""
-    phantoms = [row for case, row in rows.items() if case.startswith("phantom")]
-    lines = []
-    for case, row in rows.items():
-        if not case.startswith("phantom"):
-            lines += _lines(case, [row])
-    return "\n".join([*lines, *_lines(f"{len(phantoms)} phantoms, mean (worst)", phantoms)])
-
-
-def _lines(title: str, rows: Sequence[dict[str, Any]]) -> list[str]:
-    def of(*path: str, worst: Any = min, scale: float = 1.0, digits: int = 4) -> str:
-        values = []
-        for row in rows:
-            value: Any = row
-            for key in path:
-                value = value[key]
-            values.append(scale * value)
-        text = f"{np.mean(values):.{digits}f}"
-        return text if len(values) == 1 else f"{text} ({worst(values):.{digits}f})"
-
-    lines = [
-        f"{title}",
-        f"  Dice with the reference: stock {of('stock_dice', digits=3)}, coarse {of('roi', 'coarse_dice', digits=3)}, "
-        + ", ".join(f"{name} {of('dice', name, digits=3)}" for name in BACKENDS),
-        "  foreground Dice with stock: " + ", ".join(f"{name} {of('agreement', name, digits=5)}" for name in BACKENDS),
-        f"  skip-empty: {of('skip_empty', 'windows', worst=max, digits=1)} of "
-        f"{of('skip_empty', 'windows_all', worst=max, digits=1)} windows, "
-        f"{of('skip_empty', 'voxels_lost', worst=max, scale=100)} % of the foreground changed, "
-        f"Dice with all {of('skip_empty', 'dice_with_all', digits=5)}",
-    ]
-    for rule in ("union", "fosun", "sztu"):
-        lines.append(
-            f"  --roi, {rule}: {of('roi', rule, 'volume', worst=max, scale=100, digits=1)} % of the volume, "
-            f"{of('roi', rule, 'organ_voxels_outside', worst=max, scale=100)} % of the organs' voxels outside"
-        )
-    lines.append(
-        f"  --roi, union: Dice with the reference {of('roi', 'union', 'dice', digits=3)}, "
-        f"with the whole volume {of('roi', 'union', 'dice_with_whole')}"
-    )
-    return lines
+        return {"model": "small, torso", "slices": 160, **whole_prediction.figures(runs)}
 
 
 def main() -> None:
@@ -254,8 +227,10 @@ def main() -> None:
     record["hardware"] = setting.hardware()
     record["training"] = {name: short_training.training_of(model) for name, model in models.items()}
     if "agreement" in args.parts:
-        record["scans"] = compare(models, scans)
-        print(report(record["scans"]), flush=True)
+        record["runs"] = compare(models, scans)
+        for name, figures in record["runs"].items():
+            record[name] = summary(figures)
+            print(text(name, record[name]), flush=True)
         write_json(args.output, record)
     if "wall" in args.parts:
         record["wall"] = wall_time(models[COARSE], args.rounds)
