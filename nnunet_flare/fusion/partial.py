@@ -76,6 +76,22 @@ def consensus(sources: Sequence[Source], *, on_disagree: OnDisagree, ignore_labe
     return labels, int(differ.sum())
 
 
+def complete(truth: np.ndarray, pseudo: np.ndarray, *, annotated: Collection[int]) -> np.ndarray:
+    """A training label (nnU-Net's ``_seg``, -1 outside the crop) whose missing organs a pseudo-label fills in.
+
+    Args:
+        truth: the annotation.
+        pseudo: a model's label, -1 outside.
+        annotated: ids that are annotated; what the model says of them is not taken, here or elsewhere.
+
+    Returns:
+        ``truth`` wherever it names an organ, else what ``pseudo`` says of the other organs.
+    """
+    filled = np.where(np.isin(pseudo, list(annotated)), 0, pseudo)
+    labels: np.ndarray = np.where(truth > 0, truth, np.where(filled > 0, filled, truth))
+    return labels.astype(truth.dtype, copy=False)
+
+
 def union(sources: Sequence[Source], ids: Sequence[int]) -> np.ndarray:
     """The first source, over which every further one writes its voxels of ``ids``, in that order (``ensembleV2``).
 

@@ -240,19 +240,23 @@ class Segmenter:
 
         return self._on_best_device(data.shape[1:], work)
 
-    def predict_members(self, data: np.ndarray) -> MembersPrediction:
+    def predict_members(self, data: np.ndarray, *, only: Sequence[int] | None = None) -> MembersPrediction:
         """Every member's label map and the mean of their softmax (sigmoid for regions), in one call.
 
         Args:
             data: a preprocessed scan (C, z, y, x), float32.
+            only: the classes that the members were trained for; the softmax of the others is added to the background's.
         """
         self.load()
         mean = torch.zeros((self.heads, *data.shape[1:]), dtype=torch.float32)
-        labels = [self._add_member(data, forward, mean) for forward in self._forwards]
+        others = [] if only is None else [head for head in range(1, self.heads) if head not in only]
+        labels = [self._add_member(data, forward, mean, others) for forward in self._forwards]
         return MembersPrediction(labels, mean.div_(len(self._forwards)))
 
-    def _add_member(self, data: np.ndarray, forward: Forward, mean: torch.Tensor) -> np.ndarray:
-        """A member's label map; its probabilities are added to ``mean``."""
+    def _add_member(
+        self, data: np.ndarray, forward: Forward, mean: torch.Tensor, merged: Sequence[int] = ()
+    ) -> np.ndarray:
+        """A member's label map; its probabilities are added to ``mean``, those of ``merged`` classes as background."""
         labels = np.zeros(data.shape[1:], np.uint8)
         added = 0  # slices that are in the mean already: a second attempt does not add them again
 
@@ -263,6 +267,9 @@ class Segmenter:
                 nonlocal added, done
                 last = done + block.shape[1]
                 probabilities = self.label_manager.apply_inference_nonlin(block).cpu()
+                if merged:
+                    probabilities[0] += probabilities[list(merged)].sum(0)
+                    probabilities[list(merged)] = 0
                 labels[done:last] = np.asarray(self.label_manager.convert_probabilities_to_segmentation(probabilities))
                 if done >= added:
                     mean[:, done:last] += probabilities

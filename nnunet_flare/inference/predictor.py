@@ -198,14 +198,16 @@ class FlarePredictor(nnUNetPredictor):
             return self._roi.segment(self._roi.prepare(volumes, case))[0]
         return self.segmenter.segment(self.segmenter.prepare(volumes, case))[0]
 
-    def predict_members(self, data: np.ndarray) -> MembersPrediction:
+    def predict_members(self, data: np.ndarray, *, only: Sequence[int] | None = None) -> MembersPrediction:
         """Every member's label map and the mean of their softmax, for a preprocessed scan (C, z, y, x), float32.
+
+        ``only``: the classes that the members were trained for; the softmax of the others counts as background.
 
         Raises:
             InputError: for a predictor with a coarse model, which crops stored scans.
         """
         self._refuse_preprocessed()
-        return self.segmenter.predict_members(np.asarray(data))
+        return self.segmenter.predict_members(np.asarray(data), only=only)
 
     def initialize_from_trained_model_folder(
         self,

@@ -14,11 +14,11 @@ import numpy as np
 from nnunet_flare.errors import TaskError
 from nnunet_flare.files import read_json, replacing, write_json
 from nnunet_flare.rounds.decisions import Review, load_reviews
-from nnunet_flare.rounds.labelling import organ_ids, round_members
+from nnunet_flare.rounds.labelling import round_members
 from nnunet_flare.rounds.ledger import Entry, read_decisions, write_round
+from nnunet_flare.rounds.loops import TrainingScan, round_organs, round_scans
 from nnunet_flare.rounds.manifest import Run
 from nnunet_flare.rounds.recipe_parts import RoundSelection
-from nnunet_flare.rounds.unlabelled import read_list
 from nnunet_flare.selection.rules import Decision, accepted_organs, select
 
 log = logging.getLogger(__name__)
@@ -30,8 +30,10 @@ def select_round(run: Run, number: int) -> dict[str, Any]:
     Raises:
         TaskError: when nothing is taken: it says which threshold kept out what, and what to change.
     """
-    organs = list(organ_ids(run))
-    documents = {c.case: read_json(run.paths.case(number, c.case)) for c in read_list(run.paths.unlabelled)}
+    organs = list(round_organs(run, number))
+    scans = round_scans(run, number)
+    documents = {scan.case: read_json(run.paths.case(number, scan.case)) for scan in scans}
+    roles = {scan.case: "partial" if isinstance(scan, TrainingScan) else "pseudo" for scan in scans}
     judged = [case for case, document in documents.items() if "failed" not in document]
     reviews = load_reviews(run)
     for case in judged:
@@ -56,11 +58,12 @@ def select_round(run: Run, number: int) -> dict[str, Any]:
         uncertain |= missing
     members = ",".join(f"{fold}:{checkpoint}" for fold, checkpoint in round_members(run, number))
     model = f"{run.model(number).name} [{members}]"
-    known_of_all = {"round": number, "role": "pseudo", "model": model, "recipe_hash": run.recipe.hash}
-    entries = [
-        _reviewed(_entry(known_of_all, c, documents[c], decisions.get(c), uncertain.get(c, [])), reviews.get(c))
-        for c in documents
-    ]
+    known_of_all = {"round": number, "model": model, "recipe_hash": run.recipe.hash}
+    entries = []
+    for case, document in documents.items():
+        known_of_case = {**known_of_all, "role": roles[case]}
+        entry = _entry(known_of_case, case, document, decisions.get(case), uncertain.get(case, []))
+        entries.append(_reviewed(entry, reviews.get(case)))
     write_scores(run.paths.scores(number), judged, table, organs, [documents[case]["members"] for case in judged])
     write_selection(run.paths.selection(number), [(e.case, e.decision == "taken", e.score, e.reason) for e in entries])
     write_round(run.paths, number, entries)
@@ -87,9 +90,10 @@ def _judged_table(
     """What the round's rule judges by: the agreement of the organs, or the changes between the rounds so far."""
     if run.recipe.selection_of(number).rule != "round-change":
         return agreement, organs
-    rounds = range(1, number + 1)
+    first = next(earlier for earlier in range(number, -1, -1) if run.recipe.starts(earlier))
+    rounds = range(first + 1, number + 1)
     changes = [[_change(run, later, case) for later in rounds] for case in cases]
-    return np.array(changes).reshape(-1, number), [f"r{later - 1} to r{later}" for later in rounds]
+    return np.array(changes).reshape(-1, len(rounds)), [f"r{later - 1} to r{later}" for later in rounds]
 
 
 def _change(run: Run, number: int, case: str) -> float:

@@ -82,7 +82,7 @@ def build_training(run: Run, name: str, number: int, taken: Sequence[Entry]) -> 
     failed: dict[str, str] = {}
     identifier = None
     if taken:
-        _check_labels(run, number - 1, taken)
+        check_labels(run, number - 1, taken)
         base = run.base_of(number)
         identifier = f"{base.plans_name}_{name}"
         target = run.preprocessed / identifier
@@ -147,7 +147,7 @@ def _start_of_fine_tuning(run: Run) -> str:
     return str(run.model(run.last_round) / "fold_all" / "checkpoint_final.pth")
 
 
-def _check_labels(run: Run, number: int, taken: Sequence[Entry]) -> None:
+def check_labels(run: Run, number: int, taken: Sequence[Entry]) -> None:
     """Every taken label must be the one that was judged; a damaged one is removed and made anew by the next try."""
     damaged = []
     for entry in taken:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 from nnunet_flare.cases import FILE_NAME, Case, write_table
 from nnunet_flare.errors import InputError
@@ -13,7 +12,7 @@ from nnunet_flare.rounds.label_maps import ignore_label, write_label_map
 from nnunet_flare.rounds.labelling import organ_ids
 from nnunet_flare.rounds.ledger import export_csv, read_decisions, read_ledger
 from nnunet_flare.rounds.manifest import Run
-from nnunet_flare.rounds.plans import base_table, dataset_json
+from nnunet_flare.rounds.plans import base_table, dataset_json, raw_files
 from nnunet_flare.rounds.preprocess import remove_scratch
 from nnunet_flare.rounds.unlabelled import read_list
 from nnunet_flare.trainers.settings import KEY
@@ -61,7 +60,7 @@ def export_dataset(run: Run, number: int | None, dataset_id: int) -> Path:
     labels.mkdir()
     table = base_table(run)
     cases: dict[str, Case] = {}
-    for case, files in raw_files(run, document).items():
+    for case, files in raw_files(run).items():
         cases[case] = table[case]
         for channel, file in enumerate(files["images"]):
             os.symlink(Path(file).resolve(), images / f"{case}_{channel:04d}{ending}")
@@ -80,27 +79,6 @@ def export_dataset(run: Run, number: int | None, dataset_id: int) -> Path:
     write_table(scratch / FILE_NAME, cases)
     os.replace(scratch, target)
     return target
-
-
-def raw_files(run: Run, document: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Image and label files of the raw dataset by case."""
-    ending = document["file_ending"]
-    raw = read_json(run.raw / "dataset.json")
-    if "dataset" in raw:
-        entries = {}
-        for case, entry in raw["dataset"].items():
-            paths = [Path(os.path.expandvars(p)) for p in (*entry["images"], entry["label"])]
-            paths = [p if p.is_absolute() else run.raw / p for p in paths]
-            entries[case] = {"images": paths[:-1], "label": paths[-1]}
-        return entries
-    channels = len(document["channel_names"])
-    return {
-        case: {
-            "images": [run.raw / "imagesTr" / f"{case}_{c:04d}{ending}" for c in range(channels)],
-            "label": run.raw / "labelsTr" / f"{case}{ending}",
-        }
-        for case in sorted(p.name[: -len(ending)] for p in (run.raw / "labelsTr").glob(f"*{ending}"))
-    }
 
 
 def export_stock_model(run: Run, folder: Path) -> Path:

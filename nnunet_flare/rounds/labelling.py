@@ -23,10 +23,11 @@ from nnunet_flare.files import read_json, replacing, write_json
 from nnunet_flare.fusion.members import class_locations, training_label
 from nnunet_flare.images import read_labels
 from nnunet_flare.rounds.arrays import label_hash, read_array, read_properties, write_array, write_properties
+from nnunet_flare.rounds.loops import TrainingScan, organ_ids, round_organs, round_scans
 from nnunet_flare.rounds.manifest import Run
 from nnunet_flare.rounds.plans import INPUT_KEYS, base_configuration, dataset_json
 from nnunet_flare.rounds.preprocess import failure, odd
-from nnunet_flare.rounds.unlabelled import UnlabelledCase, read_list, shard
+from nnunet_flare.rounds.unlabelled import UnlabelledCase, shard
 from nnunet_flare.selection.agreement import Agreement, pairwise_dice
 from nnunet_flare.selection.change import label_change
 
@@ -57,9 +58,10 @@ class _LastCheckpoint:
         self.configuration_manager = labeller.configuration_manager
         self.label_manager = labeller.label_manager
 
-    def predict_members(self, data: np.ndarray) -> Any:
+    def predict_members(self, data: np.ndarray, *, only: Sequence[int] | None = None) -> Any:
         """The label map of every checkpoint, and the softmax of the last one augmented."""
-        return replace(self._labeller.predict_members(data), labels=self._judges.predict_members(data).labels)
+        judged = self._judges.predict_members(data, only=only).labels
+        return replace(self._labeller.predict_members(data, only=only), labels=judged)
 
 
 def _load_labeller(run: Run, number: int) -> Any:
@@ -95,12 +97,12 @@ def label_shard(run: Run, number: int, part: int, parts: int) -> dict[str, int]:
         TaskError: when no case of the part could be labelled, or the model (``--init_model``) expects other input
             than the preprocessed scans.
     """
-    cases = shard(read_list(run.paths.unlabelled), part, parts)
+    cases = shard(round_scans(run, number), part, parts)
     todo = [case for case in cases if not run.paths.case(number, case.case).is_file()]
     if todo:
         predictor = _load_labeller(run, number)
         _check_input(run, run.model(number), predictor)
-        organs = organ_ids(run)
+        organs = round_organs(run, number)
         for case in tqdm(todo, desc=f"round {number}: labelling", disable=None, unit="case"):
             reason = failure(run.unlabelled_data, case.case)
             document = {"failed": reason} if reason is not None else _label_case(run, number, case, predictor, organs)
@@ -128,28 +130,24 @@ def _check_input(run: Run, model: Path, predictor: Any) -> None:
         )
 
 
-def organ_ids(run: Run) -> dict[str, int]:
-    """Organ names and ids of the dataset, background and *ignore* left out, in order of id."""
-    labels = {n: i for n, i in dataset_json(run)["labels"].items() if n not in ("background", "ignore")}
-    return dict(sorted(labels.items(), key=lambda item: item[1]))
-
-
 def _label_case(run: Run, number: int, case: UnlabelledCase, predictor: Any, organs: dict[str, int]) -> dict[str, Any]:
     """Label one case, write its files and return what its JSON says; a case that fails says why."""
     started = time.monotonic()
     try:
-        folder, name = run.unlabelled_data, case.case
+        folder, name = run.base_data if isinstance(case, TrainingScan) else run.unlabelled_data, case.case
         data = read_array(folder / f"{name}.b2nd")
         crop_mask_seg = read_array(folder / f"{name}_seg.b2nd")[0]
         properties = read_properties(folder / f"{name}.pkl")
-        prediction = predictor.predict_members(data)
+        only = None if run.recipe.loop_of(number) is None else list(organs.values())
+        prediction = predictor.predict_members(data, only=only)
         fused = prediction.mean_softmax.argmax(0).numpy().astype(np.uint8)
         spacing = network_spacing_mm(properties, predictor.plans_manager, fused.shape)
         fused = _cleaned(run, fused, spacing)
         agreement = _agreement(prediction.labels, max(organs.values()) + 1)
         per_organ = judged_by(agreement, run.recipe.selection_of(number).rule)
         _write_label(run, number, name, predictor, prediction, properties)
-        change = _change(run, number, name) if number > 0 and run.recipe.needs_change(number) else None
+        compares = not run.recipe.starts(number) and run.recipe.needs_change(number)
+        change = _change(run, number, name) if compares else None
         label = training_label(fused, crop_mask_seg)
         patch = predictor.configuration_manager.patch_size
         write_array(run.paths.members(number, name), np.stack(prediction.labels).astype(np.uint8), patch)

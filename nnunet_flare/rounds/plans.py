@@ -140,6 +140,28 @@ def raw_cases(run: Run) -> list[str]:
     return sorted(p.name[: -len(ending)] for p in (run.raw / "labelsTr").iterdir() if p.name.endswith(ending))
 
 
+def raw_files(run: Run) -> dict[str, dict[str, Any]]:
+    """Image and label files of the raw dataset by case."""
+    document = dataset_json(run)
+    ending = document["file_ending"]
+    raw = read_json(run.raw / "dataset.json")
+    if "dataset" in raw:
+        entries = {}
+        for case, entry in raw["dataset"].items():
+            paths = [Path(os.path.expandvars(p)) for p in (*entry["images"], entry["label"])]
+            paths = [p if p.is_absolute() else run.raw / p for p in paths]
+            entries[case] = {"images": paths[:-1], "label": paths[-1]}
+        return entries
+    channels = len(document["channel_names"])
+    return {
+        case: {
+            "images": [run.raw / "imagesTr" / f"{case}_{c:04d}{ending}" for c in range(channels)],
+            "label": run.raw / "labelsTr" / f"{case}{ending}",
+        }
+        for case in sorted(p.name[: -len(ending)] for p in (run.raw / "labelsTr").glob(f"*{ending}"))
+    }
+
+
 def _is_preprocessed(base: Base, cases: list[str]) -> bool:
     return all((base.data / f"{case}{ending}").is_file() for case in cases for ending in (".b2nd", "_seg.b2nd", ".pkl"))
 

@@ -14,15 +14,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from nnunet_flare.documents import load_yaml, parse_yaml
 from nnunet_flare.errors import InputError
 from nnunet_flare.rounds.recipe_parts import (
     ONE,
     PER_ROUND,
     Final,
     Fusion,
+    Loop,
     Members,
     Part,
     PlanChanges,
@@ -47,6 +48,9 @@ LOOP_KEYS = ("augmentation", "checkpoints_at", "run", "round", "recipe_hash", "i
 ONLINE_TRAINER = "nnUNetTrainerFlareAdversarial"
 """The trainer that learns from unlabelled scans as they are: nothing is labelled or selected before its training."""
 
+PARTIAL_TRAINER = "nnUNetTrainerFlarePartial"
+"""The trainer with the marginal loss, which loops over different organs need."""
+
 EPOCHS = ("iterations", "pass")
 """What ``training.epoch`` may be: ``iterations_per_epoch``, or a pass over the data (see ``rounds.passes``)."""
 
@@ -66,6 +70,7 @@ class Recipe(Part):
     training: dict[str, Any] = {}
     augmentation: RoundAugmentation = RoundAugmentation()
     roi: Roi | None = None
+    loops: tuple[Loop, ...] = ()
     predict: Predict = Predict()
     selection: Selection = Selection()
     fusion: Fusion = Fusion()
@@ -87,6 +92,10 @@ class Recipe(Part):
             raise ValueError("training.num_epochs: expected a whole number above 0, or one per round")
         if self.is_online:
             self._check_online()
+        if self.loops:
+            self._check_loops()
+        elif self.fusion.teachers:
+            raise ValueError("fusion.teachers: the union of several loops asks teachers; this recipe has no 'loops'")
         for number in range(self.final_round + 1):
             self.settings(number, run=None)
         self.settings(self.final_round + 1, run=None)
@@ -108,6 +117,37 @@ class Recipe(Part):
                 f"fusion.method: found 'last', which is the last checkpoint of one training, but members.kind is "
                 f"'{self.members.kind}'; expected 'checkpoints', or fusion.method=mean-softmax"
             )
+
+    def _check_loops(self) -> None:
+        names = [loop.name for loop in self.loops]
+        for key, given, fits, needed in (
+            ("loops", names, len(self.loops) > 1 and len(set(names)) == len(names), "two or more different names"),
+            *(
+                (key, trainer, trainer.startswith(PARTIAL_TRAINER), f"{PARTIAL_TRAINER}, whose loss is marginal")
+                for key, trainer in (("trainer", self.trainer), ("final.trainer", self.final.trainer or self.trainer))
+            ),
+            ("stop.patience", self.stop.patience, self.stop.patience is None, "none"),
+            ("roi", self.roi, self.roi is None, "none"),
+            ("final.finetune", self.final.finetune, self.final.finetune is None, "none"),
+            ("fusion.uncertain_organs", self.fusion.uncertain_organs, self.fusion.uncertain_organs == "drop-case",
+             "drop-case"),
+            ("fusion.id_maps", list(self.fusion.id_maps), len(self.fusion.id_maps) in (0, 1, len(self.fusion.teachers)),
+             "none, one for all teachers, or one each"),
+        ):  # fmt: skip
+            if not fits:
+                raise ValueError(f"{key}: found {given!r}, expected {needed} in a recipe with loops")
+
+    def loop_of(self, number: int) -> Loop | None:
+        """The loop that a round belongs to; None for the final training, and in recipes without loops."""
+        return self.loops[number // self.rounds] if self.loops and number < self.final_round else None
+
+    def starts(self, number: int) -> bool:
+        """Whether a round trains on the labelled and partial cases alone: the first of all, or of a loop."""
+        return number == 0 or (self.loop_of(number) is not None and number % self.rounds == 0)
+
+    def last_rounds(self) -> list[int]:
+        """The last round of each loop."""
+        return [(index + 1) * self.rounds - 1 for index in range(len(self.loops))]
 
     def selection_of(self, number: int) -> RoundSelection:
         """How a round selects."""
@@ -146,10 +186,10 @@ class Recipe(Part):
                 )
 
     def _check_round_change(self, number: int) -> None:
-        if number == 0:
+        if self.starts(number):
             raise ValueError(
-                "selection.rule: found 'round-change' for round 0, but it compares the label maps of consecutive "
-                "rounds; give another rule for round 0, for example [all, round-change]"
+                f"selection.rule: found 'round-change' for round {number}, but it compares the label maps of "
+                "consecutive rounds; give another rule for it, for example [all, round-change]"
             )
         for key, given, needed in (
             ("selection.per_organ", self.selection.per_organ, {}),
@@ -199,7 +239,7 @@ class Recipe(Part):
     @property
     def final_round(self) -> int:
         """Number of the final training: how often unlabelled cases are labelled before it."""
-        return 0 if self.is_online else self.rounds
+        return 0 if self.is_online else self.rounds * max(1, len(self.loops))
 
     @property
     def hash(self) -> str:
@@ -282,6 +322,11 @@ class Recipe(Part):
     def counts_passes(self) -> bool:
         """Whether an epoch is a pass over the data."""
         return self.training.get("epoch") == "pass"
+
+    @property
+    def coarse_counts_passes(self) -> bool:
+        """Whether an epoch of the coarse model is a pass over the labelled cases."""
+        return self.roi is not None and self.roi.training.get("epoch") == "pass"
 
     def coarse_settings(self, *, run: str | None, iterations: int | None = None) -> TrainingSettings:
         """The ``"flare"`` entry of the coarse model's configuration; ``iterations`` as for :meth:`settings`."""
@@ -369,16 +414,14 @@ def load_recipe(name_or_path: str, settings: Mapping[str, str] | None = None) ->
         path = Path(name_or_path)
         if not path.is_file():
             raise InputError(f"recipe {path}: no such file")
-        text, where = path.read_text(encoding="utf-8"), str(path)
+        where = str(path)
+        document = load_yaml(path)
     elif name_or_path in shipped_recipes():
-        text = resources.files("nnunet_flare.recipes").joinpath(f"{name_or_path}.yaml").read_text(encoding="utf-8")
         where = f"recipe {name_or_path}"
+        file = resources.files("nnunet_flare.recipes").joinpath(f"{name_or_path}.yaml")
+        document = parse_yaml(file.read_text(encoding="utf-8"), where)
     else:
         raise InputError(f"no recipe '{name_or_path}'; there are {', '.join(shipped_recipes())}, or give a .yaml file")
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{where}: no valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(document, dict):
         raise InputError(f"{where}: expected keys and values, found {type(document).__name__}")
     for key, value in (settings or {}).items():
@@ -396,10 +439,7 @@ def recipe_from(document: Mapping[str, Any], where: str) -> Recipe:
 
 
 def _set(document: dict[str, Any], key: str, text: str) -> None:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {key}={text}: no valid value ({' '.join(str(error).split())})") from error
+    value = parse_yaml(text, f"--set {key}={text}")
     place = document
     *parents, last = key.split(".")
     for parent in parents:

@@ -5,7 +5,7 @@ Some keys are *one value, or one per round*: of a list shorter than the rounds t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -155,6 +155,13 @@ class Fusion(Part):
     method: Literal["mean-softmax", "last"] = "mean-softmax"
     components: Literal["all", "largest"] = Field("all", description="largest: one component of each organ stays")
     min_component_mm3: float = Field(10.0, ge=0, description="with 'largest': above this, or the organ is removed")
+    teachers: tuple[str, ...] = Field(
+        (), description="folders of label maps <case>.nii.gz that the union of several loops must agree with"
+    )
+    id_maps: tuple[str, ...] = Field((), description="one for all teachers or one each, see flare-pseudolabel merge")
+    on_disagree: Literal["ignore", "zero", "first"] = Field(
+        "ignore", description="what a voxel becomes on which loops and teachers differ; first: the loops' label"
+    )
     uncertain_organs: Literal["drop-case", "ignore"] = Field(
         "drop-case", description="ignore: keep a case whose other organs are certain, leave the uncertain ones out"
     )
@@ -199,6 +206,32 @@ class Roi(Part):
         None, ge=0, description="around the box in unlabelled scans; default: the plans' own of labelled ones, or 40"
     )
     test_margin_mm: float = Field(20.0, ge=0, description="around the box in held-out scans (--eval)")
+
+
+class Loop(Part):
+    """One of several loops over different organs, run one after another for ``rounds`` rounds each (HKUST).
+
+    Organs are ids of dataset.json: those listed, or all but those listed.
+    """
+
+    name: str = Field(min_length=1)
+    organs: tuple[_Size, ...] = ()
+    all_but: tuple[_Size, ...] = ()
+    absence: Literal["taught", "open"] = Field(
+        "taught",
+        description="open: pseudo-labels say where these organs are, but not where they are not (of lesions in scans "
+        "that nobody searched for them)",
+    )
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Loop:
+        if bool(self.organs) == bool(self.all_but):
+            raise ValueError(f"loop {self.name}: expected either 'organs' or 'all_but', a list of label ids")
+        return self
+
+    def ids(self, labels: Iterable[int]) -> tuple[int, ...]:
+        """The loop's organs among those of a dataset."""
+        return tuple(sorted(i for i in labels if (i in self.organs if self.organs else i not in self.all_but)))
 
 
 class FineTuning(Part):

@@ -91,7 +91,9 @@ def graph(run: Run, *, last: int | None = None) -> dict[str, Task]:
     for number in range(last + 1):
         trained: tuple[str, ...] = ()
         if number > 0 or run.settings.init_model is None:
-            before: tuple[str, ...] = (f"select-r{number - 1}",) if number > 0 else ("plan",)
+            before: tuple[str, ...] = ("plan",) if run.recipe.starts(number) else (f"select-r{number - 1}",)
+            if number == last:
+                before += tuple(f"select-r{earlier}" for earlier in run.recipe.last_rounds()[:-1])
             before += before_final if number == last else ()
             before += ("unlabelled",) if run.recipe.is_online else ()
             tasks.append(Task(f"build-r{number}", "build", before, number))
@@ -101,7 +103,7 @@ def graph(run: Run, *, last: int | None = None) -> dict[str, Task]:
                 tasks.append(Task(name, "train", (f"build-r{number}",), number, fold, gpus=train_gpus))
                 trained += (name,)
         measured: tuple[str, ...] = ()
-        if run.settings.eval_images is not None:
+        if run.settings.eval_images is not None and run.recipe.loop_of(number) is None:
             tasks.append(Task(f"evaluate-r{number}", "evaluate", (*trained, *coarse, "plan"), number, gpus=gpus))
             measured = (f"evaluate-r{number}",)
         if number < last:

@@ -80,6 +80,10 @@ def _unlabelled(run: Run, task: Task) -> dict[str, Any]:
 
 
 def _build(run: Run, task: Task) -> dict[str, Any]:
+    if run.recipe.loops:
+        from nnunet_flare.rounds.loop_data import build_loop_round
+
+        return build_loop_round(run, _number(task))
     from nnunet_flare.rounds.data import build_round
 
     return build_round(run, _number(task))

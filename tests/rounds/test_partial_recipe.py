@@ -1,0 +1,201 @@
+"""The recipe partial: a loop over the organs, one over the tumour, and the union of both with the annotations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from in_process import TINY_PLAN, do_all, phantom, started
+
+from nnunet_flare.cases import Case, read_table, write_table
+from nnunet_flare.errors import InputError
+from nnunet_flare.files import read_json
+from nnunet_flare.images import read_labels, write_labels
+from nnunet_flare.rounds import loops, union
+from nnunet_flare.rounds.arrays import read_array
+from nnunet_flare.rounds.labelling import _load_labeller
+from nnunet_flare.rounds.ledger import read_decisions
+from nnunet_flare.rounds.manifest import Run
+from nnunet_flare.rounds.recipe import load_recipe
+from nnunet_flare.rounds.tasks import graph
+
+ORGANS, TUMOUR = tuple(range(1, 14)), 14
+
+
+def test_the_papers_numbers() -> None:
+    recipe = load_recipe("partial")
+    assert recipe.trainer == "nnUNetTrainerFlarePartial" and recipe.selection.rule == "all"
+    assert [loop.ids(range(1, 15)) for loop in recipe.loops] == [ORGANS, (TUMOUR,)]
+    assert recipe.final_round == 4, "two rounds of each loop, then the union"
+    assert [recipe.member_folds(number) for number in range(5)] == [["all"]] * 5
+    assert (recipe.predict.step_size, recipe.predict.tta) == (0.5, "mirror")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"trainer": "nnUNetTrainerFlareST"},
+            "trainer: found 'nnUNetTrainerFlareST', expected nnUNetTrainerFlarePartial",
+        ),
+        ({"final.trainer": "nnUNetTrainerFlareST"}, "final.trainer: found 'nnUNetTrainerFlareST'"),
+        ({"loops": "[{name: a, organs: [1]}]"}, "loops: found .'a'., expected two or more different names"),
+        ({"loops": "[{name: a, organs: [1]}, {name: b}]"}, "loop b: expected either 'organs' or 'all_but'"),
+        ({"selection.rule": "[all, all, round-change]", "members.count": "2"}, "'round-change' for round 2"),
+        ({"stop.patience": "1", "members.count": "2"}, "stop.patience: found 1, expected none"),
+        ({"fusion.teachers": "[a, b, c]", "fusion.id_maps": "[btcv, amos]"}, "fusion.id_maps: found"),
+    ],
+)
+def test_what_loops_cannot_have_is_refused(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_recipe("partial", settings)
+
+
+def test_teachers_need_loops() -> None:
+    with pytest.raises(InputError, match=r"fusion.teachers: the union of several loops"):
+        load_recipe("uncertainty", {"fusion.teachers": "[a]"})
+
+
+def case_names(folder: Path) -> list[str]:
+    return sorted(p.name[: -len(".nii.gz")] for p in (folder / "labelsTr").iterdir())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The recipe on a phantom with lesions, one round per loop pair, one process, interrupted in the middle.
+
+    Of eight cases with labels three are complete, five partial; one of them has the liver alone.
+    """
+    folder = tmp_path_factory.mktemp("partial")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        folders = phantom(folder, monkeypatch, labelled=3, partial=5, lesions=True, unlabelled=3, test=1)
+        raw = folders["nnUNet_raw"] / "Dataset022_FLAREPhantom"
+        table = dict(read_table(raw / "flare_cases.json").cases)
+        first = next(case for case, entry in table.items() if entry.role == "partial")
+        volume = read_labels(raw / "labelsTr" / f"{first}.nii.gz")
+        write_labels(raw / "labelsTr" / f"{first}.nii.gz", np.where(volume.array == 1, 1, 0).astype(np.uint8), volume)
+        write_table(raw / "flare_cases.json", {**table, first: Case("partial", (1,))})
+        teacher = folder / "teacher"
+        for path in sorted((folder / "unlabelled_truth").iterdir())[:2]:
+            truth = read_labels(path)
+            write_labels(teacher / path.name, np.where(truth.array > 13, 0, truth.array).astype(np.uint8), truth)
+        settings = {"fusion.teachers": f"[{teacher}]"}
+        run = started(folder, folders, "partial", settings)
+        do_all(run, monkeypatch, until=lambda name: name == "build-r3")
+        assert "build-r3" in do_all(run, monkeypatch)
+    return run
+
+
+def table_of(run: Run, number: int) -> dict[str, Case]:
+    return dict(read_table(run.preprocessed / f"flare_cases.{run.configuration(number)}.json", strict=True).cases)
+
+
+def test_a_loop_starts_with_what_is_annotated_of_its_organs(finished: Run) -> None:
+    truth = loops.true_cases(finished)
+    organs, tumour = table_of(finished, 0), table_of(finished, 2)
+    for case, entry in truth.items():
+        known = set(range(1, 15)) if entry.role == "labelled" else set(entry.annotated or ())
+        assert (organs[case].role == "partial") == bool(known & set(ORGANS))
+        if organs[case].role == "partial":
+            assert set(organs[case].annotated or ()) == known & set(ORGANS)
+        assert tumour[case] == (Case("partial", (TUMOUR,)) if TUMOUR in known else Case("unlabelled"))
+    plans = read_json(finished.plans_file)["configurations"]
+    assert "data_identifier" not in plans[finished.configuration(2)], "no pseudo-label yet: the data as it is"
+
+
+def test_pseudo_labels_fill_only_organs_that_nobody_annotated(finished: Run) -> None:
+    truth = loops.true_cases(finished)
+    lacking = [case for case, entry in truth.items() if entry.role == "partial" and set(entry.annotated) & set(ORGANS)]
+    lacking = [case for case in lacking if not set(ORGANS) <= set(truth[case].annotated)]
+    assert lacking
+    for case in lacking:
+        entry = table_of(finished, 1)[case]
+        annotated = loops.annotated_of(truth[case], ORGANS)
+        assert entry.role == "partial" and entry.annotated == ORGANS and entry.validated == annotated
+        merged = read_array(finished.data(1) / f"{case}_seg.b2nd")[0]
+        true = read_array(finished.base_data / f"{case}_seg.b2nd")[0]
+        pseudo = read_array(finished.paths.training_label(0, case))[0]
+        for organ in annotated:
+            np.testing.assert_array_equal(merged == organ, true == organ)
+        elsewhere = true <= 0
+        for organ in set(ORGANS) - set(annotated):
+            np.testing.assert_array_equal((merged == organ)[elsewhere], (pseudo == organ)[elsewhere])
+
+
+def test_a_tumours_absence_in_scans_that_nobody_searched_is_left_open(finished: Run) -> None:
+    table = table_of(finished, 4)
+    unlabelled = [entry.case for entry in read_decisions(finished.paths, 4) if entry.role == "pseudo"]
+    for case in unlabelled:
+        if case in table:
+            assert table[case].annotated == ORGANS and table[case].positive == (TUMOUR,)
+    searched = [c for c, e in loops.true_cases(finished).items() if e.role == "labelled" or TUMOUR in e.annotated]
+    assert all(TUMOUR not in table[case].positive for case in searched)
+
+
+def test_labels_of_a_loop_hold_its_organs_alone_and_others_count_as_background(finished: Run) -> None:
+    assert {p.name for p in (finished.root / "labels").iterdir()} == {"r0", "r1", "r2", "r3", "r4"}
+    for number, allowed in ((0, {0, *ORGANS}), (3, {0, TUMOUR})):
+        for path in (finished.root / "labels" / f"r{number}").iterdir():
+            assert set(np.unique(read_labels(path).array)) <= allowed
+    case = next(entry.case for entry in read_decisions(finished.paths, 3) if entry.role == "pseudo")
+    data = read_array(finished.unlabelled_data / f"{case}.b2nd")
+    predictor = _load_labeller(finished, 3)
+    softmax = predictor.predict_members(data).mean_softmax
+    merged = predictor.predict_members(data, only=[TUMOUR])
+    others = softmax[:TUMOUR].sum(0)
+    np.testing.assert_allclose(merged.mean_softmax[0], others, atol=1e-5)
+    assert not merged.mean_softmax[1:TUMOUR].any()
+    np.testing.assert_array_equal(merged.labels[0] == TUMOUR, (softmax[TUMOUR] > others).numpy())
+
+
+def test_the_union_takes_tumour_over_organ_and_the_annotation_over_all(finished: Run) -> None:
+    truth = loops.true_cases(finished)
+    entries = {entry.case: entry for entry in read_decisions(finished.paths, 4)}
+    assert any(entry.decision == "taken" for entry in entries.values())
+    teacher = union.teacher_maps(Path(finished.recipe.fusion.teachers[0]))
+    for case, entry in entries.items():
+        if entry.decision != "taken":
+            continue
+        made = read_labels(finished.paths.label(4, case, ".nii.gz")).array
+        organ, tumour = (
+            read_labels(path).array if (path := finished.paths.label(n, case, ".nii.gz")).is_file() else None
+            for n in (1, 3)
+        )
+        annotated = loops.annotated_of(truth[case], range(1, 15)) if case in truth else ()
+        if case in truth:
+            true = read_labels(finished.raw / "labelsTr" / f"{case}.nii.gz").array
+            for each in annotated:
+                np.testing.assert_array_equal(made == each, true == each)
+        if case in teacher and case not in truth:
+            taught = read_labels(teacher[case]).array
+            np.testing.assert_array_equal(made == TUMOUR, tumour == TUMOUR)
+            rest = tumour != TUMOUR
+            np.testing.assert_array_equal(made[rest], np.where(taught == organ, organ, 15)[rest])
+        if case not in teacher and case not in truth:
+            np.testing.assert_array_equal(made, np.where(tumour == TUMOUR, TUMOUR, organ))
+    configuration = read_json(finished.plans_file)["configurations"][finished.configuration(4)]
+    assert configuration["flare"]["ignore_label"] == 15
+
+
+def test_the_final_training_data_is_the_resampled_union(finished: Run) -> None:
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    case = next(e.case for e in read_decisions(finished.paths, 4) if e.decision == "taken" and e.role == "pseudo")
+    plans = PlansManager(str(finished.plans_file))
+    manager = plans.get_configuration("3d_fullres")
+    scan, label = finished.raw / "imagesUn" / f"{case}_0000.nii.gz", finished.paths.label(4, case, ".nii.gz")
+    document = read_json(finished.raw / "dataset.json")
+    data, seg, _ = manager.preprocessor_class(verbose=False).run_case([str(scan)], str(label), plans, manager, document)
+    np.testing.assert_array_equal(read_array(finished.data(4) / f"{case}.b2nd"), data)
+    made = read_array(finished.data(4) / f"{case}_seg.b2nd")
+    # Stock marks what lies outside the scan's nonzero voxels before it resamples, we do so afterwards.
+    assert (np.maximum(made, 0) != np.maximum(seg, 0)).mean() < 1e-3
+    assert (finished.model(4) / "fold_all" / "checkpoint_final.pth").is_file()
+
+
+def test_loops_do_not_wait_for_each_other(finished: Run) -> None:
+    tasks = graph(finished)
+    assert tasks["build-r2"].needs == ("plan",)
+    assert set(tasks["build-r4"].needs) == {"select-r1", "select-r3"}
+    assert TINY_PLAN["planner"] == finished.recipe.planner
