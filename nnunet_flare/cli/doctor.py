@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_flare.cli.common import HyphenParser, nnunet_folder, run_command, setup_logging
+from nnunet_flare.cli.terminal import show
 
 if TYPE_CHECKING:
     from nnunet_flare.diagnosis import Finding
@@ -71,5 +72,5 @@ def _dataset(name: str) -> list[Finding]:
 def _print(title: str, findings: Sequence[Finding]) -> int:
     print(f"\n{title}" if title != "packages" else title)
     for finding in findings:
-        print(f"  {finding.level:8s} {finding.text}")
+        show(f"  {finding.level:8s} {finding.text}")
     return sum(finding.level == "problem" for finding in findings)

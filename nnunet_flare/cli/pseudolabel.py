@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nnunet_flare.cli import merge, prepare, run
 from nnunet_flare.cli.common import HyphenParser, run_command, setup_logging
+from nnunet_flare.cli.terminal import show
 
 PROGRAM = "flare-pseudolabel"
 
@@ -135,7 +136,7 @@ def _status(arguments: argparse.Namespace) -> int:
     from nnunet_flare.rounds.manifest import load_run
     from nnunet_flare.rounds.status import status
 
-    print(status(load_run(arguments.run_dir)))
+    show(status(load_run(arguments.run_dir)))
     return 0
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunet_flare.cli.common import nnunet_folder, parse_settings
+from nnunet_flare.cli.terminal import show
 
 if TYPE_CHECKING:
     from nnunet_flare.rounds.manifest import Run
@@ -162,7 +163,7 @@ def _submit(root: Path, options: dict[str, dict[str, Any]]) -> int:
 
     run = load_run(root)
     jobs = submit(run, options)
-    print(status(run))
+    show(status(run))
     print(f"{len(jobs)} jobs submitted; nothing of ours has to stay alive. flare-pseudolabel status -o {root}")
     return 0
 
@@ -194,7 +195,7 @@ def _work(root: Path, gpus: Sequence[int], timeout_hours: float | None) -> int:
     run = load_run(root)
     leave(run)
     run_local(run, gpus, timeout_s=None if timeout_hours is None else timeout_hours * 3600)
-    print(status(run))
+    show(status(run))
     failed = failed_cases(run)
     for case, reason in failed.items():
         print(f"set aside: {case}: {reason}")

@@ -1,0 +1,44 @@
+"""Text for people: a terminal gets coloured words and lines that fit; a file or a pipe gets it plain."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import textwrap
+
+COLOURS = {
+    "done": "32",
+    "ok": "32",
+    "running": "36",
+    "note": "33",
+    "failed": "31",
+    "problem": "31",
+    "FAILED": "1;31",
+    "ENDED": "1;31",
+}
+"""SGR codes of words that stand alone. Each word says the same without its colour."""
+
+_WORDS = re.compile(rf"(?<!\S)({'|'.join(COLOURS)})(?!\S)")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x80-\x9f]")
+
+
+def show(text: str) -> None:
+    """Print text to stdout, without control characters that a log's last lines may have brought along."""
+    text = _CONTROL.sub("", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text))
+    if sys.stdout.isatty():
+        columns = shutil.get_terminal_size().columns
+        text = "\n".join(part for line in text.split("\n") for part in wrapped(line, columns))
+        if os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR"):
+            text = _WORDS.sub(lambda match: f"\x1b[{COLOURS[match.group(1)]}m{match.group(1)}\x1b[0m", text)
+    print(text)
+
+
+def wrapped(line: str, columns: int) -> list[str]:
+    """A line in parts of at most ``columns``, indented to the first one's text; words (paths) are never cut."""
+    if len(line) <= columns:
+        return [line]
+    label = re.match(r"\s*\S+ {2,}|\s*", line)
+    indent = " " * (label.end() if label and label.end() else 2)
+    return textwrap.wrap(line, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
