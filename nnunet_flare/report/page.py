@@ -21,6 +21,7 @@ from tqdm import tqdm
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import write_text
 from nnunet_flare.report.gather import QUANTILES, Report, Row, gather
+from nnunet_flare.report.papers import paper_and_ours
 from nnunet_flare.report.pictures import colour
 from nnunet_flare.report.planes import DISAGREEMENT, MEMBER_COLOURS, draw_case, read_scene, write_picture
 from nnunet_flare.report.volumes import LONGEST, write_volumes
@@ -191,6 +192,7 @@ def _render(report: Report) -> str:
         settings=settings,
         recipe=report.run.recipe,
         compared=[r for r in report.rounds if r.agreement],
+        paper=paper_and_ours(report.run.recipe.name),
         changed=[row for row in report.settings if row[2] is not None],
         stages=[(stage, duration(s), s / total if total else 0.0) for stage, s in report.seconds.items()],
         total=duration(total),

@@ -32,6 +32,7 @@ from importlib import resources
 from nnunet_flare.rounds.recipe import load_recipe, shipped_recipes
 report = resources.files("nnunet_flare.report")
 assert (report / "templates" / "index.html.j2").is_file() and (report / "static" / "niivue" / "LICENSES.txt").is_file()
+assert (resources.files("nnunet_flare.recipes") / "pages" / "recipes-uncertainty.md").is_file()
 print(len([load_recipe(name) for name in shipped_recipes()]))
 """
 
@@ -65,7 +66,8 @@ def package_files() -> set[str]:
 def test_the_wheel_holds_the_whole_package_and_the_start_up_files(wheel):
     with zipfile.ZipFile(wheel) as opened:
         names = {name for name in opened.namelist() if ".dist-info/" not in name}
-    assert names == package_files() | START_UP
+    pages = {f"nnunet_flare/recipes/pages/{path.name}" for path in (REPOSITORY / "docs").glob("recipes-*.md")}
+    assert names == package_files() | START_UP | pages
     kinds = {Path(name).suffix for name in names}
     assert {".yaml", ".j2", ".css", ".js", ".typed"} <= kinds
 

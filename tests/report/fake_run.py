@@ -30,24 +30,26 @@ def fake_run(
     organs: tuple[str, ...] = ORGANS,
     seed: int = 0,
     members: int = 3,
+    recipe: str = "demo",
 ) -> Run:
     """A run whose ``rounds`` rounds are all judged; of the first ``pictured`` cases there are arrays.
 
     One member alone has no agreement.
     """
     folders = {name: folder / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
-    recipe = load_recipe("demo", {"rounds": str(rounds), "selection.threshold": "0.6"})
+    changes = {"rounds": str(rounds)} | ({"selection.threshold": "0.6"} if recipe == "demo" else {})
+    made = load_recipe(recipe, changes)
     settings = Settings(
         name="look",
         dataset="Dataset022_Boxes",
         plans_name="plans",
         unlabelled_dir=str(folder / "unlabelled"),
-        recipe=recipe.model_dump(mode="json"),
+        recipe=made.model_dump(mode="json"),
         folders={name: str(path) for name, path in folders.items()},
         device="cpu",
         shards=1,
     )
-    run = create_run(folder / "run", settings, recipe)
+    run = create_run(folder / "run", settings, made)
     labels = {"background": 0, **{name: number for number, name in enumerate(organs, start=1)}}
     write_json(run.raw / "dataset.json", {"labels": labels, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"})
     configuration = {"spacing": list(SPACING_MM), "normalization_schemes": ["CTNormalization"]}

@@ -22,10 +22,12 @@ from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.images import Volume, write_volume
 from nnunet_flare.report.gather import gather
 from nnunet_flare.report.page import script_json, worth_looking_at, write_report
+from nnunet_flare.report.papers import paper_and_ours
 from nnunet_flare.report.pictures import colour, rgb, upright
 from nnunet_flare.report.planes import DISAGREEMENT, PANEL, Scene, direction_of, draw_case
 from nnunet_flare.report.volumes import LONGEST, smaller, write_volumes
 from nnunet_flare.rounds.ledger import read_decisions
+from nnunet_flare.rounds.recipe import shipped_recipes
 
 CASES = [f"case_{number:03d}" for number in range(8)]
 HOSTILE = ('<img src=x onerror="alert(1)">', "</script><script>alert(1)</script>", "a&b\"'`${1}\u2028", "{{ 7 * 7 }}")
@@ -278,3 +280,35 @@ def test_the_viewer_is_the_distributed_file_that_its_note_names():
     folder = resources.files("nnunet_flare.report") / "static" / "niivue"
     sha = hashlib.sha256((folder / "niivue.umd.js").read_bytes()).hexdigest()
     assert f"SHA-256: {sha}" in (folder / "LICENSES.txt").read_text(encoding="utf-8")
+
+
+# ------------------------------------------------------------------ the recipe and its paper
+
+
+def test_the_report_says_where_the_recipe_leaves_its_paper(tmp_path):
+    run = fake_run(tmp_path, cases=CASES, rounds=1, recipe="noisy_student")
+    write_report(run)
+    page = page_of(run)
+    words = " ".join(page.words)
+    assert "Paper and ours" in words and "network residual encoder, 63.1 M parameters" in words
+    assert "paper" in [attributes.get("id") for _, attributes in page.tags]
+
+
+@pytest.mark.parametrize("recipe", [name for name in shipped_recipes() if name != "demo"])
+def test_every_recipe_has_a_table_of_paper_and_ours(recipe):
+    head, *rows = paper_and_ours(recipe)
+    assert len(head) >= 3 and len(rows) > 3
+    assert {len(cells) for cells in rows} == {len(head)}
+
+
+def test_a_page_is_shown_as_text(tmp_path, monkeypatch):
+    monkeypatch.setattr("nnunet_flare.report.papers.CHECKOUT", tmp_path)
+    (tmp_path / "recipes-my-own.md").write_text(
+        "| | a table | without |\n|---|---|---|\n| x | y | z |\n\n"
+        "| | paper | ours |\n|---|---|---|\n| `a<b` | [a page](x.md) **bold** | <script>1</script> a\\|b |\n"
+    )
+    assert paper_and_ours("my_own") == [
+        ["", "paper", "ours"],
+        ["<code>a&lt;b</code>", "a page <b>bold</b>", "&lt;script&gt;1&lt;/script&gt; a|b"],
+    ]
+    assert paper_and_ours("nobody's") == []
