@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_flare.datasets import check_dataset, resolve_dataset
+from nnunet_flare.datasets import check_dataset, read_dataset_json, resolve_dataset
+from nnunet_flare.documents import load_json
 from nnunet_flare.errors import FlareError, InputError
-from nnunet_flare.files import read_json
+from nnunet_flare.rounds.check_loops import check_loops, roles_of
 from nnunet_flare.rounds.held_out import check_held_out
 from nnunet_flare.rounds.manifest import FOLDERS, Run, Settings, create_run
 from nnunet_flare.rounds.other_plans import has_same_arrays
@@ -63,8 +64,10 @@ def plan_run(request: Request, recipe: Recipe, folders: Mapping[str, Path]) -> P
     if not NAME_PATTERN.fullmatch(name):
         raise InputError(f"--name {name}: expected letters, digits and hyphens")
     root = (request.run_dir or folders["nnUNet_results"] / raw.name / f"flare_{name}").absolute()
-    document = read_json(raw / "dataset.json") if (raw / "dataset.json").is_file() else {}
-    problems = [] if RunPaths(root).manifest.is_file() else check_dataset(raw)
+    problems: list[str] = []
+    document = read_dataset_json(raw, problems) or {}
+    if not problems and not RunPaths(root).manifest.is_file():
+        problems = check_dataset(raw)
     problems += _check_labels(document)
     if problems:
         raise InputError(f"{raw}: {len(problems)} problem(s):\n  " + "\n  ".join(problems))
@@ -83,6 +86,8 @@ def plan_run(request: Request, recipe: Recipe, folders: Mapping[str, Path]) -> P
         check_held_out(request.eval_images, request.eval_labels, ending, channels, used, allowed=ids)
     init_folds = _init_folds(request, document)
     check_init_members(request, init_folds, recipe)
+    if not RunPaths(root).manifest.is_file():
+        check_loops(recipe, roles_of(raw, labelled, document["labels"]), document["labels"], set(sources))
     settings = Settings(
         name=name,
         dataset=raw.name,
@@ -211,7 +216,8 @@ def _init_folds(request: Request, document: Mapping[str, Any]) -> list[str]:
     checkpoint = "checkpoint_final.pth"
     if not (folder / "plans.json").is_file() or not (folder / "dataset.json").is_file():
         raise InputError(f"--init_model {folder}: no nnU-Net model folder (plans.json or dataset.json is missing)")
-    there = read_json(folder / "dataset.json")["labels"]
+    model = load_json(folder / "dataset.json")
+    there = model.get("labels") if isinstance(model, dict) else None
     if there != document["labels"]:
         raise InputError(f"--init_model {folder}: its labels are {there}, the dataset's {document['labels']}")
     found = sorted(p.parent.name.removeprefix("fold_") for p in folder.glob(f"fold_*/{checkpoint}"))

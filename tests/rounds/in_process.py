@@ -44,7 +44,8 @@ def phantom(folder: Path, monkeypatch: pytest.MonkeyPatch, **sizes: int | bool) 
     for name, path in folders.items():
         path.mkdir(exist_ok=True)
         monkeypatch.setenv(name, str(path))
-    for name, value in (("nnUNet_n_proc_DA", "0"), ("NNUNET_FLARE_THREADS", "1"), (work.TASK_VARIABLE, "")):
+    variables = {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "NNUNET_FLARE_THREADS": "1", work.TASK_VARIABLE: ""}
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     return folders
 

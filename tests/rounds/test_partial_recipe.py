@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -199,3 +201,63 @@ def test_loops_do_not_wait_for_each_other(finished: Run) -> None:
     assert tasks["build-r2"].needs == ("plan",)
     assert set(tasks["build-r4"].needs) == {"select-r1", "select-r3"}
     assert TINY_PLAN["planner"] == finished.recipe.planner
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Try to start the recipe with some settings; the error text."""
+    folders = phantom(tmp_path, monkeypatch, labelled=1, partial=1, lesions=True, unlabelled=2, test=1)
+
+    def start(settings: dict[str, str]) -> str:
+        with pytest.raises(InputError) as caught:
+            started(tmp_path, folders, "partial", settings)
+        return str(caught.value)
+
+    return start
+
+
+def test_loops_and_teachers_that_do_not_fit_the_data_are_refused_all_at_once(refused, tmp_path: Path) -> None:
+    good, foreign = tmp_path / "good", tmp_path / "foreign"
+    for path in sorted((tmp_path / "unlabelled_truth").iterdir()):
+        truth = read_labels(path)
+        write_labels(good / path.name, truth.array, truth)
+        write_labels(foreign / path.name, np.where(truth.array == 1, 99, 0).astype(np.uint8), truth)
+    (tmp_path / "empty").mkdir()
+    teachers = ", ".join(str(folder) for folder in (good, foreign, tmp_path / "empty", tmp_path / "missing"))
+    loops_given = "[{name: organs, all_but: [14]}, {name: tumour, organs: [14, 15]}, {name: again, organs: [1, 14]}]"
+    error = refused({"loops": loops_given, "fusion.teachers": f"[{teachers}]"})
+    assert "labels [15] are not in dataset.json" in error
+    assert "loop again: labels [1, 14] are those of loop organs too" in error
+    assert error.count("[99]") == 2 and str(good) not in error
+    assert f"{tmp_path / 'empty'}: has no label map of any case" in error
+    assert f"{tmp_path / 'missing'}: no such folder" in error
+    assert "6 problem(s)" in error
+    assert "id_maps" in refused({"fusion.teachers": f"[{good}]", "fusion.id_maps": "[nobody]"})
+    assert "flare_tiny" not in str(list((tmp_path / "nnUNet_results").rglob("*")))
+
+
+def test_a_loop_whose_organs_nobody_annotated_is_refused(refused, tmp_path: Path) -> None:
+    raw = tmp_path / "nnUNet_raw" / "Dataset022_FLAREPhantom"
+    cases = case_names(raw)
+    for case in cases:
+        label = read_labels(raw / "labelsTr" / f"{case}.nii.gz")
+        write_labels(raw / "labelsTr" / f"{case}.nii.gz", np.where(label.array == 1, 1, 0).astype(np.uint8), label)
+    write_table(raw / "flare_cases.json", {case: Case("partial", (1,)) for case in cases})
+    assert "loop tumour: no labelled or partial case has one of its labels [14] annotated" in refused({})
+
+
+def test_a_dataset_without_a_fully_labelled_case_starts_and_says_so(tmp_path: Path, monkeypatch, caplog) -> None:
+    folders = phantom(tmp_path, monkeypatch, labelled=2, lesions=True, unlabelled=1, test=1)
+    raw = tmp_path / "nnUNet_raw" / "Dataset022_FLAREPhantom"
+    for case, organs in zip(case_names(raw), (ORGANS, (1, TUMOUR)), strict=True):
+        label = read_labels(raw / "labelsTr" / f"{case}.nii.gz")
+        kept = np.where(np.isin(label.array, organs), label.array, 0).astype(np.uint8)
+        write_labels(raw / "labelsTr" / f"{case}.nii.gz", kept, label)
+        known = {**read_table(raw / "flare_cases.json").cases} if (raw / "flare_cases.json").is_file() else {}
+        write_table(raw / "flare_cases.json", {**known, case: Case("partial", organs)})
+    with caplog.at_level(logging.INFO):
+        run = started(tmp_path, folders, "partial", {})
+    assert "no fully labelled case; 2 partial cases train alone" in caplog.text
+    do_all(run, monkeypatch, until=lambda name: name == "train-r0-fall")
+    table = table_of(run, 0)
+    assert sorted(entry.annotated for entry in table.values()) == [(1,), ORGANS]
