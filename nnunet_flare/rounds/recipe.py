@@ -217,21 +217,22 @@ class Recipe(Part):
 
     def _check_online(self) -> None:
         """Keys of rounds that an online recipe does not have."""
-        selection = Selection(rule="all", keep_odd=self.selection.keep_odd)
-        for key, given, needed in (
-            ("rounds", self.rounds, 1),
-            ("members", self.members, Members(count=1)),
-            ("selection", self.selection, selection),
-            ("fusion", self.fusion, Fusion()),
-            ("final", self.final, Final()),
-            ("stop", self.stop, Stop()),
-        ):
-            if given != needed:
-                shown = given.model_dump(exclude_defaults=True) if isinstance(given, Part) else given
-                wanted = needed.model_dump(exclude_defaults=True) if isinstance(needed, Part) else needed
+        needed: dict[str, Part] = {
+            "members": Members(count=1),
+            "selection": Selection(rule="all", keep_odd=self.selection.keep_odd),
+            "fusion": Fusion(),
+            "final": Final(),
+            "stop": Stop(),
+        }
+        values = [("rounds", self.rounds, 1)]
+        for name, part in needed.items():
+            given = getattr(self, name)
+            values += [(f"{name}.{key}", getattr(given, key), getattr(part, key)) for key in type(part).model_fields]
+        for key, found, expected in values:
+            if found != expected:
                 raise ValueError(
-                    f"{key}: found {shown!r}, but trainer {self.trainer} learns from the unlabelled scans in one "
-                    f"training, without labelling them before; expected {wanted!r}"
+                    f"{key}: found {found!r}, but trainer {self.trainer} learns from the unlabelled scans in one "
+                    f"training, without labelling them before; expected {expected!r}"
                 )
         if "unlabelled" in (self.training.get("adversarial") or {}):
             raise ValueError("training.adversarial.unlabelled: is set by the loop and cannot be given here")
