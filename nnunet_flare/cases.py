@@ -7,12 +7,12 @@ data folder, because nnU-Net takes every file there for a case. A round's own ta
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from nnunet_flare.documents import load_json
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import write_json
 
@@ -112,10 +112,7 @@ def read_table(path: Path, *, labels: Mapping[str, Any] | None = None, strict: b
     Raises:
         InputError: with the file, the place in it, what was found and what is allowed; all problems at once.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from error
+    document = load_json(path)
     problems: list[str] = []
     cases: dict[str, Case] = {}
     if not isinstance(document, dict):

@@ -19,8 +19,8 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunet_flare.cases import FILE_NAME, Case, read_table
+from nnunet_flare.documents import load_json
 from nnunet_flare.errors import CaseError, InputError
-from nnunet_flare.files import read_json
 from nnunet_flare.images import SUFFIXES, Volume, check_values, geometry_difference, read_labels, read_volume
 
 REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
@@ -67,7 +67,7 @@ def check_dataset(dataset_folder: Path) -> list[str]:
     values, the label ids, and ``flare_cases.json``. An empty list means that training can start.
     """
     problems: list[str] = []
-    document = _read_dataset_json(dataset_folder, problems)
+    document = read_dataset_json(dataset_folder, problems)
     if document is None:
         return problems
     cases = _training_cases(dataset_folder, document, problems)
@@ -101,15 +101,16 @@ def check_cases(
     return problems
 
 
-def _read_dataset_json(folder: Path, problems: list[str]) -> dict[str, Any] | None:
+def read_dataset_json(folder: Path, problems: list[str]) -> dict[str, Any] | None:
+    """A data set's dataset.json; None where it cannot be used, and ``problems`` then says why."""
     path = folder / "dataset.json"
-    try:
-        document = read_json(path)
-    except FileNotFoundError:
+    if not path.is_file():
         problems.append(f"{path}: no such file; a dataset needs one, see nnU-Net's dataset format")
         return None
-    except (OSError, ValueError) as error:
-        problems.append(f"{path}: not readable as JSON ({error})")
+    try:
+        document = load_json(path)
+    except InputError as error:
+        problems.append(str(error))
         return None
     if not isinstance(document, dict):
         problems.append(f"{path}: expected an object, found {type(document).__name__}")

@@ -131,7 +131,7 @@ def test_a_wrong_document_is_told(tmp_path: Path, text: str, says: str) -> None:
 def test_a_table_that_is_not_text_or_not_there_is_told(tmp_path: Path) -> None:
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
     assert "not readable as JSON" in problems(tmp_path / "binary.json")
-    assert "not readable as JSON" in problems(tmp_path / "absent.json")
+    assert "no such file" in problems(tmp_path / "absent.json")
 
 
 def test_all_problems_come_at_once(tmp_path: Path) -> None:

@@ -5,12 +5,12 @@ The official tables cover the FLARE label sets; any nnU-Net ``dataset.json`` ser
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_flare.documents import load_json
 from nnunet_flare.errors import InputError
 from nnunet_flare.organs import FLARE23, LABEL_SETS, Organ
 
@@ -60,11 +60,12 @@ def read_structures(name_or_path: str, *, tolerance_mm: float = DEFAULT_TOLERANC
         raise InputError(
             f"--labels {name_or_path}: neither a label set ({', '.join(LABEL_SETS)}) nor a dataset.json that exists"
         )
+    document = load_json(path)
     try:
-        labels = json.loads(path.read_text(encoding="utf-8"))["labels"]
+        labels = document["labels"]
         entries = [(name, value) for name, value in labels.items() if name not in ("background", "ignore")]
         parsed = [(name, _label_ids(value)) for name, value in entries]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{path}: no usable 'labels' ({error}); expected nnU-Net's name: id, or ids") from error
     if not parsed:
         raise InputError(f"{path}: 'labels' names no foreground label")

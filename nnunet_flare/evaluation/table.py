@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_flare.documents import load_rows
 from nnunet_flare.errors import InputError
 from nnunet_flare.evaluation.structures import Structure
 from nnunet_flare.files import write_json, write_text
@@ -162,19 +163,15 @@ def read_csv(path: Path, structures: Sequence[Structure]) -> ScoreTable:
         InputError: for a missing file, other columns than those of ``structures``, or cells that are no numbers.
     """
     expected = ["Name", *(f"{s.short}_{measure}" for measure in MEASURES for s in structures)]
-    try:
-        with open(path, newline="", encoding="utf-8") as stream:
-            lines = list(csv.reader(stream))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as a table of scores ({error})") from error
-    if not lines or lines[0] != expected:
-        found = ", ".join(lines[0][:4]) if lines else "nothing"
+    lines = load_rows(path)
+    if not lines or lines[0][1] != expected:
+        found = ", ".join(lines[0][1][:4]) if lines else "nothing"
         raise InputError(
             f"{path}: columns {found}, ..., expected {', '.join(expected[:4])}, ... ({len(expected)} columns); "
             "give the --labels with which it was written"
         )
     rows = []
-    for number, line in enumerate(lines[1:], 2):
+    for number, line in lines[1:]:
         try:
             values = [float(cell) for cell in line[1:]]
         except ValueError as error:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from nnunet_flare.documents import load_yaml, parse_yaml
 from nnunet_flare.errors import InputError
 
 KEYS = {"name", "ids", "others"}
@@ -62,21 +62,18 @@ def load_id_map(name_or_path: str) -> IdMap:
         path = Path(name_or_path)
         if not path.is_file():
             raise InputError(f"id map {path}: no such file")
-        text = path.read_text(encoding="utf-8")
+        document = load_yaml(path, f"id map {path}")
     elif name_or_path in shipped_id_maps():
-        text = (resources.files("nnunet_flare.fusion") / "id_maps" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+        file = resources.files("nnunet_flare.fusion") / "id_maps" / f"{name_or_path}.yaml"
+        document = parse_yaml(file.read_text(encoding="utf-8"), f"id map {name_or_path}")
     else:
         raise InputError(f"no id map '{name_or_path}'; there are {', '.join(shipped_id_maps())}, or give a .yaml file")
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"id map {name_or_path}: no valid YAML ({' '.join(str(error).split())})") from error
     return _parse(document, f"id map {name_or_path}")
 
 
 def _parse(document: Any, where: str) -> IdMap:
     if not isinstance(document, dict) or set(document) != KEYS:
-        found = sorted(document) if isinstance(document, dict) else type(document).__name__
+        found = sorted(map(str, document)) if isinstance(document, dict) else type(document).__name__
         raise InputError(f"{where}: found {found}, expected the keys {', '.join(sorted(KEYS))}")
     ids = document["ids"]
     if not isinstance(ids, dict) or not ids:

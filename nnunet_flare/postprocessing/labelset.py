@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_flare.documents import load_json
 from nnunet_flare.errors import InputError
 from nnunet_flare.organs import FLARE23, LABEL_SETS, dataset_labels
 
@@ -79,9 +79,10 @@ def label_set(labels: str | Mapping[str, Any]) -> LabelSet:
 def _read_entry(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise InputError(f"labels {path}: neither a label set ({', '.join(LABEL_SETS)}) nor a dataset.json that exists")
+    document = load_json(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["labels"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        return document["labels"]
+    except (KeyError, TypeError) as error:
         raise InputError(f"{path}: no usable 'labels' ({error}); expected nnU-Net's dataset.json") from error
 
 

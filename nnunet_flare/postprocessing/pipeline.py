@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from nnunet_flare.documents import load_yaml, parse_yaml
 from nnunet_flare.errors import InputError
 from nnunet_flare.orientation import LPS, turn_between
 from nnunet_flare.postprocessing.components import foreground_rectangle
@@ -115,11 +115,7 @@ def load_pipeline(name_or_path: str | Path, *, labels: str | Mapping[str, Any] |
         InputError: with the file and the key, for what is no pipeline, unknown operations, organs or keys, and values
             out of range; all problems at once.
     """
-    name, text = _read(name_or_path)
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{name}: not readable as YAML ({' '.join(str(error).split())})") from error
+    name, document = _read(name_or_path)
     try:
         content = PipelineFile.model_validate(document)
     except ValidationError as error:
@@ -144,17 +140,14 @@ def bind_pipeline(name: str, content: PipelineFile, known: LabelSet) -> Pipeline
     return Pipeline(name, content, known, tuple(operations))
 
 
-def _read(name_or_path: str | Path) -> tuple[str, str]:
+def _read(name_or_path: str | Path) -> tuple[str, Any]:
     if str(name_or_path) in BUILT_IN:
         file = resources.files("nnunet_flare.postprocessing") / "pipelines" / f"{name_or_path}.yaml"
-        return str(name_or_path), file.read_text(encoding="utf-8")
+        return str(name_or_path), parse_yaml(file.read_text(encoding="utf-8"), str(name_or_path))
     path = Path(name_or_path)
     if not path.is_file():
         raise InputError(f"pipeline {name_or_path}: neither built in ({', '.join(BUILT_IN)}) nor a file")
-    try:
-        return str(path), path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
+    return str(path), load_yaml(path)
 
 
 def _problems(error: ValidationError) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from nnunet_flare.documents import load_json, load_rows
 from nnunet_flare.errors import CaseError, InputError
-from nnunet_flare.files import read_json
 from nnunet_flare.images import geometry_difference, read_labels, stem_of, suffix_of
 from nnunet_flare.organs import FLARE22
 from nnunet_flare.rounds.choose import write_scores, write_selection
@@ -71,9 +70,13 @@ def _organs(folders: Sequence[Path]) -> dict[str, int]:
     for folder in folders:
         path = folder / "dataset.json"
         if path.is_file():
-            labels = read_json(path)["labels"]
-            if any(not isinstance(value, int) for value in labels.values()):
-                raise InputError(f"{path}: labels are regions; score needs one whole number per organ")
+            document = load_json(path)
+            labels = document.get("labels") if isinstance(document, dict) else None
+            if not isinstance(labels, dict):
+                raise InputError(f"{path}: no usable 'labels'; expected nnU-Net's dataset.json")
+            wrong = {name: value for name, value in labels.items() if type(value) is not int or not 0 <= value < 256}
+            if wrong:
+                raise InputError(f"{path}: labels {wrong}; score needs one whole number from 0 to 255 per organ")
             return {name: value for name, value in labels.items() if name not in ("background", "ignore")}
     return {organ.name: organ.id for organ in FLARE22}
 
@@ -92,26 +95,27 @@ def select_from_scores(
         raise InputError(f"--top_fraction {top_fraction:g}: expected a number above 0, at most 1")
     if not scores.is_file():
         raise InputError(f"{scores}: no such file; flare-pseudolabel score writes one")
-    with open(scores, newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
-        columns = list(reader.fieldnames or [])
-        organs = [c for c in columns if c not in ("case", *FIXED_COLUMNS)]
-        if "case" not in columns or not organs:
-            raise InputError(f"{scores}: columns {columns}, expected case, one per organ, {', '.join(FIXED_COLUMNS)}")
-        cases: dict[str, int] = {}
-        table = []
-        for line, row in enumerate(reader, start=2):
-            try:
-                values = [float(row[organ]) if row[organ].strip() else float("nan") for organ in organs]
-            except (TypeError, ValueError, AttributeError) as error:
-                raise InputError(f"{scores}, line {line}: {error}; expected one number per organ") from error
-            if not row["case"] or row["case"] in cases:
-                first = f" (first in line {cases[row['case']]})" if row["case"] in cases else ""
-                raise InputError(f"{scores}, line {line}: case '{row['case']}' is empty or there twice{first}")
-            if any(value < 0 or value > 1 for value in values):
-                raise InputError(f"{scores}, line {line}: agreement outside 0 to 1")
-            cases[row["case"]] = line
-            table.append(values)
+    (_, columns), *rows = load_rows(scores) or [(1, [])]
+    organs = [column for column in columns if column not in ("case", *FIXED_COLUMNS)]
+    if "case" not in columns or not organs or len(set(columns)) < len(columns):
+        raise InputError(f"{scores}: columns {columns}, expected case, one per organ, {', '.join(FIXED_COLUMNS)}")
+    cases: dict[str, int] = {}
+    table = []
+    for line, cells in rows:
+        if len(cells) != len(columns):
+            raise InputError(f"{scores}, line {line}: {len(cells)} cells, expected {len(columns)} as in the first line")
+        row = dict(zip(columns, cells, strict=True))
+        try:
+            values = [float(row[organ]) if row[organ].strip() else float("nan") for organ in organs]
+        except ValueError as error:
+            raise InputError(f"{scores}, line {line}: {error}; expected one number per organ") from error
+        if not row["case"] or row["case"] in cases:
+            first = f" (first in line {cases[row['case']]})" if row["case"] in cases else ""
+            raise InputError(f"{scores}, line {line}: case '{row['case']}' is empty or there twice{first}")
+        if any(value < 0 or value > 1 for value in values):
+            raise InputError(f"{scores}, line {line}: agreement outside 0 to 1")
+        cases[row["case"]] = line
+        table.append(values)
     chosen = select(
         list(cases),
         np.array(table).reshape(-1, len(organs)),

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from nnunet_flare.documents import load_yaml
 from nnunet_flare.errors import InputError
 from nnunet_flare.rounds.tasks import Stage, Task
 
@@ -72,6 +72,7 @@ def parse_options(words: Sequence[str]) -> dict[str, dict[str, Any]]:
     for word in words:
         if word.endswith((".yaml", ".yml")):
             for stage, block in _read(Path(word)).items():
+                _validate(block, f"--slurm {word}, {stage}")
                 blocks.setdefault(stage, {}).update(block)
         else:
             for part in word.split(","):
@@ -96,11 +97,8 @@ def resources(blocks: Mapping[str, Mapping[str, Any]], task: Task) -> Resources:
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
-    try:
-        # Every value as text, and nothing else than text: YAML reads the time 4:00:00 as the number 14400.
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"--slurm {path}: cannot be read ({' '.join(str(error).split())})") from error
+    # Every value as text, and nothing else than text: YAML reads the time 4:00:00 as the number 14400.
+    document = load_yaml(path, f"--slurm {path}", plain_text=True)
     allowed = (EVERY, *STAGES)
     if not isinstance(document, dict) or any(k not in allowed or not isinstance(v, dict) for k, v in document.items()):
         raise InputError(f"--slurm {path}: expected one block of keys per stage; stages are {', '.join(allowed)}")
