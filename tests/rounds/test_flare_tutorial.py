@@ -1,0 +1,96 @@
+"""The tutorial from a FLARE download to a container, typed line by line on a download of six tiny scans."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typed_pages import DOCS, blocks, type_line
+
+from nnunet_flare.images import Volume, read_labels, read_volume, write_labels, write_volume
+from nnunet_flare.phantom import make_phantom
+
+SIZE, SPACING_MM = (20, 32, 32), (14.0, 13.0, 13.0)
+TINY = [
+    "members.count=2",
+    "rounds=1",
+    "selection.threshold=0",
+    "selection.rule=mean-organ",
+    "plan.patch_size=[16, 32, 32]",
+    "plan.spacing_mm=[14, 13, 13]",
+    "plan.base_features=4",
+    "plan.stages=3",
+    "training.num_epochs=1",
+    "training.iterations_per_epoch=2",
+    "training.validation_iterations=1",
+    "training.warmup_iterations=0",
+    "predict.precision=fp32",
+]
+"""The recipe's own settings take days."""
+
+
+def write_case(folder: Path, case: str, seed: int, labels_folder: Path | None, *, turned: bool = False) -> None:
+    scan, labels = make_phantom(seed, domain="wide", size=SIZE, spacing_mm=SPACING_MM)
+    if turned:  # stored from left to right, as some scanners do
+        scan = Volume(scan.array[:, :, ::-1].copy(), scan.spacing_mm, scan.origin, (-1, 0, 0, 0, 1, 0, 0, 0, 1))
+        labels = labels[:, :, ::-1]
+    write_volume(folder / f"{case}_0000.nii.gz", scan)
+    if labels_folder is not None:
+        write_labels(labels_folder / f"{case}.nii.gz", labels, scan)
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch) -> Path:
+    """A folder with an unpacked download and a checkout's ``docker`` folder, and no variable set."""
+    training = tmp_path / "FLARE22" / "Training"
+    labelled = training / "FLARE22_LabeledCase50"
+    for number in (1, 2, 3):
+        write_case(labelled / "images", f"FLARE22_Tr_{number:04d}", number, labelled / "labels", turned=number == 2)
+    for number, part in ((1, "1-1000"), (1001, "1001-2000")):
+        write_case(training / f"FLARE_UnlabeledCase{part}", f"Case_{number:05d}", number, None, turned=number == 1)
+    validation = tmp_path / "FLARE22" / "Validation"
+    write_case(validation, "FLARETs_0001", 9, validation / "labels")
+    shutil.copytree(DOCS.parent / "docker", tmp_path / "docker")
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    shutil.copy(Path(__file__).with_name("fake_docker.py"), programs / "docker")
+    (programs / "docker").chmod(0o755)
+    path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
+    for name, value in {
+        "PATH": path,
+        "PWD": str(tmp_path),
+        "nnUNet_n_proc_DA": "0",
+        "NNUNET_FLARE_THREADS": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "UNLABELLED", "RUN", "MODEL"):
+        monkeypatch.setenv(name, "")  # set by the page; this puts them back
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def small(words: list[str]) -> list[str]:
+    return [*words, "-device", "cpu", "--set", *TINY] if words[0] == "run" else words
+
+
+def test_the_tutorial_leads_from_the_download_to_a_container(desk):
+    for line in "".join(blocks("tutorial-flare.md")).splitlines():
+        line = line.replace("_uncertainty_r4", "_uncertainty_r1")
+        if line.startswith("MODEL="):  # smaller plans have another name
+            (model,) = desk.glob("results/Dataset022_FLARE22/nnUNetTrainerFlareST__*__3d_fullres_uncertainty_r1")
+            assert line.endswith("/nnUNetTrainerFlareST__nnUNetPlansFlare__3d_fullres_uncertainty_r1")
+            line = f"MODEL={model}"
+        type_line(line, small)
+    rows = list(csv.DictReader((desk / "scores.csv").open()))
+    assert [row["Name"] for row in rows] == ["FLARETs_0001.nii.gz"]
+    assert (desk / "efficiency.csv").is_file() and (desk / "myteam.tar.gz").stat().st_size > 0
+    assert (desk / os.environ["RUN"] / "report" / "niivue").is_dir()
+    scan = read_volume(desk / "raw" / "Dataset022_FLARE22" / "imagesVal" / "FLARETs_0001_0000.nii.gz")
+    by_container, by_hand = (read_labels(desk / folder / "FLARETs_0001.nii.gz") for folder in ("outputs", "cleaned"))
+    assert by_container.array.shape == scan.array.shape
+    np.testing.assert_array_equal(by_container.array, by_hand.array)
