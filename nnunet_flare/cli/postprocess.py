@@ -40,7 +40,7 @@ def _apply(words: list[str]) -> int:
         "--pipeline",
         default="flare22",
         metavar="NAME",
-        help="flare22 (default), flare22-paper, single-label, largest, or a YAML file",
+        help="flare22 (default), flare22-paper, single-label, sztu, largest, or a YAML file",
     )
     parser.add_argument(
         "--image",

@@ -1,7 +1,7 @@
 """Post-processing pipelines: ordered steps as YAML, checked, bound to a label set and applied to label maps.
 
-Built in are ``flare22`` and ``flare22-paper`` (Radboud), ``single-label`` (Fosun Aitrox) and ``largest``; any YAML file
-of the same form serves as well::
+Built in are ``flare22`` and ``flare22-paper`` (Radboud), ``single-label`` (Fosun Aitrox), ``sztu`` and ``largest``; any
+YAML file of the same form serves as well::
 
     description: why these steps
     labels: flare22            # optional: flare22, flare23 or a dataset.json; the default of who applies it
@@ -29,7 +29,7 @@ from nnunet_flare.postprocessing.components import foreground_rectangle
 from nnunet_flare.postprocessing.labelset import LabelSet, label_set
 from nnunet_flare.postprocessing.steps import Operation, Step, UnknownOrgan
 
-BUILT_IN: tuple[str, ...] = ("flare22", "flare22-paper", "single-label", "largest")
+BUILT_IN: tuple[str, ...] = ("flare22", "flare22-paper", "single-label", "sztu", "largest")
 
 DEFAULT_LABELS = "flare22"
 

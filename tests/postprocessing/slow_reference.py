@@ -118,6 +118,10 @@ def fill_holes(labels, spacing_mm, organs, maximum_mm3=None):
     return result
 
 
+FLARE22_SMALLEST = {1: 1037420.7, 2: 107952.7, 3: 51560.1, 4: 41522.0, 5: 40533.6, 6: 41437.5, 7: 1385.6, 8: 2445.2}
+FLARE22_SMALLEST |= {9: 4276.8, 10: 6978.7, 11: 140339.3, 12: 43615.0, 13: 102572.2}
+
+
 def flare22(labels, spacing_mm):
     """Radboud's pipeline in its code's order and with its lists, the two faults mended."""
     smallest = {2: 107952.7, 3: 51560.1, 4: 41522.0, 7: 1385.6, 8: 2445.2, 9: 4276.8, 13: 102572.2}
@@ -130,18 +134,23 @@ def flare22(labels, spacing_mm):
 
 def flare22_paper(labels, spacing_mm):
     """Radboud's pipeline as its paper tells it."""
-    smallest = {1: 1037420.7, 2: 107952.7, 3: 51560.1, 4: 41522.0, 5: 40533.6, 6: 41437.5, 7: 1385.6, 8: 2445.2}
-    smallest |= {9: 4276.8, 10: 6978.7, 11: 140339.3, 12: 43615.0, 13: 102572.2}
-    labels = remove_small_organs(labels, spacing_mm, {organ: 0.5 * volume for organ, volume in smallest.items()})
+    labels = remove_small_organs(labels, spacing_mm, {o: 0.5 * volume for o, volume in FLARE22_SMALLEST.items()})
     labels = close_organs(labels, [7, 8], (5, 5, 5))
     labels = keep_axial_field(labels, spacing_mm, [5, 6, 10], None, 0)
     labels = absorb_enclosed(labels, 9, 1, only_if_several=False)
     return remove_small_components(labels, spacing_mm, range(1, 14), 0.1)
 
 
+def sztu(labels, spacing_mm):
+    """The largest component of each organ, above 0.3 of the smallest volume of the FLARE22 training set."""
+    labels = keep_largest(labels, spacing_mm, range(1, 14))
+    return remove_small_organs(labels, spacing_mm, {o: 0.3 * volume for o, volume in FLARE22_SMALLEST.items()})
+
+
 PIPELINES = {
     "flare22": flare22,
     "flare22-paper": flare22_paper,
     "single-label": lambda labels, spacing_mm: keep_largest_pooled(labels, spacing_mm, range(1, 14), 100, 30),
+    "sztu": sztu,
     "largest": lambda labels, spacing_mm: keep_largest(labels, spacing_mm, range(1, 14)),
 }
