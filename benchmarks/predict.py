@@ -191,7 +191,8 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
 def figures(runs: dict[str, list[Run]]) -> dict[str, Any]:
     """Rows by command, and seconds per stage of the last run of each command that tells them."""
     stages = {name: done[-1].stages_s for name, done in runs.items() if done[-1].stages_s}
-    return {"rows": {name: summary(done) for name, done in runs.items()}, "stages_s": stages}
+    rows = {name: summary(done) for name, done in runs.items()}
+    return {"rows": rows, "stages_s": stages} if stages else {"rows": rows}
 
 
 def same_windows(
@@ -211,7 +212,7 @@ def same_windows(
             runs["stock"].append(place.measure(stock))
         for variant in variants:
             runs[variant].append(place.measure(ours(variant)))
-    result = {"model": name, "slices": slices, **figures(runs)}
+    result = figures(runs)
     for variant in variants:
         same, dice = agreement(place.output("stock") / "case.nii.gz", place.output(variant) / "case.nii.gz")
         result["rows"][variant].update(equal_voxels=same, foreground_dice=dice)
@@ -228,13 +229,13 @@ def as_shipped(place: Workplace, name: str, slices: int) -> dict[str, Any]:
         "ours": [place.measure(ours)],
         "stock": [place.measure(stock_predict(images, place.output("stock defaults"), model, "-f", "0"))],
     }
-    return {"model": name, "slices": slices, **figures(runs)}
+    return figures(runs)
 
 
 def long_scan(place: Workplace, name: str) -> dict[str, Any]:
     """Ours alone on a scan of 512 x 512 x 1000 voxels and a model of 14 classes."""
     run = place.measure(flare_predict(place.images(LONG_SCAN), place.output("long"), place.model(name)))
-    return {"model": name, "slices": LONG_SCAN, **figures({"ours": [run]})}
+    return figures({"ours": [run]})
 
 
 def stock_stages(place: Workplace, name: str, slices: int) -> dict[str, Any]:
@@ -244,35 +245,44 @@ def stock_stages(place: Workplace, name: str, slices: int) -> dict[str, Any]:
     image, output = place.images(slices) / "case_0000.nii.gz", place.output("stock stages") / "case.nii.gz"
     words += ["-i", str(image), "-m", str(place.model(name)), "-o", str(output)]
     run = place.measure(words)
-    return {"model": name, "slices": slices, **figures({"stock in one process": [run]})}
+    return figures({"stock in one process": [run]})
 
 
-def memory_per_slice(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def title(name: str, slices: int) -> str:
+    """What a result is about: the key of the record."""
+    return f"{name}, 512x512x{slices}"
+
+
+def memory_per_slice(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
     """MB per further slice of each model and variant that was run on two lengths."""
+    lengths: dict[str, dict[int, Any]] = {}
+    for key, result in results.items():
+        name, _, size = key.partition(", ")
+        lengths.setdefault(name, {})[int(size.rpartition("x")[2])] = result["rows"]
     found: dict[str, dict[str, float]] = {}
-    for name in sorted({result["model"] for result in results}):
-        by_length = sorted((one for one in results if one["model"] == name), key=lambda one: one["slices"])
-        short, long = by_length[0], by_length[-1]
-        if short is long:
-            continue
-        found[name] = {
-            variant: (long["rows"][variant]["peak_mb"] - row["peak_mb"]) / (long["slices"] - short["slices"])
-            for variant, row in short["rows"].items()
-            if variant in long["rows"] and variant != FIRST
-        }
+    for name, rows in lengths.items():
+        short, long = min(rows), max(rows)
+        if short < long:
+            found[name] = {
+                variant: (rows[long][variant]["peak_mb"] - row["peak_mb"]) / (long - short)
+                for variant, row in rows[short].items()
+                if variant in rows[long] and variant != FIRST
+            }
     return found
 
 
-def table(result: dict[str, Any]) -> str:
+def table(name: str, result: dict[str, Any]) -> str:
     """The result as text, ratios against stock where it was run."""
     rows = result["rows"]
     keys = {"wall_s": "wall s", "cpu_s": "CPU s", "peak_mb": "peak MB"}
     lines = [
-        f"{result['model']}, 512x512x{result['slices']}",
-        " ".join([" " * 22, *(f"{name:>8} {'ratio':>7}" for name in keys.values()), "  but network   equal    Dice"]),
+        name,
+        " ".join(
+            [" " * 22, *(f"{column:>8} {'ratio':>7}" for column in keys.values()), "  but network   equal    Dice"]
+        ),
     ]
-    for name, row in rows.items():
-        cells = [f"{name:22}"]
+    for variant, row in rows.items():
+        cells = [f"{variant:22}"]
         for key in keys:
             ratio = f"{rows['stock'][key] / row[key]:6.1f}x" if "stock" in rows else " " * 7
             cells.append(f"{row[key]:8.1f} {ratio}")
@@ -280,19 +290,9 @@ def table(result: dict[str, Any]) -> str:
         if "equal_voxels" in row:
             cells.append(f"{row['equal_voxels']:8.5f} {row['foreground_dice']:7.4f}")
         lines.append(" ".join(cells))
-    for name, stages in result["stages_s"].items():
-        lines.append(f"{name}: " + ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in stages.items()))
+    for variant, stages in result.get("stages_s", {}).items():
+        lines.append(f"{variant}: " + ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in stages.items()))
     return "\n".join(lines)
-
-
-def merged(record: dict[str, Any], part: str, result: dict[str, Any], command: str) -> None:
-    """Put a result into the record, in place of an older one of the same model and length."""
-    others = [
-        one
-        for one in record.get(part, [])
-        if (one["model"], one.get("slices")) != (result["model"], result.get("slices"))
-    ]
-    record[part] = sorted([*others, {**result, "command": command}], key=lambda one: (one["model"], one["slices"]))
 
 
 def main() -> None:
@@ -314,12 +314,12 @@ def main() -> None:
             args.folder.mkdir(parents=True, exist_ok=True)
         place = Workplace((args.folder or Path(temporary)).resolve())
 
-        def keep(part: str, result: dict[str, Any]) -> None:
-            print(f"{part}: {table(result)}", flush=True)
-            merged(record, part, result, command)
-            record.update(
-                hardware=setting.hardware(), scan=setting.source_name(), command="python benchmarks/predict.py"
-            )
+        def keep(part: str, name: str, slices: int, result: dict[str, Any]) -> None:
+            key = title(name, slices)
+            print(table(f"{part}: {key}", result), flush=True)
+            record.setdefault(part, {})[key] = {**result, "command": command}
+            record.update(command="python benchmarks/predict.py", hardware=setting.hardware())
+            record["scan"] = setting.source_name()
             if part == "same":
                 record["memory_per_slice_mb"] = memory_per_slice(record["same"])
             write_json(args.output, record)
@@ -328,13 +328,13 @@ def main() -> None:
             for slices in args.slices:
                 if "same" in args.parts:
                     rounds = {"rounds": args.rounds, "stock_rounds": args.stock_rounds or args.rounds}
-                    keep("same", same_windows(place, name, slices, variants=args.variants, **rounds))
+                    keep("same", name, slices, same_windows(place, name, slices, variants=args.variants, **rounds))
                 if "stages" in args.parts:
-                    keep("stages", stock_stages(place, name, slices))
+                    keep("stages", name, slices, stock_stages(place, name, slices))
         if "defaults" in args.parts:
-            keep("defaults", as_shipped(place, "small", args.slices[0]))
+            keep("defaults", "small", args.slices[0], as_shipped(place, "small", args.slices[0]))
         if "memory" in args.parts:
-            keep("memory", long_scan(place, "small"))
+            keep("memory", "small", LONG_SCAN, long_scan(place, "small"))
     for name, variants in record.get("memory_per_slice_mb", {}).items():
         print(f"{name}: MB per further slice: " + ", ".join(f"{key} {value:.2f}" for key, value in variants.items()))
 

@@ -41,6 +41,9 @@ LARGE: tuple[tuple[int, int, int], tuple[float, float, float]] = ((80, 112, 112)
 """Size (z, y, x) and spacing in mm of the phantoms: the abdomen alone; chest, legs and air with it."""
 
 NARROW_CASES, WIDE_CASES, UNSEEN_CASES = 4, 16, 20
+"""Training phantoms, and those to compare on, of the domains ``between`` and ``wide`` in turn."""
+
+UNSEEN_SEED = 10_000
 
 TORSO_WEIGHT = 5.0
 """The only real scan is drawn as often as five phantoms."""
@@ -51,7 +54,7 @@ PLANNED: dict[str, dict[str, Any]] = {
 }
 
 LENGTHS = {
-    FINE: {"num_epochs": 36, "iterations_per_epoch": 35},
+    FINE: {"num_epochs": 48, "iterations_per_epoch": 35},
     COARSE: {"num_epochs": 50, "iterations_per_epoch": 40},
 }
 
@@ -91,7 +94,8 @@ def write_data(folder: Path) -> dict[str, Scan]:
         case = f"phantom_{index:02d}"
         image, labels = folder / "unseen" / f"{case}_0000.nii.gz", folder / "unseen" / f"{case}.nii.gz"
         if not labels.is_file():
-            _write_phantom(image, labels, seed=10_000 + index, domain="wide", grid=LARGE)
+            domain = ("between", "wide")[index % 2]
+            _write_phantom(image, labels, seed=UNSEEN_SEED + index, domain=domain, grid=LARGE)
         scans[case] = Scan(image, labels, everything, unseen=True)
     for case, reference in (
         ("ts_torso3mm", "ts_torso3mm_flare13"),

@@ -206,7 +206,7 @@ def wall_time(coarse: Path, rounds: int) -> dict[str, Any]:
         for _ in range(rounds):
             for name, command in commands.items():
                 runs[name].append(place.measure(command))
-        return {"model": "small, torso", "slices": 160, **whole_prediction.figures(runs)}
+        return whole_prediction.figures(runs)
 
 
 def main() -> None:
@@ -234,7 +234,7 @@ def main() -> None:
         write_json(args.output, record)
     if "wall" in args.parts:
         record["wall"] = wall_time(models[COARSE], args.rounds)
-        print(whole_prediction.table(record["wall"]))
+        print(whole_prediction.table("torso, 512x512x160", record["wall"]))
         write_json(args.output, record)
 
 
