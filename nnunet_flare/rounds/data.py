@@ -31,6 +31,7 @@ from nnunet_flare.rounds.other_plans import cases_folder, has_same_arrays, prepa
 from nnunet_flare.rounds.passes import iterations_of_pass, pass_of_round
 from nnunet_flare.rounds.plans import base_configuration, base_table, raw_cases, write_configuration
 from nnunet_flare.rounds.preprocess import failure, odd, remove_scratch
+from nnunet_flare.rounds.recipe import DISTILLING_TRAINER
 from nnunet_flare.rounds.unlabelled import read_list
 
 log = logging.getLogger(__name__)
@@ -109,6 +110,7 @@ def build_training(run: Run, name: str, number: int, taken: Sequence[Entry]) -> 
         init_from=_start_of_fine_tuning(run) if number > run.last_round else None,
         iterations=_iterations_of_pass(run, number, cases),
         unlabelled=run.unlabelled_data.name if stream else None,
+        teacher=_teacher(run, number),
     )
     write_configuration(run, name, number, data_identifier=identifier, training=settings.to_json())
     counts = {"cases": len(cases), "pseudo": len(taken), "unlabelled": len(stream)}
@@ -140,6 +142,14 @@ def _stream(run: Run) -> list[str]:
             "rejected. flare-pseudolabel status names them; --set selection.keep_odd=true takes odd ones"
         )
     return kept
+
+
+def _teacher(run: Run, number: int) -> dict[str, Any] | None:
+    """The given model, where the round's trainer learns from a teacher."""
+    if run.settings.init_model is None or not run.trainer(number).startswith(DISTILLING_TRAINER):
+        return None
+    fold = run.settings.init_folds[0]
+    return {"folder": run.settings.init_model, "fold": fold if fold == "all" else int(fold)}
 
 
 def _start_of_fine_tuning(run: Run) -> str:

@@ -6,14 +6,19 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from nnunet_flare.cases import FILE_NAME, CaseTable, find_table
 from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import read_json, write_json
+from nnunet_flare.rounds.arrays import ENDINGS, damage
 from nnunet_flare.rounds.locks import LockFile
 from nnunet_flare.rounds.manifest import Base, Run
+from nnunet_flare.rounds.recipe import GIVEN_MODEL
 
 log = logging.getLogger(__name__)
 
@@ -73,14 +78,25 @@ def plan_and_preprocess(run: Run, base: Base | None = None) -> str:
             _plan(run, base)
         configuration = base_configuration(base)
         labelled = raw_cases(run)
-        if not _is_preprocessed(base, labelled):
+        if _not_whole(base, labelled):
             _preprocess(run, base)
+            problems = _not_whole(base, labelled)
+            if problems:
+                raise TaskError(
+                    f"{len(problems)} of {len(labelled)} labelled cases are not whole after preprocessing; the first: "
+                    f"{problems[0]}. {_room(base)}"
+                )
         _write_splits(run, labelled)
         copy_case_table(run)
     return configuration_hash(configuration)
 
 
 def _plan(run: Run, base: Base) -> None:
+    if base.planner == GIVEN_MODEL:
+        from nnunet_flare.rounds.given_plans import write_given_plans
+
+        write_given_plans(run, base)
+        return
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset
 
     from nnunet_flare.planners.flare import plan_dataset
@@ -105,13 +121,24 @@ def _preprocess(run: Run, base: Base) -> None:
     log.info(
         "preprocessing the labelled cases of %s for %s, %s", run.settings.dataset, base.plans_name, base.configuration
     )
-    preprocess_dataset(
-        _dataset_id(run),
-        base.plans_name,
-        (base.configuration,),
-        num_processes=[num_processes(len(raw_cases(run)))],
-        show_progress_bar=False,
-    )
+    try:
+        preprocess_dataset(
+            _dataset_id(run),
+            base.plans_name,
+            (base.configuration,),
+            num_processes=[num_processes(len(raw_cases(run)))],
+            show_progress_bar=False,
+        )
+    except RuntimeError as error:  # stock writes through memory maps: on a full disk its workers die without a word
+        raise TaskError(
+            f"preprocessing the labelled cases failed ({error}). Worker processes that end without an error mostly "
+            f"lacked disk space or memory. {_room(base)}"
+        ) from error
+
+
+def _room(base: Base) -> str:
+    free = shutil.disk_usage(base.data.parent).free
+    return f"{base.data.parent} has {free / 1e9:.1f} GB free; make room, then run the same command again"
 
 
 def num_processes(cases: int) -> int:
@@ -162,8 +189,14 @@ def raw_files(run: Run) -> dict[str, dict[str, Any]]:
     }
 
 
-def _is_preprocessed(base: Base, cases: list[str]) -> bool:
-    return all((base.data / f"{case}{ending}").is_file() for case in cases for ending in (".b2nd", "_seg.b2nd", ".pkl"))
+def _not_whole(base: Base, cases: list[str]) -> list[str]:
+    """What is wrong with the preprocessed cases, each read once; as soon as a file is missing nothing is read."""
+    for case in cases:
+        for ending in ENDINGS:
+            if not (base.data / f"{case}{ending}").is_file():
+                return [f"{base.data / case}{ending} is missing"]
+    checked = tqdm(cases, desc="preprocessed cases", unit="case", disable=None)
+    return [found for case in checked if (found := damage(base.data, case)) is not None]
 
 
 def _write_splits(run: Run, cases: list[str]) -> None:

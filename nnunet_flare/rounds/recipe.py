@@ -51,6 +51,12 @@ ONLINE_TRAINER = "nnUNetTrainerFlareAdversarial"
 PARTIAL_TRAINER = "nnUNetTrainerFlarePartial"
 """The trainer with the marginal loss, which loops over different organs need."""
 
+DISTILLING_TRAINER = "nnUNetTrainerFlareDistill"
+"""The trainer that learns from a teacher's logits beside the labels."""
+
+GIVEN_MODEL = "given-model"
+"""In place of a planner: the plans of ``--init_model``."""
+
 EPOCHS = ("iterations", "pass")
 """What ``training.epoch`` may be: ``iterations_per_epoch``, or a pass over the data (see ``rounds.passes``)."""
 
@@ -279,6 +285,7 @@ class Recipe(Part):
         init_from: str | None = None,
         iterations: int | None = None,
         unlabelled: str | None = None,
+        teacher: Mapping[str, Any] | None = None,
     ) -> TrainingSettings:
         """The ``"flare"`` entry of a round's configuration.
 
@@ -290,6 +297,7 @@ class Recipe(Part):
             init_from: checkpoint to start from.
             iterations: of a pass over the data, where :attr:`counts_passes` and once it is known.
             unlabelled: data folder of the unlabelled scans, where :attr:`is_online`.
+            teacher: the model that the training learns from, where the recipe names none.
         """
         final = number >= self.final_round
         given = {k: v for k, v in self.training.items() if k not in ("num_gpus", "pretrained_weights")}
@@ -301,6 +309,8 @@ class Recipe(Part):
             given |= {"initial_lr": self.final.finetune.initial_lr}
         if unlabelled is not None:
             given |= {"adversarial": {**given.get("adversarial", {}), "unlabelled": unlabelled}}
+        if teacher is not None:
+            given = {"teacher": dict(teacher)} | given
         given = _with_epoch("training", given, iterations)
         augmentation = self.final.augmentation if final else None
         augmentation = augmentation or self.augmentation.in_round(number)

@@ -13,12 +13,13 @@ from nnunet_flare.datasets import check_dataset, read_dataset_json, resolve_data
 from nnunet_flare.documents import load_json
 from nnunet_flare.errors import FlareError, InputError
 from nnunet_flare.rounds.check_loops import check_loops, roles_of
+from nnunet_flare.rounds.given_plans import model_plans
 from nnunet_flare.rounds.held_out import check_held_out
 from nnunet_flare.rounds.manifest import FOLDERS, Run, Settings, create_run
 from nnunet_flare.rounds.other_plans import has_same_arrays
 from nnunet_flare.rounds.paths import RunPaths
 from nnunet_flare.rounds.plans import default_plans_name
-from nnunet_flare.rounds.recipe import NAME_PATTERN, Recipe
+from nnunet_flare.rounds.recipe import GIVEN_MODEL, NAME_PATTERN, Recipe
 from nnunet_flare.rounds.unlabelled import find_sources, freeze, read_list, size_of, write_list
 
 log = logging.getLogger(__name__)
@@ -91,8 +92,8 @@ def plan_run(request: Request, recipe: Recipe, folders: Mapping[str, Path]) -> P
     settings = Settings(
         name=name,
         dataset=raw.name,
-        plans_name=_plans_name(recipe, name),
-        final_plans_name=_final_plans_name(recipe, name),
+        plans_name=_plans_name(recipe, name, request.init_model),
+        final_plans_name=_final_plans_name(recipe, name, request.init_model),
         coarse_plans_name=_coarse_plans_name(recipe, name),
         unlabelled_dir=str(request.unlabelled.absolute()),
         recipe=recipe.model_dump(mode="json"),
@@ -154,22 +155,30 @@ def _labelled(raw: Path, document: Mapping[str, Any]) -> list[str]:
     return sorted(p.name[: -len(ending)] for p in (raw / "labelsTr").iterdir() if p.name.endswith(ending))
 
 
-def _plans_name(recipe: Recipe, name: str) -> str:
-    """The planner's own plans; plans of the run's own where the recipe changes them."""
-    default = default_plans_name(recipe.planner)
-    return f"{default}_{name}" if recipe.plan.changes() else default
+def _plans_name(recipe: Recipe, name: str, model: Path | None) -> str:
+    """The planner's own plans; plans of the run's own where the recipe changes them, or a given model has made them."""
+    default = _default_plans_name(recipe.planner, model)
+    return f"{default}_{name}" if recipe.plan.changes() or recipe.planner == GIVEN_MODEL else default
 
 
-def _final_plans_name(recipe: Recipe, name: str) -> str | None:
+def _default_plans_name(planner: str, model: Path | None) -> str:
+    if planner != GIVEN_MODEL:
+        return default_plans_name(planner)
+    if model is None:
+        raise InputError(f"planner {GIVEN_MODEL}: takes the plans of a trained model; give its folder, --init_model")
+    return str(model_plans(model)[0].get("plans_name", "plans"))
+
+
+def _final_plans_name(recipe: Recipe, name: str, model: Path | None) -> str | None:
     """The final model's plans, named alike; None where it has those of the rounds."""
     planner, _, changes = final = recipe.base_changes(final=True)
     rounds = recipe.base_changes(final=False)
     if final == rounds:
         return None
     if (planner, changes) == (rounds[0], rounds[2]):  # another configuration of the same plans
-        return _plans_name(recipe, name)
-    default = default_plans_name(planner)
-    return f"{default}_{name}-final" if changes else default
+        return _plans_name(recipe, name, model)
+    default = _default_plans_name(planner, model)
+    return f"{default}_{name}-final" if changes or planner == GIVEN_MODEL else default
 
 
 def _coarse_plans_name(recipe: Recipe, name: str) -> str | None:

@@ -64,7 +64,12 @@ def _plan(run: Run, task: Task) -> dict[str, Any]:
 
         return {"base_hash": plan_coarse(run, coarse)}
     final = task.name == run.final_base.task
-    return {"base_hash": plan_and_preprocess(run, run.final_base if final else run.base)}
+    found = plan_and_preprocess(run, run.final_base if final else run.base)
+    if final:
+        from nnunet_flare.rounds.given_plans import check_soft_teacher
+
+        check_soft_teacher(run)
+    return {"base_hash": found}
 
 
 def _locate(run: Run, task: Task) -> dict[str, Any]:
@@ -128,8 +133,9 @@ def _train(run: Run, task: Task) -> dict[str, Any]:
     log.info("nnUNetv2_train %s", " ".join(arguments))
     code = run_child([sys.executable, "-m", "nnunetv2.run.run_training", *arguments])
     if code != 0:
+        path = run.paths.log(task.name)
         raise TaskError(
-            f"nnUNetv2_train {' '.join(arguments)} ended with exit code {code}; see {run.paths.log(task.name)}"
+            f"nnUNetv2_train {' '.join(arguments)} ended with exit code {code}; see {path}{_memory_advice(path)}"
         )
     from nnunet_flare.checkpoints import load_checkpoint
 
@@ -137,6 +143,16 @@ def _train(run: Run, task: Task) -> dict[str, Any]:
     for checkpoint in ("checkpoint_final.pth", *members):
         load_checkpoint(folder / checkpoint)
     return {"checkpoint": str(final)}
+
+
+def _memory_advice(log_file: Path) -> str:
+    """What helps a training whose log ends for lack of GPU memory."""
+    if "CUDA out of memory" not in last_lines(log_file, 30):
+        return ""
+    return (
+        ". It ran out of GPU memory: end what else uses the GPU, then run the same command again; or start a run under "
+        "another --name with a smaller plan.patch_size, or plan.batch_size=1"
+    )
 
 
 STAGES: dict[str, Callable[[Run, Task], dict[str, Any]]] = {

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from in_process import do_all, phantom, started
 
+from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.images import read_labels
 from nnunet_flare.rounds.arrays import read_array
@@ -21,6 +22,8 @@ from nnunet_flare.rounds.other_plans import cases_folder, has_same_arrays, prepa
 from nnunet_flare.rounds.preview import preview
 from nnunet_flare.rounds.recipe import load_recipe
 from nnunet_flare.rounds.start import Request, plan_run
+from nnunet_flare.rounds.status import status
+from nnunet_flare.rounds.work import TASK_VARIABLE
 
 STUDENT = {
     "members.count": "[2, 1]",
@@ -168,3 +171,78 @@ def test_a_dry_run_counts_the_time_and_disk_of_the_students_preprocessing(finish
     assert "plan-final" in text
     assert "nnUNetv2_train 22 3d_fullres_blackbean_r3 all -tr nnUNetTrainerFlareST" in text
     assert "-p nnUNetPlansFlareTiny_blackbean-final -device cpu  # 2 epochs" in text
+
+
+# ------------------------------------------------------------------ distillation and fine-tuning
+
+GIVEN = {
+    "planner": "given-model",
+    **dict.fromkeys(("plan.spacing_mm", "plan.patch_size", "plan.base_features", "plan.stages"), "null"),
+}
+
+
+def test_the_recipe_distill_needs_a_model_named_as_nnunet_does(finished: Run, tmp_path: Path) -> None:
+    folders = {name: Path(folder) for name, folder in finished.settings.folders.items()}
+    request = Request("22", Path(finished.settings.unlabelled_dir), device="cpu")
+    with pytest.raises(InputError, match=r"given-model: takes the plans of a trained model; give its folder"):
+        plan_run(request, load_recipe("distill"), folders)
+    copy = tmp_path / "my_model"
+    shutil.copytree(finished.model(3), copy)
+    with pytest.raises(InputError, match=r"expected a folder TRAINER__PLANS__CONFIGURATION.*found 'my_model'"):
+        plan_run(replace(request, init_model=copy), load_recipe("distill"), folders)
+
+
+def test_a_student_learns_from_a_given_models_labels_and_is_fine_tuned(finished: Run, monkeypatch) -> None:
+    """The teacher's plans are foreign to the student's; both are used by stock's own names."""
+    folder = Path(finished.settings.unlabelled_dir).parent
+    folders = {name: Path(path) for name, path in finished.settings.folders.items()}
+    for name, path in {**finished.settings.folders, "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}.items():
+        monkeypatch.setenv(name, path)
+    monkeypatch.setenv(TASK_VARIABLE, "")
+    settings = {
+        **GIVEN,
+        "final.planner": "nnUNetPlannerFlareTiny",
+        "final.plan.patch_size": "[16, 24, 32]",
+        "final.finetune": "{num_epochs: 1, initial_lr: 0.002}",
+    }
+    run = started(folder, folders, "distill", settings, init_model=finished.model(3))
+    assert run.settings.plans_name == "nnUNetPlansFlareTiny_blackbean-final_distill"
+    teacher = read_json(finished.model(3) / "plans.json")
+    done = do_all(run, monkeypatch)
+    assert [name for name in done if name.startswith("train")] == ["train-r1-fall", "train-r2-fall"]
+    mine = read_json(run.plans_file)
+    assert mine["configurations"]["3d_fullres"]["spacing"] == [10.0, 6.0, 6.0]
+    key = "foreground_intensity_properties_per_channel"
+    assert mine[key] == teacher[key]
+    tuned = read_json(run.final_base.plans_file)["configurations"][run.configuration(2)]["flare"]
+    assert tuned["init_from"] == str(run.model(1) / "fold_all" / "checkpoint_final.pth")
+    assert (tuned["num_epochs"], tuned["initial_lr"], tuned["mirroring"]) == (1, 0.002, False)
+    table = read_json(run.preprocessed / f"flare_cases.{run.configuration(2)}.json")["cases"]
+    assert {entry["role"] for entry in table.values()} == {"labelled"}, "fine-tuning sees no pseudo-label"
+    assert run.final_number == 2 and (run.model(2) / "fold_all" / "checkpoint_final.pth").is_file()
+    text = status(run)
+    assert "\ntuned " in text and "\nfinal " in text
+
+
+def test_a_student_that_learns_from_logits_has_the_teachers_input_or_is_refused_early(
+    finished: Run, monkeypatch
+) -> None:
+    folder = Path(finished.settings.unlabelled_dir).parent
+    folders = {name: Path(path) for name, path in finished.settings.folders.items()}
+    for name, path in {**finished.settings.folders, "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}.items():
+        monkeypatch.setenv(name, path)
+    monkeypatch.setenv(TASK_VARIABLE, "")
+    model = finished.model(3)
+    soft = {**GIVEN, "final.trainer": "nnUNetTrainerFlareDistill", "final.plan.base_features": "2", "name": "soft"}
+    run = started(folder, folders, "distill", {**soft, "final.planner": "given-model"}, init_model=model)
+    do_all(run, monkeypatch, until=lambda name: name == "train-r1-fall")
+    plans = read_json(run.final_base.plans_file)["configurations"]
+    assert plans["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"][0] == 2
+    assert plans[run.configuration(1)]["flare"]["teacher"] == {"folder": str(model), "fold": "all"}
+    unlabelled = read_decisions(run.paths, 0)[0].case
+    assert os.path.samefile(run.data(1) / f"{unlabelled}.b2nd", run.unlabelled_data / f"{unlabelled}.b2nd")
+    own = {**soft, "name": "own", "final.planner": "nnUNetPlannerFlareTiny"}
+    other = started(folder, folders, "distill", own, init_model=model)
+    with pytest.raises(TaskError, match=r"expects other input than .* \(spacing.*final.planner=given-model"):
+        do_all(other, monkeypatch)
+    assert not other.paths.done("label-r0-p0").is_file()
