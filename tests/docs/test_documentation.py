@@ -74,6 +74,8 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert "--decisions" in commands and "--step_size" in commands
     figures = (tmp_path / "site" / "benchmarks" / "index.html").read_text(encoding="utf-8")
     assert "deepmind (s)" in figures and "<table>" in figures
+    modules = (tmp_path / "site" / "modules-inference" / "index.html").read_text(encoding="utf-8")
+    assert "FlarePredictor" in modules and "from_model_folder" in modules
     pages = list((tmp_path / "site").rglob("*.html"))
     outside = {
         link

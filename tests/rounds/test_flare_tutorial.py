@@ -68,7 +68,16 @@ def desk(tmp_path, monkeypatch) -> Path:
         "NNUNET_FLARE_THREADS": "1",
     }.items():
         monkeypatch.setenv(name, value)
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "UNLABELLED", "RUN", "MODEL"):
+    for name in (
+        "nnUNet_raw",
+        "nnUNet_preprocessed",
+        "nnUNet_results",
+        "UNLABELLED",
+        "RUN",
+        "DATASET",
+        "MODELS",
+        "MODEL",
+    ):
         monkeypatch.setenv(name, "")  # set by the page; this puts them back
     monkeypatch.chdir(tmp_path)
     return tmp_path

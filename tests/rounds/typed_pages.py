@@ -14,8 +14,9 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def blocks(page: str) -> list[str]:
-    """The code blocks of a page that are marked as ``sh``: what a reader types, in order."""
-    return re.findall(r"^```sh\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), re.M | re.S)
+    """The code blocks of a page that are marked as ``sh``: what a reader types, in order, a command a line."""
+    found = re.findall(r"^```sh\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), re.M | re.S)
+    return [re.sub(r"\\\n\s*", "", block) for block in found]
 
 
 def type_line(line: str, change: Callable[[list[str]], list[str]]) -> None:
