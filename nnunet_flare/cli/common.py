@@ -28,18 +28,30 @@ class _Terminal(logging.StreamHandler):
 
 
 def run_command(program: str, function: Callable[[], int]) -> int:
-    """Run a command's body: our errors become one line and their exit code, Ctrl-C becomes 130."""
+    """Run a command's body: our errors and the system's become one line and an exit code, Ctrl-C becomes 130."""
     try:
         return function()
     except FlareError as error:
         sys.stderr.write(f"{program}: error: {error}\n")
         return error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write(f"{program}: interrupted\n")
-        return 130
     except BrokenPipeError:  # the reader of our output (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (OSError, MemoryError) as error:
+        logging.getLogger(__name__).debug("where it happened", exc_info=True)
+        sys.stderr.write(f"{program}: error: {_in_words(error)}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{program}: interrupted\n")
+        return 130
+
+
+def _in_words(error: OSError | MemoryError) -> str:
+    """A full disk, a missing permission or too little memory, with the file that it concerns."""
+    if isinstance(error, MemoryError):
+        return f"not enough memory{f' ({error})' if str(error) else ''}; use fewer processes, or a machine with more"
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror or error}"
 
 
 def nnunet_folder(variable: str) -> Path:

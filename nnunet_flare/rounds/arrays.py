@@ -82,6 +82,22 @@ def read_properties(path: Path) -> dict[str, Any]:
     return properties
 
 
+def damage(folder: Path, case: str) -> str | None:
+    """What is wrong with a preprocessed case, in words, or None; its three files are read whole.
+
+    A crash or a full disk can leave files of the right names that hold only a part.
+    """
+    try:
+        image = read_array(folder / f"{case}.b2nd")
+        labels = read_array(folder / f"{case}_seg.b2nd")
+        read_properties(folder / f"{case}.pkl")
+    except OSError as error:
+        return str(error)
+    if image.shape[1:] != labels.shape[1:]:
+        return f"{folder / case}: image of shape {image.shape}, labels of {labels.shape}"
+    return None
+
+
 def label_hash(label: np.ndarray) -> str:
     """SHA-256 of a label map's shape and uint8 voxels."""
     digest = hashlib.sha256(repr(label.shape).encode())

@@ -26,7 +26,7 @@ from nnunet_flare.rounds.arrays import label_hash, read_array, read_properties, 
 from nnunet_flare.rounds.loops import TrainingScan, organ_ids, round_organs, round_scans
 from nnunet_flare.rounds.manifest import Run
 from nnunet_flare.rounds.plans import INPUT_KEYS, base_configuration, dataset_json
-from nnunet_flare.rounds.preprocess import failure, odd
+from nnunet_flare.rounds.preprocess import failure, odd, preprocess_again
 from nnunet_flare.rounds.unlabelled import UnlabelledCase, shard
 from nnunet_flare.selection.agreement import Agreement, pairwise_dice
 from nnunet_flare.selection.change import label_change
@@ -134,10 +134,8 @@ def _label_case(run: Run, number: int, case: UnlabelledCase, predictor: Any, org
     """Label one case, write its files and return what its JSON says; a case that fails says why."""
     started = time.monotonic()
     try:
-        folder, name = run.base_data if isinstance(case, TrainingScan) else run.unlabelled_data, case.case
-        data = read_array(folder / f"{name}.b2nd")
-        crop_mask_seg = read_array(folder / f"{name}_seg.b2nd")[0]
-        properties = read_properties(folder / f"{name}.pkl")
+        name = case.case
+        data, crop_mask_seg, properties = _read_case(run, case)
         only = None if run.recipe.loop_of(number) is None else list(organs.values())
         prediction = predictor.predict_members(data, only=only)
         fused = prediction.mean_softmax.argmax(0).numpy().astype(np.uint8)
@@ -207,6 +205,26 @@ def _change(run: Run, number: int, case: str) -> float | None:
     after = run.paths.label(number, case, ending)
     change = label_change(read_labels(before, case).array, read_labels(after, case).array)
     return None if np.isnan(change) else change
+
+
+def _read_case(run: Run, case: UnlabelledCase) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """A preprocessed scan (C, Z, Y, X), its mask of what was not cropped away (Z, Y, X) and its properties.
+
+    An unlabelled scan whose files are damaged (by a crash, a bad disk) is preprocessed again first.
+    """
+    if isinstance(case, TrainingScan):
+        return _read_arrays(run.base_data, case.case)
+    try:
+        return _read_arrays(run.unlabelled_data, case.case)
+    except OSError as error:
+        log.warning("%s: %s; it is preprocessed again", case.case, error)
+        preprocess_again(run, case)
+        return _read_arrays(run.unlabelled_data, case.case)
+
+
+def _read_arrays(folder: Path, case: str) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    labels = read_array(folder / f"{case}_seg.b2nd")[0]
+    return read_array(folder / f"{case}.b2nd"), labels, read_properties(folder / f"{case}.pkl")
 
 
 def _agreement(labels: Sequence[np.ndarray], num_labels: int) -> Agreement | None:

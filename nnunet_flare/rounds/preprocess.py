@@ -73,7 +73,7 @@ def _preprocess_missing(run: Run, retry_failed: bool) -> dict[str, int]:
         if not is_ready(folder, case.case) and (retry_failed or failure(folder, case.case) is None)
     ]
     if todo:
-        documents = (str(run.plans_file), run.recipe.configuration, dataset_json(run))
+        documents = _documents(run)
         boxes = {} if run.recipe.roi is None else {case.case: read_json(run.paths.box(case.case)) for case in todo}
         workers = num_processes(len(todo))
         log.info("preprocessing %d unlabelled scans", len(todo))
@@ -95,6 +95,23 @@ def _preprocess_missing(run: Run, retry_failed: bool) -> dict[str, int]:
     for name in failed:
         log.warning("set aside: %s: %s", name, failure(folder, name))
     return {"ready": len(cases) - len(failed), "failed": len(failed)}
+
+
+def _documents(run: Run) -> tuple[str, str, dict[str, Any]]:
+    return str(run.plans_file), run.recipe.configuration, dataset_json(run)
+
+
+def preprocess_again(run: Run, case: UnlabelledCase) -> None:
+    """Make a scan's arrays anew, whatever is there.
+
+    Raises:
+        CaseError: when the scan cannot be preprocessed any more.
+    """
+    located = None if run.recipe.roi is None else read_json(run.paths.box(case.case))
+    _preprocess_case(case, run.unlabelled_data, *_documents(run), located)
+    reason = failure(run.unlabelled_data, case.case)
+    if reason is not None:
+        raise CaseError(case.case, reason)
 
 
 def _preprocess_case(
