@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from nnunet_flare.cases import FILE_NAME, Case, write_table
+from nnunet_flare.cases import FILE_NAME, Case, read_table, table_name, write_table
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import link_or_copy, read_json, write_json
 from nnunet_flare.rounds.label_maps import ignore_label, write_label_map
 from nnunet_flare.rounds.labelling import organ_ids
-from nnunet_flare.rounds.ledger import export_csv, read_decisions, read_ledger
+from nnunet_flare.rounds.ledger import Entry, export_csv, read_decisions, read_ledger
 from nnunet_flare.rounds.manifest import Run
 from nnunet_flare.rounds.plans import base_table, dataset_json, raw_files
 from nnunet_flare.rounds.preprocess import remove_scratch
@@ -35,8 +36,14 @@ def export_dataset(run: Run, number: int | None, dataset_id: int) -> Path:
     number = run.last_round if number is None else number
     if not 0 < number <= run.last_round:
         raise InputError(f"export --round {number}: expected 1 to {run.last_round}; round 0 is the dataset itself")
-    if not run.paths.decisions(number - 1).is_file():
-        raise InputError(f"export --round {number}: round {number - 1} has selected no cases yet; see status")
+    if run.recipe.loop_of(number) is not None:
+        raise InputError(
+            f"export --round {number}: belongs to a loop, whose label maps hold some organs only; export the final "
+            f"round, {run.last_round}"
+        )
+    source = number if run.recipe.loops else number - 1  # loops are merged when the final round is built
+    if not run.paths.decisions(source).is_file():
+        raise InputError(f"export --round {number}: round {source} has selected no cases yet; see status")
     if not 0 < dataset_id < 1000:
         raise InputError(f"export --dataset {dataset_id}: expected an id from 1 to 999")
     raw = run.raw.parent
@@ -45,12 +52,12 @@ def export_dataset(run: Run, number: int | None, dataset_id: int) -> Path:
         raise InputError(f"export --dataset {dataset_id}: {raw / taken_id[0]} is there already; choose another id")
     document = dataset_json(run)
     ending = document["file_ending"]
-    taken = [entry for entry in read_decisions(run.paths, number - 1) if entry.decision == "taken"]
+    taken = [entry for entry in read_decisions(run.paths, source) if entry.decision == "taken"]
     ignoring = [entry.case for entry in taken if entry.ignored]
-    if any(not run.paths.members(number - 1, case).is_file() for case in ignoring):
+    if any(not run.paths.members(source, case).is_file() for case in ignoring):
         raise InputError(
             f"export --round {number}: {len(ignoring)} cases have ignored organs, which are drawn from the members' "
-            f"label maps, and those are gone ({run.paths.round(number - 1) / 'members'}; removed by clean?)"
+            f"label maps, and those are gone ({run.paths.round(source) / 'members'}; removed by clean?)"
         )
     target = raw / f"Dataset{dataset_id:03d}_{run.settings.dataset.split('_', 1)[1]}_{run.settings.name}_r{number}"
     scratch = target.with_name(f".tmp-{target.name}")
@@ -59,26 +66,40 @@ def export_dataset(run: Run, number: int | None, dataset_id: int) -> Path:
     images.mkdir(parents=True)
     labels.mkdir()
     table = base_table(run)
+    if run.recipe.loops:
+        table = read_table(run.preprocessed / table_name(run.configuration(number)), labels=document["labels"])
+    merged = {entry.case for entry in taken if entry.role == "partial"}
     cases: dict[str, Case] = {}
     for case, files in raw_files(run).items():
         cases[case] = table[case]
         for channel, file in enumerate(files["images"]):
             os.symlink(Path(file).resolve(), images / f"{case}_{channel:04d}{ending}")
-        link_or_copy(Path(files["label"]), labels / f"{case}{ending}")
+        if case not in merged:
+            link_or_copy(Path(files["label"]), labels / f"{case}{ending}")
     scans = {case.case: case.images for case in read_list(run.paths.unlabelled)}
     for entry in taken:
-        cases[entry.case] = Case("pseudo", round=number)
+        write_label_map(run, source, entry, labels / f"{entry.case}{ending}", ending)
+        if entry.case in merged:
+            continue
+        cases[entry.case] = table[entry.case] if run.recipe.loops else Case("pseudo", round=number)
         for channel, file in enumerate(scans[entry.case]):
             os.symlink(Path(file).resolve(), images / f"{entry.case}_{channel:04d}{ending}")
-        write_label_map(run, number - 1, entry, labels / f"{entry.case}{ending}", ending)
     new = {k: v for k, v in document.items() if k != "dataset"}
     new["numTraining"] = len(cases)
-    if any(entry.ignored for entry in taken):
+    if _has_ignore(run, number, taken):
         new["labels"] = {**document["labels"], "ignore": ignore_label(run)}
     write_json(scratch / "dataset.json", new)
     write_table(scratch / FILE_NAME, cases)
     os.replace(scratch, target)
     return target
+
+
+def _has_ignore(run: Run, number: int, taken: Sequence[Entry]) -> bool:
+    """Whether some exported label map holds the *ignore* value."""
+    if not run.recipe.loops:
+        return any(entry.ignored for entry in taken)
+    settings = read_json(run.base_of(number).plans_file)["configurations"][run.configuration(number)].get(KEY, {})
+    return settings.get("ignore_label") is not None
 
 
 def export_stock_model(run: Run, folder: Path) -> Path:

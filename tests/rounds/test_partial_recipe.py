@@ -16,6 +16,7 @@ from nnunet_flare.files import read_json
 from nnunet_flare.images import read_labels, write_labels
 from nnunet_flare.rounds import loops, union
 from nnunet_flare.rounds.arrays import read_array
+from nnunet_flare.rounds.export import export_dataset
 from nnunet_flare.rounds.labelling import _load_labeller
 from nnunet_flare.rounds.ledger import read_decisions
 from nnunet_flare.rounds.manifest import Run
@@ -194,6 +195,21 @@ def test_the_final_training_data_is_the_resampled_union(finished: Run) -> None:
     # Stock marks what lies outside the scan's nonzero voxels before it resamples, we do so afterwards.
     assert (np.maximum(made, 0) != np.maximum(seg, 0)).mean() < 1e-3
     assert (finished.model(4) / "fold_all" / "checkpoint_final.pth").is_file()
+
+
+def test_the_final_round_leaves_the_run_as_a_plain_dataset_and_a_loops_round_does_not(finished: Run) -> None:
+    with pytest.raises(InputError, match=r"export --round 2: belongs to a loop"):
+        export_dataset(finished, 2, 601)
+    target = export_dataset(finished, None, 601)
+    document = read_json(target / "dataset.json")
+    taken = {e.case for e in read_decisions(finished.paths, 4) if e.decision == "taken"}
+    labelled = {case for case, entry in loops.true_cases(finished).items()}
+    assert set(case_names(target)) == taken | labelled and document["numTraining"] == len(taken | labelled)
+    assert document["labels"]["ignore"] == 15
+    for case in taken:
+        made = read_labels(finished.paths.label(4, case, ".nii.gz")).array
+        np.testing.assert_array_equal(read_labels(target / "labelsTr" / f"{case}.nii.gz").array, made)
+    assert dict(read_table(target / "flare_cases.json").cases) == table_of(finished, 4)
 
 
 def test_loops_do_not_wait_for_each_other(finished: Run) -> None:
