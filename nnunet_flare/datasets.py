@@ -192,6 +192,11 @@ def _training_cases(folder: Path, document: Mapping[str, Any], problems: list[st
 def _listed_cases(folder: Path, listed: Any, problems: list[str]) -> dict[str, TrainingCase]:
     cases = {}
     for case, entry in listed.items() if isinstance(listed, dict) else ():
+        if not re.fullmatch(r"[^./\\\0][^/\\\0]*", case):
+            problems.append(
+                f"{folder / 'dataset.json'}: dataset: the case id {case!r} is no file name and leads elsewhere"
+            )
+            continue
         try:
             images, label = [str(image) for image in entry["images"]], str(entry["label"])
         except (KeyError, TypeError):
