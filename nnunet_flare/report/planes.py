@@ -53,13 +53,15 @@ def read_scene(run: Run, number: int, case: str) -> Scene:
     configuration = resolve(plans, run.recipe.configuration, run.plans_file)
     backward = plans["transpose_backward"]
     spacing = tuple(float(configuration["spacing"][axis]) for axis in backward)
-    properties = read_properties(run.unlabelled_data / f"{case}.pkl")
+    is_unlabelled = (run.unlabelled_data / f"{case}.pkl").is_file()  # else a partial case that a loop completes
+    folder = run.unlabelled_data if is_unlabelled else run.base_data
+    properties = read_properties(folder / f"{case}.pkl")
     direction = direction_of(properties)
 
     def shown(array: np.ndarray) -> Volume:
         return upright(Volume(array.transpose(backward), spacing, direction=direction))  # type: ignore[arg-type]
 
-    scan = shown(_in_hu(read_array(run.unlabelled_data / f"{case}.b2nd")[0], plans, configuration))
+    scan = shown(_in_hu(read_array(folder / f"{case}.b2nd")[0], plans, configuration))
     fused = shown(np.maximum(read_array(run.paths.training_label(number, case))[0], 0))
     members = [shown(member).array for member in read_array(run.paths.members(number, case))]
     return Scene(scan.array, fused.array, np.stack(members), scan.spacing_mm)

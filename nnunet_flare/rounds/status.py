@@ -30,6 +30,7 @@ def status(run: Run) -> str:
         f"{run.root}",
         f"{_unlabelled(run)} unlabelled cases, {run.recipe.final_round} round(s) of labelling, "
         f"device {run.settings.device}",
+        *_loop_rows(run),
         "",
         f"{'round':<7}{'train':>9}{'label':>9}{'select':>9}{'taken':>7}{'refused':>9}{'aside':>7}{'agree':>7}{'Dice':>7}",
     ]
@@ -87,19 +88,28 @@ def _round_row(run: Run, number: int, tasks: dict[str, Task], states: dict[str, 
     ).rstrip()
 
 
+def _loop_rows(run: Run) -> list[str]:
+    """Which rounds belong to which loop."""
+    rounds = run.recipe.rounds
+    loops = [
+        f"{loop.name} r{index * rounds} to r{(index + 1) * rounds - 1}" for index, loop in enumerate(run.recipe.loops)
+    ]
+    return [textwrap.fill(f"loops: {', '.join(loops)}, then their union", WIDTH)] if loops else []
+
+
 def _agreement_rows(entries: Sequence[Entry]) -> list[str]:
     """Mean agreement per organ, one column per round (the last six)."""
     rounds = sorted({entry.round for entry in entries if entry.agreement})[-6:]
     if not rounds:
         return []
-    organs = next(list(entry.agreement) for entry in entries if entry.agreement)
+    organs = dict.fromkeys(organ for entry in entries for organ in entry.agreement)
     lines = [f"{'mean agreement':<28}" + "".join(f"{f'r{number}':>8}" for number in rounds)]
     for organ in organs:
-        means = []
-        for number in rounds:
-            values = [e.agreement.get(organ) for e in entries if e.round == number and e.agreement]
-            means.append(float(np.mean([0.0 if v is None else v for v in values])))
-        lines.append(f"  {organ[:26]:<26}" + "".join(f"{mean:>8.3f}" for mean in means))
+        cells = []
+        for number in rounds:  # of which a loop's has its own organs only
+            values = [e.agreement[organ] or 0.0 for e in entries if e.round == number and organ in e.agreement]
+            cells.append(f"{np.mean(values):>8.3f}" if values else f"{'-':>8}")
+        lines.append(f"  {organ[:26]:<26}" + "".join(cells))
     return [*lines, ""]
 
 

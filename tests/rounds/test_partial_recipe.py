@@ -14,6 +14,7 @@ from nnunet_flare.cases import Case, read_table, write_table
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json
 from nnunet_flare.images import read_labels, write_labels
+from nnunet_flare.report.page import write_report
 from nnunet_flare.rounds import loops, union
 from nnunet_flare.rounds.arrays import read_array
 from nnunet_flare.rounds.export import export_dataset
@@ -21,6 +22,7 @@ from nnunet_flare.rounds.labelling import _load_labeller
 from nnunet_flare.rounds.ledger import read_decisions
 from nnunet_flare.rounds.manifest import Run
 from nnunet_flare.rounds.recipe import load_recipe
+from nnunet_flare.rounds.status import status
 from nnunet_flare.rounds.tasks import graph
 
 ORGANS, TUMOUR = tuple(range(1, 14)), 14
@@ -210,6 +212,18 @@ def test_the_final_round_leaves_the_run_as_a_plain_dataset_and_a_loops_round_doe
         made = read_labels(finished.paths.label(4, case, ".nii.gz")).array
         np.testing.assert_array_equal(read_labels(target / "labelsTr" / f"{case}.nii.gz").array, made)
     assert dict(read_table(target / "flare_cases.json").cases) == table_of(finished, 4)
+
+
+def test_status_and_report_know_the_loops(finished: Run, caplog) -> None:
+    text = status(finished)
+    assert "loops: organs r0 to r1, tumour r2 to r3, then their union" in text
+    union_row = next(line.split() for line in text.splitlines() if line.startswith("final"))
+    taken = sum(entry.decision == "taken" for entry in read_decisions(finished.paths, 4))
+    assert union_row[4] == str(taken)
+    page = write_report(finished, pictures=2)
+    assert page.is_file() and "no picture" not in caplog.text
+    drawn = {path.stem for path in (finished.paths.report / "pictures").rglob("*.jpg")}
+    assert drawn
 
 
 def test_loops_do_not_wait_for_each_other(finished: Run) -> None:
