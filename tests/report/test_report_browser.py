@@ -155,6 +155,9 @@ def test_the_table_filters_by_text_round_decision_and_organ_score(page):
     choose(page, "#round", "all")
     assert sorted(column(page, 2)) == ["r0", "r1"]
     find(page, "button[type=reset]").click()
+    find(page, "#text").send_keys("pancreas")  # the least certain organ
+    assert column(page, 6) and all(text.endswith("pancreas") for text in column(page, 6))
+    find(page, "button[type=reset]").click()
     choose(page, "#decision", "refused")
     assert set(column(page, 3)) == {"refused"}
     choose(page, "#organ", "spleen")

@@ -138,7 +138,7 @@
       if ($("pictured").checked && !row[PICTURE]) return false;
       const score = scoreOf(row);
       if (bounded && (score === null || score < low || score > high)) return false;
-      const text = `${row[CASE]} ${row[REASON]}`.toLowerCase();
+      const text = `${row[CASE]} ${organName(row[LEAST])} ${row[REASON]}`.toLowerCase();
       return words.every((word) => text.includes(word));
     });
     const { value } = columns.find((column) => column.key === sortBy.key);
