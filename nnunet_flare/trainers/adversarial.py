@@ -243,7 +243,7 @@ class nnUNetTrainerFlareAdversarial(nnUNetTrainerFlareST):
             prediction = self._probabilities(data)
         self.network.train()
         self.discriminator.train()
-        truth = steps.one_hot(_highest(target), prediction.shape[1])
+        truth = steps.one_hot(steps.highest(target), prediction.shape[1])
         poison = self.adversarial.poison_masks
         self.discriminator_optimizer.zero_grad(set_to_none=True)
         with self._autocast():
@@ -282,7 +282,7 @@ class nnUNetTrainerFlareAdversarial(nnUNetTrainerFlareST):
 
     def _probabilities(self, data: torch.Tensor) -> torch.Tensor:
         """The generator's softmax at full resolution, background included, float32."""
-        return torch.softmax(_highest(self._forward(data)).float(), dim=1)
+        return torch.softmax(steps.highest(self._forward(data)).float(), dim=1)
 
     # ------------------------------------------------------------------ course of a training
 
@@ -320,12 +320,6 @@ class nnUNetTrainerFlareAdversarial(nnUNetTrainerFlareST):
     def _unwrapped_discriminator(self) -> torch.nn.Module:
         network: torch.nn.Module = self.discriminator.module if self.is_ddp else self.discriminator
         return network
-
-
-def _highest(parts: Any) -> torch.Tensor:
-    """With deep supervision the first, full-resolution part."""
-    highest: torch.Tensor = parts[0] if isinstance(parts, (list, tuple)) else parts
-    return highest
 
 
 def __getattr__(name: str) -> type:

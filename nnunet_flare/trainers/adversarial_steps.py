@@ -44,6 +44,12 @@ def is_adversarial(epoch: int, num_epochs: int, *, warmup: float, finish: float)
     return round(warmup * num_epochs, 6) <= epoch < round((1 - finish) * num_epochs, 6)
 
 
+def highest(parts: Any) -> torch.Tensor:
+    """Of outputs or targets with deep supervision the first, full-resolution part."""
+    full: torch.Tensor = parts[0] if isinstance(parts, (list, tuple)) else parts
+    return full
+
+
 def one_hot(labels: torch.Tensor, n_classes: int) -> torch.Tensor:
     """Labels (B, 1, Z, Y, X), 0 being background, as probabilities (B, ``n_classes``, Z, Y, X) of 0 and 1."""
     maps = torch.zeros((labels.shape[0], n_classes, *labels.shape[2:]), device=labels.device)

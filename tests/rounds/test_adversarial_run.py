@@ -23,13 +23,15 @@ from nnunet_flare.files import read_json, write_json
 from nnunet_flare.images import read_volume
 from nnunet_flare.inference import runtimes
 from nnunet_flare.inference.model import Member, open_model
+from nnunet_flare.networks.discriminator import Discriminator
 from nnunet_flare.rounds.arrays import read_array
 from nnunet_flare.rounds.data import build_round
 from nnunet_flare.rounds.decisions import keep_reviews
 from nnunet_flare.rounds.manifest import Run
 from nnunet_flare.rounds.preprocess import state_file
+from nnunet_flare.rounds.preview import preview
 from nnunet_flare.rounds.recipe import load_recipe
-from nnunet_flare.rounds.start import Request, plan_run, start_run
+from nnunet_flare.rounds.start import Plan, Request, plan_run, start_run
 from nnunet_flare.rounds.status import status
 from nnunet_flare.rounds.tasks import graph
 
@@ -172,6 +174,19 @@ def test_rejected_and_odd_scans_take_no_part(finished: Run, tmp_path: Path, capl
         table.write_text(before)
 
 
+def test_the_dry_run_times_all_three_steps(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[bool, int]] = []
+    forward = Discriminator.forward
+    monkeypatch.setattr(
+        Discriminator,
+        "forward",
+        lambda self, *given: (seen.append((torch.is_grad_enabled(), len(given[0]))), forward(self, *given))[1],
+    )
+    text = preview(Plan(finished, ("a", "b"), 1, ".nii.gz"))
+    assert "3 passes over 2 samples" in text
+    assert seen == [(True, 2), (False, 1), (False, 1)] * 2, "once for set-up"
+
+
 def test_a_given_model_has_nothing_to_label(finished: Run) -> None:
     folder = finished.raw.parents[1]
     request = Request(
@@ -211,11 +226,11 @@ def test_flare_predict_and_stock_open_the_models_that_the_run_trained(
 )
 def test_openvino_gives_the_networks_logits(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NNUNET_FLARE_CACHE", str(tmp_path / "cache"))
-    network = open_model(Member(finished.model(0), "all")).network().float().eval()
-    window = torch.randn(1, 1, 16, 32, 32, generator=torch.Generator().manual_seed(0))
-    import openvino
+    from nnunet_flare.inference.openvino_runtime import OpenVinoRuntime
 
-    model = openvino.compile_model(openvino.convert_model(network, example_input=window), "CPU")
+    model = open_model(Member(finished.model(0), "all"))
+    network = model.network().float().eval()
+    window = torch.randn(1, 1, 16, 32, 32, generator=torch.Generator().manual_seed(0))
+    runtime = OpenVinoRuntime(model, network, patch=(16, 32, 32), precision="fp32", two_d=False)
     with torch.no_grad():
-        expected = network(window).numpy()
-    np.testing.assert_allclose(next(iter(model(window.numpy()).values())), expected, atol=1e-3)
+        torch.testing.assert_close(runtime(window), network(window)[0], atol=1e-3, rtol=1e-3)
