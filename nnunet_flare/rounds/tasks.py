@@ -66,9 +66,14 @@ def train_arguments(run: Run, task: Task, *, resume: bool = False) -> list[str]:
         arguments += ["-num_gpus", str(recipe.num_gpus)]
     if resume:
         arguments.append("--c")
-    elif recipe.training.get("pretrained_weights") and run.base_of(task.round) == run.base:
+    elif recipe.training.get("pretrained_weights") and _takes_pretrained(run, task.round):
         arguments += ["-pretrained_weights", str(recipe.training["pretrained_weights"])]
     return arguments
+
+
+def _takes_pretrained(run: Run, number: int) -> bool:
+    """Whether a round starts from given weights: not one with another network, nor a fine-tuning."""
+    return run.base_of(number) == run.base and number <= run.last_round
 
 
 def graph(run: Run, *, last: int | None = None) -> dict[str, Task]:
