@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from nnunet_flare.errors import FlareError
 from nnunet_flare.files import read_json
 from nnunet_flare.rounds.local import duration
 from nnunet_flare.rounds.manifest import Base, Run
+from nnunet_flare.rounds.passes import STOCK_ITERATIONS, iterations_of_pass, pass_of_round, stock_epochs
 from nnunet_flare.rounds.plans import base_configuration, dataset_json, num_processes
 from nnunet_flare.rounds.start import Plan, check_disk, disk_needed, prepares_again
-from nnunet_flare.rounds.tasks import graph
+from nnunet_flare.rounds.tasks import Task, graph
 from nnunet_flare.rounds.unlabelled import find_sources, size_of
 from nnunet_flare.trainers.settings import TrainingSettings
 
@@ -29,7 +31,7 @@ def preview(plan: Plan) -> str:
     """
     run = plan.run
     sources = find_sources(Path(run.settings.unlabelled_dir), plan.channels)
-    bases = {base.task: base for base in (run.base, run.final_base)}
+    bases = {base.task: base for base in (run.base, run.final_base, run.coarse_base) if base is not None}
     timed = {task: _iteration_seconds(run, base) for task, base in bases.items()}
     lines = [
         f"{run.settings.dataset}: {len(plan.labelled)} labelled and {len(sources)} unlabelled cases, "
@@ -39,15 +41,14 @@ def preview(plan: Plan) -> str:
     total = 0.0
     for task in graph(run).values():
         cost = ""
-        if task.stage == "train" and task.round is not None:
-            settings = run.recipe.settings(run.recipe_number(task.round), run=run.settings.name)
-            seconds = timed[run.base_of(task.round).task]
+        if task.stage == "train":
+            base, settings, length = _length(run, task, len(plan.labelled), len(sources))
+            seconds = timed[base.task]
+            cost = f"  # {length}"
             if seconds is not None:
                 hours = training_seconds(settings, seconds)
                 total += hours
-                cost = f"  # {settings.num_epochs} epochs, about {duration(hours)}"
-            else:
-                cost = f"  # {settings.num_epochs} epochs of {settings.iterations_per_epoch} iterations"
+                cost += f", about {duration(hours)}"
         lines.append(f"{task.name:<16} {task.shown(run)}{cost}")
     lines.append("")
     if None in timed.values():
@@ -70,6 +71,33 @@ def preview(plan: Plan) -> str:
     except FlareError as error:
         raise FlareError("\n".join([*lines, "", str(error)])) from error
     return "\n".join(lines)
+
+
+def _length(run: Run, task: Task, labelled: int, unlabelled: int) -> tuple[Base, TrainingSettings, str]:
+    """What a training builds on, its settings, and its length in words; passes as if all that may be taken were."""
+    recipe, number = run.recipe, task.round
+    taken = 0
+    if number is None:
+        base, samples, passes = run.coarse_base or run.base, labelled, recipe.coarse_counts_passes
+    else:
+        base, passes = run.base_of(number), recipe.counts_passes
+        if 0 < number <= run.last_round:
+            share = recipe.selection_of(number - 1).top_fraction
+            taken = unlabelled if share is None else max(1, round(share * unlabelled))
+        samples = pass_of_round(run, number, labelled, taken)
+    is_planned = base.plans_file.is_file()
+    batch = int(base_configuration(base)["batch_size"]) if is_planned else 1
+    iterations = iterations_of_pass(samples, batch) if passes else None
+    settings = (
+        recipe.coarse_settings(run=None, iterations=iterations)
+        if number is None
+        else recipe.settings(run.recipe_number(number), run=None, iterations=iterations)
+    )
+    if not passes:
+        return base, settings, f"{settings.num_epochs} epochs of {settings.iterations_per_epoch} iterations"
+    epochs = stock_epochs(settings.num_epochs, settings.iterations_per_epoch)
+    length = f"{settings.num_epochs} passes over {'at most ' if taken else ''}{samples} samples = {epochs:.4g} epochs"
+    return base, settings, f"{length} of {STOCK_ITERATIONS} iterations{'' if is_planned else ' at a batch of 1'}"
 
 
 def training_seconds(settings: TrainingSettings, iteration_seconds: float) -> float:
@@ -122,13 +150,59 @@ def _iteration_seconds(run: Run, base: Base) -> float | None:
     ).to(device)
     shape = (configuration["batch_size"], len(dataset["channel_names"]), *configuration["patch_size"])
     image = torch.randn(shape, device=device)
+    seconds = _timed(lambda: _supervised_step(network, image))
+    if run.recipe.is_online and base == run.base:
+        from nnunet_flare.networks.discriminator import Discriminator
+        from nnunet_flare.trainers.settings import AdversarialSettings
+
+        settings = run.recipe.settings(0, run=None).adversarial or AdversarialSettings()
+        size = configuration["patch_size"]
+        organs = len(dataset["labels"]) - 1
+        judge = Discriminator(shape[1], organs, size, features=settings.discriminator_features).to(device)
+        few = settings.unlabelled_batch_size or max(1, shape[0] // 2)
+        share = 1 - settings.warmup - settings.finish
+        seconds = share * _timed(lambda: _three_steps(network, judge, image, few)) + (1 - share) * seconds
+    return seconds
+
+
+def _timed(step: Callable[[], None]) -> float:
+    """Seconds of a step on its device, the better of two: the first pays for set-up."""
+    import torch
+
     best = float("inf")
-    for _ in range(2):  # the first iteration pays for set-up
+    for _ in range(2):
         started = time.perf_counter()
-        with torch.autocast(device.type, enabled=device.type == "cuda"):
-            loss = sum(output.float().square().mean() for output in network(image))
-        loss.backward()
-        if device.type == "cuda":
+        step()
+        if torch.cuda.is_available():
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - started)
     return best
+
+
+def _supervised_step(network: Any, image: Any) -> None:
+    import torch
+
+    with torch.autocast(image.device.type, enabled=image.device.type == "cuda"):
+        loss = sum(output.float().square().mean() for output in network(image))
+    loss.backward()
+
+
+def _three_steps(network: Any, judge: Any, image: Any, few: int) -> None:
+    """An iteration of adversarial training with any labels: what it computes, without its optimizers."""
+    import torch
+
+    from nnunet_flare.trainers import adversarial_steps as steps
+
+    some = image[:1].expand(few, *image.shape[1:])
+    with torch.autocast(image.device.type, enabled=image.device.type == "cuda"):
+        with torch.no_grad():
+            mask = torch.softmax(steps.highest(network(image)), dim=1)
+        organs = steps.shown_masks(mask, poison=False)
+        loss = steps.discriminator_loss(judge, image, organs, organs, truth_first=True)
+    loss.backward()
+    _supervised_step(network, image)
+    with torch.no_grad(), torch.autocast(image.device.type, enabled=image.device.type == "cuda"):
+        first, second = (torch.softmax(steps.highest(network(some)), dim=1) for _ in range(2))
+        choice = steps.choose(judge, some, some, first[:, 1:], second[:, 1:])
+        learnt, _ = steps.lesson(choice, some, some, first, second)
+    _supervised_step(network, learnt)
