@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.fusion.ids import load_id_map, shipped_id_maps
-from nnunet_flare.fusion.partial import Source, consensus, merge, union
+from nnunet_flare.fusion.partial import Source, complete, consensus, merge, union
 from nnunet_flare.organs import FLARE22
 
 IGNORE = 15
@@ -201,3 +201,16 @@ def test_unknown_names_and_files_are_refused(tmp_path) -> None:
         load_id_map("word")
     with pytest.raises(InputError, match="no such file"):
         load_id_map(str(tmp_path / "none.yaml"))
+
+
+@given(arrays(np.int8, (2, 3, 4), elements=st.integers(-1, 4)), arrays(np.int8, (2, 3, 4), elements=st.integers(-1, 4)))
+def test_a_completed_label_is_the_annotation_with_only_missing_organs_filled_in(truth, pseudo):
+    annotated = [1, 2]
+    truth[truth > 2] = 0
+    labels = complete(truth, pseudo, annotated=annotated)
+    for organ in annotated:
+        np.testing.assert_array_equal(labels == organ, truth == organ)
+    for organ in (3, 4):
+        np.testing.assert_array_equal(labels == organ, (pseudo == organ) & (truth <= 0))
+    background = labels <= 0
+    np.testing.assert_array_equal(labels[background], truth[background])  # -1 outside the crop stays
