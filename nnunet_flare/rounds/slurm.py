@@ -229,10 +229,10 @@ def _keep(run: Run, tasks: Mapping[str, Task], jobs: Mapping[str, Queued]) -> tu
 
 
 def groups(tasks: Iterable[Task]) -> list[list[Task]]:
-    """The tasks of a stage and round together, in the graph's order."""
-    found: dict[tuple[str, int | None], list[Task]] = {}
+    """The tasks of a stage and round that need the same together, in the graph's order."""
+    found: dict[tuple[str, int | None, tuple[str, ...]], list[Task]] = {}
     for task in tasks:
-        found.setdefault((task.stage, task.round), []).append(task)
+        found.setdefault((task.stage, task.round, task.needs), []).append(task)
     return list(found.values())
 
 

@@ -115,7 +115,16 @@ def check_jobs(run, fake) -> None:
 def test_the_graph_of_every_recipe_is_submitted_and_printed_whole(tmp_path, fake_slurm, name):
     from nnunet_flare.rounds import slurm
 
-    run = run_of(tmp_path, load_recipe(name), shards=3, eval_images=str(tmp_path), eval_labels=str(tmp_path))
+    loaded = load_recipe(name)
+    has_own_final = loaded.base_changes(final=True) != loaded.base_changes(final=False)
+    plans = {
+        "coarse_plans_name": None if loaded.roi is None else "nnUNetPlansCoarse",
+        "final_plans_name": "nnUNetPlansFinal" if has_own_final else None,
+    }
+    evaluation = {"eval_images": str(tmp_path), "eval_labels": str(tmp_path)}
+    run = run_of(tmp_path, loaded, shards=3, **plans, **evaluation)
+    assert ("plan-coarse" in graph(run)) == (loaded.roi is not None)
+    assert ("plan-final" in graph(run)) == has_own_final
     script = write_submission(run, {})
     is_clean(script)
     is_clean(write_script(run))
