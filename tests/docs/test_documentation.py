@@ -85,3 +85,9 @@ def test_the_site_builds_without_a_warning(tmp_path):
         )
     }
     assert outside == set()
+
+
+def test_contributors_are_told_targets_that_exist():
+    told = set(re.findall(r"^make ([a-z-]+)", (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M))
+    targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.M))
+    assert {"test", "docs", "release-check"} <= told <= targets

@@ -1,9 +1,10 @@
-"""The tutorial from a FLARE download to a container, typed line by line on a download of six tiny scans."""
+"""The pages on FLARE's downloads, typed line by line on downloads of a few tiny scans."""
 
 from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 from typed_pages import DOCS, blocks, type_line
 
+from nnunet_flare.cases import read_table
 from nnunet_flare.images import Volume, read_labels, read_volume, write_labels, write_volume
 from nnunet_flare.phantom import make_phantom
+from nnunet_flare.rounds.manifest import FOLDERS
 
 SIZE, SPACING_MM = (20, 32, 32), (14.0, 13.0, 13.0)
 TINY = [
@@ -46,48 +49,43 @@ def write_case(folder: Path, case: str, seed: int, labels_folder: Path | None, *
 
 @pytest.fixture
 def desk(tmp_path, monkeypatch) -> Path:
-    """A folder with an unpacked download and a checkout's ``docker`` folder, and no variable set."""
-    training = tmp_path / "FLARE22" / "Training"
+    """An empty folder to type in, no variable set."""
+    for name in (*FOLDERS, "UNLABELLED", "RUN", "DATASET", "MODELS", "MODEL"):
+        monkeypatch.setenv(name, "")  # set by the page; this puts them back
+    for name, value in {"PWD": str(tmp_path), "nnUNet_n_proc_DA": "0", "NNUNET_FLARE_THREADS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def flare22(desk, monkeypatch) -> Path:
+    """An unpacked download and a checkout's ``docker`` folder on the desk."""
+    training = desk / "FLARE22" / "Training"
     labelled = training / "FLARE22_LabeledCase50"
     for number in (1, 2, 3):
         write_case(labelled / "images", f"FLARE22_Tr_{number:04d}", number, labelled / "labels", turned=number == 2)
     for number, part in ((1, "1-1000"), (1001, "1001-2000")):
         write_case(training / f"FLARE_UnlabeledCase{part}", f"Case_{number:05d}", number, None, turned=number == 1)
-    validation = tmp_path / "FLARE22" / "Validation"
+    validation = desk / "FLARE22" / "Validation"
     write_case(validation, "FLARETs_0001", 9, validation / "labels")
-    shutil.copytree(DOCS.parent / "docker", tmp_path / "docker")
-    programs = tmp_path / "programs"
+    shutil.copytree(DOCS.parent / "docker", desk / "docker")
+    programs = desk / "programs"
     programs.mkdir()
     shutil.copy(Path(__file__).with_name("fake_docker.py"), programs / "docker")
     (programs / "docker").chmod(0o755)
     path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
-    for name, value in {
-        "PATH": path,
-        "PWD": str(tmp_path),
-        "nnUNet_n_proc_DA": "0",
-        "NNUNET_FLARE_THREADS": "1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    for name in (
-        "nnUNet_raw",
-        "nnUNet_preprocessed",
-        "nnUNet_results",
-        "UNLABELLED",
-        "RUN",
-        "DATASET",
-        "MODELS",
-        "MODEL",
-    ):
-        monkeypatch.setenv(name, "")  # set by the page; this puts them back
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    monkeypatch.setenv("PATH", path)
+    return desk
 
 
 def small(words: list[str]) -> list[str]:
     return [*words, "-device", "cpu", "--set", *TINY] if words[0] == "run" else words
 
 
-def test_the_tutorial_leads_from_the_download_to_a_container(desk):
+@pytest.mark.timeout(1200)
+def test_the_tutorial_leads_from_the_download_to_a_container(flare22):
+    desk = flare22
     for line in "".join(blocks("tutorial-flare.md")).splitlines():
         line = line.replace("_uncertainty_r4", "_uncertainty_r1")
         if line.startswith("MODEL="):  # smaller plans have another name
@@ -103,3 +101,26 @@ def test_the_tutorial_leads_from_the_download_to_a_container(desk):
     by_container, by_hand = (read_labels(desk / folder / "FLARETs_0001.nii.gz") for folder in ("outputs", "cleaned"))
     assert by_container.array.shape == scan.array.shape
     np.testing.assert_array_equal(by_container.array, by_hand.array)
+
+
+def test_the_commands_of_the_page_on_partial_labels_work(desk, monkeypatch, capsys):
+    for number, ids in ((7, (1, 2, 3, 4, 13)), (31, (14,))):
+        case = f"FLARE23_{number:04d}"
+        scan, labels = make_phantom(number, domain="wide", size=SIZE, spacing_mm=SPACING_MM, lesions=True)
+        write_volume(desk / "FLARE23" / "imagesTr2200" / f"{case}_0000.nii.gz", scan)
+        drawn = np.where(np.isin(labels, ids), labels, 0).astype(np.uint8)
+        drawn[0, 0, 0] = ids[0]  # whatever this patient has
+        write_labels(desk / "FLARE23" / "labelsTr2200" / f"{case}.nii.gz", drawn, scan)
+    for name in FOLDERS:
+        (desk / name).mkdir()
+        monkeypatch.setenv(name, str(desk / name))
+    for line in "".join(blocks("howto-partial.md")).splitlines():
+        type_line(line, small)
+    page = (DOCS / "howto-partial.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^```text\n(case,annotated\n.*?)^```", page, re.M | re.S)
+    (desk / "annotated.csv").write_text(table)
+    (line,) = (line for line in page.splitlines() if line.endswith("--annotated annotated.csv"))
+    type_line(line, small)
+    cases = read_table(desk / "nnUNet_raw" / "Dataset023_FLARE23" / "flare_cases.json").cases
+    assert cases["FLARE23_0007"].annotated == (1, 2, 3, 4, 9, 13) and cases["FLARE23_0031"].annotated == (14,)
+    assert "  gallbladder                1\n" in capsys.readouterr().out
