@@ -15,6 +15,7 @@ from slurm_lab import SlurmLab, missing_binaries
 
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.rounds import slurm
+from nnunet_flare.rounds.script import write_submission
 from nnunet_flare.rounds.slurm_options import parse_options
 from nnunet_flare.rounds.status import status
 from nnunet_flare.rounds.tasks import graph, is_done
@@ -76,6 +77,19 @@ def test_a_whole_run_goes_through_and_no_gpu_is_held_twice(cluster, tmp_path):
     assert {gpu for _, gpu in held} == {"0", "1"}
     for times in held.values():
         assert all(before[1] <= after[0] for before, after in pairwise(sorted(times)))
+
+
+def test_the_printed_sbatch_lines_do_a_whole_run(cluster, tmp_path):
+    run = make_run(tmp_path)
+    done = subprocess.run(
+        ["bash", str(write_submission(run, {}))], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.count(": job ") == 10
+    cluster.wait(lambda: all_done(run), 120)
+    order = [line["task"] for line in notes(run)]
+    assert sorted(order) == sorted(graph(run)), "each task ran once"
+    for task in graph(run).values():
+        assert all(order.index(need) < order.index(task.name) for need in task.needs)
 
 
 def test_a_failed_fold_cancels_what_needs_it_and_retry_runs_only_what_is_missing(cluster, tmp_path):
