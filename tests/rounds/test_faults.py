@@ -19,7 +19,7 @@ from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import write_json
 from nnunet_flare.rounds import ledger
-from nnunet_flare.rounds.arrays import read_array, write_array
+from nnunet_flare.rounds.arrays import damage, read_array, write_array
 from nnunet_flare.rounds.ledger import Entry, read_ledger, write_round
 from nnunet_flare.rounds.local import run_local
 from nnunet_flare.rounds.tasks import graph
@@ -164,6 +164,24 @@ def _fill(path: Path) -> None:
                 stream.write(b"\0" * 4096)
         except OSError:
             return
+
+
+STOCK_SAVES = """
+import sys
+import numpy as np
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+image = np.random.default_rng(0).normal(size=(1, 40, 96, 96)).astype(np.float32)
+nnUNetDatasetBlosc2.save_case(image, np.zeros(image.shape, np.int16), {}, sys.argv[1], chunks=None, blocks=None)
+"""
+
+
+def test_what_stock_preprocessing_leaves_on_a_full_disk_is_recognised(small_disk):
+    """It writes 1.4 MB through a memory map where 1 MB fits: the process fails, and a part stays under the final name."""
+    done = subprocess.run(
+        [sys.executable, "-c", STOCK_SAVES, str(small_disk / "a")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0 and (small_disk / "a.b2nd").is_file()
+    assert "a.b2nd: cannot be read" in str(damage(small_disk, "a"))
 
 
 def test_a_run_on_a_full_disk_stops_with_the_systems_words_and_resumes(small_disk, tmp_path, monkeypatch):
