@@ -37,7 +37,8 @@ check: $(STAMP)-test
 	$(PYTEST) -n 2 --dist loadfile -m "not slow and not gpu" --cov --cov-report=term --durations=15 tests
 
 soak: $(STAMP)-test
-	FLARE_SOAK_KILLS=50 $(PYTEST) -m "slow and not gpu" --durations=0 tests
+	FLARE_FUZZ_EXAMPLES=1000 $(PYTEST) tests/test_fuzz.py
+	FLARE_SOAK_PAGE=docs/soak.md $(PYTEST) -m "slow and not gpu" --durations=0 tests
 
 docs: $(STAMP)-test
 	$(BIN)/mkdocs build

@@ -1,7 +1,7 @@
 """Files from anywhere: whatever they hold, a reader returns, or refuses them with an error that names the file.
 
 Three kinds of nonsense: any bytes, any JSON (or YAML) value, and good files with one thing changed, which get furthest.
-``FLARE_FUZZ_EXAMPLES`` says how many of each (default 60); ``make soak`` uses more.
+``FLARE_FUZZ_EXAMPLES`` says how many of each (default 30); ``make soak`` uses more.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from nnunet_flare.rounds.recipe import load_recipe, shipped_recipes
 from nnunet_flare.rounds.slurm_options import parse_options
 from nnunet_flare.trainers.settings import read_settings
 
-EXAMPLES = int(os.environ.get("FLARE_FUZZ_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("FLARE_FUZZ_EXAMPLES", "30"))
 SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 fuzzed = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=SLOW)
 

@@ -176,7 +176,7 @@ nnUNetDatasetBlosc2.save_case(image, np.zeros(image.shape, np.int16), {}, sys.ar
 
 
 def test_what_stock_preprocessing_leaves_on_a_full_disk_is_recognised(small_disk):
-    """It writes 1.4 MB through a memory map where 1 MB fits: the process fails, and a part stays under the final name."""
+    """It writes 1.4 MB through a memory map where 1 MB fits: the process fails, and a part stays under its name."""
     done = subprocess.run(
         [sys.executable, "-c", STOCK_SAVES, str(small_disk / "a")], capture_output=True, text=True, check=False
     )
