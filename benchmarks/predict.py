@@ -205,7 +205,7 @@ def same_windows(
         return flare_predict(images, place.output(variant), model, *VARIANTS[variant])
 
     stock = stock_predict(images, place.output("stock"), model, "-f", "0", *SAME_WINDOWS)
-    first = place.measure(ours(variants[0]))
+    first, *_ = [place.measure(ours(variant)) for variant in variants]  # precisions are converted apart
     runs: dict[str, list[Run]] = {"stock": [], **{variant: [] for variant in variants}}
     for number in range(rounds):
         if number < stock_rounds:

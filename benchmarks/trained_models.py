@@ -6,9 +6,11 @@ The models are those of ``short_training.py``, trained where ``-o`` does not hol
 phantoms never seen, and on the real scans of the shared data, of which only the torso was a training case:
 
 ``agreement``
-    Foreground Dice of ``flare-predict`` with ``nnUNetv2_predict`` for every precision and runtime; windows that
-    ``skip-empty`` leaves out, voxels lost by it and its foreground Dice with all windows; organ voxels (of the
+    Foreground Dice of ``flare-predict`` with ``nnUNetv2_predict`` for every precision and runtime; organ voxels (of the
     reference labels) outside the box of the coarse model; Dice of both models with the reference.
+``skipping``
+    Windows that ``skip-empty`` leaves out, voxels lost by it and its foreground Dice with all windows; with the model's
+    own windows, which are as large as the abdomen, and with windows of half that size, of which there are many.
 ``wall``
     Time of ``--roi``, coarse pass included: the FLARE22 winner's student (untrained, for time alone) behind the trained
     coarse model on the torso resampled to 512 x 512 x 160, against stock without a box, in fresh processes.
@@ -19,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -35,6 +38,8 @@ from nnunet_flare.files import write_json
 from nnunet_flare.images import Volume, read_labels, read_volume, write_volume
 
 RESULTS = Path(__file__).parent / "results" / "trained_models.json"
+
+PARTS = ("agreement", "skipping", "wall")
 
 REFERENCE = "torch fp32"
 
@@ -123,27 +128,52 @@ def reference_of(scan: Scan) -> np.ndarray:
 
 
 def compare(models: dict[str, Path], scans: dict[str, Scan]) -> dict[str, Figures]:
-    """Figures of every scan: accuracy, agreement with stock, skipped windows, coarse boxes."""
+    """Figures of every scan: accuracy, agreement with stock, coarse boxes."""
     stock = stock_labels(models[FINE], scans)
     ours: dict[str, Maps] = {}
     for name, (backend, precision) in BACKENDS.items():
-        ours[name], windows = our_labels(models[FINE], scans, backend, precision)
-    skipping, seen = our_labels(models[FINE], scans, *BACKENDS[REFERENCE], "skip-empty")
-    figures: dict[str, Figures] = {name: {} for name in ("accuracy", "agreement", "skip_empty")}
+        ours[name], _ = our_labels(models[FINE], scans, backend, precision)
+    figures: dict[str, Figures] = {name: {} for name in ("accuracy", "agreement")}
     for case, scan in scans.items():
-        truth, whole, skipped = reference_of(scan), ours[REFERENCE][case], skipping[case]
+        truth = reference_of(scan)
         maps = {"stock": stock, **ours}
         figures["accuracy"][case] = {name: mean_dice(of[case], truth, scan.annotated) for name, of in maps.items()}
         figures["agreement"][case] = {name: mean_dice(of[case], stock[case]) for name, of in ours.items()}
-        lost = np.count_nonzero((whole > 0) & (skipped != whole))
-        figures["skip_empty"][case] = {
-            "windows": seen[case],
-            "windows_of_all": windows[case],
-            "dice_with_all": mean_dice(skipped, whole),
-            "voxels_lost": float(lost / max(1, np.count_nonzero(whole))),
-        }
     figures["roi"] = behind_coarse(models, scans, ours[REFERENCE])
     return figures
+
+
+def skipping(fine: Path, scans: dict[str, Scan]) -> dict[str, Figures]:
+    """Figures of every scan: windows left out and what that costs, for two sizes of windows."""
+    figures: dict[str, Figures] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        halved = with_halved_windows(fine, Path(temporary) / fine.name)
+        for name, model in (("skip_empty", fine), ("skip_empty_with_halved_windows", halved)):
+            whole, windows = our_labels(model, scans, *BACKENDS[REFERENCE])
+            skipped, seen = our_labels(model, scans, *BACKENDS[REFERENCE], "skip-empty")
+            figures[name] = {}
+            for case, scan in scans.items():
+                lost = np.count_nonzero((whole[case] > 0) & (skipped[case] != whole[case]))
+                truth = reference_of(scan)
+                figures[name][case] = {
+                    "windows": seen[case],
+                    "windows_of_all": windows[case],
+                    "dice_with_all": mean_dice(skipped[case], whole[case]),
+                    "voxels_lost": float(lost / max(1, np.count_nonzero(whole[case]))),
+                    "dice_of_all_with_reference": mean_dice(whole[case], truth, scan.annotated),
+                    "dice_with_reference": mean_dice(skipped[case], truth, scan.annotated),
+                }
+    return figures
+
+
+def with_halved_windows(model: Path, folder: Path) -> Path:
+    """A copy of a trained model's folder whose windows have half the edges."""
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("checkpoint_[bl]*", "*.png", "*.txt"))
+    plans = json.loads((folder / "plans.json").read_text())
+    configuration = plans["configurations"][FINE]
+    configuration["patch_size"] = [edge // 2 for edge in configuration["patch_size"]]
+    (folder / "plans.json").write_text(json.dumps(plans))
+    return folder
 
 
 def summary(figures: Figures) -> Figures:
@@ -213,7 +243,7 @@ def main() -> None:
     """Train where needed, compare, keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--models", type=Path, required=True, help="data sets and models are kept here")
-    parser.add_argument("--parts", nargs="+", choices=("agreement", "wall"), default=["agreement", "wall"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--rounds", type=int, default=1, help="of the part wall")
     parser.add_argument("--output", type=Path, default=RESULTS, help="parts not run now keep their figures")
     args = parser.parse_args()
@@ -226,12 +256,16 @@ def main() -> None:
     record["command"] = f"python benchmarks/trained_models.py -o MODELS --rounds {args.rounds}"
     record["hardware"] = setting.hardware()
     record["training"] = {name: short_training.training_of(model) for name, model in models.items()}
-    if "agreement" in args.parts:
-        record["runs"] = compare(models, scans)
-        for name, figures in record["runs"].items():
-            record[name] = summary(figures)
-            print(text(name, record[name]), flush=True)
-        write_json(args.output, record)
+    for part, measured in (
+        ("agreement", lambda: compare(models, scans)),
+        ("skipping", lambda: skipping(models[FINE], scans)),
+    ):
+        if part in args.parts:
+            for name, figures in measured().items():
+                record.setdefault("runs", {})[name] = figures
+                record[name] = summary(figures)
+                print(text(name, record[name]), flush=True)
+            write_json(args.output, record)
     if "wall" in args.parts:
         record["wall"] = wall_time(models[COARSE], args.rounds)
         print(whole_prediction.table("torso, 512x512x160", record["wall"]))

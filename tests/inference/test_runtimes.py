@@ -43,6 +43,50 @@ def test_openvino_equals_torch(case, options):
     assert (scores.argmax(0) == torch_scores.argmax(0)).float().mean() > 0.999
 
 
+EXACT = 1e-4
+"""Largest difference of scores, as a share of their standard deviation; OpenVINO's own normalisation misses it."""
+
+
+@needs_openvino
+@pytest.mark.parametrize("patch", [(32, 96, 96), (256, 256)])
+def test_single_precision_that_was_asked_for_is_as_exact_as_pytorch_in_large_windows(tmp_path, patch):
+    plan = models.plans(patch=patch, spacing=(4.0, 2.0, 2.0)[-len(patch) :])
+    folder = models.write_model(tmp_path / "model", plan=plan)
+    shape = patch if len(patch) == 3 else (1, *patch)
+    data = np.random.default_rng(0).normal(3, 1, (1, *shape)).astype(np.float32)
+    expected = logits(folder, data, backend="torch", precision="fp32")
+    scores = logits(folder, data, backend="openvino", precision="fp32")
+    assert (scores - expected).abs().max() < EXACT * expected.std()
+
+
+@needs_openvino
+def test_single_precision_that_the_hardware_decides_for_is_fast(case, monkeypatch):
+    from nnunet_flare.inference import openvino_runtime
+
+    folder, data = case
+    monkeypatch.setattr(runtimes, "cpu_flags", frozenset)
+    asked = []
+    convert = openvino_runtime._convert
+    monkeypatch.setattr(openvino_runtime, "_convert", lambda *a, exact: asked.append(exact) or convert(*a, exact=exact))
+    for precision in ("auto", "fp32"):
+        logits(folder, data, backend="openvino", precision=precision, folds=[0])
+    assert asked == [False, True]
+
+
+def test_networks_keep_their_own_normalisation(case):
+    from nnunet_flare.inference.openvino_runtime import AxisWiseInstanceNorm, axis_wise_norms
+
+    folder, _ = case
+    network = FlarePredictor.from_model_folder(folder, backend="torch").segmenter.models[0].network()
+    window = torch.randn(1, 1, 8, 32, 32)
+    before = network(window)
+    with axis_wise_norms(network):
+        assert any(isinstance(module, AxisWiseInstanceNorm) for module in network.modules())
+        torch.testing.assert_close(network(window), before, atol=1e-4, rtol=1e-4)
+    assert not any(isinstance(module, AxisWiseInstanceNorm) for module in network.modules())
+    assert torch.equal(network(window), before)
+
+
 @needs_openvino
 def test_openvino_runs_2d_models(tmp_path):
     folder = models.write_model(tmp_path / "model", plan=models.plans(patch=(32, 32), spacing=(2.0, 2.0)))
@@ -69,7 +113,7 @@ def test_converted_network_is_kept_and_made_anew_for_other_weights(case, tmp_pat
     folder, data = case
     conversions = []
     convert = openvino_runtime._convert
-    monkeypatch.setattr(openvino_runtime, "_convert", lambda *a: conversions.append(1) or convert(*a))
+    monkeypatch.setattr(openvino_runtime, "_convert", lambda *a, **k: conversions.append(1) or convert(*a, **k))
     options = {"backend": "openvino", "precision": "fp32", "folds": [0]}
     first = logits(folder, data, **options)
     again = logits(folder, data, **options)
