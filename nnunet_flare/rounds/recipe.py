@@ -134,6 +134,7 @@ class Recipe(Part):
             ),
             ("stop.patience", self.stop.patience, self.stop.patience is None, "none"),
             ("roi", self.roi, self.roi is None, "none"),
+            ("training.epoch", self.training.get("epoch"), not self.counts_passes, "iterations"),
             ("final.finetune", self.final.finetune, self.final.finetune is None, "none"),
             ("fusion.uncertain_organs", self.fusion.uncertain_organs, self.fusion.uncertain_organs == "drop-case",
              "drop-case"),
@@ -373,6 +374,13 @@ class Recipe(Part):
         epochs = self._checkpoint_epochs(number)
         last = {epoch: f"checkpoint_{k}of{len(epochs)}.pth" for k, epoch in enumerate(epochs, start=1)}
         return list(last.values())
+
+    @property
+    def given_checkpoints(self) -> list[str]:
+        """Checkpoint files of a given model (``--init_model``) that are members of each of its folds."""
+        if self.members.kind == "folds":
+            return ["checkpoint_final.pth"]
+        return [f"checkpoint_{k}of{len(self.members.at)}.pth" for k in range(1, len(self.members.at) + 1)]
 
     def _checkpoint_epochs(self, number: int) -> list[int]:
         from nnunet_flare.trainers.settings import checkpoint_epochs
