@@ -130,7 +130,7 @@ predictions of unlabelled scans. This says nothing about patients, and nothing a
 """
 
 RANKS = """Spearman's correlation of a rule's score with the true mean Dice of the pseudo-labels, and the chance that
-the rule scores a label above the median Dice higher than one below it (AUC). Intervals as above.
+the rule scores a label above the median Dice higher than one below it (AUC). Mean, lowest and highest of the seeds.
 """
 
 TAIL = """## Run it again
@@ -211,7 +211,10 @@ def _organs(results: Results) -> str:
 
 
 def _pseudo_labels(results: Results) -> str:
-    lines = ["| | round | taken | true Dice of all | of those taken |", "|---|---|---|---|---|"]
+    lines = [
+        "| | round | taken | true Dice of all | of those taken | test Dice of the models that label |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, arm in results.items():
         for number in range(max(len(found["rounds"]) for found in arm.values())):
             rounds = [found["rounds"][number] for found in arm.values()]
@@ -219,17 +222,27 @@ def _pseudo_labels(results: Results) -> str:
             def mean(key: str, rounds: Sequence[Mapping[str, Any]] = rounds) -> float:
                 return float(np.mean([found[key] for found in rounds]))
 
+            own = "" if rounds[0]["test_dice"] is None else f"{mean('test_dice'):.3f}"
+
             lines.append(
                 f"| {name} | {number} | {mean('taken'):.1f} of {mean('pseudo_labels'):.0f} | {mean('true_dice'):.3f} | "
-                f"{mean('true_dice_of_taken'):.3f} |"
+                f"{mean('true_dice_of_taken'):.3f} | {own} |"
             )
     return "\n".join(lines) + "\n"
 
 
 def _rankings(results: Results) -> str:
     lines = ["| labels of | rule | Spearman | AUC |", "|---|---|---|---|"]
-    lines += [f"| {labels} | {rule} | {spearman} | {auc} |" for labels, rule, spearman, auc in rankings(results)]
+    lines += [
+        f"| {labels} | {rule} | {_with_range(spearman)} | {_with_range(auc)} |"
+        for labels, rule, spearman, auc in rankings(results)
+    ]
     return "\n".join(lines) + "\n"
+
+
+def _with_range(found: Interval) -> str:
+    """A mean with the lowest and the highest seed: an interval would leave the range that a rank can have."""
+    return f"{found.mean:.2f} ({min(found.values):.2f} to {max(found.values):.2f})" if found.values else "-"
 
 
 BLUE, VERMILION, GREY = "#0072b2", "#d55e00", "0.45"
@@ -237,7 +250,7 @@ BLUE, VERMILION, GREY = "#0072b2", "#d55e00", "0.45"
 
 
 def draw(results: Results, path: Path) -> None:
-    """Dots of the arms' mean Dice with intervals, single seeds beside them; the same of Spearman by rule."""
+    """The arms' mean Dice with intervals and single seeds; below, how well the rules rank."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -249,8 +262,8 @@ def draw(results: Results, path: Path) -> None:
     figure = Figure(figsize=(9.5, 1.6 + 0.32 * (len(arms) + len(ranked))), layout="constrained")
     FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, 1, height_ratios=(len(arms), len(ranked)))
-    _dots(upper, arms, "mean Dice of 13 organs, test scans")
-    _dots(lower, ranked, "Spearman, score of the rule against true Dice of the pseudo-labels")
+    _dots(upper, arms, "mean Dice of 13 organs, test scans (line: 95 % interval)", has_interval=True)
+    _dots(lower, ranked, "Spearman, score of the rule against true Dice of the pseudo-labels", has_interval=False)
     if CONTROL in results:
         upper.axvline(np.mean(list(dice(results, CONTROL).values())), color=GREY, linewidth=0.8, linestyle=":")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -262,15 +275,15 @@ def _colour(name: str) -> str:
     return GREY if name in (CONTROL, ORACLE) else BLUE
 
 
-def _dots(axis: Any, rows: Sequence[tuple[str, Interval, str]], label: str) -> None:
+def _dots(axis: Any, rows: Sequence[tuple[str, Interval, str]], label: str, *, has_interval: bool) -> None:
     for place, (_, interval, colour) in enumerate(rows):
-        if not np.isnan(interval.low):
+        if has_interval and not np.isnan(interval.low):
             axis.plot([interval.low, interval.high], [place, place], color=colour, linewidth=2)
-        axis.plot(interval.values, [place] * len(interval.values), "o", color=VERMILION, markersize=3.5, alpha=0.8)
+        axis.plot(interval.values, [place] * len(interval.values), "o", color=VERMILION, markersize=3.5, zorder=3)
         axis.plot(interval.mean, place, "D", color=colour, markersize=6)
     axis.set_yticks(range(len(rows)), [title for title, _, _ in rows])
-    axis.invert_yaxis()
-    axis.set_xlabel(f"{label} (diamond: mean, line: 95 % interval, dots: seeds)", fontsize="small")
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    axis.set_xlabel(f"{label}; diamond: mean, dots: seeds", fontsize="small")
     axis.grid(axis="x", color="0.9", linewidth=0.6)
     axis.set_axisbelow(True)
 

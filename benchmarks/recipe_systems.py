@@ -98,6 +98,13 @@ class System:
 
 
 ONE_MODEL = {"members.count": "1", "selection": "{rule: all}"}
+WHOLE_SCANS = {
+    "configuration": "3d_fullres",
+    "roi": "null",
+    "training.epoch": "iterations",
+    "training.class_weights": "null",
+}
+"""Systems that train coarse to fine and by passes: the phantom is one patch. Their soft Dice has no weights."""
 MEAN_HALF = {"selection": "{rule: mean-organ, threshold: 0.0, top_fraction: 0.5}"}
 
 ENSEMBLE = System("ensemble", "ensemble of three supervised members", "demo", (4, 16))
@@ -115,6 +122,45 @@ SYSTEMS: tuple[System, ...] = (
     ),
     System("noisy_student", "noisy student: three generations", "noisy_student", (7, 7, 7, 7), {"rounds": "3"}),
     System("oracle", "oracle: true labels of all", "demo", (28,), ONE_MODEL, labels="true"),
+    System(
+        "selective",
+        "selective: best half by the stability of checkpoints",
+        "selective",
+        (14, 14),
+        {
+            **WHOLE_SCANS,
+            "rounds": "1",
+            "selection": "{rule: stability, threshold: 0.0, top_fraction: 0.5}",
+        },
+    ),
+    System(
+        "adversarial",
+        "adversarial: the discriminator picks, online",
+        "adversarial",
+        (16,),
+        {
+            **WHOLE_SCANS,
+            "training.adversarial": "{warmup: 0.125, finish: 0.125, augmentation: stock, discriminator_features: 8}",
+        },
+    ),
+    System(
+        "partial",
+        "partial: a loop for each of three groups of organs",
+        "partial",
+        (5, 5, 5, 13),
+        {
+            "rounds": "1",
+            "loops": "[{name: large, organs: [1, 2, 3, 5, 6, 11, 13]}, {name: hollow, organs: [9, 10, 12]}, "
+            "{name: small, organs: [4, 7, 8]}]",
+        },
+    ),
+    System(
+        "blackbean",
+        "blackbean: three generations, 23 of 24 that change least",
+        "blackbean",
+        (7, 7, 7, 7),
+        {"members.count": "1", "final": "{num_epochs: 7}"},
+    ),
     System("mean_organ", "demo: best half by the mean organ", "demo", (4, 16), MEAN_HALF, ensemble=True),
 )
 """In the order in which they run within a seed."""

@@ -26,12 +26,15 @@ from recipe_systems import ENSEMBLE, FULL, MEMBERS, QUICK, Budget, System, find_
 from nnunet_flare.errors import FlareError
 from nnunet_flare.files import link_or_copy, read_json, write_json
 from nnunet_flare.phantom import write_phantom
+from nnunet_flare.rounds.held_out import held_out_dice
 from nnunet_flare.rounds.ledger import read_decisions
 from nnunet_flare.rounds.manifest import Run
+from nnunet_flare.rounds.recipe import Recipe
 from nnunet_flare.rounds.start import Request, plan_run, start_run
 from nnunet_flare.rounds.tasks import Task, graph
 from nnunet_flare.rounds.truth import ranking, true_dice
 from nnunet_flare.rounds.work import do_task
+from nnunet_flare.trainers.adversarial_steps import is_adversarial
 
 RESULTS = ROOT / "benchmarks" / "results" / "recipes"
 THREADS = {"OMP_NUM_THREADS": "1", "NNUNET_FLARE_THREADS": "1", "nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1"}
@@ -96,13 +99,19 @@ def work(run: Run, *, is_supervised: bool) -> float:
     return sum(float(read_json(run.paths.done(task.name))["seconds"]) for task in tasks)
 
 
-def optimiser_steps(run: Run, *, is_supervised: bool) -> dict[str, int]:
-    """Optimiser steps of each round's trainings by the name of the round, and ``total``; given members count too."""
-    recipe = run.recipe
+def optimiser_steps(recipe: Recipe, *, is_supervised: bool) -> dict[str, int]:
+    """Optimiser steps of the networks that segment, by round, and ``total``; members of an ensemble count each.
+
+    An iteration of adversarial training with all three steps has two of them; the third is the discriminator's.
+    """
     steps = {}
-    for number in range(1 if is_supervised else run.last_round + 1):
+    for number in range(1 if is_supervised else recipe.final_round + 1):
         settings = recipe.settings(number, run=None)
-        steps[f"r{number}"] = len(recipe.member_folds(number)) * settings.num_epochs * settings.iterations_per_epoch
+        epochs = settings.num_epochs
+        if (course := settings.adversarial) is not None:
+            every = range(settings.num_epochs)
+            epochs += sum(is_adversarial(e, len(every), warmup=course.warmup, finish=course.finish) for e in every)
+        steps[f"r{number}"] = len(recipe.member_folds(number)) * epochs * settings.iterations_per_epoch
     return {**steps, "total": sum(steps.values())}
 
 
@@ -118,28 +127,23 @@ def round_result(run: Run, number: int, truth: Path) -> dict[str, Any]:
         "predictions": sum(document["members"] for document in documents),
         "true_dice": sum(quality.values()) / len(quality),
         "true_dice_of_taken": sum(taken) / len(taken),
-        "test_dice": _measured(run, number)["mean"],
+        "test_dice": held_out_dice(run, number),
         "ranking": {rule: vars(found) for rule, found in ranking(run, number, truth).items()},
     }
-
-
-def _measured(run: Run, number: int) -> dict[str, Any]:
-    document: dict[str, Any] = read_json(run.paths.evaluation(number) / "dice.json")
-    return document
 
 
 def result(run: Run, system: System, seed: int, budget: Budget, truth: Path, seconds: float) -> dict[str, Any]:
     """What stands in the arm's result file."""
     rounds = [] if system.is_supervised else [round_result(run, number, truth) for number in range(run.last_round)]
-    final = _measured(run, 0 if system.is_supervised else run.last_round)
+    final = read_json(run.paths.evaluation(0 if system.is_supervised else run.last_round) / "dice.json")
     return {
         "system": system.name,
         "title": system.title,
         "seed": seed,
-        "optimiser_steps": optimiser_steps(run, is_supervised=system.is_supervised),
+        "optimiser_steps": optimiser_steps(run.recipe, is_supervised=system.is_supervised),
         "unlabelled_predictions": sum(found["predictions"] for found in rounds),
         "members_trained_once_for_all_arms_of_the_seed": system.ensemble,
-        "augmentation": run.recipe.augmentation.model_dump(),
+        "augmentation": run.recipe.settings(0, run=None).augmentation.model_dump(),
         "cases": {"labelled": budget.labelled, "unlabelled": budget.unlabelled, "test": budget.test},
         "size": list(budget.size),
         "dice": {"mean": final["mean"], "organs": final["organs"]},

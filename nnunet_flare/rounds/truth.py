@@ -21,15 +21,23 @@ RANKED = ("mean-organ", "trimmed-min", "min-organ")
 
 
 def true_dice(run: Run, number: int, truth: Path) -> dict[str, float]:
-    """Mean Dice over the organs of every pseudo-label of a round, by case; ``truth`` holds label maps of the cases."""
+    """Mean Dice of every pseudo-label of a round, by case, over the organs that the round labels.
+
+    Args:
+        run: the run.
+        number: the round.
+        truth: folder of the cases' true label maps.
+    """
     ending = dataset_json(run)["file_ending"]
-    count = max(organ_ids(run).values()) + 1
+    labels = list(organ_ids(run).values())
+    loop = run.recipe.loop_of(number)
+    columns = [organ - 1 for organ in (labels if loop is None else loop.ids(labels))]
     dice = {}
     for entry in read_decisions(run.paths, number):
         if entry.label_sha256:
             label = read_labels(run.paths.label(number, entry.case, ending), entry.case).array
             true = read_labels(truth / f"{entry.case}{ending}", entry.case).array
-            dice[entry.case] = float(pairwise_dice([label, true], count).per_organ.mean())
+            dice[entry.case] = float(pairwise_dice([label, true], max(labels) + 1).per_organ[columns].mean())
     return dice
 
 
