@@ -22,7 +22,7 @@ def paper_and_ours(recipe: str) -> list[list[Markup]]:
         return []
     for table in re.findall(r"(?:^\|.*\|\n)+", page + "\n", re.M):
         head, _, *rows = (_cells(line) for line in table.splitlines())
-        if any(cell.startswith("paper") for cell in head) and "ours" in head:
+        if "ours" in head:
             return [[_inline(cell) for cell in cells] for cells in (head, *rows)]
     return []
 

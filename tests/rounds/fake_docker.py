@@ -1,21 +1,18 @@
 #!/usr/bin/env python3
 """Stands in for ``docker build``, ``run`` and ``save`` where no daemon runs: no image, but the same files and script.
 
-``build`` checks that everything the Dockerfile copies is in the context; ``run`` runs the entry script with the mounted
-folders in place of the container's.
+``build`` checks that everything the Dockerfile copies is in the context and lays out its work folder; ``run`` runs the
+command there, with the mounted folders in place of the container's.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-
-IMAGES = Path("images.json")
 
 
 def build(words: list[str]) -> int:
@@ -27,14 +24,17 @@ def build(words: list[str]) -> int:
     given = parser.parse_args(words)
     dockerfile = Path(given.f).read_text(encoding="utf-8")
     arguments = dict(word.split("=", 1) for word in given.build_arg)
-    for source in re.findall(r"^COPY (?:--\S+ )*(\S+) ", dockerfile, re.M):
-        path = re.sub(r"\$\{(\w+)\}", lambda match: arguments[match.group(1)], source)
-        if not Path(given.context, path).exists():
+    image = Path(f"image-{given.t}")
+    image.mkdir(exist_ok=True)
+    for source, target in re.findall(r"^COPY (?:--\S+ )*(\S+) (\S+)$", dockerfile, re.M):
+        path = Path(given.context, re.sub(r"\$\{(\w+)\}", lambda match: arguments[match.group(1)], source))
+        if not path.exists():
             sys.exit(f"COPY failed: {path} is not in the context")
+        if target.startswith("/workspace/"):
+            (image / target.removeprefix("/workspace/")).symlink_to(path.absolute())
     declared = set(re.findall(r"^ARG (\w+)", dockerfile, re.M))
     if not set(arguments) <= declared:
         sys.exit(f"unknown build arguments {set(arguments) - declared}")
-    IMAGES.write_text(json.dumps({given.t: arguments["MODEL"]}))
     return 0
 
 
@@ -52,13 +52,13 @@ def run(words: list[str]) -> int:
         **dict(word.split("=", 1) for word in given.e),
         "FLARE_INPUTS": mounts["/workspace/inputs"],
         "FLARE_OUTPUTS": mounts["/workspace/outputs"],
-        "FLARE_MODEL": json.loads(IMAGES.read_text())[given.image],
+        "FLARE_MODEL": "model",
     }
-    return subprocess.run(given.command, env=environment, cwd=None, check=False).returncode
+    return subprocess.run(given.command, env=environment, cwd=f"image-{given.image}", check=False).returncode
 
 
 def save(words: list[str]) -> int:
-    sys.stdout.write(json.loads(IMAGES.read_text())[words[0]])
+    sys.stdout.writelines(sorted(path.name for path in Path(f"image-{words[0]}").iterdir()))
     return 0
 
 
