@@ -39,7 +39,7 @@ def round_members(run: Run, number: int) -> list[tuple[str, str]]:
     folds: Sequence[str] = run.recipe.member_folds(run.recipe_number(number))
     checkpoints: Sequence[str] = run.recipe.member_checkpoints(run.recipe_number(number))
     if number == 0 and run.settings.init_model is not None:
-        folds, checkpoints = run.settings.init_folds, ["checkpoint_final.pth"]
+        folds, checkpoints = run.settings.init_folds, run.recipe.given_checkpoints
     return [(fold, checkpoint) for fold in folds for checkpoint in checkpoints]
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,28 +68,36 @@ def plan_run(request: Request, recipe: Recipe, folders: Mapping[str, Path]) -> P
     root = (request.run_dir or folders["nnUNet_results"] / raw.name / f"flare_{name}").absolute()
     problems: list[str] = []
     document = read_dataset_json(raw, problems) or {}
-    if not problems and not RunPaths(root).manifest.is_file():
+    is_new = not RunPaths(root).manifest.is_file()
+    is_readable = not problems
+    if is_readable and is_new:
         problems = check_dataset(raw)
-    problems += _check_labels(document)
-    if problems:
-        raise InputError(f"{raw}: {len(problems)} problem(s):\n  " + "\n  ".join(problems))
+    other_labels = _check_labels(document)
+    problems += other_labels
+    found = _Problems([f"{raw}: {len(problems)} problem(s):\n  " + "\n  ".join(problems)] if problems else [])
+    if not is_readable or other_labels or not ("dataset" in document or (raw / "labelsTr").is_dir()):
+        found.raise_all()
     labelled = _labelled(raw, document)
     channels, ending = len(document["channel_names"]), document["file_ending"]
-    sources = find_sources(request.unlabelled, channels)
-    shared = sorted(set(sources) & set(labelled))
-    if shared:
-        raise InputError(
-            f"-u {request.unlabelled}: {len(shared)} case ids are labelled cases too ({', '.join(shared[:5])}). "
-            "Rename the unlabelled files, or remove them if they are the same scans"
-        )
+    sources: Mapping[str, Sequence[Path]] = {}
+    with found.collected():
+        sources = find_sources(request.unlabelled, channels)
+        _check_ids(request, sources, labelled)
     if request.eval_images is not None and request.eval_labels is not None:
         used = set(labelled) | set(sources)
-        ids = None if RunPaths(root).manifest.is_file() else set(document["labels"].values())
-        check_held_out(request.eval_images, request.eval_labels, ending, channels, used, allowed=ids)
-    init_folds = _init_folds(request, document)
-    check_init_members(request, init_folds, recipe)
-    if not RunPaths(root).manifest.is_file():
-        check_loops(recipe, roles_of(raw, labelled, document["labels"]), document["labels"], set(sources))
+        ids = set(document["labels"].values()) if is_new else None
+        with found.collected():
+            check_held_out(request.eval_images, request.eval_labels, ending, channels, used, allowed=ids)
+    init_folds: list[str] = []
+    with found.collected():
+        init_folds = _init_folds(request, document, recipe)
+        check_init_members(request, init_folds, recipe)
+    with found.collected():
+        _check_coarse_model(recipe, channels)
+    if is_new and not problems:
+        with found.collected():
+            check_loops(recipe, roles_of(raw, labelled, document["labels"]), document["labels"], set(sources))
+    found.raise_all()
     settings = Settings(
         name=name,
         dataset=raw.name,
@@ -106,6 +115,29 @@ def plan_run(request: Request, recipe: Recipe, folders: Mapping[str, Path]) -> P
         eval_labels=None if request.eval_labels is None else str(request.eval_labels.absolute()),
     )
     return Plan(Run(root, settings, recipe), tuple(labelled), channels, ending)
+
+
+class _Problems:
+    """What is wrong with a run's input, collected, so that the user hears of everything at once."""
+
+    def __init__(self, known: Sequence[str]) -> None:
+        self._messages = list(known)
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """A block whose error is kept for :meth:`raise_all`."""
+        try:
+            yield
+        except InputError as error:
+            self._messages.append(str(error))
+
+    def raise_all(self) -> None:
+        """Raise what was collected, one message as it is."""
+        if len(self._messages) > 1:
+            numbered = [f"{number}. {message}" for number, message in enumerate(self._messages, start=1)]
+            raise InputError(f"{len(numbered)} things must be mended first:\n" + "\n".join(numbered))
+        if self._messages:
+            raise InputError(self._messages[0])
 
 
 def start_run(plan: Plan) -> Run:
@@ -134,6 +166,28 @@ def freeze_unlabelled(plan: Plan) -> None:
     check_disk(run, sources)
     cases = freeze(sources, raw=run.raw, preprocessed=run.preprocessed, file_ending=plan.file_ending)
     write_list(run.paths.unlabelled, cases)
+
+
+def _check_ids(request: Request, sources: Mapping[str, Any], labelled: Sequence[str]) -> None:
+    shared = sorted(set(sources) & set(labelled))
+    if shared:
+        raise InputError(
+            f"-u {request.unlabelled}: {len(shared)} case ids are labelled cases too ({', '.join(shared[:5])}). "
+            "Rename the unlabelled files, or remove them if they are the same scans"
+        )
+
+
+def _check_coarse_model(recipe: Recipe, channels: int) -> None:
+    """A given coarse model must be a trained model's folder for as many channels."""
+    if recipe.roi is None or recipe.roi.model is None:
+        return
+    folder = Path(recipe.roi.model)
+    if not (folder / "plans.json").is_file() or not any(folder.glob("fold_*/checkpoint_final.pth")):
+        raise InputError(f"roi.model: {folder} is no trained model's folder (plans.json, fold_*/checkpoint_final.pth)")
+    model = load_json(folder / "dataset.json")
+    there = len(model.get("channel_names", ())) if isinstance(model, dict) else 0
+    if there != channels:
+        raise InputError(f"roi.model: {folder} takes {there} channel(s), the dataset has {channels}")
 
 
 def _check_labels(document: Mapping[str, Any]) -> list[str]:
@@ -194,8 +248,8 @@ def check_init_members(request: Request, folds: Sequence[str], recipe: Recipe) -
     """Refuse given models that the recipe's rule could not judge the labels of.
 
     Raises:
-        InputError: for one model where the rule needs agreement, for folds where it compares checkpoints, and where
-            nothing is labelled at all.
+        InputError: for one model where the rule needs agreement, for several folds where checkpoints are compared, and
+            where nothing is labelled at all.
     """
     rule = recipe.selection_of(0).rule
     if request.init_model is not None and recipe.is_online:
@@ -205,11 +259,13 @@ def check_init_members(request: Request, folds: Sequence[str], recipe: Recipe) -
         )
     if request.init_model is None or rule == "all":
         return
-    if rule == "stability":
-        raise InputError(
-            f"--init_model {request.init_model}: selection.rule 'stability' compares checkpoints of one training, not "
-            "folds; choose another rule, such as mean-organ"
-        )
+    if recipe.members.kind == "checkpoints":
+        if len(folds) > 1:
+            raise InputError(
+                f"--init_model {request.init_model}: members.kind 'checkpoints' compares checkpoints of one training, "
+                f"found folds {', '.join(folds)}; choose one with -f"
+            )
+        return
     if len(folds) < 2:
         raise InputError(
             f"--init_model {request.init_model} -f {' '.join(folds)}: one member has no agreement, which "
@@ -217,8 +273,8 @@ def check_init_members(request: Request, folds: Sequence[str], recipe: Recipe) -
         )
 
 
-def _init_folds(request: Request, document: Mapping[str, Any]) -> list[str]:
-    """The folds of ``--init_model`` that are members, checked to exist and to have these labels."""
+def _init_folds(request: Request, document: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """The folds of ``--init_model`` that are members, checked to exist and to have checkpoints and these labels."""
     folder = request.init_model
     if folder is None:
         return []
@@ -236,6 +292,17 @@ def _init_folds(request: Request, document: Mapping[str, Any]) -> list[str]:
     if missing or not folds:
         raise InputError(
             f"--init_model {folder}: no {checkpoint} for fold {', '.join(missing) or '(any)'}; has {found}"
+        )
+    absent = [
+        f"fold_{fold}/{name} (after {share:.0%} of the training)"
+        for fold in folds
+        for name, share in zip(recipe.given_checkpoints, recipe.members.at, strict=False)
+        if not (folder / f"fold_{fold}" / name).is_file()
+    ]
+    if absent:
+        raise InputError(
+            f"--init_model {folder}: no {', no '.join(absent)}; train it with flare.checkpoints_at "
+            f"{list(recipe.members.at)}, or choose members.kind=folds"
         )
     return folds
 

@@ -44,3 +44,9 @@ def test_given_models_that_the_rule_cannot_judge_are_refused(changes, folds, mes
     with pytest.raises(InputError, match=message):
         check_init_members(request, folds, load_recipe("uncertainty", changes))
     check_init_members(request, folds, load_recipe("uncertainty", {"selection.rule": "all"}))
+
+
+def test_one_training_with_its_checkpoints_can_be_given():
+    request = Request("22", Path("un"), init_model=Path("model"), init_folds=["all"])
+    check_init_members(request, ["all"], load_recipe("uncertainty", CHECKPOINTS))
+    assert load_recipe("uncertainty", CHECKPOINTS).given_checkpoints == [f"checkpoint_{k}of3.pth" for k in (1, 2, 3)]

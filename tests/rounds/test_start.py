@@ -17,6 +17,7 @@ from nnunet_flare.files import read_json
 from nnunet_flare.images import Volume, geometry_difference, read_volume, to_sitk, write_volume
 from nnunet_flare.phantom import write_phantom
 from nnunet_flare.rounds import start as start_module
+from nnunet_flare.rounds.labelling import labelling_members, round_members
 from nnunet_flare.rounds.recipe import load_recipe
 from nnunet_flare.rounds.start import Request, plan_run, start_run
 from nnunet_flare.rounds.tasks import find_task
@@ -269,3 +270,42 @@ def test_preprocessing_ahead_leaves_a_later_run_nothing_to_preprocess(data, monk
         do_task(run, find_task(run, name))
     assert [path.stat().st_mtime_ns for path in arrays] == before
     assert read_json(run.paths.done("unlabelled"))["result"] == {"ready": 2, "failed": 1}
+
+
+# ------------------------------------------------------------------ everything at once
+
+
+def write_given_model(data, *checkpoints):
+    """A model folder of one training with some checkpoint files; nothing but names is looked at."""
+    folder = data / "given"
+    (folder / "fold_all").mkdir(parents=True)
+    shutil.copyfile(raw(data) / "dataset.json", folder / "dataset.json")
+    (folder / "plans.json").write_text("{}")
+    for name in checkpoints:
+        (folder / "fold_all" / name).write_bytes(b"")
+    return folder
+
+
+def test_all_that_is_wrong_is_said_at_once(data, capsys):
+    """A label map of another shape, no unlabelled scan, no checkpoint after 36 % of a given training, a coarse model
+    that is none."""
+    label = next((raw(data) / "labelsTr").iterdir())
+    write_volume(label, Volume(np.zeros((3, 3, 3), np.uint8), (1.0, 1.0, 1.0)))
+    shutil.rmtree(data / "unlabelled")
+    (data / "unlabelled").mkdir()
+    given = write_given_model(data, "checkpoint_final.pth", "checkpoint_2of3.pth", "checkpoint_3of3.pth")
+    coarse = f"roi.model={data / 'coarse'}"
+    error = refused(data, capsys, "--recipe", "selective", "--init_model", str(given), settings=("rounds=1", coarse))
+    assert "4 things must be mended first" in error
+    for part in (label.name, "no image", "no fold_all/checkpoint_1of3.pth (after 36% of the training)", "roi.model"):
+        assert part in error, part
+
+
+def test_a_given_training_with_its_checkpoints_makes_the_members_of_round_0(data):
+    names = ["checkpoint_final.pth", *(f"checkpoint_{k}of3.pth" for k in (1, 2, 3))]
+    folders = {name: data / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    request = Request("22", data / "unlabelled", device="cpu", init_model=write_given_model(data, *names))
+    run = plan_run(request, load_recipe("selective"), folders).run
+    assert round_members(run, 0) == [("all", f"checkpoint_{k}of3.pth") for k in (1, 2, 3)]
+    assert labelling_members(run, 0) == [("all", "checkpoint_3of3.pth")]
+    assert labelling_members(run, 5) == [("all", "checkpoint_final.pth")]

@@ -115,3 +115,24 @@ def test_organs_are_accepted_one_by_one():
     assert accepted_organs(table, 0.9).tolist() == [[True, False, False, False]]
     assert accepted_organs(table, 0.9, {3: 0.8}).tolist() == [[True, False, False, True]]
     assert accepted_organs(table, 0.0).tolist() == [[True, True, False, True]], "NaN is never certain"
+
+
+# Complete labels
+
+
+@settings(max_examples=60, deadline=None)
+@given(tables, with_rule, st.floats(0, 1), st.sets(st.integers(0, 11)))
+def test_a_case_that_lacks_an_organ_is_never_taken_and_no_other_case_is_lost_by_it(table, rule, threshold, rows):
+    missing = {f"case_{row}": ["pancreas"] for row in rows}
+    complete = taken(table, rule=rule, threshold=threshold, missing=missing)
+    assert complete == taken(table, rule=rule, threshold=threshold) - set(missing)
+    assert taken(table, rule=rule, threshold=threshold, missing={}) == taken(table, rule=rule, threshold=threshold)
+
+
+def test_incomplete_cases_leave_their_place_in_a_top_fraction_to_others():
+    table = np.array([[1.0] * 4, [0.99] * 4, [0.98] * 4, [0.97] * 4])
+    how = {"rule": "stability", "threshold": 0.9, "top_fraction": 0.5}
+    assert taken(table, **how) == {"case_0", "case_1"}
+    assert taken(table, **how, missing={"case_0": ["liver", "aorta"], "case_1": []}) == {"case_1", "case_2"}
+    reasons = [d.reason for d in select(list("abcd"), table, organs=ORGANS, **how, missing={"a": ["liver", "aorta"]})]
+    assert reasons[0] == "not complete: no liver, aorta"
