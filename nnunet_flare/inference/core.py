@@ -323,7 +323,6 @@ class Segmenter:
             fall_back=self.settings.backend == "auto",
             device=self.device,
             precision=self.precision,
-            exact=self.settings.precision == "fp32",
             patch=self.patch,
             two_d=self._slider.two_d,
         )

@@ -2,12 +2,6 @@
 
 The network is converted from the PyTorch module in memory; the converted one is kept in the cache, so that conversion
 (some seconds) is paid once per checkpoint. Its window size is fixed, which is what sliding windows have.
-
-OpenVINO's own instance normalisation adds up a window's voxels one after the other in single precision, which loses
-three digits of a million voxels' mean: enough to change one label in 20,000, which costs up to .003 of the foreground
-Dice with PyTorch where organs are small. Where single precision was asked for, the means are therefore taken axis by
-axis (:class:`AxisWiseInstanceNorm`): as exact as PyTorch, at up to 2.5 times the network's time. Where the hardware
-alone decides for single precision, and in bfloat16, OpenVINO's own is used.
 """
 
 from __future__ import annotations
@@ -15,8 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +17,7 @@ import torch
 from torch import nn
 
 from nnunet_flare.inference.cache import cache_folder, cached, file_identity, key_of
+from nnunet_flare.inference.openvino_norms import average_in_blocks
 
 if TYPE_CHECKING:
     from nnunet_flare.inference.model import Model
@@ -32,7 +26,7 @@ log = logging.getLogger(__name__)
 
 CONVERTED = "network.xml"
 
-FORMAT = 2
+FORMAT = 3
 """Counts up when the conversion changes."""
 
 ANY_SIZE = "dynamic_network_architectures.architectures."
@@ -74,6 +68,8 @@ class OpenVinoRuntime:
         }
         example = _trace_shape(model, shape)
 
+        exact = precision == "fp32"  # in bfloat16 the difference is not felt
+
         def make(folder: Path) -> None:
             converted = _convert(network, shape, example, exact=exact)
             openvino.save_model(converted, str(folder / CONVERTED), compress_to_fp16=False)
@@ -89,53 +85,6 @@ class OpenVinoRuntime:
         return scores[:, None] if self._two_d else scores
 
 
-class AxisWiseInstanceNorm(nn.Module):
-    """Instance normalisation whose means are products with constant vectors, one axis after the other."""
-
-    def __init__(self, norm: nn.modules.instancenorm._InstanceNorm) -> None:
-        super().__init__()
-        self._weight, self._bias, self._eps = norm.weight, norm.bias, norm.eps
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Of features (N, C, ...)."""
-        deviation = x - self._mean(x)
-        variance = self._mean(deviation * deviation)
-        normalised = deviation / torch.sqrt(variance + self._eps)
-        if self._weight is None:
-            return normalised
-        shape = (1, -1, *(1,) * (x.ndim - 2))
-        return normalised * self._weight.view(shape) + self._bias.view(shape)
-
-    @staticmethod
-    def _mean(x: torch.Tensor) -> torch.Tensor:
-        mean = x
-        for _ in range(x.ndim - 2):
-            row = mean
-            while row.ndim > 1:
-                row = row[0]
-            ones = torch.ones_like(row)
-            mean = torch.matmul(mean, (ones / ones.sum())[:, None])[..., 0]
-        while mean.ndim < x.ndim:
-            mean = mean[..., None]
-        return mean
-
-
-@contextmanager
-def axis_wise_norms(network: nn.Module) -> Iterator[None]:
-    """Instance normalisations that keep no running means are exchanged for as long as this lasts."""
-    exchanged = []
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, (nn.InstanceNorm2d, nn.InstanceNorm3d)) and not child.track_running_stats:
-                setattr(parent, name, AxisWiseInstanceNorm(child))
-                exchanged.append((parent, name, child))
-    try:
-        yield
-    finally:
-        for parent, name, child in exchanged:
-            setattr(parent, name, child)
-
-
 def _key(model: Model, shape: Sequence[int], *, exact: bool) -> str:
     from importlib.metadata import version
 
@@ -149,11 +98,12 @@ def _convert(network: nn.Module, shape: Sequence[int], example: Sequence[int], *
     import openvino
 
     log.info("converting the network for OpenVINO (once per checkpoint)")
-    norms = axis_wise_norms(network) if exact else nullcontext()
-    with norms, torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's remarks about shapes
         converted = openvino.convert_model(network, example_input=torch.zeros(list(example)))
     converted.reshape(list(shape))
+    if exact:
+        average_in_blocks(converted)
     return converted
 
 

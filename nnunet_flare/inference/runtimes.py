@@ -121,7 +121,6 @@ def open_runtime(
     fall_back: bool,
     device: torch.device,
     precision: str,
-    exact: bool,
     patch: Sequence[int],
     two_d: bool,
 ) -> Forward:
@@ -133,7 +132,6 @@ def open_runtime(
         fall_back: whether PyTorch takes over a network that OpenVINO does not run.
         device: of PyTorch.
         precision: ``fp32``, ``fp16`` or ``bf16``.
-        exact: whether OpenVINO, too, must agree with PyTorch to the last digits.
         patch: window size (z, y, x).
         two_d: whether the network takes single slices.
 
@@ -145,7 +143,7 @@ def open_runtime(
         from nnunet_flare.inference.openvino_runtime import OpenVinoRuntime
 
         try:
-            return OpenVinoRuntime(model, network, patch=patch, precision=precision, two_d=two_d, exact=exact)
+            return OpenVinoRuntime(model, network, patch=patch, precision=precision, two_d=two_d)
         except RuntimeError as error:
             if not fall_back:
                 raise InputError(f"{model.member}: OpenVINO does not run this network ({error})") from error

@@ -49,7 +49,7 @@ EXACT = 1e-4
 
 @needs_openvino
 @pytest.mark.parametrize("patch", [(32, 96, 96), (256, 256)])
-def test_single_precision_that_was_asked_for_is_as_exact_as_pytorch_in_large_windows(tmp_path, patch):
+def test_single_precision_is_as_exact_as_pytorch_in_large_windows(tmp_path, patch):
     plan = models.plans(patch=patch, spacing=(4.0, 2.0, 2.0)[-len(patch) :])
     folder = models.write_model(tmp_path / "model", plan=plan)
     shape = patch if len(patch) == 3 else (1, *patch)
@@ -59,32 +59,15 @@ def test_single_precision_that_was_asked_for_is_as_exact_as_pytorch_in_large_win
     assert (scores - expected).abs().max() < EXACT * expected.std()
 
 
-@needs_openvino
-def test_single_precision_that_the_hardware_decides_for_is_fast(case, monkeypatch):
-    from nnunet_flare.inference import openvino_runtime
+@pytest.mark.parametrize("shape", [(32, 96, 96), (11, 13, 7), (40, 11, 1), (4, 22, 27), (17, 1, 1), (256, 250)])
+def test_blocks_fill_the_window_and_come_to_an_end(shape):
+    from nnunet_flare.inference.openvino_norms import block_edges
 
-    folder, data = case
-    monkeypatch.setattr(runtimes, "cpu_flags", frozenset)
-    asked = []
-    convert = openvino_runtime._convert
-    monkeypatch.setattr(openvino_runtime, "_convert", lambda *a, exact: asked.append(exact) or convert(*a, exact=exact))
-    for precision in ("auto", "fp32"):
-        logits(folder, data, backend="openvino", precision=precision, folds=[0])
-    assert asked == [False, True]
-
-
-def test_networks_keep_their_own_normalisation(case):
-    from nnunet_flare.inference.openvino_runtime import AxisWiseInstanceNorm, axis_wise_norms
-
-    folder, _ = case
-    network = FlarePredictor.from_model_folder(folder, backend="torch").segmenter.models[0].network()
-    window = torch.randn(1, 1, 8, 32, 32)
-    before = network(window)
-    with axis_wise_norms(network):
-        assert any(isinstance(module, AxisWiseInstanceNorm) for module in network.modules())
-        torch.testing.assert_close(network(window), before, atol=1e-4, rtol=1e-4)
-    assert not any(isinstance(module, AxisWiseInstanceNorm) for module in network.modules())
-    assert torch.equal(network(window), before)
+    for _ in range(10):
+        edges = block_edges(shape)
+        assert all(n % edge == 0 for n, edge in zip(shape, edges, strict=True))
+        shape = tuple(n // edge for n, edge in zip(shape, edges, strict=True))
+    assert max(shape) == 1
 
 
 @needs_openvino
