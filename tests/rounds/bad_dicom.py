@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def no_dicom(folder: Path) -> None:
 
 STEP = SPACING_MM[2]
 
-DICOM_KINDS: list[Kind] = [
+_KINDS = [
     # ---- slices
     Kind("gap", "refused", then(lambda folder: file(folder).unlink()), "gap"),
     Kind("two_gaps", "refused", then(lambda folder: [file(folder, z).unlink() for z in (4, 11)]), "two_gaps"),
@@ -171,4 +172,5 @@ DICOM_KINDS: list[Kind] = [
     Kind("good", "fine", slices, "good_dicom"),
     Kind("name", "fine", slices, "$(touch pwned)';touch pwned # ü"),
 ]  # fmt: skip
+DICOM_KINDS: list[Kind] = [replace(kind, file=f"dicom_{kind.file_name}") for kind in _KINDS]
 """Kinds of folders that every command that reads DICOM must survive."""
