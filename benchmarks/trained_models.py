@@ -127,19 +127,20 @@ def reference_of(scan: Scan) -> np.ndarray:
     return read_labels(scan.reference).array
 
 
-def compare(models: dict[str, Path], scans: dict[str, Scan]) -> dict[str, Figures]:
-    """Figures of every scan: accuracy, agreement with stock, coarse boxes."""
+def compare(models: dict[str, Path], scans: dict[str, Scan], backends: Sequence[str]) -> dict[str, Figures]:
+    """Figures of every scan: accuracy, agreement with stock, and, with the reference, coarse boxes."""
     stock = stock_labels(models[FINE], scans)
     ours: dict[str, Maps] = {}
-    for name, (backend, precision) in BACKENDS.items():
-        ours[name], _ = our_labels(models[FINE], scans, backend, precision)
+    for name in backends:
+        ours[name], _ = our_labels(models[FINE], scans, *BACKENDS[name])
     figures: dict[str, Figures] = {name: {} for name in ("accuracy", "agreement")}
     for case, scan in scans.items():
         truth = reference_of(scan)
         maps = {"stock": stock, **ours}
         figures["accuracy"][case] = {name: mean_dice(of[case], truth, scan.annotated) for name, of in maps.items()}
         figures["agreement"][case] = {name: mean_dice(of[case], stock[case]) for name, of in ours.items()}
-    figures["roi"] = behind_coarse(models, scans, ours[REFERENCE])
+    if REFERENCE in ours:
+        figures["roi"] = behind_coarse(models, scans, ours[REFERENCE])
     return figures
 
 
@@ -244,8 +245,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--models", type=Path, required=True, help="data sets and models are kept here")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS), help="of the part agreement")
     parser.add_argument("--rounds", type=int, default=1, help="of the part wall")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="parts not run now keep their figures")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="what is not run now keeps its figures")
     args = parser.parse_args()
     folder = args.models.resolve()
     scans = short_training.write_data(folder)
@@ -257,13 +259,15 @@ def main() -> None:
     record["hardware"] = setting.hardware()
     record["training"] = {name: short_training.training_of(model) for name, model in models.items()}
     for part, measured in (
-        ("agreement", lambda: compare(models, scans)),
+        ("agreement", lambda: compare(models, scans, args.backends)),
         ("skipping", lambda: skipping(models[FINE], scans)),
     ):
         if part in args.parts:
             for name, figures in measured().items():
-                record.setdefault("runs", {})[name] = figures
-                record[name] = summary(figures)
+                kept = record.setdefault("runs", {}).setdefault(name, {})
+                for case, row in figures.items():
+                    kept[case] = {**kept.get(case, {}), **row}
+                record[name] = summary(kept)
                 print(text(name, record[name]), flush=True)
             write_json(args.output, record)
     if "wall" in args.parts:
