@@ -7,6 +7,7 @@ fused label. All panels of a row show the same millimetres per pixel in both dir
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from nnunet_flare.files import read_json, replacing
 from nnunet_flare.images import Volume
 from nnunet_flare.report.pictures import WINDOW_HU, overlay, rgb, upright
 from nnunet_flare.rounds.arrays import read_array, read_properties
+from nnunet_flare.rounds.labelling import network_spacing_mm
 from nnunet_flare.rounds.manifest import Run
+from nnunet_flare.rounds.other_plans import STOCK_PREPROCESSOR
 from nnunet_flare.rounds.plans import resolve
 
 PANEL = 300
@@ -52,16 +55,20 @@ def read_scene(run: Run, number: int, case: str) -> Scene:
     plans = read_json(run.plans_file)
     configuration = resolve(plans, run.recipe.configuration, run.plans_file)
     backward = plans["transpose_backward"]
-    spacing = tuple(float(configuration["spacing"][axis]) for axis in backward)
     is_unlabelled = (run.unlabelled_data / f"{case}.pkl").is_file()  # else a partial case that a loop completes
     folder = run.unlabelled_data if is_unlabelled else run.base_data
     properties = read_properties(folder / f"{case}.pkl")
     direction = direction_of(properties)
+    array = read_array(folder / f"{case}.b2nd")[0]
+    on_grid: Sequence[float] = configuration["spacing"]
+    if configuration.get("preprocessor_name", STOCK_PREPROCESSOR) != STOCK_PREPROCESSOR:  # scans of one size
+        on_grid = network_spacing_mm(properties, plans["transpose_forward"], array.shape)
+    spacing = tuple(float(on_grid[axis]) for axis in backward)
 
     def shown(array: np.ndarray) -> Volume:
         return upright(Volume(array.transpose(backward), spacing, direction=direction))  # type: ignore[arg-type]
 
-    scan = shown(_in_hu(read_array(folder / f"{case}.b2nd")[0], plans, configuration))
+    scan = shown(_in_hu(array, plans, configuration))
     fused = shown(np.maximum(read_array(run.paths.training_label(number, case))[0], 0))
     members = [shown(member).array for member in read_array(run.paths.members(number, case))]
     return Scene(scan.array, fused.array, np.stack(members), scan.spacing_mm)

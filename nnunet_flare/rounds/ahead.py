@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from nnunet_flare.errors import InputError
+from nnunet_flare.rounds.coarse import locate_shard
 from nnunet_flare.rounds.plans import plan_and_preprocess
 from nnunet_flare.rounds.preprocess import failure, preprocess_unlabelled
 from nnunet_flare.rounds.recipe import Recipe
@@ -39,13 +41,20 @@ def preprocess_ahead(
         folders: nnU-Net's variables and what they are.
 
     Raises:
-        FlareError: as a run is refused.
+        FlareError: as a run is refused, and where the unlabelled scans need a coarse model that the run will train.
     """
+    if recipe.roi is not None and recipe.roi.model is None:
+        raise InputError(
+            f"recipe {recipe.name}: unlabelled scans are cropped by the coarse model that the run trains first: "
+            "only the run can preprocess them. Start it, or give a trained coarse model with --set roi.model=FOLDER"
+        )
     with TemporaryDirectory() as scratch:
         plan = plan_run(Request(dataset, unlabelled, run_dir=Path(scratch), name=name, device="cpu"), recipe, folders)
         freeze_unlabelled(plan)
         run = plan.run
         plan_and_preprocess(run)
+        if recipe.roi is not None:
+            locate_shard(run, 0, 1)
         preprocess_unlabelled(run)
         reasons = {case.case: failure(run.unlabelled_data, case.case) for case in read_list(run.paths.unlabelled)}
     failed = {case: reason for case, reason in reasons.items() if reason is not None}

@@ -139,7 +139,7 @@ def _label_case(run: Run, number: int, case: UnlabelledCase, predictor: Any, org
         only = None if run.recipe.loop_of(number) is None else list(organs.values())
         prediction = predictor.predict_members(data, only=only)
         fused = prediction.mean_softmax.argmax(0).numpy().astype(np.uint8)
-        spacing = network_spacing_mm(properties, predictor.plans_manager, fused.shape)
+        spacing = network_spacing_mm(properties, predictor.plans_manager.transpose_forward, fused.shape)
         fused = _cleaned(run, fused, spacing)
         agreement = _agreement(prediction.labels, max(organs.values()) + 1)
         per_organ = judged_by(agreement, run.recipe.selection_of(number).rule)
@@ -173,9 +173,11 @@ def _label_case(run: Run, number: int, case: UnlabelledCase, predictor: Any, org
     }
 
 
-def network_spacing_mm(properties: dict[str, Any], plans_manager: Any, shape: Sequence[int]) -> tuple[float, ...]:
+def network_spacing_mm(
+    properties: dict[str, Any], transpose_forward: Sequence[int], shape: Sequence[int]
+) -> tuple[float, ...]:
     """Spacing (z, y, x) of a case's array on the network's grid, which plans of a fixed size do not say."""
-    stored = [float(properties["spacing"][axis]) for axis in plans_manager.transpose_forward]
+    stored = [float(properties["spacing"][axis]) for axis in transpose_forward]
     before = properties["shape_after_cropping_and_before_resampling"]
     return tuple(step * int(n) / new for step, n, new in zip(stored, before, shape, strict=True))
 

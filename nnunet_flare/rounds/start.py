@@ -335,7 +335,7 @@ def disk_needed(run: Run, sources: Mapping[str, Sequence[Path]]) -> dict[str, in
     maps = sum(len(recipe.member_folds(r)) * len(recipe.member_checkpoints(r)) + 2 for r in range(recipe.final_round))
     first = 0 if run.settings.init_model is None else 1
     trainings = sum(len(recipe.member_folds(number)) for number in range(first, recipe.final_round + 1))
-    trainings += recipe.final.finetune is not None
+    trainings += (recipe.final.finetune is not None) + (run.coarse_base is not None)
     kept = 2 + len(recipe.members.at)
     return {
         "unlabelled arrays": arrays,

@@ -309,3 +309,9 @@ def test_a_given_training_with_its_checkpoints_makes_the_members_of_round_0(data
     assert round_members(run, 0) == [("all", f"checkpoint_{k}of3.pth") for k in (1, 2, 3)]
     assert labelling_members(run, 0) == [("all", "checkpoint_3of3.pth")]
     assert labelling_members(run, 5) == [("all", "checkpoint_final.pth")]
+
+
+def test_scans_that_a_coarse_model_crops_cannot_be_preprocessed_ahead_of_its_training(data, capsys):
+    assert main(["preprocess", "-d", "22", "-u", str(data / "unlabelled"), "--recipe", "selective"]) == 2
+    assert "by the coarse model that the run trains first" in capsys.readouterr().err
+    assert not list((data / "nnUNet_preprocessed").rglob("*.b2nd"))
