@@ -78,10 +78,17 @@ class nnUNetTrainerFlareAdversarial(nnUNetTrainerFlareST):
         """The generator as usual, then the discriminator with an optimizer of its own.
 
         Raises:
-            InputError: for labels or a configuration that the discriminator cannot look at.
+            InputError: for labels or a configuration that the discriminator cannot look at, and for several GPUs where
+                a part of the network would not be trained.
         """
         self._check()
         super().initialize()
+        heads = len(getattr(self._unwrapped_network().decoder, "seg_layers", []))
+        if self.is_ddp and heads > 1 and not self.enable_deep_supervision:
+            raise InputError(
+                f"{type(self).__name__}: on several GPUs the network's heads of lower resolutions must not go without "
+                "gradients; set flare.adversarial.deep_supervision to true, or train on one GPU"
+            )
         discriminator: Any = Discriminator(
             self.num_input_channels,
             self.label_manager.num_segmentation_heads - 1,
