@@ -9,12 +9,12 @@ in a CSV ``case,annotated``.
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from nnunet_flare.cases import Case
+from nnunet_flare.documents import load_rows
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.organs import Organ
 
@@ -22,31 +22,27 @@ COLUMNS = ("case", "annotated")
 
 
 def read_annotated(path: Path, cases: Collection[str], organs: Collection[Organ]) -> dict[str, tuple[int, ...]]:
-    """Read the annotated organs of cases: ids or names of ``organs``, separated by spaces, commas or semicolons.
+    """Read the annotated organs of cases: ids or names of ``organs``, separated by spaces or semicolons.
 
     Raises:
         InputError: all problems at once, each with its line.
     """
     by_word = {word: organ.id for organ in organs for word in (organ.name, organ.short.lower(), str(organ.id))}
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-            if missing:
-                raise InputError(
-                    f"--annotated {path}, line 1: no column {', '.join(missing)}; expected {','.join(COLUMNS)}"
-                )
-            rows = [(reader.line_num, row["case"] or "", row["annotated"] or "") for row in reader]
-    except OSError as error:
-        raise InputError(f"--annotated {path}: cannot be read ({error.strerror or error})") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"--annotated {path}: no CSV in UTF-8 ({error})") from error
+    head, *rows = load_rows(path) or [(1, [])]
+    columns = [name.strip() for name in head[1]]
+    missing = [name for name in COLUMNS if name not in columns]
+    if missing:
+        raise InputError(f"--annotated {path}, line 1: no column {', '.join(missing)}; expected {','.join(COLUMNS)}")
     problems: list[str] = []
     found: dict[str, tuple[int, ...]] = {}
-    for line, case, text in rows:
-        words = [word for word in re.split(r"[\s,;]+", text.strip().lower()) if word]
+    for line, cells in rows:
+        row = dict(zip(columns, cells, strict=False))
+        case, text = row.get("case", "").strip(), row.get("annotated", "")
+        words = [word for word in re.split(r"[\s;]+", text.strip().lower()) if word]
         unknown = [word for word in words if word not in by_word]
-        if case not in cases:
+        if len(cells) > len(columns):
+            problems.append(f"line {line}: {len(cells)} cells, expected {len(columns)}; separate organs by spaces")
+        elif case not in cases:
             problems.append(f"line {line}: '{case}' is no training case of this download")
         elif case in found:
             problems.append(f"line {line}: {case} is there twice")

@@ -244,10 +244,11 @@ def test_a_wrong_csv_is_refused_before_anything_is_written(flare23, raw, tmp_pat
     table = tmp_path / "annotated.csv"
     table.write_text(
         "case,annotated\nFLARE23_2201,1\nFLARE23_0001,heart\nFLARE23_0002,\nFLARE23_0003,1\nFLARE23_0003,2\n"
+        "FLARE23_0004,1,2\n"
     )
     assert call("flare23", flare23, "--annotated", str(table)) == 2
     said = capsys.readouterr().err
-    assert all(f"line {number}" in said for number in (2, 3, 4, 6)) and "'heart'" in said
+    assert all(f"line {number}" in said for number in (2, 3, 4, 6, 7)) and "'heart'" in said
     assert not raw.exists()
 
 
