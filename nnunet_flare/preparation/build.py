@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import filecmp
-import logging
+import hashlib
 import os
 import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from nnunet_flare.cases import FILE_NAME, Case, write_table
 from nnunet_flare.errors import CaseError, InputError
@@ -19,7 +20,8 @@ from nnunet_flare.preparation.annotated import read_annotated, role_of
 from nnunet_flare.preparation.examine import RECORD, Finding, examine_all
 from nnunet_flare.preparation.layout import CHALLENGES, FILE_ENDING, GROUPS, Challenge, Scan, find_download
 
-log = logging.getLogger(__name__)
+TABLE_KEY = "table_sha256"
+"""In the record: the case table as it was written, so that one changed by hand is known."""
 
 READER = "NibabelIOWithReorient"
 """The scans come from many scanners in several orientations; this stock reader turns each by exact flips."""
@@ -80,6 +82,7 @@ def prepare(
     labels = dataset_labels(challenge.organs)
     origin = f"{challenge.name} in {download_folder.absolute()}"
     scans = list(download.scans.values())
+    written = _record(dataset).get(TABLE_KEY)
     findings = examine_all(scans, sorted(labels.values()), dataset / RECORD, origin)
     prepared = Prepared(dataset, dataset / FOLDERS["unlabelled"], {group: [] for group in GROUPS}, challenge.expected)
     prepared.set_aside.update(download.problems)
@@ -88,7 +91,9 @@ def prepare(
     for scan in scans:
         _enter(prepared, scan, findings[scan.case], challenge, stated, copy)
     _name_strangers(prepared)
-    _write_documents(prepared, challenge, labels)
+    _write_dataset_json(prepared, challenge, labels)
+    if prepared.roles:
+        _write_roles(prepared, written)
     return prepared
 
 
@@ -102,8 +107,8 @@ def _dataset_folder(raw: Path, number: int, challenge: Challenge) -> Path:
     record = folder / RECORD
     if folder.is_dir() and any(folder.iterdir()) and not record.is_file():
         raise InputError(f"{folder}: is there already and was not made by prepare; choose another id with -d")
-    if record.is_file() and not str(read_json(record).get("origin", "")).startswith(f"{challenge.name} "):
-        raise InputError(f"{folder}: was made from {read_json(record).get('origin')}; choose another id with -d")
+    if record.is_file() and not str(_record(folder).get("origin", "")).startswith(f"{challenge.name} "):
+        raise InputError(f"{folder}: was made from {_record(folder).get('origin')}; choose another id with -d")
     return folder
 
 
@@ -179,7 +184,7 @@ def _name_strangers(prepared: Prepared) -> None:
                 prepared.set_aside[case] = "; ".join(filter(None, (prepared.set_aside.get(case), why)))
 
 
-def _write_documents(prepared: Prepared, challenge: Challenge, labels: dict[str, int]) -> None:
+def _write_dataset_json(prepared: Prepared, challenge: Challenge, labels: dict[str, int]) -> None:
     write_json(
         prepared.dataset / "dataset.json",
         {
@@ -192,5 +197,23 @@ def _write_documents(prepared: Prepared, challenge: Challenge, labels: dict[str,
             "description": f"MICCAI {challenge.name} challenge, prepared by nnunet-flare",
         },
     )
-    if prepared.roles:
-        write_table(prepared.dataset / FILE_NAME, prepared.roles)
+
+
+def _write_roles(prepared: Prepared, written: str | None) -> None:
+    """Write the case table, unless a person has changed the one that the last call wrote (its SHA-256)."""
+    path = prepared.dataset / FILE_NAME
+    if path.is_file() and _sha256(path) != written:
+        prepared.notes.append(f"{path} was changed by hand and is kept; remove it to have it written anew")
+    else:
+        write_table(path, prepared.roles)
+        written = _sha256(path)
+    write_json(prepared.dataset / RECORD, {**_record(prepared.dataset), TABLE_KEY: written})
+
+
+def _record(dataset: Path) -> dict[str, Any]:
+    record: dict[str, Any] = read_json(dataset / RECORD) if (dataset / RECORD).is_file() else {}
+    return record
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

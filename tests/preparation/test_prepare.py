@@ -240,6 +240,23 @@ def test_what_is_known_better_than_from_the_map_is_stated_in_a_csv(flare23, raw,
     assert "holds [3, 4, 13], but only [1, 2]" in capsys.readouterr().err
 
 
+def test_a_case_table_that_was_changed_by_hand_is_kept(flare23, raw, tmp_path, capsys):
+    assert call("flare23", flare23) == 0
+    path = raw / "Dataset023_FLARE23" / "flare_cases.json"
+    table = tmp_path / "annotated.csv"
+    table.write_text("case,annotated\nFLARE23_0004,14 9\n")
+    assert call("flare23", flare23, "--annotated", str(table)) == 0  # its own table it writes anew
+    assert read_table(path).cases["FLARE23_0004"].annotated == (9, 14)
+    by_hand = path.read_text().replace('"partial"', '"partial", "weight": 0.5', 1)
+    path.write_text(by_hand)
+    for _ in range(2):
+        assert call("flare23", flare23) == 0
+        assert path.read_text() == by_hand and "changed by hand and is kept" in capsys.readouterr().out
+    path.unlink()
+    assert call("flare23", flare23) == 0
+    assert read_table(path).cases["FLARE23_0004"].annotated == (14,)
+
+
 def test_a_wrong_csv_is_refused_before_anything_is_written(flare23, raw, tmp_path, capsys):
     table = tmp_path / "annotated.csv"
     table.write_text(
