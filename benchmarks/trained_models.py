@@ -190,7 +190,7 @@ def summary(figures: Figures) -> Figures:
 
 def text(name: str, rows: Figures) -> str:
     """A table of figures."""
-    width = max(map(len, rows)) + 2
+    width = max(len(name), *map(len, rows)) + 2
     columns = list(next(iter(rows.values())))
     lines = [f"{name.replace('_', ' '):{width}}" + "  ".join(columns)]
     for case, row in rows.items():
