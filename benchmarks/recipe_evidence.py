@@ -216,6 +216,8 @@ def _findings(results: Results) -> str:
         lines.append(f"- Room there is (oracle minus control): {difference(results, ORACLE)}.")
     words = {"above": "Above the control", "below": "Below the control", "open": "Not told apart from the control"}
     lines += [f"- {words[group]}: {'; '.join(names)}." for group, names in groups.items() if names]
+    missing = [system.title for system in SYSTEMS if system.name not in results]
+    lines += [f"- Not measured yet: {'; '.join(missing)}."] if missing else []
     return "\n".join(lines) + "\n"
 
 

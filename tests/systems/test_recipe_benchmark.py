@@ -87,6 +87,7 @@ def test_the_page_says_what_the_figures_say(folder):
     text = evidence.page(evidence.read_results(folder))
     assert "Above the control: title of unfiltered." in text
     assert "Not told apart from the control: title of uncertainty." in text
+    assert "Not measured yet: noisy student" in text and "title of supervised" in text
     assert "1400 optimiser steps and 72 unlabelled predictions" in text
     assert text.count("three folds | mean-organ | 0.90") == 1, "labels that two arms share are judged once"
     assert "| three folds | min-organ | 0.40 (0.40 to 0.40) | 0.70 (0.70 to 0.70) |" in text
