@@ -281,7 +281,8 @@ class FlareTrainer(nnUNetTrainer):
             dice = [round(float(each), 4) for each in value["dice_per_class_or_region"]]
             self.print_to_log_file("Pseudo dice", dice)
         for curve in self.curves:
-            self.print_to_log_file(curve, np.round(value[curve], decimals=4))
+            if not np.isnan(value[curve]):  # no pseudo case was drawn, for example
+                self.print_to_log_file(curve, np.round(value[curve], decimals=4))
         duration = value["epoch_end_timestamps"] - value["epoch_start_timestamps"]
         self.print_to_log_file(f"Epoch time: {np.round(duration, decimals=2)} s")
         if self.reports_dice and (self._best_ema is None or value["ema_fg_dice"] > self._best_ema):
