@@ -8,6 +8,7 @@ nnU-Net plan. The discriminator lives in the checkpoints that a training can be 
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +254,7 @@ class nnUNetTrainerFlareAdversarial(nnUNetTrainerFlareST):
         truth = steps.one_hot(steps.highest(target), prediction.shape[1])
         poison = self.adversarial.poison_masks
         self.discriminator_optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
+        with self._judging():
             loss = steps.discriminator_loss(
                 self.discriminator,
                 data,
@@ -272,6 +273,7 @@ class nnUNetTrainerFlareAdversarial(nnUNetTrainerFlareST):
         self.discriminator.eval()
         with torch.no_grad(), self._autocast():
             first, second = self._probabilities(noised), self._probabilities(clean)
+        with self._judging():
             choice = steps.choose(
                 self.discriminator,
                 noised,
@@ -286,6 +288,13 @@ class nnUNetTrainerFlareAdversarial(nnUNetTrainerFlareST):
             loss = steps.weighted_loss(self.loss, output, steps.at_resolutions(labels, output), choice.score)
         optimizer_step(loss, self.network, self.optimizer, self.grad_scaler)
         return {UNLABELLED_LOSS: float(loss.detach()), WINNER_SCORE: float(choice.score.mean())}
+
+    def _judging(self) -> AbstractContextManager[Any]:
+        """The precision of the discriminator: as the generator's on a GPU, where a gradient scaler skips bad steps.
+
+        On the CPU single: in bf16 many of its gradients are infinite, and training ends in NaN.
+        """
+        return self._autocast() if self.device.type == "cuda" else nullcontext()
 
     def _probabilities(self, data: torch.Tensor) -> torch.Tensor:
         """The generator's softmax at full resolution, background included, float32."""

@@ -219,6 +219,18 @@ def test_who_is_in_training_mode_when(data: Any) -> None:
     ]
 
 
+def test_on_the_cpu_the_discriminator_computes_in_single_precision_whatever_the_generator_does(data: Any) -> None:
+    trainer = started(data, cpu_precision="bf16")
+    seen: dict[str, set[torch.dtype]] = {"generator": set(), "discriminator": set()}
+    for name, network in (("generator", trainer.network), ("discriminator", trainer.discriminator)):
+        for module in network.modules():
+            if isinstance(module, nn.Conv3d):
+                module.register_forward_hook(lambda _, __, output, name=name: seen[name].add(output.dtype))
+    trainer.discriminator_step(batch_of("a", "b"))
+    trainer.unlabelled_step(batch_of("u"))
+    assert seen == {"generator": {torch.bfloat16}, "discriminator": {torch.float32}}
+
+
 def test_an_iteration_has_the_three_steps_in_the_papers_order(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = started(data)
     order: list[str] = []
