@@ -13,9 +13,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import TINY, TinyLoop
 from soak import STAGES, Soak, page
 from test_killed_runs import same_input
+from tiny_loop import TINY, TinyLoop
 
 from nnunet_flare.files import write_text
 from nnunet_flare.phantom import write_phantom
