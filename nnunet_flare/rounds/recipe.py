@@ -94,8 +94,11 @@ class Recipe(Part):
     @model_validator(mode="after")
     def _training_is_valid(self) -> Recipe:
         epochs = self.training.get("num_epochs", 1000)
-        if isinstance(epochs, list) and (not epochs or not all(isinstance(n, int) and n > 0 for n in epochs)):
-            raise ValueError("training.num_epochs: expected a whole number above 0, or one per round")
+        each = epochs if isinstance(epochs, list) else [epochs]
+        if not each or not all(type(n) is int and n > 0 for n in each):
+            raise ValueError(
+                f"training.num_epochs: found {epochs!r}, expected a whole number above 0, or one per round"
+            )
         if self.is_online:
             self._check_online()
         if self.loops:

@@ -228,8 +228,8 @@ class SpoiledMember:
     def __getattr__(self, name):
         return getattr(self._predictor, name)
 
-    def predict_members(self, data):
-        prediction = self._predictor.predict_members(data)
+    def predict_members(self, data, *, only=None):
+        prediction = self._predictor.predict_members(data, only=only)
         first = prediction.labels[0].copy()
         first[:2, :2, :2] = self._organ  # so that the organ is there at all
         second = first.copy()

@@ -39,7 +39,7 @@ def shell(script: Path, folder: Path, *, program: str) -> subprocess.CompletedPr
 
 def is_clean(script: Path) -> None:
     """No shell and no linter finds anything wrong with it."""
-    program = script.read_text().partition("\n")[0].removeprefix("#!")
+    program = script.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#!")
     assert subprocess.run([program, "-n", str(script)], check=False).returncode == 0
     linter = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
     if linter is not None:

@@ -82,7 +82,7 @@ def test_a_yaml_file_gives_each_stage_its_own(tmp_path, run, fake_slurm):
         (["time=tomorrow"], "time"),
         (["extra=--dependency=afterok:1"], "set by the executor"),
         (["extra=-A lab"], "long options"),
-        (["missing.yaml"], "cannot be read"),
+        (["missing.yaml"], "missing.yaml: no such file"),
     ],
 )
 def test_a_wrong_option_is_refused_before_anything_is_submitted(words, message):
