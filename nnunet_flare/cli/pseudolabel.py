@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -185,6 +183,7 @@ def _clean(arguments: argparse.Namespace) -> int:
 def _task(arguments: argparse.Namespace) -> int:
     from nnunet_flare.rounds.manifest import load_run
     from nnunet_flare.rounds.tasks import stand_in
+    from nnunet_flare.rounds.termination import unwinding_on_sigterm
     from nnunet_flare.rounds.work import do_task
 
     run = load_run(arguments.run_dir)
@@ -192,10 +191,8 @@ def _task(arguments: argparse.Namespace) -> int:
     if task is None:
         print(f"{arguments.name}: not needed any more, the run ended early")
         return 0
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # locks are given back on the way out
-    # nnU-Net ends forked pool workers with SIGTERM; with our handler they could miss it while they wait for a lock.
-    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    do_task(run, task)
+    with unwinding_on_sigterm():
+        do_task(run, task)
     return 0
 
 

@@ -244,6 +244,15 @@ def wait_for(page, selector: str, text: str) -> None:
     WebDriverWait(page, 60).until(lambda driver: text in find(driver, selector).text)
 
 
+def wait_for_slices(page) -> None:
+    """The picture of the slices is loaded and shown, and the view in 3-D is not."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(page, 60).until(
+        lambda driver: find(driver, "#picture").is_displayed() and not find(driver, "#view").is_displayed()
+    )
+
+
 def colours_shown(page, selector: str) -> set[tuple[int, int, int]]:
     """The colours of an element on the screen."""
     with Image.open(io.BytesIO(find(page, selector).screenshot_as_png)) as picture:
@@ -252,7 +261,7 @@ def colours_shown(page, selector: str) -> set[tuple[int, int, int]]:
 
 def test_a_case_is_viewed_in_3d_and_in_slices(page, run):
     open_case(page, "case_0001")
-    assert find(page, "#picture").is_displayed() and not find(page, "#view").is_displayed()
+    wait_for_slices(page)
     find(page, "#solid").click()
     wait_for(page, "#view-organ", least_organ(run, 1, "case_0001").replace("_", " "))
     assert find(page, "#view-message").text == "" and not find(page, "#picture").is_displayed()
@@ -261,7 +270,7 @@ def test_a_case_is_viewed_in_3d_and_in_slices(page, run):
     assert any(blue > red + 60 for red, _, blue in shown) and any(red > blue + 60 for red, _, blue in shown)
     screenshot(page, "3d view")
     press(page, "v")
-    assert find(page, "#picture").is_displayed() and not find(page, "#view").is_displayed()
+    wait_for_slices(page)
     press(page, "v")
     find(page, "#close").click()
     open_case(page, "case_0002")  # the view stays chosen from case to case
@@ -281,7 +290,7 @@ def test_without_webgl_the_view_says_so_and_the_slices_stay(page):
         open_case(page, "case_0001")
         find(page, "#solid").click()
         wait_for(page, "#view-message", "no WebGL 2")
-        assert find(page, "#picture").is_displayed() and not find(page, "#view").is_displayed()
+        wait_for_slices(page)
         screenshot(page, "without webgl")
         find(page, "#slices").click()
         assert find(page, "#view-message").text == ""
