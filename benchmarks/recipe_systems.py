@@ -140,7 +140,6 @@ SYSTEMS: tuple[System, ...] = (
         (16,),
         {
             **WHOLE_SCANS,
-            "training.cpu_precision": "fp32",  # the discriminator's gradients overflow in bf16 on the CPU
             "training.adversarial": "{warmup: 0.125, finish: 0.125, augmentation: stock, discriminator_features: 8}",
         },
     ),
@@ -163,6 +162,14 @@ SYSTEMS: tuple[System, ...] = (
         {"members.count": "1", "final": "{num_epochs: 7}"},
     ),
     System("mean_organ", "demo: best half by the mean organ", "demo", (4, 16), MEAN_HALF, ensemble=True),
+    System(
+        "warm",
+        "all pseudo-labels, the student goes on from a teacher",
+        "demo",
+        (4, 16),
+        {"selection": "{rule: all}", "final.start": "member"},
+        ensemble=True,
+    ),
 )
 """In the order in which they run within a seed."""
 

@@ -36,10 +36,29 @@ TINY_TRAINING = {
     "predict.step_size": "1.0",
 }
 
+TINY_COARSE_TO_FINE = {
+    **{f"{where}plan.{key}": value for where in ("", "roi.") for key, value in (
+        ("patch_size", "[16, 32, 32]"), ("base_features", "4"), ("max_features", "8"), ("stages", "3"),
+    )},
+    "training.num_epochs": "3",
+    "training.validation_iterations": "1",
+    "training.final_validation": "false",
+    "roi.training.num_epochs": "1",
+    "roi.training.final_validation": "false",
+    "predict.precision": "fp32",
+    "seed": "1",
+}  # fmt: skip
+"""Of the recipes that find the organs with a coarse model first, whose planners make patches of a fixed size."""
+
 
 def phantom(folder: Path, monkeypatch: pytest.MonkeyPatch, **sizes: int | bool) -> dict[str, Path]:
     """A phantom dataset in ``folder`` with nnU-Net's variables set; its three folders."""
     write_phantom(folder, size=(20, 32, 32), seed=3, **sizes)
+    return nnunet_folders(folder, monkeypatch)
+
+
+def nnunet_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """nnU-Net's three folders in ``folder``, its variables set to them and to one process without workers."""
     folders = {name: folder / name for name in FOLDERS}
     for name, path in folders.items():
         path.mkdir(exist_ok=True)

@@ -24,7 +24,7 @@ from nnunet_flare.fusion.members import class_locations, ignore_uncertain
 from nnunet_flare.rounds.arrays import ENDINGS, label_hash, read_array, read_properties, write_array, write_properties
 from nnunet_flare.rounds.decisions import load_reviews
 from nnunet_flare.rounds.label_maps import ignore_label
-from nnunet_flare.rounds.labelling import organ_ids
+from nnunet_flare.rounds.labelling import organ_ids, round_members
 from nnunet_flare.rounds.ledger import Entry, read_decisions, write_round
 from nnunet_flare.rounds.manifest import Base, Run
 from nnunet_flare.rounds.other_plans import cases_folder, has_same_arrays, prepare_cases
@@ -107,7 +107,7 @@ def build_training(run: Run, name: str, number: int, taken: Sequence[Entry]) -> 
         run=run.settings.name,
         stored_round=number,
         ignore_label=ignored,
-        init_from=_start_of_fine_tuning(run) if number > run.last_round else None,
+        init_from=initial_weights(run, number),
         iterations=_iterations_of_pass(run, number, cases),
         unlabelled=run.unlabelled_data.name if stream else None,
         teacher=_teacher(run, number),
@@ -152,9 +152,16 @@ def _teacher(run: Run, number: int) -> dict[str, Any] | None:
     return {"folder": run.settings.init_model, "fold": fold if fold == "all" else int(fold)}
 
 
-def _start_of_fine_tuning(run: Run) -> str:
-    """The checkpoint of the final training, from which a fine-tuning starts."""
-    return str(run.model(run.last_round) / "fold_all" / "checkpoint_final.pth")
+def initial_weights(run: Run, number: int) -> str | None:
+    """The checkpoint that a round's training starts from: the final model for its fine-tuning, a member for the final
+    training where ``final.start`` says so.
+    """
+    if number > run.last_round:
+        return str(run.model(run.last_round) / "fold_all" / "checkpoint_final.pth")
+    if number == run.last_round and run.recipe.final.start == "member":
+        fold, checkpoint = round_members(run, number - 1)[0]
+        return str(run.model(number - 1) / f"fold_{fold}" / checkpoint)
+    return None
 
 
 def check_labels(run: Run, number: int, taken: Sequence[Entry]) -> None:

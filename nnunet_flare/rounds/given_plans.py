@@ -77,3 +77,19 @@ def check_soft_teacher(run: Run) -> None:
             f"{DISTILLING_TRAINER} learns from its logits. Start a new run with final.planner=given-model and "
             "final.plan.* for the size of the student, or with final.trainer=nnUNetTrainerFlareST for its labels alone"
         )
+
+
+def check_start_model(run: Run) -> None:
+    """Stop early when the final training is to start from weights of a given model whose network is another one.
+
+    Raises:
+        TaskError: saying what to do.
+    """
+    if run.settings.init_model is None or run.recipe.final.start == "scratch" or run.last_round != 1:
+        return
+    theirs = model_plans(Path(run.settings.init_model))[1].get("architecture")
+    if base_configuration(run.final_base).get("architecture") != theirs:
+        raise TaskError(
+            f"final.start is 'member', but the network of {run.settings.init_model} is not that of "
+            f"{run.final_base.plans_name}. Start a new run with final.start=scratch, or with planner=given-model"
+        )

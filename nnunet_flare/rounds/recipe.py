@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from nnunet_flare.documents import load_yaml, parse_yaml
 from nnunet_flare.errors import InputError
+from nnunet_flare.rounds.recipe_checks import check_checkpoints, check_loops, check_online, check_selection, check_start
 from nnunet_flare.rounds.recipe_parts import (
     ONE,
     PER_ROUND,
@@ -47,9 +48,6 @@ LOOP_KEYS = ("augmentation", "checkpoints_at", "run", "round", "recipe_hash", "i
 
 ONLINE_TRAINER = "nnUNetTrainerFlareAdversarial"
 """The trainer that learns from unlabelled scans as they are: nothing is labelled or selected before its training."""
-
-PARTIAL_TRAINER = "nnUNetTrainerFlarePartial"
-"""The trainer with the marginal loss, which loops over different organs need."""
 
 DISTILLING_TRAINER = "nnUNetTrainerFlareDistill"
 """The trainer that learns from a teacher's logits beside the labels."""
@@ -100,52 +98,22 @@ class Recipe(Part):
                 f"training.num_epochs: found {epochs!r}, expected a whole number above 0, or one per round"
             )
         if self.is_online:
-            self._check_online()
+            check_online(self)
         if self.loops:
-            self._check_loops()
+            check_loops(self)
         elif self.fusion.teachers:
             raise ValueError("fusion.teachers: the union of several loops asks teachers; this recipe has no 'loops'")
         for number in range(self.final_round + 1):
             self.settings(number, run=None)
         self.settings(self.final_round + 1, run=None)
         for number in range(self.final_round):
-            self._check_selection(number)
-            self._check_checkpoints(number)
+            check_selection(self, number)
+            check_checkpoints(self, number)
+        if self.final.start == "member":
+            check_start(self)
         if self.roi is not None:
             self.coarse_settings(run=None)
         return self
-
-    def _check_checkpoints(self, number: int) -> None:
-        if self.members.kind == "checkpoints" and len(set(self._checkpoint_epochs(number))) < 2:
-            raise ValueError(
-                f"members.at {list(self.members.at)} gives fewer than two different checkpoints in a training of "
-                f"{self.num_epochs(number)} epochs (round {number})"
-            )
-        if self.members.kind != "checkpoints" and self.fusion.method == "last":
-            raise ValueError(
-                f"fusion.method: found 'last', which is the last checkpoint of one training, but members.kind is "
-                f"'{self.members.kind}'; expected 'checkpoints', or fusion.method=mean-softmax"
-            )
-
-    def _check_loops(self) -> None:
-        names = [loop.name for loop in self.loops]
-        for key, given, fits, needed in (
-            ("loops", names, len(self.loops) > 1 and len(set(names)) == len(names), "two or more different names"),
-            *(
-                (key, trainer, trainer.startswith(PARTIAL_TRAINER), f"{PARTIAL_TRAINER}, whose loss is marginal")
-                for key, trainer in (("trainer", self.trainer), ("final.trainer", self.final.trainer or self.trainer))
-            ),
-            ("stop.patience", self.stop.patience, self.stop.patience is None, "none"),
-            ("roi", self.roi, self.roi is None, "none"),
-            ("training.epoch", self.training.get("epoch"), not self.counts_passes, "iterations"),
-            ("final.finetune", self.final.finetune, self.final.finetune is None, "none"),
-            ("fusion.uncertain_organs", self.fusion.uncertain_organs, self.fusion.uncertain_organs == "drop-case",
-             "drop-case"),
-            ("fusion.id_maps", list(self.fusion.id_maps), len(self.fusion.id_maps) in (0, 1, len(self.fusion.teachers)),
-             "none, one for all teachers, or one each"),
-        ):  # fmt: skip
-            if not fits:
-                raise ValueError(f"{key}: found {given!r}, expected {needed} in a recipe with loops")
 
     def loop_of(self, number: int) -> Loop | None:
         """The loop that a round belongs to; None for the final training, and in recipes without loops."""
@@ -167,50 +135,6 @@ class Recipe(Part):
         """Whether one model labels the cases of a round, so that there is no agreement to judge them by."""
         return self.members.kind == "folds" and of_round(self.members.count, number) == 1
 
-    def _check_selection(self, number: int) -> None:
-        rule = self.selection_of(number).rule
-        if rule == "stability" and self.members.kind != "checkpoints":
-            raise ValueError(
-                f"selection.rule: found '{rule}', which compares the checkpoints of one training, but members.kind "
-                f"is '{self.members.kind}'; expected 'checkpoints'"
-            )
-        if self.selection.complete and self.fusion.uncertain_organs == "ignore":
-            raise ValueError(
-                "selection.complete: refuses cases that lack an organ, but fusion.uncertain_organs is 'ignore', which "
-                "judges organ by organ; expected one of the two"
-            )
-        if rule == "round-change":
-            self._check_round_change(number)
-        if not self.has_one_member(number):
-            return
-        for key, given, needed in (
-            ("selection.rule", rule, rule if rule == "round-change" else "all"),
-            ("selection.per_organ", self.selection.per_organ, {}),
-            ("fusion.uncertain_organs", self.fusion.uncertain_organs, "drop-case"),
-            ("stop.patience", self.stop.patience, None),
-        ):
-            if given != needed:
-                raise ValueError(
-                    f"{key}: found {given!r}, but members.count=1 gives no agreement to judge by in round "
-                    f"{number}; expected {needed!r}, or more members"
-                )
-
-    def _check_round_change(self, number: int) -> None:
-        if self.starts(number):
-            raise ValueError(
-                f"selection.rule: found 'round-change' for round {number}, but it compares the label maps of "
-                "consecutive rounds; give another rule for it, for example [all, round-change]"
-            )
-        for key, given, needed in (
-            ("selection.per_organ", self.selection.per_organ, {}),
-            ("fusion.uncertain_organs", self.fusion.uncertain_organs, "drop-case"),
-        ):
-            if given != needed:
-                raise ValueError(
-                    f"{key}: found {given!r}, but rule 'round-change' of round {number} judges whole cases; expected "
-                    f"{needed!r}, or another rule"
-                )
-
     def needs_change(self, number: int) -> bool:
         """Whether this round or a later one is judged by how much the labels change from round to round."""
         return any(self.selection_of(later).rule == "round-change" for later in range(max(1, number), self.final_round))
@@ -224,28 +148,6 @@ class Recipe(Part):
     def is_online(self) -> bool:
         """Whether the only training learns from the unlabelled scans itself; see :data:`ONLINE_TRAINER`."""
         return re.sub(r"_\d+epochs$", "", self.trainer) == ONLINE_TRAINER
-
-    def _check_online(self) -> None:
-        """Keys of rounds that an online recipe does not have."""
-        needed: dict[str, Part] = {
-            "members": Members(count=1),
-            "selection": Selection(rule="all", keep_odd=self.selection.keep_odd),
-            "fusion": Fusion(),
-            "final": Final(),
-            "stop": Stop(),
-        }
-        values = [("rounds", self.rounds, 1)]
-        for name, part in needed.items():
-            given = getattr(self, name)
-            values += [(f"{name}.{key}", getattr(given, key), getattr(part, key)) for key in type(part).model_fields]
-        for key, found, expected in values:
-            if found != expected:
-                raise ValueError(
-                    f"{key}: found {found!r}, but trainer {self.trainer} learns from the unlabelled scans in one "
-                    f"training, without labelling them before; expected {expected!r}"
-                )
-        if "unlabelled" in (self.training.get("adversarial") or {}):
-            raise ValueError("training.adversarial.unlabelled: is set by the loop and cannot be given here")
 
     @property
     def final_round(self) -> int:
@@ -374,7 +276,7 @@ class Recipe(Part):
         """Checkpoint files that are members of each trained fold; those that coincide count once."""
         if number >= self.final_round or self.members.kind == "folds":
             return ["checkpoint_final.pth"]
-        epochs = self._checkpoint_epochs(number)
+        epochs = self.checkpoint_epochs(number)
         last = {epoch: f"checkpoint_{k}of{len(epochs)}.pth" for k, epoch in enumerate(epochs, start=1)}
         return list(last.values())
 
@@ -385,7 +287,8 @@ class Recipe(Part):
             return ["checkpoint_final.pth"]
         return [f"checkpoint_{k}of{len(self.members.at)}.pth" for k in range(1, len(self.members.at) + 1)]
 
-    def _checkpoint_epochs(self, number: int) -> list[int]:
+    def checkpoint_epochs(self, number: int) -> list[int]:
+        """Epochs of a round's training after which its members are kept."""
         from nnunet_flare.trainers.settings import checkpoint_epochs
 
         return list(checkpoint_epochs(self.members.at, self.num_epochs(number)).values())

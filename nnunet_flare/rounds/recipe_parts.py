@@ -252,6 +252,9 @@ class Final(Part):
     trainer: str | None = None
     plan: PlanChanges = PlanChanges()
     num_epochs: int | None = Field(None, ge=1, description="default: as the last round")
+    start: Literal["scratch", "member"] = Field(
+        "scratch", description="new weights, or those of a member of the last round"
+    )
     training: dict[str, Any] = Field({}, description="keys of training that the final training has otherwise")
     augmentation: AugmentationSettings | None = None
     finetune: FineTuning | None = None

@@ -72,8 +72,9 @@ def train_arguments(run: Run, task: Task, *, resume: bool = False) -> list[str]:
 
 
 def _takes_pretrained(run: Run, number: int) -> bool:
-    """Whether a round starts from given weights: not one with another network, nor a fine-tuning."""
-    return run.base_of(number) == run.base and number <= run.last_round
+    """Whether a round starts from given weights: not one with another network, nor one that goes on from a model."""
+    goes_on = number > run.last_round or (number == run.last_round and run.recipe.final.start == "member")
+    return run.base_of(number) == run.base and not goes_on
 
 
 def graph(run: Run, *, last: int | None = None) -> dict[str, Task]:

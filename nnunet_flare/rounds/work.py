@@ -66,9 +66,10 @@ def _plan(run: Run, task: Task) -> dict[str, Any]:
     final = task.name == run.final_base.task
     found = plan_and_preprocess(run, run.final_base if final else run.base)
     if final:
-        from nnunet_flare.rounds.given_plans import check_soft_teacher
+        from nnunet_flare.rounds.given_plans import check_soft_teacher, check_start_model
 
         check_soft_teacher(run)
+        check_start_model(run)
     return {"base_hash": found}
 
 

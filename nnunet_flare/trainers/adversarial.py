@@ -63,15 +63,8 @@ class nnUNetTrainerFlareAdversarial(nnUNetTrainerFlareST):
     discriminator_scaler: Any = None
     dataloader_unlabelled: Any = None
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008 - stock reads this very signature
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    def take_settings(self) -> None:
+        super().take_settings()
         self.adversarial = self.settings.adversarial or AdversarialSettings()
         self.enable_deep_supervision = self.adversarial.deep_supervision
 

@@ -84,6 +84,20 @@ class FlareTrainer(nnUNetTrainer):
                 raise InputError(
                     f"{where}: flare.{key}: {type(self).__name__} {why}; train with -tr {trainer}, or remove the key"
                 )
+        self.data_label_manager = self.label_manager
+        if settings.ignore_label is not None:
+            self.label_manager = self._label_manager_with_ignore(settings.ignore_label, where)
+        self.reports_dice = True
+        for curve in self.curves:
+            self.logger.local_logger.my_fantastic_logging[curve] = []
+        self._iteration = 0
+        self._is_resuming = False
+        self._saved_at = self._plotted_at = time.monotonic()
+        self.take_settings()
+
+    def take_settings(self) -> None:
+        """Set what follows from the settings; the end of the construction, to which other trainers add their own."""
+        settings = self.settings
         self.num_epochs = self.epochs_by_name or settings.num_epochs
         self.num_iterations_per_epoch = settings.iterations_per_epoch
         self.num_val_iterations_per_epoch = settings.num_validation_iterations
@@ -91,16 +105,7 @@ class FlareTrainer(nnUNetTrainer):
         self.weight_decay = settings.weight_decay
         self.oversample_foreground_percent = settings.oversample_foreground
         self.save_every = settings.save_every
-        self.data_label_manager = self.label_manager
-        if settings.ignore_label is not None:
-            self.label_manager = self._label_manager_with_ignore(settings.ignore_label, where)
-        self.reports_dice = True
-        for curve in self.curves:
-            self.logger.local_logger.my_fantastic_logging[curve] = []
         self.kept_checkpoints = checkpoint_epochs(settings.checkpoints_at, self.num_epochs)
-        self._iteration = 0
-        self._is_resuming = False
-        self._saved_at = self._plotted_at = time.monotonic()
 
     def _label_manager_with_ignore(self, value: int, where: str) -> Any:
         """The labels of dataset.json and, for this trainer alone, the value that a round's labels ignore."""

@@ -29,15 +29,8 @@ class nnUNetTrainerFlareSelective(nnUNetTrainerFlareST):
         "augmentation": {"labelled": "weak", "pseudo": "strong", "partial": "weak"},
     }
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008 - stock reads this very signature
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    def take_settings(self) -> None:
+        super().take_settings()
         self.enable_deep_supervision = False
 
     def _build_loss(self) -> torch.nn.Module:

@@ -68,15 +68,8 @@ class nnUNetTrainerFlareST(FlareTrainer):
     )
     """What the log says where partial cases train."""
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008 - stock reads this very signature
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    def take_settings(self) -> None:
+        super().take_settings()
         self._table = CaseTable()
         self._samples: dict[str, int] = {}
 

@@ -15,7 +15,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "inference"))
 
 import stock_prediction
-from in_process import do_all, phantom
+from in_process import TINY_COARSE_TO_FINE, do_all, phantom
 
 from nnunet_flare.cli import predict
 from nnunet_flare.errors import InputError, TaskError
@@ -36,20 +36,11 @@ from nnunet_flare.rounds.status import status
 from nnunet_flare.rounds.tasks import graph
 
 TINY = {
-    **{f"{where}plan.{key}": value for where in ("", "roi.") for key, value in (
-        ("patch_size", "[16, 32, 32]"), ("base_features", "4"), ("max_features", "8"), ("stages", "3"),
-    )},
-    "training.num_epochs": "3",
-    "training.validation_iterations": "1",
-    "training.final_validation": "false",
+    **TINY_COARSE_TO_FINE,
     "training.adversarial.discriminator_features": "2",
     "training.adversarial.warmup": "0.3",
     "training.adversarial.finish": "0.34",
-    "roi.training.num_epochs": "1",
-    "roi.training.final_validation": "false",
-    "predict.precision": "fp32",
-    "seed": "1",
-}  # fmt: skip
+}
 UNLABELLED = ["FLAREPhantom_Un_0000", "FLAREPhantom_Un_0001", "FLAREPhantom_Un_0002"]
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from fake_tasks import make_run
 
-from nnunet_flare.errors import InputError
+from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import write_json
+from nnunet_flare.rounds.data import initial_weights
+from nnunet_flare.rounds.given_plans import check_start_model
 from nnunet_flare.rounds.recipe import load_recipe
 from nnunet_flare.rounds.start import _final_plans_name
 from nnunet_flare.rounds.tasks import graph, stand_in, train_arguments
@@ -93,3 +95,43 @@ def test_weights_to_start_from_are_not_forced_on_another_network(tmp_path: Path)
     final = train_arguments(run, tasks["train-r1-fall"])
     assert "-pretrained_weights" not in final and final[final.index("-p") + 1] == "nnUNetPlansFlareSmall"
     assert tasks["plan-final"].needs == ("plan",) and "plan-final" in tasks["build-r1"].needs
+
+
+def test_the_final_training_goes_on_from_the_first_member_of_the_last_round(tmp_path: Path) -> None:
+    settings = {"rounds": "2", "final.start": "member", "training.pretrained_weights": "w.pth"}
+    run = make_run(tmp_path, **settings)
+    assert [initial_weights(run, number) for number in (0, 1)] == [None, None], "members start anew: they must differ"
+    assert initial_weights(run, 2) == str(run.model(1) / "fold_0" / "checkpoint_final.pth")
+    assert "-pretrained_weights" in train_arguments(run, graph(run)["train-r1-f0"])
+    assert "-pretrained_weights" not in train_arguments(run, graph(run)["train-r2-fall"])
+    write_json(run.paths.stop, {"last_labelled_round": 0})
+    assert initial_weights(run, 1) == str(run.model(0) / "fold_0" / "checkpoint_final.pth"), "after an early stop"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"final.planner": "nnUNetPlannerFlareSmall"},
+        {"final.configuration": "3d_lowres"},
+        {"final.plan.base_features": "4"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_member_s_weights_are_not_forced_on_another_network(change: dict[str, str]) -> None:
+    key = next(iter(change)).replace(".base_features", "")
+    with pytest.raises(InputError, match=rf"{key}: found .*, but final.start is 'member'"):
+        load_recipe("uncertainty", {"final.start": "member", **change})
+
+
+def test_a_given_model_with_another_network_is_refused_before_anything_is_labelled(tmp_path: Path) -> None:
+    run = make_run(tmp_path, **{"final.start": "member"})
+    given = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    run = replace(run, settings=replace(run.settings, init_model=str(given), init_folds=("1", "2")))
+    assert initial_weights(run, 1) == str(given / "fold_1" / "checkpoint_final.pth")
+    ours, theirs = ({"architecture": {"arch_kwargs": {"n_stages": stages}}} for stages in (5, 6))
+    write_json(run.base.plans_file, {"configurations": {run.base.configuration: ours}})
+    write_json(given / "plans.json", {"configurations": {"3d_fullres": ours}})
+    check_start_model(run)
+    write_json(given / "plans.json", {"configurations": {"3d_fullres": theirs}})
+    with pytest.raises(TaskError, match=r"the network of .*nnUNetTrainer__nnUNetPlans__3d_fullres is not that of"):
+        check_start_model(run)

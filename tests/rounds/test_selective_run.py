@@ -14,7 +14,7 @@ from scipy import ndimage
 sys.path.insert(0, str(Path(__file__).parents[1] / "inference"))
 
 import stock_prediction
-from in_process import do_all, phantom
+from in_process import TINY_COARSE_TO_FINE, do_all, phantom
 
 from nnunet_flare.cli import predict
 from nnunet_flare.files import read_json
@@ -30,21 +30,7 @@ from nnunet_flare.rounds.recipe import load_recipe
 from nnunet_flare.rounds.start import Request, plan_run, start_run
 from nnunet_flare.rounds.unlabelled import read_list
 
-SIZE = (16, 32, 32)
-TINY = {
-    **{f"{where}plan.{key}": value for where in ("", "roi.") for key, value in (
-        ("patch_size", str(list(SIZE))), ("base_features", "4"), ("max_features", "8"), ("stages", "3"),
-    )},
-    "rounds": "1",
-    "training.num_epochs": "[3, 1]",
-    "training.validation_iterations": "1",
-    "training.final_validation": "false",
-    "roi.training.num_epochs": "1",
-    "roi.training.final_validation": "false",
-    "selection.threshold": "0.0",
-    "predict.precision": "fp32",
-    "seed": "1",
-}  # fmt: skip
+TINY = {**TINY_COARSE_TO_FINE, "rounds": "1", "training.num_epochs": "[3, 1]", "selection.threshold": "0.0"}
 
 
 @pytest.fixture(scope="module")

@@ -149,6 +149,35 @@ def test_quick_runs_every_arm_goes_on_after_a_failure_and_repeats_nothing(tmp_pa
     assert read_json(tmp_path / "quick" / "results" / "supervised_seed1.json")["dice"]["mean"] == 0.5
 
 
+def test_several_arms_at_a_time_each_in_a_process(tmp_path, monkeypatch):
+    """A stand-in for this command writes what each process was asked, and fails for one arm."""
+    command = tmp_path / "command.py"
+    command.write_text(
+        "import sys; from pathlib import Path\n"
+        "seed, arm = sys.argv[-3], sys.argv[-1]\n"
+        "Path(__file__).with_name(f'{arm}-{seed}').write_text(' '.join(sys.argv[1:]))\n"
+        "sys.exit(arm == 'oracle' and seed == '2')\n"
+    )
+    monkeypatch.setattr(benchmark, "__file__", str(command))
+    monkeypatch.setattr(benchmark, "make_data", lambda *given: None)
+    monkeypatch.setattr(benchmark, "RESULTS", tmp_path / "results")
+    write_json(tmp_path / "results" / "oracle_seed1.json", {})
+    words = ["--jobs", "2", "--seeds", "1", "2", "-o", str(tmp_path)]
+    assert benchmark.main([*words, "--systems", "supervised", "oracle"]) == 1
+    asked = {path.name: path.read_text() for path in tmp_path.glob("*-?")}
+    assert sorted(asked) == ["oracle-2", "supervised-1", "supervised-2"], "what has its file is not run again"
+    assert asked["oracle-2"] == f"-o {tmp_path} --seeds 2 --systems oracle"
+
+
+def test_one_arm_of_a_seed_trains_the_ensemble_before_the_others_want_it():
+    wanted = [(seed, system) for seed in (1, 2) for system in systems.SYSTEMS]
+    order = [(seed, system.name) for seed, system in benchmark.members_once(wanted)]
+    assert order[:2] == [(1, "unfiltered"), (2, "unfiltered")]
+    others = {system.name for system in systems.SYSTEMS if system.ensemble} - {"unfiltered"}
+    assert {name for _, name in order[-2 * len(others) :]} == others
+    assert sorted(order) == sorted((seed, system.name) for seed, system in wanted)
+
+
 def test_an_unknown_arm_is_refused_with_the_names_that_there_are():
     with pytest.raises(KeyError, match=r"no arm magic; there are supervised, unfiltered"):
         systems.find_systems(["magic"])
