@@ -136,7 +136,7 @@ augmentation, the same optimiser steps in all their trainings together, and thos
 predictions of unlabelled scans. This says nothing about patients, and nothing about the papers' systems at their size.
 
 Teachers have a price here: the control spends all steps on one network, an arm with three folds 600 of 1400 on its
-teachers, three generations 350 on each network, and every student starts from scratch. The last column of the first
+teachers, three generations 350 on each network, and every student but one starts from scratch. The last column of the first
 table leaves that price out, and compares with the models that made an arm's first labels; but a student may have more
 steps than each of them.
 """
@@ -148,12 +148,13 @@ the rule scores a label above the median Dice higher than one below it (AUC). Me
 TAIL = """## Run it again
 
 ```sh
-python benchmarks/recipes.py
+python benchmarks/recipes.py --jobs 2
 python benchmarks/recipe_evidence.py
 ```
 
-An arm and seed that has its file in `benchmarks/results/recipes/` is not run again; `--quick` shows in minutes that
-every arm runs. Each arm is a run of `flare-pseudolabel` with the `--set` values that stand in its file.
+All arms and seeds took 49 minutes on two cores, other work beside them; `--quick`, which shows that every arm runs, 2 min
+53 s. An arm and seed that has its file in `benchmarks/results/recipes/` is not run again. Each arm is a run of
+`flare-pseudolabel` with the `--set` values that stand in its file.
 """
 
 
@@ -281,8 +282,8 @@ def draw(results: Results, path: Path) -> None:
     figure = Figure(figsize=(9.5, 1.6 + 0.32 * (len(arms) + len(ranked))), layout="constrained")
     FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, 1, height_ratios=(len(arms), len(ranked)))
-    _dots(upper, arms, "mean Dice of 13 organs, test scans (line: 95 % interval)", has_interval=True)
-    _dots(lower, ranked, "Spearman, score of the rule against true Dice of the pseudo-labels", has_interval=False)
+    _dots(upper, arms, "mean Dice on the test scans (line: 95 % interval)", has_interval=True)
+    _dots(lower, ranked, "Spearman of a rule's score and the true Dice", has_interval=False)
     if CONTROL in results:
         upper.axvline(np.mean(list(dice(results, CONTROL).values())), color=GREY, linewidth=0.8, linestyle=":")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ ANOTHER_STUDENT = {
     "final.planner": "nnUNetPlannerFlareFine",
     "final.plan.patch_size": "[16, 24, 24]",
     "final.plan.base_features": "4",
-    "final.plan.stages": "2",
+    "final.plan.stages": "3",
 }
 UNLABELLED = {"chaos3": "chaos3_ct", "slab": "ts_slab512_ct"}
 
