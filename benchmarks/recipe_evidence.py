@@ -136,9 +136,9 @@ augmentation, the same optimiser steps in all their trainings together, and thos
 predictions of unlabelled scans. This says nothing about patients, and nothing about the papers' systems at their size.
 
 Teachers have a price here: the control spends all steps on one network, an arm with three folds 600 of 1400 on its
-teachers, three generations 350 on each network, and every student but one starts from scratch. The last column of the first
-table leaves that price out, and compares with the models that made an arm's first labels; but a student may have more
-steps than each of them.
+teachers, three generations 350 on each network, and every student but one starts from scratch. The last column of the
+first table leaves that price out, and compares with the models that made an arm's first labels; but a student may have
+more steps than each of them.
 """
 
 RANKS = """Spearman's correlation of a rule's score with the true mean Dice of the pseudo-labels, and the chance that
@@ -152,8 +152,8 @@ python benchmarks/recipes.py --jobs 2
 python benchmarks/recipe_evidence.py
 ```
 
-All arms and seeds took 49 minutes on two cores, other work beside them; `--quick`, which shows that every arm runs, 2 min
-53 s. An arm and seed that has its file in `benchmarks/results/recipes/` is not run again. Each arm is a run of
+All arms and seeds took 49 minutes on two cores, other work beside them; `--quick`, which shows that every arm runs, less
+than 3. An arm and seed that has its file in `benchmarks/results/recipes/` is not run again. Each arm is a run of
 `flare-pseudolabel` with the `--set` values that stand in its file.
 """
 
