@@ -152,7 +152,7 @@ python benchmarks/recipes.py --jobs 2
 python benchmarks/recipe_evidence.py
 ```
 
-All arms and seeds took 49 minutes on two cores, other work beside them; `--quick`, which shows that every arm runs, less
+All arms and seeds took 49 minutes on two cores, other work beside them; `--quick`, which shows that all run, less
 than 3. An arm and seed that has its file in `benchmarks/results/recipes/` is not run again. Each arm is a run of
 `flare-pseudolabel` with the `--set` values that stand in its file.
 """
