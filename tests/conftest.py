@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -13,6 +14,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # nnU-Net starts this many processes for everything by default; tests have two cores.
 os.environ.setdefault("nnUNet_def_n_proc", "1")
 os.environ.setdefault("nnUNet_compile", "f")
+
+# A shell's background job ignores Ctrl-C, and so would the commands that the tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine is no failure: properties are checked without a time limit for a single example.
 hypothesis.settings.register_profile("patient", deadline=None)
