@@ -6,7 +6,8 @@ Phantoms of two fields of view (the nominal one, and one that also shows chest, 
 a real torso CT (shared data) are the training cases. A coarse model (8.5 x 5 x 5.2 mm) sees a whole scan as one patch,
 a fine one (4 x 2.5 x 2.5 mm) a whole phantom of the nominal field of view. Small networks learn that fast only with
 whole volumes, weighted cross-entropy, AdamW with a high rate, and single samples. So trained, the fine one calls far
-too much an organ; some more epochs without weights, on patches from anywhere, end that.
+too much an organ; some more epochs without weights, on patches from anywhere, end that. A third model goes on from it
+with patches of half the edges.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ DATASET = "Dataset022_ShortTraining"
 DATASET_ID = 22
 PLANS = "nnUNetPlansFlareSmall"
 TRAINER = "nnUNetTrainerFlareST"
-COARSE, ROUGH, FINE = "3d_coarse", "3d_rough", "3d_fullres"
+COARSE, ROUGH, FINE, HALVED = "3d_coarse", "3d_rough", "3d_fullres", "3d_halved"
 
 NOMINAL: tuple[tuple[int, int, int], tuple[float, float, float]] = ((68, 80, 100), (4.0, 3.0, 3.33))
 LARGE: tuple[tuple[int, int, int], tuple[float, float, float]] = ((80, 112, 112), (5.0, 3.2, 4.0))
@@ -55,6 +56,7 @@ _FINE_PLAN: dict[str, Any] = {
 PLANNED: dict[str, dict[str, Any]] = {
     ROUGH: _FINE_PLAN,
     FINE: _FINE_PLAN,
+    HALVED: _FINE_PLAN,
     COARSE: {"spacing_mm": (8.5, 5.0, 5.2), "patch_size": (48, 80, 88), "stages": 4, "max_features": 64},
 }
 
@@ -81,8 +83,16 @@ OF_ONE: dict[str, dict[str, Any]] = {
         "class_weights": None,
         "oversample_foreground": 0.33,
     },
+    HALVED: {
+        "num_epochs": 24,
+        "iterations_per_epoch": 50,
+        "initial_lr": 3e-3,
+        "class_weights": None,
+        "oversample_foreground": 0.33,
+    },
 }
-"""Settings of each training beside the common ones; the fine one goes on from the rough one."""
+"""Settings of each training beside the common ones."""
+GOES_ON_FROM = {FINE: ROUGH, HALVED: FINE}
 
 
 @dataclass(frozen=True)
@@ -199,8 +209,11 @@ def plan(folder: Path) -> None:
     for name, configuration in plans["configurations"].items():
         configuration["data_identifier"] = f"{PLANS}_{COARSE if name == COARSE else FINE}"
         configuration["flare"] = {**SETTINGS, **OF_ONE[name]}
-    start = model_folder(folder, ROUGH) / "fold_all" / "checkpoint_final.pth"
-    plans["configurations"][FINE]["flare"]["init_from"] = str(start)
+    for name, before in GOES_ON_FROM.items():
+        start = model_folder(folder, before) / "fold_all" / "checkpoint_final.pth"
+        plans["configurations"][name]["flare"]["init_from"] = str(start)
+    halved = plans["configurations"][HALVED]
+    halved["patch_size"] = [edge // 2 for edge in halved["patch_size"]]
     preprocessed = folder / "nnUNet_preprocessed" / DATASET
     write_json(preprocessed / f"{PLANS}.json", plans)
     preprocess_dataset(DATASET_ID, PLANS, (FINE, COARSE), (1, 1))
@@ -208,7 +221,7 @@ def plan(folder: Path) -> None:
 
 
 def train(folder: Path) -> dict[str, Path]:
-    """The folders of the coarse and the fine model; trained where not there yet, an interrupted training goes on."""
+    """The folders of the models; trained where not there yet, an interrupted training goes on."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         os.environ[name] = str(folder / name)
     os.environ.update(nnUNet_n_proc_DA="1", nnUNet_def_n_proc="1", nnUNet_compile="f")
@@ -216,7 +229,7 @@ def train(folder: Path) -> dict[str, Path]:
         plan(folder)
     script = Path(sys.executable).with_name("nnUNetv2_train")
     models = {}
-    for name in (COARSE, ROUGH, FINE):
+    for name in (COARSE, ROUGH, FINE, HALVED):
         models[name] = model_folder(folder, name)
         if (models[name] / "fold_all" / "checkpoint_final.pth").is_file():
             continue
@@ -240,9 +253,10 @@ def training_of(model: Path) -> dict[str, Any]:
     name = model.name.rpartition("__")[2]
     configuration = json.loads((model / "plans.json").read_text())["configurations"][name]
     settings = configuration["flare"]
-    before = {"after": training_of(model.with_name(model.name.replace(FINE, ROUGH)))} if name == FINE else {}
+    before = GOES_ON_FROM.get(name)
+    after = {} if before is None else {"after": training_of(model.with_name(model.name.replace(name, before)))}
     return {
-        **before,
+        **after,
         "iterations": settings["num_epochs"] * settings["iterations_per_epoch"],
         "optimizer": settings["optimizer"],
         "initial_lr": settings["initial_lr"],

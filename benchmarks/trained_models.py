@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ import numpy as np
 import predict as whole_prediction
 import prediction_setting as setting
 import short_training
-from short_training import COARSE, FINE, Scan
+from short_training import COARSE, FINE, HALVED, Scan
 
 from nnunet_flare.files import write_json
 from nnunet_flare.images import Volume, read_labels, read_volume, write_volume
@@ -146,26 +145,26 @@ def compare(models: dict[str, Path], scans: dict[str, Scan], backends: Sequence[
     return figures
 
 
-def skipping(fine: Path, scans: dict[str, Scan]) -> dict[str, Figures]:
+def skipping(fine: Path, halved: Path, scans: dict[str, Scan]) -> dict[str, Figures]:
     """Figures of every scan: windows left out and what that costs, for two sizes of windows."""
     figures: dict[str, Figures] = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        halved = with_halved_windows(fine, Path(temporary) / fine.name)
-        for name, model in (("skip_empty", fine), ("skip_empty_with_halved_windows", halved)):
-            whole, windows = our_labels(model, scans, *BACKENDS[REFERENCE])
-            skipped, seen = our_labels(model, scans, *BACKENDS[REFERENCE], "skip-empty")
-            figures[name] = {}
-            for case, scan in scans.items():
-                lost = np.count_nonzero((whole[case] > 0) & (skipped[case] != whole[case]))
-                truth = reference_of(scan)
-                figures[name][case] = {
-                    "windows": seen[case],
-                    "windows_of_all": windows[case],
-                    "dice_with_all": mean_dice(skipped[case], whole[case]),
-                    "voxels_lost": float(lost / max(1, np.count_nonzero(whole[case]))),
-                    "dice_of_all_with_reference": mean_dice(whole[case], truth, scan.annotated),
-                    "dice_with_reference": mean_dice(skipped[case], truth, scan.annotated),
-                }
+    for name, model in (("skip_empty", fine), ("skip_empty_with_halved_windows", halved)):
+        whole, windows = our_labels(model, scans, *BACKENDS[REFERENCE])
+        skipped, seen = our_labels(model, scans, *BACKENDS[REFERENCE], "skip-empty")
+        figures[name] = {}
+        for case, scan in scans.items():
+            lost = np.count_nonzero((whole[case] > 0) & (skipped[case] != whole[case]))
+            one, other = whole[case] > 0, skipped[case] > 0
+            truth = reference_of(scan)
+            figures[name][case] = {
+                "windows": seen[case],
+                "windows_of_all": windows[case],
+                "foreground_dice_with_all": float(2 * (one & other).sum() / max(1, one.sum() + other.sum())),
+                "dice_with_all": mean_dice(skipped[case], whole[case]),
+                "voxels_lost": float(lost / max(1, np.count_nonzero(whole[case]))),
+                "dice_of_all_with_reference": mean_dice(whole[case], truth, scan.annotated),
+                "dice_with_reference": mean_dice(skipped[case], truth, scan.annotated),
+            }
     for name, divisor in (("ideal_skip_empty", 1), ("ideal_skip_empty_with_halved_windows", 2)):
         figures[name] = ideal_skipping(fine, scans, divisor)
     return figures
@@ -213,16 +212,6 @@ def ideal_skipping(fine: Path, scans: dict[str, Scan], divisor: int) -> Figures:
             "voxels_lost": float(lost / max(1, np.count_nonzero(labels))),
         }
     return rows
-
-
-def with_halved_windows(model: Path, folder: Path) -> Path:
-    """A copy of a trained model's folder whose windows have half the edges."""
-    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("checkpoint_[bl]*", "*.png", "*.txt"))
-    plans = json.loads((folder / "plans.json").read_text())
-    configuration = plans["configurations"][FINE]
-    configuration["patch_size"] = [edge // 2 for edge in configuration["patch_size"]]
-    (folder / "plans.json").write_text(json.dumps(plans))
-    return folder
 
 
 def summary(figures: Figures) -> Figures:
@@ -308,7 +297,7 @@ def main() -> None:
     record["training"] = {name: short_training.training_of(model) for name, model in models.items()}
     for part, measured in (
         ("agreement", lambda: compare(models, scans, args.backends)),
-        ("skipping", lambda: skipping(models[FINE], scans)),
+        ("skipping", lambda: skipping(models[FINE], models[HALVED], scans)),
     ):
         if part in args.parts:
             for name, figures in measured().items():
