@@ -3,7 +3,7 @@
     python benchmarks/recipe_evidence.py
 
 Every figure is the mean over seeds with its 95 % t-interval; a seed has scans and random streams of its own. Arms of a
-seed share its scans, so they are compared pair by pair. Nothing is written into the page by hand.
+seed share its scans, so they are compared pair by pair. The page is made of the files, but for the time of all runs.
 """
 
 from __future__ import annotations

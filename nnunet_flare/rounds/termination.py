@@ -26,8 +26,8 @@ def unwinding_on_sigterm() -> Iterator[None]:
         os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_default_in_child)
         _hooks_are_set.set()
     previous = signal.signal(signal.SIGTERM, _unwind)
-    _active.set()
     try:
+        _active.set()
         yield
     finally:
         _active.clear()

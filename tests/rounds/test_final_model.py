@@ -10,8 +10,8 @@ from fake_tasks import make_run
 
 from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import write_json
+from nnunet_flare.rounds import plans, work
 from nnunet_flare.rounds.data import initial_weights
-from nnunet_flare.rounds.given_plans import check_start_model
 from nnunet_flare.rounds.recipe import load_recipe
 from nnunet_flare.rounds.start import _final_plans_name
 from nnunet_flare.rounds.tasks import graph, stand_in, train_arguments
@@ -123,7 +123,10 @@ def test_a_member_s_weights_are_not_forced_on_another_network(change: dict[str, 
         load_recipe("uncertainty", {"final.start": "member", **change})
 
 
-def test_a_given_model_with_another_network_is_refused_before_anything_is_labelled(tmp_path: Path) -> None:
+def test_a_given_model_with_another_network_is_refused_before_anything_is_labelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right after the planning, which is left out here."""
     run = make_run(tmp_path, **{"final.start": "member"})
     given = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     run = replace(run, settings=replace(run.settings, init_model=str(given), init_folds=("1", "2")))
@@ -131,7 +134,9 @@ def test_a_given_model_with_another_network_is_refused_before_anything_is_labell
     ours, theirs = ({"architecture": {"arch_kwargs": {"n_stages": stages}}} for stages in (5, 6))
     write_json(run.base.plans_file, {"configurations": {run.base.configuration: ours}})
     write_json(given / "plans.json", {"configurations": {"3d_fullres": ours}})
-    check_start_model(run)
+    monkeypatch.setattr(plans, "plan_and_preprocess", lambda run, base: "hash")
+    plan = graph(run)["plan"]
+    assert work._plan(run, plan) == {"base_hash": "hash"}
     write_json(given / "plans.json", {"configurations": {"3d_fullres": theirs}})
     with pytest.raises(TaskError, match=r"the network of .*nnUNetTrainer__nnUNetPlans__3d_fullres is not that of"):
-        check_start_model(run)
+        work._plan(run, plan)

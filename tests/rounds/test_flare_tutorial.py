@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_loop import TINY
 from typed_pages import DOCS, blocks, type_line
 
 from nnunet_flare.cases import read_table
@@ -19,21 +20,7 @@ from nnunet_flare.phantom import make_phantom
 from nnunet_flare.rounds.manifest import FOLDERS
 
 SIZE, SPACING_MM = (20, 32, 32), (14.0, 13.0, 13.0)
-TINY = [
-    "members.count=2",
-    "rounds=1",
-    "selection.threshold=0",
-    "selection.rule=mean-organ",
-    "plan.patch_size=[16, 32, 32]",
-    "plan.spacing_mm=[14, 13, 13]",
-    "plan.base_features=4",
-    "plan.stages=3",
-    "training.num_epochs=1",
-    "training.iterations_per_epoch=2",
-    "training.validation_iterations=1",
-    "training.warmup_iterations=0",
-    "predict.precision=fp32",
-]
+SHORT = [*TINY, "rounds=1", "selection.threshold=0", "selection.rule=mean-organ", "plan.spacing_mm=[14, 13, 13]"]
 """The recipe's own settings take days."""
 
 
@@ -80,7 +67,7 @@ def flare22(desk, monkeypatch) -> Path:
 
 
 def small(words: list[str]) -> list[str]:
-    return [*words, "-device", "cpu", "--set", *TINY] if words[0] == "run" else words
+    return [*words, "-device", "cpu", "--set", *SHORT] if words[0] == "run" else words
 
 
 @pytest.mark.timeout(1200)

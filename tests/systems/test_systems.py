@@ -13,7 +13,7 @@ from nnunet_flare.rounds.recipe import shipped_recipes
 from nnunet_flare.rounds.tasks import graph
 
 SYSTEMS = {
-    "uncertainty": {"rounds": "1", "members.count": "2", "selection.threshold": "0.0"},
+    "uncertainty": {"rounds": "1", "members.count": "2", "selection.threshold": "0.0", "final.start": "member"},
     "noisy_student": {"rounds": "2"},
 }
 """``--set`` values that make each system small, beyond those of the tiny network."""
@@ -47,6 +47,10 @@ def test_a_system_runs_from_its_name_to_a_final_model_and_goes_on_where_it_stopp
     assert do_all(again, monkeypatch) == tasks[len(before) :], "what was done is not done again"
 
     assert (again.model(again.last_round) / "fold_all" / "checkpoint_final.pth").is_file()
+    (log,) = (again.model(again.last_round) / "fold_all").glob("training_log_*.txt")
+    teacher = again.model(again.last_round - 1) / "fold_0" / "checkpoint_final.pth"
+    goes_on = again.recipe.final.start == "member"
+    assert (f"Started from the weights of {teacher}" in log.read_text()) == goes_on
     for number in range(again.last_round):
         taken = [entry.case for entry in read_decisions(again.paths, number) if entry.decision == "taken"]
         assert len(taken) == UNLABELLED
