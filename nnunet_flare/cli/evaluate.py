@@ -230,11 +230,12 @@ def _measure(args: argparse.Namespace, command: list[str]) -> int:
     from nnunet_flare.evaluation.efficiency import add_row, check_table, figures, write_curves
     from nnunet_flare.evaluation.gpu import open_gpu
     from nnunet_flare.evaluation.sampling import record
+    from nnunet_flare.signals import handling
 
     check_table(args.o)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the command ends with us
     name = args.name or Path(command[0]).name
-    recording = record(command, gpu=open_gpu(args.gpu), interval_s=args.interval)
+    with handling(signal.default_int_handler, signal.SIGTERM):  # so that the command ends with us
+        recording = record(command, gpu=open_gpu(args.gpu), interval_s=args.interval)
     row = figures(name, recording)
     add_row(args.o, row)
     write_curves(recording, args.o.with_name(f"{args.o.stem}_{name.replace('/', '_')}"), name=name, command=command)

@@ -183,8 +183,8 @@ def _clean(arguments: argparse.Namespace) -> int:
 def _task(arguments: argparse.Namespace) -> int:
     from nnunet_flare.rounds.manifest import load_run
     from nnunet_flare.rounds.tasks import stand_in
-    from nnunet_flare.rounds.termination import unwinding_on_sigterm
     from nnunet_flare.rounds.work import do_task
+    from nnunet_flare.signals import unwinding_on_sigterm
 
     run = load_run(arguments.run_dir)
     task = stand_in(run, arguments.name)

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +20,7 @@ from nnunet_flare.files import write_json
 from nnunet_flare.rounds.locks import LockFile
 from nnunet_flare.rounds.manifest import Run
 from nnunet_flare.rounds.tasks import Task, is_done, train_arguments
+from nnunet_flare.signals import handling
 
 log = logging.getLogger(__name__)
 
@@ -200,14 +200,10 @@ def run_child(command: list[str], *, environment: dict[str, str] | None = None, 
         end_group(child.pid)
         raise SystemExit(128 + number)
 
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    is_main = threading.current_thread() is threading.main_thread()  # only there may handlers be set
-    previous = {number: signal.signal(number, forward) for number in numbers} if is_main else {}
     try:
-        return child.wait()
+        with handling(forward, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            return child.wait()
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
         end_group(child.pid)  # data loader processes that outlive a trainer that crashed
 
 

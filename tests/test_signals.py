@@ -1,4 +1,4 @@
-"""A task that is asked to end gives its locks back, and the worker processes of nnU-Net's pools always end."""
+"""A process that is asked to end gives its locks back, and the worker processes of nnU-Net's pools always end."""
 
 import signal
 import subprocess
@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from nnunet_flare.rounds.termination import unwinding_on_sigterm
+from nnunet_flare.signals import unwinding_on_sigterm
 
 
 def test_inside_sigterm_unwinds_and_outside_it_is_as_before():
@@ -31,7 +31,7 @@ def test_a_worker_that_is_ended_right_after_its_fork_ends():
         sent, tell = os.pipe()
         os.register_at_fork(after_in_child=lambda: os.read(sent, 1))  # runs before ours, until the signal was sent
 
-        from nnunet_flare.rounds.termination import unwinding_on_sigterm
+        from nnunet_flare.signals import unwinding_on_sigterm
 
         with unwinding_on_sigterm():
             worker = os.fork()
