@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunet_flare.cli.common import HyphenParser, nnunet_folder, run_command, setup_logging
+from nnunet_flare.cli.common import HyphenParser, nnunet_folder, run_command, seldom_collecting, setup_logging
 from nnunet_flare.errors import InputError
 
 if TYPE_CHECKING:
@@ -133,7 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     args = parser().parse_args(argv)
     setup_logging(args.verbose)
-    return run_command(PROGRAM, lambda: _run(args))
+    with seldom_collecting():
+        return run_command(PROGRAM, lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -199,7 +200,6 @@ def _open(args: argparse.Namespace, folder: Path, profile: Profile) -> PredictsS
         segmenter = Segmenter.from_model_folder(
             folder, settings, folds=args.folds, checkpoint=args.checkpoint, profile=profile
         )
-        segmenter.load()
         return segmenter if args.roi == "none" else _with_roi(args, segmenter)
 
 
@@ -215,10 +215,8 @@ def _with_roi(args: argparse.Namespace, fine: Segmenter) -> PredictsScans:
         for channel, crop in enumerate(crops):
             write_volume(args.output / "roi" / f"{case}_{channel:04d}{ending}", crop)
 
-    coarse = open_coarse(args.roi, fine)
-    coarse.load()
     return RoiSegmenter(
-        coarse,
+        open_coarse(args.roi, fine),
         fine,
         rule=args.roi_rule or "union",
         margin_mm=MARGIN_MM if args.roi_margin is None else args.roi_margin,

@@ -79,6 +79,11 @@ class RoiSegmenter:
         """Number of image channels that both models want."""
         return self.fine.channels
 
+    def load(self) -> None:
+        """Build the networks now and not at the first scan."""
+        self.coarse.load()
+        self.fine.load()
+
     def prepare(self, volumes: Sequence[Volume], case: str = "image") -> CroppableScan:
         """Check a scan's channels and bring them to the coarse network's grid.
 

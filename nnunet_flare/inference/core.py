@@ -123,10 +123,13 @@ class Segmenter:
             return
         if self.settings.tta == "mirror" and not any(model.mirroring_axes for model in self.models):
             log.warning("trained without mirroring, so that --tta mirror changes nothing")
-        self._forwards = [
-            flipped(self._runtime(model), flips_of(self.settings.tta, model.mirroring_axes, two_d=self._slider.two_d))
-            for model in self.models
-        ]
+        with self.profile.stage("model"):
+            self._forwards = [
+                flipped(
+                    self._runtime(model), flips_of(self.settings.tta, model.mirroring_axes, two_d=self._slider.two_d)
+                )
+                for model in self.models
+            ]
 
     def prepare(self, volumes: Sequence[Volume], case: str = "image") -> Scan:
         """Check a scan's channels and bring them to the network's grid.

@@ -47,6 +47,8 @@ class PredictsScans(Protocol):
     @property
     def channels(self) -> int: ...
 
+    def load(self) -> None: ...
+
     def prepare(self, volumes: Sequence[Volume], case: str = ...) -> Any: ...
 
     def windows(self, scan: Any) -> int: ...
@@ -97,7 +99,8 @@ def predict_cases(
     Args:
         cases: what to predict.
         output: the folder; made where it is missing.
-        open_segmenter: opens the model; called while the first case is already being read.
+        open_segmenter: opens the model; called while the first case is already being read. Its networks are built
+            while that case is being prepared.
         overwrite: predict cases anew whose label map exists.
         save_members: also write the label map of every member (fold).
         postprocess: applied to each label map before it is written, not to the members'.
@@ -127,8 +130,9 @@ def predict_cases(
     writer = ThreadPoolExecutor(1, "flare-write")
     try:
         ahead = _prefetch(todo, loader, model, profile)
-        model.set_result(open_segmenter())
-        segmenter = model.result()
+        segmenter = open_segmenter()
+        model.set_result(segmenter)
+        segmenter.load()  # while the first case is being prepared
         pending: tuple[Case, float, Future[None]] | None = None
         for case, loading in ahead:
             start = time.perf_counter()

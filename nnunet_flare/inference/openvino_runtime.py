@@ -49,9 +49,8 @@ class OpenVinoRuntime:
         patch: Sequence[int],
         precision: str,
         two_d: bool,
-        exact: bool = False,
     ) -> None:
-        """Convert or take from the cache, and compile; ``exact`` normalises as exactly as PyTorch.
+        """Convert or take from the cache, and compile; in single precision it normalises as exactly as PyTorch.
 
         Raises:
             RuntimeError: when the network has an operation that OpenVINO does not convert.

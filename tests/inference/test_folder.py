@@ -1,0 +1,75 @@
+"""Predicting a folder overlaps what can be overlapped: reading, preparing, building networks, writing."""
+
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from nnunet_flare.errors import InputError
+from nnunet_flare.images import Volume, read_labels, write_volume
+from nnunet_flare.inference.folder import predict_cases
+from nnunet_flare.inference.inputs import Case
+
+PATIENCE_S = 30
+
+
+class Meeting:
+    """A segmenter whose steps wait for one another: what must go on at the same time, and does not, times out."""
+
+    channels = 1
+
+    def __init__(self) -> None:
+        self.preparing = threading.Event()
+        self.loaded = threading.Event()
+        self.prepared: list[str] = []
+        self.first_is_with_network = threading.Event()
+
+    def load(self) -> None:
+        assert self.preparing.wait(PATIENCE_S), "the first case was not prepared while the network was built"
+        self.loaded.set()
+
+    def prepare(self, volumes, case="image"):
+        self.preparing.set()
+        assert self.loaded.wait(PATIENCE_S)
+        if self.prepared:
+            assert self.first_is_with_network.wait(PATIENCE_S)
+        self.prepared.append(case)
+        return SimpleNamespace(grid=volumes[0], oddities=(), name=case)
+
+    def windows(self, scan) -> int:
+        return 1
+
+    def segment(self, scan, *, members=False, progress=None):
+        self.first_is_with_network.set()
+        return (scan.grid.array > 0).astype(np.uint8), []
+
+
+def written(folder, names):
+    cases = []
+    for number, name in enumerate(names):
+        path = folder / f"{name}_0000.nii.gz"
+        array = np.zeros((3, 4, 5), np.int16)
+        array[0, 0, : number + 1] = 40
+        write_volume(path, Volume(array, (1.0, 1.0, 1.0)))
+        cases.append(Case(name, (path,), ".nii.gz"))
+    return cases
+
+
+def test_the_first_case_is_prepared_while_the_network_is_built(tmp_path):
+    cases = written(tmp_path / "in", ["a", "b", "c"])
+    report = predict_cases(cases, tmp_path / "out", Meeting)
+    assert list(report.written) == ["a", "b", "c"] and not report.failed
+    for number, case in enumerate(cases):
+        assert read_labels(tmp_path / "out" / f"{case.name}.nii.gz").array.sum() == number + 1
+
+
+def test_a_network_that_cannot_be_built_stops_the_command(tmp_path):
+    class Broken(Meeting):
+        def load(self) -> None:
+            self.loaded.set()
+            raise InputError("checkpoint_final.pth: holds the weights of another network")
+
+    with pytest.raises(InputError, match="another network"):
+        predict_cases(written(tmp_path / "in", ["a", "b"]), tmp_path / "out", Broken)
+    assert not list((tmp_path / "out").iterdir())
