@@ -109,8 +109,10 @@ def averaged(logits: torch.Tensor, poolings: Iterable[nn.Module]) -> list[torch.
 
 
 def max_pool(stride: Size) -> nn.Module:
-    """Maximum over three voxels along the axes with a stride, over one along the others."""
+    """Maximum over three voxels along the axes with a stride, over one along the others; without any, nothing."""
     steps = axes(stride)
+    if math.prod(steps) == 1:
+        return nn.Identity()
     kernel = axes([3 if step > 1 else 1 for step in steps])
     return nn.MaxPool3d(kernel, steps, padding=half(kernel))
 

@@ -4,21 +4,16 @@ An encoder level is two residual units, the first of them strided. At the bottom
 and along whole planes. A decoder level reduces the channels, upsamples, *adds* the skip and runs one anisotropic block:
 a 3 x 3 x 1 and a 1 x 1 x 3 convolution, in (z, y, x), so that the one-dimensional one runs along x as in the code.
 With the paper's widths this has 9.4 million weights (the paper: "9 MB").
-
-Head and deep supervision are as in :mod:`nnunet_flare.networks.residual_unet`.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from nnunet_flare.networks import blocks
-from nnunet_flare.networks.blocks import Layers, axes, conv_norm, conv_unit, residual_level, upsample
+from nnunet_flare.networks.blocks import Layers, Size, axes, conv_norm, conv_unit, residual_level, upsample
+from nnunet_flare.networks.staged import StagedNetwork
 
 CONTEXT_SCALES = (1, 2, 4)
 """The context block's 3 x 3 x 3 convolutions see maps reduced by these factors."""
@@ -27,84 +22,33 @@ MIN_EDGE = 2
 """No map is pooled below this: the normalisation of a single voxel is undefined."""
 
 
-class EfficientSegNet(nn.Module):
-    """Logits (B, K, z, y, x) of images (B, C, z, y, x) whose edges the strides divide.
-
-    Args:
-        input_channels: image channels C.
-        num_classes: outputs K, background included.
-        n_stages: resolutions, the first included.
-        features_per_stage: channels of each, the last a multiple of 4.
-        strides: reduction from the stage above, per stage and axis; the first is 1.
-        kernel_sizes: per stage and axis, odd.
-        n_blocks_per_stage: residual units of each encoder level (the paper: 2).
-        n_conv_per_stage_decoder: convolutions of each decoder level, two an anisotropic block (the paper: 2).
-        dropout_op: with ``dropout_op_kwargs``, after the convolutions (the paper: 0.2).
-        nonlin: with ``nonlin_kwargs``, the activation.
-        deep_supervision: whether to return a list, highest resolution first.
-    """
-
-    def __init__(
-        self,
-        input_channels: int,
-        num_classes: int,
-        n_stages: int,
-        features_per_stage: Sequence[int],
-        strides: Sequence[blocks.Size],
-        kernel_sizes: Sequence[blocks.Size],
-        n_blocks_per_stage: Sequence[int],
-        n_conv_per_stage_decoder: Sequence[int],
-        dropout_op: type[nn.Module] | None = None,
-        dropout_op_kwargs: Mapping[str, Any] | None = None,
-        nonlin: type[nn.Module] | None = nn.LeakyReLU,
-        nonlin_kwargs: Mapping[str, Any] | None = None,
-        deep_supervision: bool = False,
-    ) -> None:
-        super().__init__()
-        blocks.check_stages(
-            n_stages,
-            features_per_stage=features_per_stage,
-            strides=strides,
-            kernel_sizes=kernel_sizes,
-            n_blocks_per_stage=n_blocks_per_stage,
-            n_conv_per_stage_decoder=n_conv_per_stage_decoder,
-        )
-        layers = Layers(dropout_op, dropout_op_kwargs, nonlin, nonlin_kwargs)
-        before = [input_channels, *features_per_stage[:-1]]
-        levels = zip(before, features_per_stage, n_blocks_per_stage, kernel_sizes, strides, strict=True)
-        self.encoder = _Encoder(
-            residual_level(thin, wide, units, layers, kernel_size=kernel, stride=stride)
-            for thin, wide, units, kernel, stride in levels
-        )
-        self.context = Context(features_per_stage[-1], layers)
-        self.decoder = _Decoder(
-            num_classes, features_per_stage, strides, kernel_sizes, n_conv_per_stage_decoder, layers, deep_supervision
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
-        maps = self.encoder(x)
-        logits: torch.Tensor | list[torch.Tensor] = self.decoder([*maps[:-1], self.context(maps[-1])])
-        return logits
+class EfficientSegNet(StagedNetwork):
+    """As :class:`StagedNetwork`; the last stage has a multiple of 4 channels. Dropout after the convolutions."""
 
     @staticmethod
-    def initialize(module: nn.Module) -> None:
-        """Kaiming-normal weights; nnU-Net calls this for every module."""
-        blocks.initialize(module)
+    def encoder_stage(before: int, here: int, units: int, kernel_size: Size, stride: Size, layers: Layers) -> nn.Module:
+        return residual_level(before, here, units, layers, kernel_size=kernel_size, stride=stride)
 
+    @staticmethod
+    def bottom(channels: int, layers: Layers) -> nn.Module:
+        return Context(channels, layers)
 
-class _Encoder(nn.Module):
-    """The feature maps of all stages, highest resolution first."""
+    @staticmethod
+    def upsampling(below: int, here: int, stride: Size, layers: Layers) -> nn.Module:
+        return nn.Sequential(conv_unit(below, here, layers, kernel_size=1), upsample(stride))
 
-    def __init__(self, stages: Any) -> None:
-        super().__init__()
-        self.stages = nn.ModuleList(stages)
+    @staticmethod
+    def join(skip: torch.Tensor, upsampled: torch.Tensor) -> torch.Tensor:
+        return upsampled + skip
 
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        maps = []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
+    @staticmethod
+    def decoder_stage(below: int, here: int, convolutions: int, kernel_size: Size, layers: Layers) -> nn.Module:
+        """Anisotropic blocks, each a convolution within the (z, y) planes and one along x."""
+        z, y, x = axes(kernel_size)
+        pair = [(z, y, 1), (1, 1, x)]
+        return nn.Sequential(
+            *(conv_unit(here, here, layers, kernel_size=pair[index % 2]) for index in range(convolutions))
+        )
 
 
 class Context(nn.Module):
@@ -144,49 +88,3 @@ class Context(nn.Module):
 
 def _resized(x: torch.Tensor, size: list[int]) -> torch.Tensor:
     return functional.interpolate(x, size, mode="trilinear", align_corners=True)
-
-
-class _Decoder(nn.Module):
-    """From the context back to full resolution, and the head (named as nnU-Net's, for ``-pretrained_weights``)."""
-
-    def __init__(
-        self,
-        num_classes: int,
-        features: Sequence[int],
-        strides: Sequence[blocks.Size],
-        kernel_sizes: Sequence[blocks.Size],
-        convolutions: Sequence[int],
-        layers: Layers,
-        deep_supervision: bool,
-    ) -> None:
-        super().__init__()
-        self.deep_supervision = deep_supervision
-        upwards = range(len(features) - 1, 0, -1)
-        self.upsamplings = nn.ModuleList(
-            nn.Sequential(
-                conv_unit(features[stage], features[stage - 1], layers, kernel_size=1), upsample(strides[stage])
-            )
-            for stage in upwards
-        )
-        self.stages = nn.ModuleList(
-            anisotropic_level(features[stage - 1], count, layers, kernel_size=kernel_sizes[stage - 1])
-            for stage, count in zip(upwards, convolutions, strict=True)
-        )
-        self.seg_layers = nn.ModuleList([nn.Conv3d(features[0], num_classes, 1)])
-        self.poolings = nn.ModuleList(nn.AvgPool3d(axes(stride)) for stride in strides[1:-1])
-
-    def forward(self, maps: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
-        x = maps[-1]
-        for stage, upsampling, skip in zip(self.stages, self.upsamplings, maps[-2::-1], strict=True):
-            x = stage(upsampling(x) + skip)
-        logits: torch.Tensor = self.seg_layers[0](x)
-        return blocks.averaged(logits, self.poolings) if self.deep_supervision else logits
-
-
-def anisotropic_level(channels: int, convolutions: int, layers: Layers, *, kernel_size: blocks.Size) -> nn.Sequential:
-    """Anisotropic blocks, each a convolution within the (z, y) planes and one along x."""
-    z, y, x = axes(kernel_size)
-    pair = [(z, y, 1), (1, 1, x)]
-    return nn.Sequential(
-        *(conv_unit(channels, channels, layers, kernel_size=pair[index % 2]) for index in range(convolutions))
-    )

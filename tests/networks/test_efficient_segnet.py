@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_flare.networks.blocks import Layers
-from nnunet_flare.networks.efficient_segnet import Context, EfficientSegNet, anisotropic_level
+from nnunet_flare.networks.efficient_segnet import Context, EfficientSegNet
 
 PAPER = {
     "n_stages": 5,
@@ -92,10 +92,8 @@ def test_the_context_block_looks_around_at_three_scales_and_along_whole_planes()
 def test_a_decoder_level_adds_the_skip_and_runs_one_anisotropic_block():
     network = small().eval()
     decoder = network.decoder
-    assert [weight.shape[2:] for weight in weights_of(anisotropic_level(4, 2, LEAKY, kernel_size=3))] == [
-        (3, 3, 1),
-        (1, 1, 3),
-    ]
+    level = EfficientSegNet.decoder_stage(8, 4, 2, 3, LEAKY)
+    assert [weight.shape[2:] for weight in weights_of(level)] == [(3, 3, 1), (1, 1, 3)]
     seen: dict[str, torch.Tensor] = {}
     decoder.stages[1].register_forward_pre_hook(lambda _, given: seen.update(entered=given[0]))
     decoder.upsamplings[1].register_forward_hook(lambda _, __, made: seen.update(upsampled=made))
