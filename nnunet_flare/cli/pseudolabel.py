@@ -89,12 +89,19 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("-i", dest="inputs", nargs="+", type=Path, required=True, metavar="MEMBER_DIR")
     score.add_argument("-o", dest="output", type=Path, required=True, metavar="scores.csv")
 
+    text = "pairs: every two folders (default); last: each with the last, the checkpoints of a training for --rule "
+    text += "stability; rounds: changed voxels from each to the next, for --rule round-change"
+    score.add_argument("--compare", choices=("pairs", "last", "rounds"), default="pairs", help=text)
+
     choose = add("select", _select, "select cases of a scores.csv")
     choose.add_argument("-i", dest="input", type=Path, required=True, metavar="scores.csv")
     choose.add_argument("-o", dest="output", type=Path, required=True, metavar="selection.csv")
-    choose.add_argument("--threshold", type=float, default=0.9)
-    choose.add_argument("--rule", default="min-organ", choices=("min-organ", "trimmed-min", "mean-organ", "all"))
-    choose.add_argument("--top_fraction", type=float)
+    choose.add_argument("--threshold", type=float, default=0.9, help="smallest score that is taken (default 0.9)")
+    rules = ("min-organ", "trimmed-min", "mean-organ", "stability", "round-change", "all")
+    choose.add_argument("--rule", default="min-organ", choices=rules, help="what a case's score is (default min-organ)")
+    choose.add_argument("--top_fraction", type=float, metavar="F", help="largest share of the cases that is taken")
+    text = "smallest agreement of single organs, for example --per_organ pancreas=0.7"
+    choose.add_argument("--per_organ", nargs="+", default=[], metavar="ORGAN=T", help=text)
     text = "make an nnU-Net dataset and a folder of unlabelled scans of a FLARE22 or FLARE23 download"
     prepare.add_arguments(add("prepare", prepare.run, text))
     text = "merge label maps: pseudo-labels, external teachers, partial ground truth"
@@ -225,7 +232,7 @@ def _recipes(arguments: argparse.Namespace) -> int:
 def _score(arguments: argparse.Namespace) -> int:
     from nnunet_flare.rounds.by_hand import score_folders
 
-    scored, failed = score_folders(arguments.inputs, arguments.output)
+    scored, failed = score_folders(arguments.inputs, arguments.output, compare=arguments.compare)
     print(f"{arguments.output}: {scored} cases")
     for case, reason in failed.items():
         print(f"set aside: {case}: {reason}", file=sys.stderr)
@@ -241,9 +248,25 @@ def _select(arguments: argparse.Namespace) -> int:
         rule=arguments.rule,
         threshold=arguments.threshold,
         top_fraction=arguments.top_fraction,
+        per_organ=_thresholds(arguments.per_organ),
     )
     print(f"{arguments.output}: {taken} of {total} cases taken")
     return 0
+
+
+def _thresholds(words: list[str]) -> dict[str, float]:
+    from nnunet_flare.errors import InputError
+
+    found = {}
+    for word in words:
+        organ, _, value = word.rpartition("=")
+        try:
+            found[organ] = float(value)
+        except ValueError:
+            found[organ] = -1.0
+        if not organ or not 0 <= found[organ] <= 1:
+            raise InputError(f"--per_organ {word}: expected ORGAN=T with a number from 0 to 1")
+    return found
 
 
 if __name__ == "__main__":

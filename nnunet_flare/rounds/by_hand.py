@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +12,30 @@ from nnunet_flare.documents import load_json, load_rows
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.images import geometry_difference, read_labels, stem_of, suffix_of
 from nnunet_flare.organs import FLARE22
-from nnunet_flare.rounds.choose import write_scores, write_selection
+from nnunet_flare.rounds.choose import write_changes, write_scores, write_selection
 from nnunet_flare.selection.agreement import pairwise_dice
-from nnunet_flare.selection.rules import select
+from nnunet_flare.selection.change import label_change
+from nnunet_flare.selection.rules import RULES, select
 
-FIXED_COLUMNS = ("mean_organ", "min_organ", "members")
+COMPARISONS = ("pairs", "last", "rounds")
+"""What :func:`score_folders` compares: every two folders, each with the last one, or each with the next one."""
+
+MEAN_CHANGE = "mean_change"
+FIXED_COLUMNS = ("mean_organ", "min_organ", MEAN_CHANGE, "members")
 
 
-def score_folders(folders: Sequence[Path], output: Path) -> tuple[int, dict[str, str]]:
+def score_folders(folders: Sequence[Path], output: Path, *, compare: str = "pairs") -> tuple[int, dict[str, str]]:
     """Agreement of the label maps that several members wrote for the same cases, as ``scores.csv``.
 
     The organs are those of the ``dataset.json`` in the first folder that has one, else FLARE22's.
+
+    Args:
+        folders: of label maps; for ``last`` a training's checkpoints, the last of them last; for ``rounds`` one per
+            round, in their order.
+        output: the table.
+        compare: ``pairs``: the organs' mean Dice over all pairs, for the rules on organs; ``last``: over the pairs with
+            the last folder, for ``stability``; ``rounds``: the share of changed voxels from each folder to the next
+            (:func:`nnunet_flare.selection.change.label_change`), for ``round-change``.
 
     Returns:
         The number of scored cases, and why each other case was set aside.
@@ -29,6 +43,8 @@ def score_folders(folders: Sequence[Path], output: Path) -> tuple[int, dict[str,
     Raises:
         InputError: for fewer than two folders, a missing folder or no case at all.
     """
+    if compare not in COMPARISONS:
+        raise InputError(f"--compare {compare}: expected one of {', '.join(COMPARISONS)}")
     if len(folders) < 2:
         raise InputError(f"score: agreement needs at least two member folders, got {len(folders)}")
     for folder in folders:
@@ -55,10 +71,19 @@ def score_folders(folders: Sequence[Path], output: Path) -> tuple[int, dict[str,
         except CaseError as error:
             failed[case] = error.reason
             continue
-        agreement = pairwise_dice([v.array for v in volumes], max(organs.values()) + 1).per_organ
-        rows.append([agreement[organ - 1] for organ in organs.values()])
+        arrays = [volume.array for volume in volumes]
         scored.append(case)
-    write_scores(output, scored, np.array(rows).reshape(-1, len(organs)), list(organs), [len(folders)] * len(scored))
+        if compare == "rounds":
+            rows.append([label_change(before, after) for before, after in pairwise(arrays)])
+            continue
+        agreement = pairwise_dice(arrays, max(organs.values()) + 1)
+        values = agreement.with_last if compare == "last" else agreement.per_organ
+        rows.append([values[organ - 1] for organ in organs.values()])
+    if compare == "rounds":
+        write_changes(output, scored, np.array(rows).reshape(-1, len(folders) - 1))
+    else:
+        table = np.array(rows).reshape(-1, len(organs))
+        write_scores(output, scored, table, list(organs), [len(folders)] * len(scored))
     return len(scored), failed
 
 
@@ -82,13 +107,29 @@ def _organs(folders: Sequence[Path]) -> dict[str, int]:
 
 
 def select_from_scores(
-    scores: Path, output: Path, *, rule: str, threshold: float, top_fraction: float | None
+    scores: Path,
+    output: Path,
+    *,
+    rule: str,
+    threshold: float,
+    top_fraction: float | None,
+    per_organ: Mapping[str, float] | None = None,
 ) -> tuple[int, int]:
     """Select cases of a ``scores.csv`` and write ``selection.csv``; returns taken and all.
 
+    Args:
+        scores: as :func:`score_folders` wrote it: agreements, or for ``round-change`` changes.
+        output: the decisions and their reasons.
+        rule: one of :data:`nnunet_flare.selection.rules.RULES`.
+        threshold: smallest score that is taken.
+        top_fraction: largest share of the cases that is taken.
+        per_organ: smallest agreement by organ.
+
     Raises:
-        InputError: with the line and column of what cannot be read.
+        InputError: with the line and column of what cannot be read, or when the table is not what the rule judges.
     """
+    if rule not in RULES:
+        raise InputError(f"--rule {rule}: expected one of {', '.join(RULES)}")
     if not 0 <= threshold <= 1:
         raise InputError(f"--threshold {threshold:g}: expected a number from 0 to 1")
     if top_fraction is not None and not 0 < top_fraction <= 1:
@@ -99,6 +140,14 @@ def select_from_scores(
     organs = [column for column in columns if column not in ("case", *FIXED_COLUMNS)]
     if "case" not in columns or not organs or len(set(columns)) < len(columns):
         raise InputError(f"{scores}: columns {columns}, expected case, one per organ, {', '.join(FIXED_COLUMNS)}")
+    holds_changes = MEAN_CHANGE in columns
+    if rule != "all" and holds_changes != (rule == "round-change"):
+        held, wanted = ("changes between rounds", "agreements") if holds_changes else ("agreements", "changes")
+        how = "score" if holds_changes else "score --compare rounds"
+        raise InputError(f"{scores}: holds {held}, --rule {rule} judges {wanted}, which flare-pseudolabel {how} writes")
+    unknown = sorted(set(per_organ or ()) - set(organs))
+    if unknown or (per_organ and holds_changes):
+        raise InputError(f"--per_organ {', '.join(unknown or per_organ or ())}: {scores} has the columns {organs}")
     cases: dict[str, int] = {}
     table = []
     for line, cells in rows:
@@ -112,8 +161,9 @@ def select_from_scores(
         if not row["case"] or row["case"] in cases:
             first = f" (first in line {cases[row['case']]})" if row["case"] in cases else ""
             raise InputError(f"{scores}, line {line}: case '{row['case']}' is empty or there twice{first}")
-        if any(value < 0 or value > 1 for value in values):
-            raise InputError(f"{scores}, line {line}: agreement outside 0 to 1")
+        if any(value < 0 or (value > 1 and not holds_changes) for value in values):
+            expected = "a change below 0" if holds_changes else "agreement outside 0 to 1"
+            raise InputError(f"{scores}, line {line}: {expected}")
         cases[row["case"]] = line
         table.append(values)
     chosen = select(
@@ -123,6 +173,7 @@ def select_from_scores(
         rule=rule,
         threshold=threshold,
         top_fraction=top_fraction,
+        per_organ=per_organ,
     )
     write_selection(output, [(d.case, d.taken, d.score, d.reason) for d in chosen])
     return sum(decision.taken for decision in chosen), len(chosen)

@@ -222,6 +222,15 @@ def write_scores(
     _write_csv(path, ["case", *organs, "mean_organ", "min_organ", "members"], rows)
 
 
+def write_changes(path: Path, cases: Sequence[str], table: np.ndarray) -> None:
+    """Write changes (cases, rounds - 1) as ``scores.csv``: case, ``1 to 2`` ..., mean_change, members; NaN empty."""
+    rows = []
+    for case, row in zip(cases, table, strict=True):
+        rows.append([case, *("" if np.isnan(v) else f"{v:.6f}" for v in (*row, row.mean())), len(row) + 1])
+    steps = [f"{number} to {number + 1}" for number in range(1, table.shape[1] + 1)]
+    _write_csv(path, ["case", *steps, "mean_change", "members"], rows)
+
+
 def write_selection(path: Path, decisions: Sequence[tuple[str, bool, float | None, str]]) -> None:
     """Write ``selection.csv``: case, taken (1 or 0), score (empty where it was not judged), reason."""
     rows = [

@@ -15,7 +15,7 @@ SMALLER = {"phantom": ["--size", "20", "32", "32", "--labelled", "2", "--unlabel
 
 def type_here(line: str) -> None:
     """Type a line for the tiny run, which has another name than the demo's."""
-    type_line(line.replace("flare_demo", "flare_tiny").replace("_demo_r1", "_tiny_r1"), smaller)
+    type_line(line.replace("flare_demo", "flare_tiny").replace("_demo_r", "_tiny_r"), smaller)
 
 
 def smaller(words: list[str]) -> list[str]:
@@ -57,7 +57,16 @@ def test_the_tutorial_works_from_the_first_line_to_the_last(desk, tiny_loop):
 
 
 @pytest.mark.parametrize(
-    "page", ["recipes-uncertainty", "recipes-demo", "howto-resume", "howto-review", "howto-cpu", "howto-labels"]
+    "page",
+    [
+        "recipes-uncertainty",
+        "recipes-demo",
+        "howto-resume",
+        "howto-review",
+        "howto-select",
+        "howto-cpu",
+        "howto-labels",
+    ],
 )
 def test_the_commands_of_a_page_work(desk, tiny_loop, monkeypatch, page):
     take_tiny_run(desk, tiny_loop)

@@ -22,7 +22,7 @@ import torch
 from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.errors import FlareError, InputError, TaskError
 from nnunet_flare.files import read_json, write_json
-from nnunet_flare.images import Volume, read_labels, read_volume, to_sitk, write_labels, write_volume
+from nnunet_flare.images import Volume, read_labels, read_volume, to_sitk, write_volume
 from nnunet_flare.rounds import local
 from nnunet_flare.rounds.arrays import read_array, write_array
 from nnunet_flare.rounds.choose import select_round
@@ -351,58 +351,6 @@ def test_the_ledger_is_exported_as_csv(run, tmp_path, capsys):
 def test_export_without_a_target_says_what_to_give(run, capsys):
     assert main(["export", "-o", str(run.root)]) == 2
     assert "--dataset" in capsys.readouterr().err
-
-
-# ------------------------------------------------------------------ scoring and selection by hand
-
-
-def test_score_and_select_work_on_plain_folders(run, tmp_path, capsys):
-    labels = run.root / "labels" / "r0"
-    members = [tmp_path / "a", tmp_path / "b"]
-    for member in members:
-        shutil.copytree(labels, member)
-    case = sorted(members[1].iterdir())[0]
-    volume = read_labels(case)
-    write_labels(case, np.where(volume.array == 1, 0, volume.array), volume)
-    sorted(members[1].iterdir())[1].unlink()
-    scores, selection = tmp_path / "scores.csv", tmp_path / "selection.csv"
-    assert main(["score", "-i", *map(str, members), "-o", str(scores)]) == 1
-    assert "no label map in" in capsys.readouterr().err
-    rows = scores.read_text().splitlines()
-    assert rows[0] == f"case,{','.join(organ_ids(run))},mean_organ,min_organ,members" and len(rows) == 6
-    assert main(["select", "-i", str(scores), "-o", str(selection), "--threshold", "0.5"]) == 0
-    chosen = selection.read_text().splitlines()
-    assert chosen[0] == "case,taken,score,reason"
-    had_liver = bool((volume.array == 1).any())
-    assert sum(line.split(",")[1] == "1" for line in chosen[1:]) == (4 if had_liver else 5)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("case,liver\na,0.5\na,0.6\n", "line 3: case 'a' is empty or there twice"),
-        ("case,liver\na,many\n", "line 2"),
-        ("case,liver\na,1.5\n", "outside 0 to 1"),
-        ("name,liver\na,1\n", "expected case"),
-        ("case,mean_organ\na,1\n", "expected case, one per organ"),
-    ],
-)
-def test_a_wrong_scores_file_is_refused_with_its_line(tmp_path, capsys, text, message):
-    path = tmp_path / "scores.csv"
-    path.write_text(text)
-    assert main(["select", "-i", str(path), "-o", str(tmp_path / "out.csv")]) == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out.csv").exists()
-
-
-def test_a_nan_in_scores_is_not_selected(tmp_path, capsys):
-    path = tmp_path / "scores.csv"
-    path.write_text("case,liver,spleen\na,1.0,\nb,0.95,0.9\n")
-    assert main(["select", "-i", str(path), "-o", str(tmp_path / "out.csv")]) == 0
-    assert [line.split(",")[:2] for line in (tmp_path / "out.csv").read_text().splitlines()[1:]] == [
-        ["a", "0"],
-        ["b", "1"],
-    ]
 
 
 # ------------------------------------------------------------------ tasks and executors
