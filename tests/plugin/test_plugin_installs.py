@@ -52,7 +52,9 @@ WITHOUT_STOCK_TRAINERS = """
 import os, pkgutil
 everything = pkgutil.iter_modules
 stock = os.path.join("nnunetv2", "training", "nnUNetTrainer")
-pkgutil.iter_modules = lambda paths: iter(()) if paths[0].endswith(stock) else everything(paths)
+pkgutil.iter_modules = lambda paths=None, prefix="": (
+    iter(()) if paths and paths[0].endswith(stock) else everything(paths, prefix)
+)
 """
 """Stock's search imports all of its trainers, which takes long and changes nothing here."""
 
