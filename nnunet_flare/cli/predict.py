@@ -89,7 +89,8 @@ def parser() -> argparse.ArgumentParser:
     )
     how.add_argument("--roi_margin", type=float, metavar="MM", help="around the box (default 20)")
     how.add_argument("--max_memory", type=float, metavar="GB", help="set cases aside that would need more memory")
-    how.add_argument("--gpu_memory", type=float, metavar="GB", help="memory of the GPU to keep to")
+    text = "memory of the GPU to keep to"
+    how.add_argument("--gpu_memory", "--gpu_memory_gb", type=float, metavar="GB", help=text)
     how.add_argument("--disable_tta", action="store_true", help="the default here; accepted as in nnU-Net")
     how.add_argument(
         "--precision",

@@ -111,8 +111,7 @@ class RoiSegmenter:
         profile.share("volume seen by the fine model", share)
         if self._on_crop is not None:
             self._on_crop(scan.name, crops)
-        with profile.stage("preprocess"):
-            fine = self.fine.prepare(crops, scan.name)
+        fine = self.fine.prepare(crops, scan.name)
         labels, others = self.fine.segment(fine, members=members, progress=progress)
         return pasted(labels, box, shape), [pasted(one, box, shape) for one in others]
 
@@ -180,7 +179,8 @@ def open_coarse(name: str, fine: Segmenter) -> Segmenter:
         InputError: when there is no such model, or it cannot be opened.
     """
     folder = coarse_model_folder(name, fine.models[0].member.folder)
-    return Segmenter.from_model_folder(folder, replace(fine.settings, tta="none", windows="all"))
+    settings = replace(fine.settings, tta="none", windows="all")
+    return Segmenter.from_model_folder(folder, settings, profile=fine.profile.part("coarse "))
 
 
 def coarse_model_folder(name: str, fine: Path) -> Path:

@@ -144,6 +144,7 @@ class Segmenter:
             patch=self.patch,
             plans_manager=self.plans_manager,
             configuration_manager=self.configuration_manager,
+            profile=self.profile,
         )
 
     def value_oddities(self, volumes: Sequence[Volume]) -> tuple[str, ...]:

@@ -198,8 +198,7 @@ def _load(case: Case, model: Future[PredictsScans], profile: Profile) -> Any:
         volumes = case.read()
     segmenter = model.result()
     check_channel_count(case, segmenter.channels)
-    with profile.stage("preprocess"):
-        return segmenter.prepare(volumes, case.name)
+    return segmenter.prepare(volumes, case.name)
 
 
 def _write(

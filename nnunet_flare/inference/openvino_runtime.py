@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONVERTED = "network.xml"
+
+REPORTING = "openvino_telemetry"
+"""The package through which OpenVINO reports."""
 
 FORMAT = 3
 """Counts up when the conversion changes."""
@@ -55,8 +59,7 @@ class OpenVinoRuntime:
         Raises:
             RuntimeError: when the network has an operation that OpenVINO does not convert.
         """
-        import openvino
-
+        openvino = silent_openvino()
         self._two_d = two_d
         shape = [1, model.channels, *(patch[1:] if two_d else patch)]
         core = openvino.Core()
@@ -84,6 +87,22 @@ class OpenVinoRuntime:
         return scores[:, None] if self._two_d else scores
 
 
+def silent_openvino() -> Any:
+    """The package ``openvino``, imported so that it does not report its use.
+
+    Its import and every conversion tell its makers, by default, from processes that it forks. A prediction contacts
+    nobody, and a process that is forked while another thread multiplies matrices may stop both for ever.
+    """
+    if "openvino" not in sys.modules:
+        sys.modules[REPORTING] = None  # type: ignore[assignment]  # not importable: openvino then does without
+    try:
+        import openvino
+    finally:
+        if sys.modules.get(REPORTING, ...) is None:
+            del sys.modules[REPORTING]
+    return openvino
+
+
 def _key(model: Model, shape: Sequence[int], *, exact: bool) -> str:
     from importlib.metadata import version
 
@@ -93,17 +112,30 @@ def _key(model: Model, shape: Sequence[int], *, exact: bool) -> str:
 
 
 def _convert(network: nn.Module, shape: Sequence[int], example: Sequence[int], *, exact: bool) -> Any:
-    """The converted network for windows of ``shape``, traced on one of shape ``example``."""
-    import openvino
+    """The converted network for windows of ``shape``, traced on one of shape ``example``.
 
+    Raises:
+        RuntimeError: when the network has an operation that OpenVINO does not convert.
+    """
     log.info("converting the network for OpenVINO (once per checkpoint)")
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer's remarks about shapes
-        converted = openvino.convert_model(network, example_input=torch.zeros(list(example)))
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracer's remarks about shapes
+            converted = silent_openvino().convert_model(network, example_input=torch.zeros(list(example)))
+    except Exception as error:  # what the tracer and the converter raise has nothing in common
+        raise RuntimeError(_reason(error)) from error
     converted.reshape(list(shape))
     if exact:
         average_in_blocks(converted)
     return converted
+
+
+def _reason(error: BaseException) -> str:
+    """The last line of what came first: the tracer wraps the network's own error in general advice."""
+    while error.__context__ is not None:
+        error = error.__context__
+    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 def _trace_shape(model: Model, shape: Sequence[int]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Iterator
@@ -17,18 +18,29 @@ class Profile:
         self.seconds: dict[str, float] = {}
         self.calls: dict[str, int] = {}
         self.shares: dict[str, list[float]] = {}
+        self._prefix = ""
+
+    def part(self, prefix: str) -> Profile:
+        """A profile whose stages are entered here, under their names behind ``prefix``."""
+        part = copy.copy(self)
+        part._prefix = self._prefix + prefix
+        return part
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a block under a name."""
+    def stage(self, name: str, *, within: str | None = None) -> Iterator[None]:
+        """Time a block under a name; its time is taken from the stage ``within`` which it runs, and is no call."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.add(name, time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            self.add(name, seconds, calls=int(within is None))
+            if within is not None:
+                self.add(within, -seconds, calls=0)
 
     def add(self, name: str, seconds: float, calls: int = 1) -> None:
         """Add a time measured elsewhere."""
+        name = self._prefix + name
         with self._lock:
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
             self.calls[name] = self.calls.get(name, 0) + calls

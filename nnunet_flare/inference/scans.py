@@ -11,6 +11,7 @@ import numpy as np
 from nnunet_flare.errors import CaseError
 from nnunet_flare.images import Volume, check_values, geometry_difference, oddities
 from nnunet_flare.inference.preprocessing import Prepared, preprocess
+from nnunet_flare.inference.profile import Profile
 from nnunet_flare.orientation import Turn, turn_for_reader
 
 CT_SCHEMES = frozenset({"CTNormalization", "FlareClip500Normalization", "FlareClip325Normalization"})
@@ -44,6 +45,7 @@ def prepare_scan(
     patch: Sequence[int],
     plans_manager: Any,
     configuration_manager: Any,
+    profile: Profile,
 ) -> Scan:
     """Check a scan's channels and bring them to the network's grid.
 
@@ -54,14 +56,17 @@ def prepare_scan(
         patch: window size (z, y, x).
         plans_manager: stock nnU-Net's.
         configuration_manager: stock nnU-Net's.
+        profile: gets the time of every stage.
 
     Raises:
         CaseError: when the scan cannot be predicted with this model.
     """
     if len(volumes) != channels:
         raise CaseError(case, f"has {len(volumes)} channels, the model was trained on {channels}")
-    for volume in volumes:
-        check_values(volume, case)
+    with profile.stage("check"):
+        for volume in volumes:
+            check_values(volume, case)
+        found = list(value_oddities(volumes, configuration_manager))
     for number, volume in enumerate(volumes[1:], start=1):
         difference = geometry_difference(volumes[0], volume)
         if difference is not None:
@@ -73,10 +78,10 @@ def prepare_scan(
             turn.spacing_mm(volumes[0].spacing_mm),
             plans_manager,
             configuration_manager,
+            profile,
         )
     except ValueError as error:
         raise CaseError(case, str(error)) from error
-    found = list(value_oddities(volumes, configuration_manager))
     shape = prepared.data.shape[1:]
     if any(n < p for n, p in zip(shape, patch, strict=True)):
         found.append(

@@ -176,7 +176,9 @@ def test_the_result_is_the_crops_own_prediction_pasted(fine, coarse, images, tmp
     options = ("--roi", "3d_lowres", "--roi-margin", 6, "--save-roi", "--profile", "--save-members")
     assert run("-i", images, "-o", tmp_path / "out", "-m", fine, *options) == 0
     printed = capsys.readouterr().out
-    assert "coarse pass" in printed
+    stages = [line.split("  ")[0] for line in printed.splitlines()]
+    both = {"model", "check", "crop + normalise", "resample"}
+    assert {*both, *(f"coarse {stage}" for stage in both), "coarse pass", "network", "export", "write"} <= set(stages)
     assert "volume seen by the fine model: " in printed
     assert run("-i", tmp_path / "out" / "roi", "-o", tmp_path / "alone", "-m", fine, "--save_members") == 0
     for name in ("a.nii.gz", "members/0/a.nii.gz", "members/1/a.nii.gz"):

@@ -13,6 +13,7 @@ import trained_models as models
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference import cache, runtimes
+from nnunet_flare.inference.model import Model
 from nnunet_flare.inference.predictor import FlarePredictor
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -115,6 +116,29 @@ def test_without_a_cache_the_network_is_converted_in_memory(case, monkeypatch):
     monkeypatch.setenv(cache.VARIABLE, "")
     folder, data = case
     assert logits(folder, data, backend="openvino", precision="fp32", folds=[0]).shape[1:] == data.shape[1:]
+
+
+class Unknown(torch.nn.Module):
+    """A network with an operation that OpenVINO has no rule for."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.special.bessel_j0(self.network(x))
+
+
+@needs_openvino
+def test_a_network_that_openvino_does_not_know_is_run_by_pytorch_or_refused(case, monkeypatch, caplog):
+    folder, data = case
+    network = Model.network
+    monkeypatch.setattr(Model, "network", lambda model: Unknown(network(model)))
+    expected = logits(folder, data, backend="torch", precision="fp32", folds=[0])
+    assert torch.equal(logits(folder, data, backend="auto", precision="fp32", folds=[0]), expected)
+    assert "aten::special_bessel_j0); PyTorch does" in caplog.text
+    with pytest.raises(InputError, match=r"OpenVINO does not run this network .*bessel_j0"):
+        logits(folder, data, backend="openvino", precision="fp32", folds=[0])
 
 
 def test_choices_know_the_hardware(monkeypatch):

@@ -19,6 +19,7 @@ def one_of_two(rank: int, folder: str, variables: dict[str, str]) -> None:
     from nnunetv2.run.run_training import get_trainer_from_args
     from torch import distributed as dist
     from torch.nn.parallel import DistributedDataParallel
+    from two_processes import leave_together
 
     from nnunet_flare.trainers import adversarial
 
@@ -52,7 +53,7 @@ def one_of_two(rank: int, folder: str, variables: dict[str, str]) -> None:
         "batch": trainer.batch_size,
     }
     torch.save(state, f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
+    leave_together(folder, rank)
 
 
 def test_two_processes_train_the_same_networks(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.loss.robust_ce_loss import RobustCrossEntropyLoss
+from two_processes import leave_together
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.trainers.marginal import (
@@ -231,7 +232,7 @@ def _one_of_two(rank: int, folder: str) -> None:
     )
     loss.backward()
     torch.save((loss.detach(), logits.grad), f"{folder}/rank{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave_together(folder, rank)
 
 
 def test_batch_dice_over_two_processes_is_that_of_the_whole_batch(tmp_path: Path) -> None:
