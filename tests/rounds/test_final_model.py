@@ -43,6 +43,31 @@ def test_a_change_of_the_students_plan_leaves_the_rounds_alone_and_inherits_thei
     assert other.base_changes(final=True) == ("nnUNetPlannerFlareSmall", "3d_fullres", {})
 
 
+def test_a_teacher_plans_the_rounds_and_leaves_the_student_the_recipes_plan() -> None:
+    larger = {"teacher.planner": "nnUNetPlannerFlareBig", "plan.base_features": "24"}
+    recipe = load_recipe("selective", larger)
+    assert recipe.base_changes(final=False) == ("nnUNetPlannerFlareBig", "3d_fullres", {"base_features": 24})
+    assert recipe.base_changes(final=True) == ("nnUNetPlannerFlareFine", "3d_fullres", {})
+    spelled_out = {"planner": "nnUNetPlannerFlareBig", "final.planner": "nnUNetPlannerFlareFine"}
+    assert recipe == load_recipe("selective", {**spelled_out, "plan.base_features": "24"})
+    assert load_recipe("selective", {"teacher": "null"}) == load_recipe("selective")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"teacher.planer": "nnUNetPlannerFlareBig"}, "teacher: found .*, expected the key planner alone"),
+        ({"teacher": "nnUNetPlannerFlareBig"}, "teacher: found .*, expected the key planner alone"),
+        ({"teacher.planner": "a", "final.planner": "b"}, "teacher.planner: found 'a', but final.planner is 'b'"),
+        ({"teacher.planner": "a", "final.start": "member"}, "final.planner: found 'nnUNetPlannerFlareFine', but"),
+        ({"teacher.planner": "[1]"}, "planner: found"),
+    ],
+)
+def test_a_teacher_that_cannot_be_is_refused(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_recipe("selective", settings)
+
+
 def test_training_keys_of_the_final_model_hold_for_it_alone() -> None:
     changes = {
         "final.training": "{mirroring: false}",
