@@ -93,9 +93,11 @@ class Recipe(Part):
     @classmethod
     def _with_teacher(cls, document: Any) -> Any:
         """``teacher.planner``: it plans the rounds, with ``plan.*``; the recipe's own planner is the final model's."""
-        if not isinstance(document, dict) or document.get("teacher") is None:
+        if not isinstance(document, dict) or "teacher" not in document:
             return document
         rest = {key: value for key, value in document.items() if key != "teacher"}
+        if document["teacher"] in (None, {"planner": None}):
+            return rest
         teacher, final = document["teacher"], dict(rest.get("final") or {})
         if not isinstance(teacher, dict) or set(teacher) != {"planner"}:
             raise ValueError(f"teacher: found {teacher!r}, expected the key planner alone")

@@ -50,7 +50,8 @@ def test_a_teacher_plans_the_rounds_and_leaves_the_student_the_recipes_plan() ->
     assert recipe.base_changes(final=True) == ("nnUNetPlannerFlareFine", "3d_fullres", {})
     spelled_out = {"planner": "nnUNetPlannerFlareBig", "final.planner": "nnUNetPlannerFlareFine"}
     assert recipe == load_recipe("selective", {**spelled_out, "plan.base_features": "24"})
-    assert load_recipe("selective", {"teacher": "null"}) == load_recipe("selective")
+    for nothing in ({"teacher": "null"}, {"teacher.planner": "null"}):
+        assert load_recipe("selective", nothing) == load_recipe("selective")
 
 
 @pytest.mark.parametrize(
