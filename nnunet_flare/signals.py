@@ -28,7 +28,7 @@ def handling(handler: Callable[[int, FrameType | None], object], *numbers: int) 
         yield
     finally:
         for number, before in previous.items():
-            signal.signal(number, before)
+            signal.signal(number, signal.SIG_DFL if before is None else before)  # None: set by no Python
 
 
 @contextmanager
