@@ -10,7 +10,7 @@ the strides, so that the weights are the same either way.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -66,8 +66,8 @@ class StagedNetwork(nn.Module, ABC):
             n_conv_per_stage_decoder=n_conv_per_stage_decoder,
         )
         layers = Layers(dropout_op, dropout_op_kwargs, nonlin, nonlin_kwargs)
-        widths = [input_channels, *features_per_stage]
-        levels = zip(widths, features_per_stage, n_blocks_per_stage, kernel_sizes, strides, strict=False)
+        before = [input_channels, *features_per_stage[:-1]]
+        levels = zip(before, features_per_stage, n_blocks_per_stage, kernel_sizes, strides, strict=True)
         self.encoder = _Encoder(self.encoder_stage(*level, layers) for level in levels)
         self.context = self.bottom(features_per_stage[-1], layers)
         wide, thin = features_per_stage[:0:-1], features_per_stage[-2::-1]
@@ -142,7 +142,7 @@ class _Decoder(nn.Module):
         stages: Iterable[nn.Module],
         head: nn.Module,
         poolings: Iterable[nn.Module],
-        join: Any,
+        join: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
         deep_supervision: bool,
     ) -> None:
         super().__init__()
