@@ -35,6 +35,7 @@ from nnunet_flare.rounds.recipe_parts import (
     Selection,
     Stop,
     of_round,
+    without_teacher,
 )
 from nnunet_flare.trainers.settings import TrainingSettings
 
@@ -92,22 +93,7 @@ class Recipe(Part):
     @model_validator(mode="before")
     @classmethod
     def _with_teacher(cls, document: Any) -> Any:
-        """``teacher.planner``: it plans the rounds, with ``plan.*``; the recipe's own planner is the final model's."""
-        if not isinstance(document, dict) or "teacher" not in document:
-            return document
-        rest = {key: value for key, value in document.items() if key != "teacher"}
-        if document["teacher"] in (None, {"planner": None}):
-            return rest
-        teacher, final = document["teacher"], dict(rest.get("final") or {})
-        if not isinstance(teacher, dict) or set(teacher) != {"planner"}:
-            raise ValueError(f"teacher: found {teacher!r}, expected the key planner alone")
-        if final.get("planner") is not None:
-            raise ValueError(
-                f"teacher.planner: found {teacher['planner']!r}, but final.planner is {final['planner']!r}; "
-                "then 'planner' is the teacher's: give planner and final.planner, or teacher.planner alone"
-            )
-        final["planner"] = rest.get("planner", cls.model_fields["planner"].default)
-        return {**rest, "planner": teacher["planner"], "final": final}
+        return without_teacher(document, cls.model_fields["planner"].default)
 
     @model_validator(mode="after")
     def _training_is_valid(self) -> Recipe:

@@ -264,3 +264,24 @@ class Stop(Part):
     """Early stop: after ``patience`` rounds without a gain of the mean agreement."""
 
     patience: int | None = Field(None, ge=1)
+
+
+def without_teacher(document: Any, planner: str) -> Any:
+    """A recipe's document with ``teacher.planner`` spelled out: it plans the rounds, the recipe's own the final model.
+
+    ``planner`` is that of a recipe that names none.
+    """
+    if not isinstance(document, dict) or "teacher" not in document:
+        return document
+    rest = {key: value for key, value in document.items() if key != "teacher"}
+    teacher, final = document["teacher"], rest.get("final") or {}
+    if teacher in (None, {"planner": None}) or not isinstance(final, dict):
+        return rest  # what is wrong with 'final' is said where it is read
+    if not isinstance(teacher, dict) or set(teacher) != {"planner"}:
+        raise ValueError(f"teacher: found {teacher!r}, expected the key planner alone")
+    if final.get("planner") is not None:
+        raise ValueError(
+            f"teacher.planner: found {teacher['planner']!r}, but final.planner is {final['planner']!r}; then 'planner' "
+            "is the teacher's: give planner and final.planner, or teacher.planner alone"
+        )
+    return {**rest, "planner": teacher["planner"], "final": {**final, "planner": rest.get("planner", planner)}}

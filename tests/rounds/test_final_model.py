@@ -62,6 +62,7 @@ def test_a_teacher_plans_the_rounds_and_leaves_the_student_the_recipes_plan() ->
         ({"teacher.planner": "a", "final.planner": "b"}, "teacher.planner: found 'a', but final.planner is 'b'"),
         ({"teacher.planner": "a", "final.start": "member"}, "final.planner: found 'nnUNetPlannerFlareFine', but"),
         ({"teacher.planner": "[1]"}, "planner: found"),
+        ({"teacher.planner": "a", "final": "[1]"}, r"final: found \[1\]"),
     ],
 )
 def test_a_teacher_that_cannot_be_is_refused(settings: dict[str, str], message: str) -> None:
