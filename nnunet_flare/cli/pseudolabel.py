@@ -89,9 +89,13 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("-i", dest="inputs", nargs="+", type=Path, required=True, metavar="MEMBER_DIR")
     score.add_argument("-o", dest="output", type=Path, required=True, metavar="scores.csv")
 
-    text = "pairs: every two folders (default); last: each with the last, the checkpoints of a training for --rule "
-    text += "stability; rounds: changed voxels from each to the next, for --rule round-change"
-    score.add_argument("--compare", choices=("pairs", "last", "rounds"), default="pairs", help=text)
+    score.add_argument(
+        "--compare",
+        choices=("pairs", "last", "rounds"),
+        default="pairs",
+        help="pairs: every two folders (default); last: each with the last, the checkpoints of a training for --rule "
+        "stability; rounds: changed voxels from each to the next, for --rule round-change",
+    )
 
     choose = add("select", _select, "select cases of a scores.csv")
     choose.add_argument("-i", dest="input", type=Path, required=True, metavar="scores.csv")
@@ -257,15 +261,18 @@ def _select(arguments: argparse.Namespace) -> int:
 def _thresholds(words: list[str]) -> dict[str, float]:
     from nnunet_flare.errors import InputError
 
-    found = {}
+    found: dict[str, float] = {}
     for word in words:
         organ, _, value = word.rpartition("=")
         try:
-            found[organ] = float(value)
+            threshold = float(value)
         except ValueError:
-            found[organ] = -1.0
-        if not organ or not 0 <= found[organ] <= 1:
+            threshold = -1.0
+        if not organ or not 0 <= threshold <= 1:
             raise InputError(f"--per_organ {word}: expected ORGAN=T with a number from 0 to 1")
+        if organ in found:
+            raise InputError(f"--per_organ {organ}: given twice ({found[organ]:g} and {threshold:g})")
+        found[organ] = threshold
     return found
 
 

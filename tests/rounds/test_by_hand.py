@@ -128,6 +128,7 @@ def test_rounds_are_compared_with_the_next_one_by_hand(three_folders, tmp_path):
         ("pairs", ["--per_organ", "livre=0.5"], "--per_organ livre"),
         ("pairs", ["--per_organ", "liver=2"], "a number from 0 to 1"),
         ("pairs", ["--per_organ", "liver"], "expected ORGAN=T"),
+        ("pairs", ["--per_organ", "liver=0.5", "liver=0.6"], "--per_organ liver: given twice (0.5 and 0.6)"),
     ],
 )
 def test_a_rule_that_does_not_fit_the_table_is_refused(three_folders, tmp_path, capsys, compare, more, message):
