@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from nnunet_flare.rounds.recipe import Recipe, load_recipe
+from nnunet_flare.recipes.recipe import Recipe, load_recipe
 
 
 @dataclass(frozen=True)

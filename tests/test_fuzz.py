@@ -32,11 +32,11 @@ from nnunet_flare.fusion.ids import load_id_map
 from nnunet_flare.organs import FLARE22
 from nnunet_flare.postprocessing.labelset import label_set
 from nnunet_flare.postprocessing.pipeline import load_pipeline
+from nnunet_flare.recipes.recipe import load_recipe, shipped_recipes
 from nnunet_flare.rounds.by_hand import score_folders, select_from_scores
-from nnunet_flare.rounds.decisions import read_reviews
-from nnunet_flare.rounds.manifest import load_run
-from nnunet_flare.rounds.recipe import load_recipe, shipped_recipes
-from nnunet_flare.rounds.slurm_options import parse_options
+from nnunet_flare.rounds.executors.slurm_options import parse_options
+from nnunet_flare.rounds.run.decisions import read_reviews
+from nnunet_flare.rounds.run.manifest import load_run
 from nnunet_flare.trainers.settings import read_settings
 
 EXAMPLES = int(os.environ.get("FLARE_FUZZ_EXAMPLES", "30"))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import nnunet_flare
 from nnunet_flare.datasets import check_dataset
-from nnunet_flare.rounds.unlabelled import safe_id
+from nnunet_flare.rounds.run.unlabelled import safe_id
 
 PACKAGE = Path(nnunet_flare.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -21,7 +21,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 CODE_FROM_FILES = {
     "checkpoints.py: torch.load": "with --trust-checkpoint only; weights_only before that",
     "trainers/checkpoints.py: torch.load": "a training's own checkpoints, to resume it",
-    "rounds/arrays.py: pickle.load": "nnU-Net's pickles in nnUNet_preprocessed",
+    "rounds/stages/arrays.py: pickle.load": "nnU-Net's pickles in nnUNet_preprocessed",
     "documents.py: yaml.load": "with SafeLoader or BaseLoader",
 }
 """Every place that could run what a file holds, and why it may be there; each is a line of SECURITY.md."""
@@ -102,7 +102,7 @@ def test_the_id_of_an_unlabelled_scan_is_a_plain_name(name: str) -> None:
 
 def test_ids_of_reviews_must_be_cases_of_the_run(tmp_path: Path) -> None:
     from nnunet_flare.errors import InputError
-    from nnunet_flare.rounds.decisions import read_reviews
+    from nnunet_flare.rounds.run.decisions import read_reviews
 
     (tmp_path / "d.csv").write_text("case,decision\n../../evil,accept\n")
     with pytest.raises(InputError, match="is no unlabelled case"):

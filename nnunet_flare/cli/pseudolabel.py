@@ -142,7 +142,7 @@ def _phantom(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from nnunet_flare.rounds.manifest import load_run
+    from nnunet_flare.rounds.run.manifest import load_run
     from nnunet_flare.rounds.status import status
 
     show(status(load_run(arguments.run_dir)))
@@ -151,7 +151,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _cancel(arguments: argparse.Namespace) -> int:
     from nnunet_flare.rounds.cancel import cancel
-    from nnunet_flare.rounds.manifest import load_run
+    from nnunet_flare.rounds.run.manifest import load_run
 
     print(cancel(load_run(arguments.run_dir)))
     return 0
@@ -159,7 +159,7 @@ def _cancel(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     from nnunet_flare.report.page import parse_pictures, write_report
-    from nnunet_flare.rounds.manifest import load_run
+    from nnunet_flare.rounds.run.manifest import load_run
 
     pictures = parse_pictures(arguments.pictures)
     print(write_report(load_run(arguments.run_dir), pictures=pictures, view3d=arguments.view3d))
@@ -168,7 +168,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _clean(arguments: argparse.Namespace) -> int:
     from nnunet_flare.rounds.clean import clean, cleanable
-    from nnunet_flare.rounds.manifest import load_run
+    from nnunet_flare.rounds.run.manifest import load_run
 
     run = load_run(arguments.run_dir)
     items = cleanable(run)
@@ -192,9 +192,9 @@ def _clean(arguments: argparse.Namespace) -> int:
 
 
 def _task(arguments: argparse.Namespace) -> int:
-    from nnunet_flare.rounds.manifest import load_run
-    from nnunet_flare.rounds.tasks import stand_in
-    from nnunet_flare.rounds.work import do_task
+    from nnunet_flare.rounds.do_task import do_task
+    from nnunet_flare.rounds.run.manifest import load_run
+    from nnunet_flare.rounds.run.tasks import stand_in
     from nnunet_flare.signals import unwinding_on_sigterm
 
     run = load_run(arguments.run_dir)
@@ -210,7 +210,7 @@ def _task(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from nnunet_flare.errors import InputError
     from nnunet_flare.rounds import export
-    from nnunet_flare.rounds.manifest import load_run
+    from nnunet_flare.rounds.run.manifest import load_run
 
     run = load_run(arguments.run_dir)
     if arguments.dataset is None and arguments.ledger is None and arguments.stock_model is None:
@@ -225,7 +225,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _recipes(arguments: argparse.Namespace) -> int:
-    from nnunet_flare.rounds.recipe import load_recipe, shipped_recipes
+    from nnunet_flare.recipes.recipe import load_recipe, shipped_recipes
 
     for name in shipped_recipes():
         recipe = load_recipe(name)

@@ -11,7 +11,7 @@ from nnunet_flare.cli.common import nnunet_folder, parse_settings
 from nnunet_flare.cli.terminal import show
 
 if TYPE_CHECKING:
-    from nnunet_flare.rounds.manifest import Run
+    from nnunet_flare.rounds.run.manifest import Run
 
 SLURM_SHARDS = 4
 """Parts that labelling is split into on a cluster, where the number of GPUs is not known."""
@@ -70,7 +70,7 @@ def add_timeout(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Start a run, or go on with one; returns the exit code."""
-    from nnunet_flare.rounds.recipe import load_recipe
+    from nnunet_flare.recipes.recipe import load_recipe
     from nnunet_flare.rounds.start import Request, plan_run, start_run
 
     recipe = load_recipe(arguments.recipe, parse_settings(arguments.settings))
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     run = start_run(plan)
     _keep_decisions(run, arguments.decisions)
     if arguments.executor == "print":
-        from nnunet_flare.rounds.script import write_script, write_submission
+        from nnunet_flare.rounds.executors.script import write_script, write_submission
 
         if arguments.slurm:
             print(f"{write_submission(run, options)}\nRun it with bash where sbatch works; it submits every job.")
@@ -113,8 +113,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def preprocess(arguments: argparse.Namespace) -> int:
     """Plan and preprocess ahead of a run; returns the exit code."""
-    from nnunet_flare.rounds.ahead import preprocess_ahead
-    from nnunet_flare.rounds.recipe import load_recipe
+    from nnunet_flare.recipes.recipe import load_recipe
+    from nnunet_flare.rounds.preprocess_only import preprocess_ahead
 
     recipe = load_recipe(arguments.recipe, parse_settings(arguments.settings))
     done = preprocess_ahead(arguments.dataset, arguments.unlabelled, recipe, arguments.name, _folders())
@@ -126,9 +126,9 @@ def preprocess(arguments: argparse.Namespace) -> int:
 
 def retry(arguments: argparse.Namespace) -> int:
     """Do again what failed; returns the exit code."""
-    from nnunet_flare.rounds.local import forget_failures
-    from nnunet_flare.rounds.manifest import load_run
-    from nnunet_flare.rounds.slurm import state_file, stored_options
+    from nnunet_flare.rounds.executors.local import forget_failures
+    from nnunet_flare.rounds.executors.slurm import state_file, stored_options
+    from nnunet_flare.rounds.run.manifest import load_run
 
     run = load_run(arguments.run_dir)
     _keep_decisions(run, arguments.decisions)
@@ -145,7 +145,7 @@ def _folders() -> dict[str, Path]:
 def _slurm_options(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """The validated ``--slurm`` options; a mistake in them is said before anything is started."""
     from nnunet_flare.errors import InputError
-    from nnunet_flare.rounds.slurm_options import parse_options
+    from nnunet_flare.rounds.executors.slurm_options import parse_options
 
     if arguments.slurm and arguments.executor == "local":
         raise InputError("--slurm needs --executor slurm or print, not local")
@@ -157,8 +157,8 @@ def _slurm_options(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def _submit(root: Path, options: dict[str, dict[str, Any]]) -> int:
-    from nnunet_flare.rounds.manifest import load_run
-    from nnunet_flare.rounds.slurm import submit
+    from nnunet_flare.rounds.executors.slurm import submit
+    from nnunet_flare.rounds.run.manifest import load_run
     from nnunet_flare.rounds.status import status
 
     run = load_run(root)
@@ -171,7 +171,7 @@ def _submit(root: Path, options: dict[str, dict[str, Any]]) -> int:
 def _gpus(device: str, wanted: int | None, needed: int) -> list[int]:
     """The GPUs of this machine that tasks may use; none for other devices."""
     from nnunet_flare.errors import InputError
-    from nnunet_flare.rounds.local import visible_gpus
+    from nnunet_flare.rounds.executors.local import visible_gpus
 
     if device != "cuda":
         if wanted not in (None, 0):
@@ -187,9 +187,9 @@ def _gpus(device: str, wanted: int | None, needed: int) -> list[int]:
 
 
 def _work(root: Path, gpus: Sequence[int], timeout_hours: float | None) -> int:
-    from nnunet_flare.rounds.local import run_local
-    from nnunet_flare.rounds.manifest import load_run
-    from nnunet_flare.rounds.slurm import leave
+    from nnunet_flare.rounds.executors.local import run_local
+    from nnunet_flare.rounds.executors.slurm import leave
+    from nnunet_flare.rounds.run.manifest import load_run
     from nnunet_flare.rounds.status import failed_cases, status
 
     run = load_run(root)
@@ -206,7 +206,7 @@ def _work(root: Path, gpus: Sequence[int], timeout_hours: float | None) -> int:
 
 
 def _keep_decisions(run: Run, path: Path | None) -> None:
-    from nnunet_flare.rounds.decisions import keep_reviews
+    from nnunet_flare.rounds.run.decisions import keep_reviews
 
     if path is not None:
         keep_reviews(run, path)

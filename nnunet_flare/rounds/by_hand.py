@@ -12,7 +12,7 @@ from nnunet_flare.documents import load_json, load_rows
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.images import geometry_difference, read_labels, stem_of, suffix_of
 from nnunet_flare.organs import FLARE22
-from nnunet_flare.rounds.choose import write_changes, write_scores, write_selection
+from nnunet_flare.rounds.stages.select import write_changes, write_scores, write_selection
 from nnunet_flare.selection.agreement import pairwise_dice
 from nnunet_flare.selection.change import label_change
 from nnunet_flare.selection.rules import RULES, select

@@ -7,9 +7,9 @@ import socket
 import psutil
 
 from nnunet_flare.errors import TaskError
-from nnunet_flare.rounds import slurm
-from nnunet_flare.rounds.locks import living_owner
-from nnunet_flare.rounds.manifest import Run
+from nnunet_flare.rounds.executors import slurm
+from nnunet_flare.rounds.run.locks import living_owner
+from nnunet_flare.rounds.run.manifest import Run
 
 END_SECONDS = 60.0
 """How long a driver may take to end its tasks."""

@@ -19,9 +19,9 @@ from types import FrameType
 
 from nnunet_flare.errors import FlareError
 from nnunet_flare.files import write_json
-from nnunet_flare.rounds.manifest import Run, load_run
-from nnunet_flare.rounds.tasks import Task, stand_in
-from nnunet_flare.rounds.work import die_with_parent, end_group, last_lines
+from nnunet_flare.rounds.do_task import die_with_parent, end_group, last_lines
+from nnunet_flare.rounds.run.manifest import Run, load_run
+from nnunet_flare.rounds.run.tasks import Task, stand_in
 
 log = logging.getLogger(__name__)
 

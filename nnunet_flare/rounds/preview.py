@@ -10,13 +10,13 @@ from typing import Any
 
 from nnunet_flare.errors import FlareError
 from nnunet_flare.files import read_json
-from nnunet_flare.rounds.local import duration
-from nnunet_flare.rounds.manifest import Base, Run
-from nnunet_flare.rounds.passes import STOCK_ITERATIONS, iterations_of_pass, pass_of_round, stock_epochs
-from nnunet_flare.rounds.plans import base_configuration, dataset_json, num_processes
+from nnunet_flare.rounds.executors.local import duration
+from nnunet_flare.rounds.run.manifest import Base, Run
+from nnunet_flare.rounds.run.tasks import Task, graph
+from nnunet_flare.rounds.run.unlabelled import find_sources, size_of
+from nnunet_flare.rounds.stages.epoch_lengths import STOCK_ITERATIONS, iterations_of_pass, pass_of_round, stock_epochs
+from nnunet_flare.rounds.stages.plan import base_configuration, dataset_json, num_processes
 from nnunet_flare.rounds.start import Plan, check_disk, disk_needed, prepares_again
-from nnunet_flare.rounds.tasks import Task, graph
-from nnunet_flare.rounds.unlabelled import find_sources, size_of
 from nnunet_flare.trainers.settings import TrainingSettings
 
 VALIDATION_COST = 1 / 3

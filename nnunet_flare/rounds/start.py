@@ -13,15 +13,15 @@ from typing import Any
 from nnunet_flare.datasets import check_dataset, read_dataset_json, resolve_dataset
 from nnunet_flare.documents import load_json
 from nnunet_flare.errors import FlareError, InputError
-from nnunet_flare.rounds.check_loops import check_loops, roles_of
-from nnunet_flare.rounds.given_plans import model_plans
-from nnunet_flare.rounds.held_out import check_held_out
-from nnunet_flare.rounds.manifest import FOLDERS, Run, Settings, create_run
-from nnunet_flare.rounds.other_plans import has_same_arrays
-from nnunet_flare.rounds.paths import RunPaths
-from nnunet_flare.rounds.plans import default_plans_name
-from nnunet_flare.rounds.recipe import GIVEN_MODEL, NAME_PATTERN, Recipe
-from nnunet_flare.rounds.unlabelled import find_sources, freeze, read_list, size_of, write_list
+from nnunet_flare.recipes.recipe import GIVEN_MODEL, NAME_PATTERN, Recipe
+from nnunet_flare.rounds.check_loop_data import check_loops, roles_of
+from nnunet_flare.rounds.run.manifest import FOLDERS, Run, Settings, create_run
+from nnunet_flare.rounds.run.paths import RunPaths
+from nnunet_flare.rounds.run.unlabelled import find_sources, freeze, read_list, size_of, write_list
+from nnunet_flare.rounds.stages.evaluate import check_held_out
+from nnunet_flare.rounds.stages.given_plans import model_plans
+from nnunet_flare.rounds.stages.plan import default_plans_name
+from nnunet_flare.rounds.stages.replanned import has_same_arrays
 
 log = logging.getLogger(__name__)
 

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from nnunet_flare.files import read_json
-from nnunet_flare.rounds.held_out import held_out_dice
-from nnunet_flare.rounds.ledger import Entry, read_ledger
-from nnunet_flare.rounds.local import duration
-from nnunet_flare.rounds.manifest import Run
-from nnunet_flare.rounds.slurm import queue_rows, state_file
-from nnunet_flare.rounds.tasks import Task, graph
-from nnunet_flare.rounds.unlabelled import read_list
+from nnunet_flare.rounds.executors.local import duration
+from nnunet_flare.rounds.executors.slurm import queue_rows, state_file
+from nnunet_flare.rounds.run.ledger import Entry, read_ledger
+from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.tasks import Task, graph
+from nnunet_flare.rounds.run.unlabelled import read_list
+from nnunet_flare.rounds.stages.evaluate import held_out_dice
 
 WIDTH = 80
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.organs import FLARE22
-from nnunet_flare.rounds.arrays import write_array, write_properties
-from nnunet_flare.rounds.ledger import Entry, write_round
-from nnunet_flare.rounds.manifest import Run, Settings, create_run
-from nnunet_flare.rounds.recipe import load_recipe
-from nnunet_flare.rounds.unlabelled import UnlabelledCase, write_list
+from nnunet_flare.recipes.recipe import load_recipe
+from nnunet_flare.rounds.run.ledger import Entry, write_round
+from nnunet_flare.rounds.run.manifest import Run, Settings, create_run
+from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, write_list
+from nnunet_flare.rounds.stages.arrays import write_array, write_properties
 
 SHAPE = (12, 20, 24)
 SPACING_MM = (5.0, 2.0, 2.0)

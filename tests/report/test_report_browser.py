@@ -15,7 +15,7 @@ from fake_run import fake_run, least_organ
 from PIL import Image
 
 from nnunet_flare.report.page import write_report
-from nnunet_flare.rounds.decisions import read_reviews
+from nnunet_flare.rounds.run.decisions import read_reviews
 
 CASES = [f"case_{number:04d}" for number in range(1000)]
 HOSTILE_CASE = "case_<b>bold</b>_&amp;"

@@ -11,12 +11,12 @@ from fake_run import fake_run
 from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json
-from nnunet_flare.rounds import work
-from nnunet_flare.rounds.choose import select_round
-from nnunet_flare.rounds.decisions import keep_reviews, load_reviews
-from nnunet_flare.rounds.ledger import read_decisions, read_ledger
-from nnunet_flare.rounds.manifest import FOLDERS, Run
-from nnunet_flare.rounds.tasks import find_task, graph
+from nnunet_flare.rounds import do_task as work
+from nnunet_flare.rounds.run.decisions import keep_reviews, load_reviews
+from nnunet_flare.rounds.run.ledger import read_decisions, read_ledger
+from nnunet_flare.rounds.run.manifest import FOLDERS, Run
+from nnunet_flare.rounds.run.tasks import find_task, graph
+from nnunet_flare.rounds.stages.select import select_round
 
 CASES = [f"case_{number:03d}" for number in range(10)]
 

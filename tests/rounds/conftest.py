@@ -9,7 +9,7 @@ from tiny_loop import TinyLoop
 
 from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.phantom import write_phantom
-from nnunet_flare.rounds.locks import LockFile
+from nnunet_flare.rounds.run.locks import LockFile
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_flare.files import write_json
-from nnunet_flare.rounds.manifest import Run, Settings, create_run
-from nnunet_flare.rounds.recipe import Recipe, load_recipe
+from nnunet_flare.recipes.recipe import Recipe, load_recipe
+from nnunet_flare.rounds.run.manifest import Run, Settings, create_run
 
 SITE = '''
 import sys
@@ -21,7 +21,7 @@ import sys
 if "nnunet_flare.cli.pseudolabel" in sys.orig_argv and "task" in sys.orig_argv:
     import json, os, time
     from nnunet_flare.errors import TaskError
-    from nnunet_flare.rounds import work
+    from nnunet_flare.rounds import do_task as work
 
     TRAINER = """
 import json, os, sys, time

@@ -28,10 +28,10 @@ from typing import Any
 import psutil
 
 from nnunet_flare.files import read_json, write_json
-from nnunet_flare.rounds.ledger import read_ledger
-from nnunet_flare.rounds.manifest import Run, load_run
-from nnunet_flare.rounds.tasks import graph, is_done
-from nnunet_flare.rounds.work import die_with_parent
+from nnunet_flare.rounds.do_task import die_with_parent
+from nnunet_flare.rounds.run.ledger import read_ledger
+from nnunet_flare.rounds.run.manifest import Run, load_run
+from nnunet_flare.rounds.run.tasks import graph, is_done
 
 STAGES = {
     "training": ("train-r0-f0", "train-r0-f1", "train-r1-fall"),

@@ -24,16 +24,16 @@ from nnunet_flare.images import read_volume
 from nnunet_flare.inference import runtimes
 from nnunet_flare.inference.model import Member, open_model
 from nnunet_flare.networks.discriminator import Discriminator
-from nnunet_flare.rounds.arrays import read_array
-from nnunet_flare.rounds.data import build_round
-from nnunet_flare.rounds.decisions import keep_reviews
-from nnunet_flare.rounds.manifest import Run
-from nnunet_flare.rounds.preprocess import state_file
+from nnunet_flare.recipes.recipe import load_recipe
 from nnunet_flare.rounds.preview import preview
-from nnunet_flare.rounds.recipe import load_recipe
+from nnunet_flare.rounds.run.decisions import keep_reviews
+from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.tasks import graph
+from nnunet_flare.rounds.stages.arrays import read_array
+from nnunet_flare.rounds.stages.build import build_round
+from nnunet_flare.rounds.stages.preprocess import state_file
 from nnunet_flare.rounds.start import Plan, Request, plan_run, start_run
 from nnunet_flare.rounds.status import status
-from nnunet_flare.rounds.tasks import graph
 
 TINY = {
     **TINY_COARSE_TO_FINE,

@@ -15,15 +15,15 @@ from in_process import do_all, phantom, started
 from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.images import read_labels
-from nnunet_flare.rounds.arrays import read_array
-from nnunet_flare.rounds.ledger import read_decisions
-from nnunet_flare.rounds.manifest import Run
-from nnunet_flare.rounds.other_plans import cases_folder, has_same_arrays, prepare_cases
+from nnunet_flare.recipes.recipe import load_recipe
+from nnunet_flare.rounds.do_task import TASK_VARIABLE
 from nnunet_flare.rounds.preview import preview
-from nnunet_flare.rounds.recipe import load_recipe
+from nnunet_flare.rounds.run.ledger import read_decisions
+from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.stages.arrays import read_array
+from nnunet_flare.rounds.stages.replanned import cases_folder, has_same_arrays, prepare_cases
 from nnunet_flare.rounds.start import Request, plan_run
 from nnunet_flare.rounds.status import status
-from nnunet_flare.rounds.work import TASK_VARIABLE
 
 STUDENT = {
     "members.count": "[2, 1]",

@@ -11,8 +11,8 @@ from fake_tasks import finish, make_run
 
 from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.rounds.clean import cleanable, rounds_over
-from nnunet_flare.rounds.locks import LockFile
-from nnunet_flare.rounds.tasks import graph
+from nnunet_flare.rounds.run.locks import LockFile
+from nnunet_flare.rounds.run.tasks import graph
 
 KILO = 4096
 

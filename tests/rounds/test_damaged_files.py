@@ -12,11 +12,14 @@ from fake_tasks import make_run
 
 from nnunet_flare.cli.common import run_command
 from nnunet_flare.errors import TaskError
-from nnunet_flare.rounds import labelling, plans, preprocess, work
-from nnunet_flare.rounds.arrays import damage, write_array, write_properties
-from nnunet_flare.rounds.labelling import _read_case
-from nnunet_flare.rounds.tasks import graph
-from nnunet_flare.rounds.unlabelled import UnlabelledCase
+from nnunet_flare.rounds import do_task as work
+from nnunet_flare.rounds.run.tasks import graph
+from nnunet_flare.rounds.run.unlabelled import UnlabelledCase
+from nnunet_flare.rounds.stages import label as labelling
+from nnunet_flare.rounds.stages import plan as plans
+from nnunet_flare.rounds.stages import preprocess
+from nnunet_flare.rounds.stages.arrays import damage, write_array, write_properties
+from nnunet_flare.rounds.stages.label import _read_case
 
 SHAPE = (1, 12, 16, 16)
 

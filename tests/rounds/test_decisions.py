@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nnunet_flare.errors import InputError
-from nnunet_flare.rounds.decisions import Review, read_reviews
+from nnunet_flare.rounds.run.decisions import Review, read_reviews
 
 CASES = ("a", "b", "c")
 ORGANS = ("liver", "spleen")

@@ -18,12 +18,12 @@ from fake_tasks import finish, make_run, notes, plan_tasks
 from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import write_json
-from nnunet_flare.rounds import ledger
-from nnunet_flare.rounds.arrays import damage, read_array, write_array
-from nnunet_flare.rounds.ledger import Entry, read_ledger, write_round
-from nnunet_flare.rounds.local import run_local
-from nnunet_flare.rounds.tasks import graph
-from nnunet_flare.rounds.work import TASK_VARIABLE
+from nnunet_flare.rounds.do_task import TASK_VARIABLE
+from nnunet_flare.rounds.executors.local import run_local
+from nnunet_flare.rounds.run import ledger
+from nnunet_flare.rounds.run.ledger import Entry, read_ledger, write_round
+from nnunet_flare.rounds.run.tasks import graph
+from nnunet_flare.rounds.stages.arrays import damage, read_array, write_array
 
 
 @pytest.fixture

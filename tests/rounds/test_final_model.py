@@ -10,11 +10,12 @@ from fake_tasks import make_run
 
 from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import write_json
-from nnunet_flare.rounds import plans, work
-from nnunet_flare.rounds.data import initial_weights
-from nnunet_flare.rounds.recipe import load_recipe
+from nnunet_flare.recipes.recipe import load_recipe
+from nnunet_flare.rounds import do_task as work
+from nnunet_flare.rounds.run.tasks import graph, stand_in, train_arguments
+from nnunet_flare.rounds.stages import plan as plans
+from nnunet_flare.rounds.stages.build import initial_weights
 from nnunet_flare.rounds.start import _final_plans_name
-from nnunet_flare.rounds.tasks import graph, stand_in, train_arguments
 
 
 def test_without_keys_of_its_own_it_has_the_plans_of_the_rounds() -> None:

@@ -17,7 +17,7 @@ from typed_pages import DOCS, blocks, type_line
 from nnunet_flare.cases import read_table
 from nnunet_flare.images import Volume, read_labels, read_volume, write_labels, write_volume
 from nnunet_flare.phantom import make_phantom
-from nnunet_flare.rounds.manifest import FOLDERS
+from nnunet_flare.rounds.run.manifest import FOLDERS
 
 SIZE, SPACING_MM = (20, 32, 32), (14.0, 13.0, 13.0)
 SHORT = [*TINY, "rounds=1", "selection.threshold=0", "selection.rule=mean-organ", "plan.spacing_mm=[14, 13, 13]"]

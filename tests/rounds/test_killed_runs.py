@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from nnunet_flare.cli.pseudolabel import main
-from nnunet_flare.rounds.manifest import load_run
-from nnunet_flare.rounds.work import TASK_VARIABLE
+from nnunet_flare.rounds.do_task import TASK_VARIABLE
+from nnunet_flare.rounds.run.manifest import load_run
 
 
 def start(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen:

@@ -14,8 +14,8 @@ import time
 import psutil
 import pytest
 
-from nnunet_flare.rounds import locks
-from nnunet_flare.rounds.locks import LockedError, LockFile
+from nnunet_flare.rounds.run import locks
+from nnunet_flare.rounds.run.locks import LockedError, LockFile
 
 
 def test_a_second_owner_is_refused_with_the_first_ones_host_and_pid(tmp_path):

@@ -13,13 +13,13 @@ from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.organs import FLARE22, dataset_labels
 from nnunet_flare.phantom import write_phantom
-from nnunet_flare.rounds.choose import select_round
-from nnunet_flare.rounds.ledger import read_decisions
-from nnunet_flare.rounds.manifest import Run, Settings, load_run
-from nnunet_flare.rounds.recipe import load_recipe
+from nnunet_flare.recipes.recipe import load_recipe
+from nnunet_flare.rounds.run.ledger import read_decisions
+from nnunet_flare.rounds.run.manifest import Run, Settings, load_run
+from nnunet_flare.rounds.run.tasks import graph
+from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, write_list
+from nnunet_flare.rounds.stages.select import select_round
 from nnunet_flare.rounds.status import status
-from nnunet_flare.rounds.tasks import graph
-from nnunet_flare.rounds.unlabelled import UnlabelledCase, write_list
 
 ORGANS = [organ.name for organ in FLARE22]
 

@@ -14,16 +14,17 @@ from nnunet_flare.cases import Case, read_table, write_table
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json
 from nnunet_flare.images import read_labels, write_labels
+from nnunet_flare.recipes.recipe import load_recipe
 from nnunet_flare.report.page import write_report
-from nnunet_flare.rounds import loops, union
-from nnunet_flare.rounds.arrays import read_array
 from nnunet_flare.rounds.export import export_dataset
-from nnunet_flare.rounds.labelling import _load_labeller
-from nnunet_flare.rounds.ledger import read_decisions
-from nnunet_flare.rounds.manifest import Run
-from nnunet_flare.rounds.recipe import load_recipe
+from nnunet_flare.rounds.run import loops
+from nnunet_flare.rounds.run.ledger import read_decisions
+from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.tasks import graph
+from nnunet_flare.rounds.stages import union
+from nnunet_flare.rounds.stages.arrays import read_array
+from nnunet_flare.rounds.stages.label import _load_labeller
 from nnunet_flare.rounds.status import status
-from nnunet_flare.rounds.tasks import graph
 
 ORGANS, TUMOUR = tuple(range(1, 14)), 14
 

@@ -7,8 +7,8 @@ import math
 import pytest
 
 from nnunet_flare.errors import InputError
-from nnunet_flare.rounds.passes import iterations_of_pass, samples_of_pass, stock_epochs, training_share
-from nnunet_flare.rounds.recipe import load_recipe
+from nnunet_flare.recipes.recipe import load_recipe
+from nnunet_flare.rounds.stages.epoch_lengths import iterations_of_pass, samples_of_pass, stock_epochs, training_share
 
 
 def test_the_papers_samples():

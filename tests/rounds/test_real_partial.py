@@ -11,8 +11,8 @@ from real_scans import CHAOS, GALLBLADDER, TORSO, TORSO_HIGH, TORSO_LOW, thinned
 
 from nnunet_flare.cases import Case, read_table, write_table
 from nnunet_flare.images import geometry_difference, read_labels, read_volume, write_volume
-from nnunet_flare.rounds.ledger import read_decisions
-from nnunet_flare.rounds.manifest import Run
+from nnunet_flare.rounds.run.ledger import read_decisions
+from nnunet_flare.rounds.run.manifest import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -13,8 +13,8 @@ from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.files import write_json
 from nnunet_flare.images import Volume, geometry_difference, read_labels, read_volume, write_volume
 from nnunet_flare.organs import FLARE22, dataset_labels
-from nnunet_flare.rounds.ledger import read_ledger
-from nnunet_flare.rounds.manifest import load_run
+from nnunet_flare.rounds.run.ledger import read_ledger
+from nnunet_flare.rounds.run.manifest import load_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -14,11 +14,11 @@ from fake_tasks import make_run, notes, plan_tasks
 from slurm_lab import SlurmLab, missing_binaries
 
 from nnunet_flare.files import read_json, write_json
-from nnunet_flare.rounds import slurm
-from nnunet_flare.rounds.script import write_submission
-from nnunet_flare.rounds.slurm_options import parse_options
+from nnunet_flare.rounds.executors import slurm
+from nnunet_flare.rounds.executors.script import write_submission
+from nnunet_flare.rounds.executors.slurm_options import parse_options
+from nnunet_flare.rounds.run.tasks import graph, is_done
 from nnunet_flare.rounds.status import status
-from nnunet_flare.rounds.tasks import graph, is_done
 
 pytestmark = [
     pytest.mark.slurm,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nnunet_flare.files import read_json
-from nnunet_flare.rounds.ledger import read_decisions
+from nnunet_flare.rounds.run.ledger import read_decisions
 
 
 def test_the_tiny_run_wrote_its_report_with_pictures_and_scores(tiny_loop):

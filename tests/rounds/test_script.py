@@ -13,10 +13,10 @@ from fake_slurm import fake_slurm
 from fake_tasks import finish, make_run, notes, plan_tasks, run_of
 
 from nnunet_flare.files import write_json
-from nnunet_flare.rounds.recipe import load_recipe, shipped_recipes
-from nnunet_flare.rounds.script import write_script, write_submission
-from nnunet_flare.rounds.slurm_options import parse_options
-from nnunet_flare.rounds.tasks import graph
+from nnunet_flare.recipes.recipe import load_recipe, shipped_recipes
+from nnunet_flare.rounds.executors.script import write_script, write_submission
+from nnunet_flare.rounds.executors.slurm_options import parse_options
+from nnunet_flare.rounds.run.tasks import graph
 
 __all__ = ["fake_slurm"]
 
@@ -113,7 +113,7 @@ def check_jobs(run, fake) -> None:
 
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_the_graph_of_every_recipe_is_submitted_and_printed_whole(tmp_path, fake_slurm, name):
-    from nnunet_flare.rounds import slurm
+    from nnunet_flare.rounds.executors import slurm
 
     loaded = load_recipe(name)
     has_own_final = loaded.base_changes(final=True) != loaded.base_changes(final=False)

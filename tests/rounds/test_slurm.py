@@ -16,10 +16,10 @@ from fake_tasks import finish, make_run, notes, plan_tasks
 from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import read_json, write_json
-from nnunet_flare.rounds import slurm
-from nnunet_flare.rounds.locks import LockedError, LockFile
-from nnunet_flare.rounds.slurm_options import parse_options, resources
-from nnunet_flare.rounds.tasks import graph, stand_in
+from nnunet_flare.rounds.executors import slurm
+from nnunet_flare.rounds.executors.slurm_options import parse_options, resources
+from nnunet_flare.rounds.run.locks import LockedError, LockFile
+from nnunet_flare.rounds.run.tasks import graph, stand_in
 
 __all__ = ["fake_slurm"]
 

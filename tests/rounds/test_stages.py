@@ -23,20 +23,20 @@ from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.errors import FlareError, InputError, TaskError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.images import Volume, read_labels, read_volume, to_sitk, write_volume
-from nnunet_flare.rounds import local
-from nnunet_flare.rounds.arrays import read_array, write_array
-from nnunet_flare.rounds.choose import select_round
-from nnunet_flare.rounds.data import build_round, ignore_label
-from nnunet_flare.rounds.decisions import Review
+from nnunet_flare.rounds.do_task import TASK_VARIABLE, do_task
+from nnunet_flare.rounds.executors import local
 from nnunet_flare.rounds.export import export_dataset, export_stock_model
-from nnunet_flare.rounds.labelling import label_shard, organ_ids
-from nnunet_flare.rounds.ledger import read_decisions, read_ledger
-from nnunet_flare.rounds.manifest import Run, load_run
-from nnunet_flare.rounds.plans import plan_and_preprocess
-from nnunet_flare.rounds.preprocess import failure, odd, preprocess_unlabelled, state_file
-from nnunet_flare.rounds.tasks import Task, find_task, graph
-from nnunet_flare.rounds.unlabelled import UnlabelledCase, read_list, shard, write_list
-from nnunet_flare.rounds.work import TASK_VARIABLE, do_task
+from nnunet_flare.rounds.run.decisions import Review
+from nnunet_flare.rounds.run.ledger import read_decisions, read_ledger
+from nnunet_flare.rounds.run.manifest import Run, load_run
+from nnunet_flare.rounds.run.tasks import Task, find_task, graph
+from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, read_list, shard, write_list
+from nnunet_flare.rounds.stages.arrays import read_array, write_array
+from nnunet_flare.rounds.stages.build import build_round, ignore_label
+from nnunet_flare.rounds.stages.label import label_shard, organ_ids
+from nnunet_flare.rounds.stages.plan import plan_and_preprocess
+from nnunet_flare.rounds.stages.preprocess import failure, odd, preprocess_unlabelled, state_file
+from nnunet_flare.rounds.stages.select import select_round
 
 
 @pytest.fixture
@@ -419,7 +419,7 @@ class _Fake:
 
     def __init__(self, folder, log, fail=()):
         self.root, self.log, self.fail = folder, log, fail
-        from nnunet_flare.rounds.paths import RunPaths
+        from nnunet_flare.rounds.run.paths import RunPaths
 
         self.paths = RunPaths(folder)
         (folder / "tasks").mkdir(parents=True)

@@ -16,13 +16,13 @@ from nnunet_flare.errors import CaseError
 from nnunet_flare.files import read_json
 from nnunet_flare.images import Volume, geometry_difference, read_volume, to_sitk, write_volume
 from nnunet_flare.phantom import write_phantom
+from nnunet_flare.recipes.recipe import load_recipe
 from nnunet_flare.rounds import start as start_module
-from nnunet_flare.rounds.labelling import labelling_members, round_members
-from nnunet_flare.rounds.recipe import load_recipe
+from nnunet_flare.rounds.do_task import do_task
+from nnunet_flare.rounds.run.tasks import find_task
+from nnunet_flare.rounds.run.unlabelled import find_sources, freeze
+from nnunet_flare.rounds.stages.label import labelling_members, round_members
 from nnunet_flare.rounds.start import Request, plan_run, start_run
-from nnunet_flare.rounds.tasks import find_task
-from nnunet_flare.rounds.unlabelled import find_sources, freeze
-from nnunet_flare.rounds.work import do_task
 
 
 @pytest.fixture(scope="module")

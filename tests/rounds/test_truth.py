@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnunet_flare.rounds.arrays import read_array
-from nnunet_flare.rounds.truth import RANKED, ranking, rule_scores, true_dice
+from nnunet_flare.rounds.stages.arrays import read_array
+from nnunet_flare.rounds.true_dice import RANKED, ranking, rule_scores, true_dice
 
 
 def test_labels_that_are_the_truth_have_dice_1_and_rank_nothing(tiny_loop, tmp_path: Path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunet_flare.rounds.manifest import Run, load_run
+from nnunet_flare.rounds.run.manifest import Run, load_run
 
 TINY = [
     "members.count=2",

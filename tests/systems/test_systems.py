@@ -8,9 +8,9 @@ import pytest
 from in_process import do_all, phantom, started
 
 from nnunet_flare.files import read_json
-from nnunet_flare.rounds.ledger import read_decisions
-from nnunet_flare.rounds.recipe import shipped_recipes
-from nnunet_flare.rounds.tasks import graph
+from nnunet_flare.recipes.recipe import shipped_recipes
+from nnunet_flare.rounds.run.ledger import read_decisions
+from nnunet_flare.rounds.run.tasks import graph
 
 SYSTEMS = {
     "uncertainty": {"rounds": "1", "members.count": "2", "selection.threshold": "0.0", "final.start": "member"},

@@ -17,7 +17,7 @@ from nnunetv2.utilities.file_path_utilities import get_output_folder
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.inference.settings import Settings
-from nnunet_flare.rounds.arrays import write_properties
+from nnunet_flare.rounds.stages.arrays import write_properties
 from nnunet_flare.trainers.sampling import stop_augmenter
 from nnunet_flare.trainers.soft_dice import SquaredSoftDice
 from nnunet_flare.trainers.transforms.organ_shift import OrganShiftTransform

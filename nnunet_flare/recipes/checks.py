@@ -1,0 +1,139 @@
+"""What a recipe may not ask for although each of its keys is valid alone; every refusal says what was expected."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nnunet_flare.recipes.parts import Final, Fusion, Members, Part, Selection, Stop
+
+if TYPE_CHECKING:
+    from nnunet_flare.recipes.recipe import Recipe
+
+PARTIAL_TRAINER = "nnUNetTrainerFlarePartial"
+"""The trainer with the marginal loss, which loops over different organs need."""
+
+
+def check_online(recipe: Recipe) -> None:
+    """Keys of rounds that an online recipe does not have."""
+    needed: dict[str, Part] = {
+        "members": Members(count=1),
+        "selection": Selection(rule="all", keep_odd=recipe.selection.keep_odd),
+        "fusion": Fusion(),
+        "final": Final(),
+        "stop": Stop(),
+    }
+    values = [("rounds", recipe.rounds, 1)]
+    for name, part in needed.items():
+        given = getattr(recipe, name)
+        values += [(f"{name}.{key}", getattr(given, key), getattr(part, key)) for key in type(part).model_fields]
+    for key, found, expected in values:
+        if found != expected:
+            raise ValueError(
+                f"{key}: found {found!r}, but trainer {recipe.trainer} learns from the unlabelled scans in one "
+                f"training, without labelling them before; expected {expected!r}"
+            )
+    if "unlabelled" in (recipe.training.get("adversarial") or {}):
+        raise ValueError("training.adversarial.unlabelled: is set by the loop and cannot be given here")
+
+
+def check_loops(recipe: Recipe) -> None:
+    """Several loops over different organs: two or more, a loss that allows for it, and nothing that spans them."""
+    fusion, teachers = recipe.fusion, len(recipe.fusion.teachers)
+    names = [loop.name for loop in recipe.loops]
+    for key, given, fits, needed in (
+        ("loops", names, len(recipe.loops) > 1 and len(set(names)) == len(names), "two or more different names"),
+        *(
+            (key, trainer, trainer.startswith(PARTIAL_TRAINER), f"{PARTIAL_TRAINER}, whose loss is marginal")
+            for key, trainer in (("trainer", recipe.trainer), ("final.trainer", recipe.final.trainer or recipe.trainer))
+        ),
+        ("stop.patience", recipe.stop.patience, recipe.stop.patience is None, "none"),
+        ("roi", recipe.roi, recipe.roi is None, "none"),
+        ("training.epoch", recipe.training.get("epoch"), not recipe.counts_passes, "iterations"),
+        ("final.finetune", recipe.final.finetune, recipe.final.finetune is None, "none"),
+        ("fusion.uncertain_organs", fusion.uncertain_organs, fusion.uncertain_organs == "drop-case", "drop-case"),
+        (
+            "fusion.id_maps",
+            list(fusion.id_maps),
+            len(fusion.id_maps) in (0, 1, teachers),
+            "none, one for all teachers, or one each",
+        ),
+    ):
+        if not fits:
+            raise ValueError(f"{key}: found {given!r}, expected {needed} in a recipe with loops")
+
+
+def check_checkpoints(recipe: Recipe, number: int) -> None:
+    """Members that are checkpoints of one training must be different ones."""
+    if recipe.members.kind == "checkpoints" and len(set(recipe.checkpoint_epochs(number))) < 2:
+        raise ValueError(
+            f"members.at {list(recipe.members.at)} gives fewer than two different checkpoints in a training of "
+            f"{recipe.num_epochs(number)} epochs (round {number})"
+        )
+    if recipe.members.kind != "checkpoints" and recipe.fusion.method == "last":
+        raise ValueError(
+            f"fusion.method: found 'last', which is the last checkpoint of one training, but members.kind is "
+            f"'{recipe.members.kind}'; expected 'checkpoints', or fusion.method=mean-softmax"
+        )
+
+
+def check_selection(recipe: Recipe, number: int) -> None:
+    """A round's rule needs members, or an earlier round, to compare."""
+    rule = recipe.selection_of(number).rule
+    if rule == "stability" and recipe.members.kind != "checkpoints":
+        raise ValueError(
+            f"selection.rule: found '{rule}', which compares the checkpoints of one training, but members.kind "
+            f"is '{recipe.members.kind}'; expected 'checkpoints'"
+        )
+    if recipe.selection.complete and recipe.fusion.uncertain_organs == "ignore":
+        raise ValueError(
+            "selection.complete: refuses cases that lack an organ, but fusion.uncertain_organs is 'ignore', which "
+            "judges organ by organ; expected one of the two"
+        )
+    if rule == "round-change":
+        _check_round_change(recipe, number)
+    if not recipe.has_one_member(number):
+        return
+    for key, given, needed in (
+        ("selection.rule", rule, rule if rule == "round-change" else "all"),
+        ("selection.per_organ", recipe.selection.per_organ, {}),
+        ("fusion.uncertain_organs", recipe.fusion.uncertain_organs, "drop-case"),
+        ("stop.patience", recipe.stop.patience, None),
+    ):
+        if given != needed:
+            raise ValueError(
+                f"{key}: found {given!r}, but members.count=1 gives no agreement to judge by in round "
+                f"{number}; expected {needed!r}, or more members"
+            )
+
+
+def _check_round_change(recipe: Recipe, number: int) -> None:
+    if recipe.starts(number):
+        raise ValueError(
+            f"selection.rule: found 'round-change' for round {number}, but it compares the label maps of "
+            "consecutive rounds; give another rule for it, for example [all, round-change]"
+        )
+    for key, given, needed in (
+        ("selection.per_organ", recipe.selection.per_organ, {}),
+        ("fusion.uncertain_organs", recipe.fusion.uncertain_organs, "drop-case"),
+    ):
+        if given != needed:
+            raise ValueError(
+                f"{key}: found {given!r}, but rule 'round-change' of round {number} judges whole cases; expected "
+                f"{needed!r}, or another rule"
+            )
+
+
+def check_start(recipe: Recipe) -> None:
+    """A final training that starts from a member's weights must have its network."""
+    final = recipe.final
+    for key, given, fits in (
+        ("loops", [loop.name for loop in recipe.loops], not recipe.loops),
+        ("final.planner", final.planner, final.planner is None),
+        ("final.configuration", final.configuration, final.configuration is None),
+        ("final.plan", final.plan.changes(), not final.plan.changes()),
+    ):
+        if not fits:
+            raise ValueError(
+                f"{key}: found {given!r}, but final.start is 'member', whose network the final training then has; "
+                "expected none, or final.start=scratch"
+            )

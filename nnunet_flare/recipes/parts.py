@@ -1,0 +1,287 @@
+"""The parts of a recipe, each a group of keys; :mod:`nnunet_flare.recipes.recipe` puts them together.
+
+Some keys are *one value, or one per round*: of a list shorter than the rounds the last entry goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from nnunet_flare.trainers.settings import Augmentation, AugmentationSettings
+
+Value = TypeVar("Value")
+Rule = Literal["min-organ", "trimmed-min", "mean-organ", "stability", "round-change", "all"]
+
+_Unit = Annotated[float, Field(ge=0, le=1)]
+_Share = Annotated[float, Field(gt=0, le=1)]
+_Size = Annotated[int, Field(ge=1)]
+_Mm = Annotated[float, Field(gt=0)]
+
+ONE, PER_ROUND = "(one)", "(per round)"
+"""Tags of the two forms of such a key; errors leave them out."""
+
+
+def _form(value: Any) -> str:
+    return PER_ROUND if isinstance(value, (list, tuple)) else ONE
+
+
+_Count = Annotated[
+    Annotated[_Size, Tag(ONE)] | Annotated[tuple[_Size, ...], Field(min_length=1), Tag(PER_ROUND)],
+    Discriminator(_form),
+]
+_Rules = Annotated[
+    Annotated[Rule, Tag(ONE)] | Annotated[tuple[Rule, ...], Field(min_length=1), Tag(PER_ROUND)],
+    Discriminator(_form),
+]
+_Thresholds = Annotated[
+    Annotated[_Unit, Tag(ONE)] | Annotated[tuple[_Unit, ...], Field(min_length=1), Tag(PER_ROUND)],
+    Discriminator(_form),
+]
+_Fractions = Annotated[
+    Annotated[_Share | None, Tag(ONE)] | Annotated[tuple[_Share | None, ...], Field(min_length=1), Tag(PER_ROUND)],
+    Discriminator(_form),
+]
+
+
+_Chains = Annotated[
+    Annotated[Augmentation, Tag(ONE)] | Annotated[tuple[Augmentation, ...], Field(min_length=1), Tag(PER_ROUND)],
+    Discriminator(_form),
+]
+
+
+def of_round(given: Value | Sequence[Value], number: int) -> Value:
+    """What a key that is one value, or one per round, says for a round."""
+    if isinstance(given, (list, tuple)):
+        return given[min(number, len(given) - 1)]
+    return given  # type: ignore[return-value]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class PlanChanges(Part):
+    """Changes to the planner's base configuration; any of them gives the run plans of its own."""
+
+    spacing_mm: tuple[_Mm, _Mm, _Mm] | None = None
+    patch_size: tuple[_Size, _Size, _Size] | None = None
+    base_features: int | None = Field(None, ge=1)
+    max_features: int | None = Field(None, ge=1)
+    stages: int | None = Field(None, ge=3)
+    convs_per_stage: int | None = Field(None, ge=1)
+    batch_size: int | None = Field(None, ge=1)
+    dropout: float | None = Field(None, ge=0, lt=1, description="after every convolution, in all trainings of the run")
+
+    def changes(self) -> dict[str, Any]:
+        """The keys that are set."""
+        return self.model_dump(exclude_none=True)
+
+
+class Members(Part):
+    """What the ensemble of a round is made of: ``count`` folds, or the checkpoints ``at`` of one training.
+
+    One fold is no cross-validation: a single member trains on all cases (fold ``all``) and has no agreement.
+    """
+
+    kind: Literal["folds", "checkpoints"] = "folds"
+    count: _Count = Field(5, description="one number, or one per round")
+    at: tuple[_Share, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Members:
+        if self.kind == "checkpoints" and len(self.at) < 2:
+            raise ValueError("members of kind 'checkpoints' need at least two fractions in 'at'")
+        if self.kind == "folds" and self.at:
+            raise ValueError("'at' belongs to members of kind 'checkpoints'")
+        return self
+
+
+class Predict(Part):
+    """How the unlabelled cases are labelled."""
+
+    step_size: float = Field(0.5, gt=0, le=1)
+    tta: Literal["none", "mirror", "crop-rotate"] = "mirror"
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    backend: Literal["auto", "torch", "openvino"] = Field(
+        "torch", description="on the CPU; OpenVINO is faster, but converts every checkpoint of every round first"
+    )
+
+
+@dataclass(frozen=True)
+class RoundSelection:
+    """How one round selects: :class:`Selection` with the round's own values."""
+
+    rule: Rule
+    threshold: float
+    top_fraction: float | None
+    per_organ: dict[str, float]
+    keep_odd: bool
+    complete: bool
+
+
+class Selection(Part):
+    """Which pseudo-labelled cases are taken (see ``selection.rules``); the first three also one per round."""
+
+    rule: _Rules = "min-organ"
+    threshold: _Thresholds = 0.9
+    top_fraction: _Fractions = None
+    per_organ: dict[str, _Unit] = {}
+    keep_odd: bool = Field(False, description="take scans that are odd (not CT-like values, strange spacing) too")
+    complete: bool = Field(False, description="take only cases whose pseudo-label has every organ")
+
+    def in_round(self, number: int) -> RoundSelection:
+        """What holds for a round."""
+        return RoundSelection(
+            rule=of_round(self.rule, number),
+            threshold=of_round(self.threshold, number),
+            top_fraction=of_round(self.top_fraction, number),
+            per_organ=dict(self.per_organ),
+            keep_odd=self.keep_odd,
+            complete=self.complete,
+        )
+
+
+class Fusion(Part):
+    """How the members' outputs become one label.
+
+    ``last`` takes the last of several checkpoints alone, with the test-time augmentation of ``predict.tta``; the
+    members are then compared without any (Fosun).
+    """
+
+    method: Literal["mean-softmax", "last"] = "mean-softmax"
+    components: Literal["all", "largest"] = Field("all", description="largest: one component of each organ stays")
+    min_component_mm3: float = Field(10.0, ge=0, description="with 'largest': above this, or the organ is removed")
+    teachers: tuple[str, ...] = Field(
+        (), description="folders of label maps <case>.nii.gz that the union of several loops must agree with"
+    )
+    id_maps: tuple[str, ...] = Field((), description="one for all teachers or one each, see flare-pseudolabel merge")
+    on_disagree: Literal["ignore", "zero", "first"] = Field(
+        "ignore", description="what a voxel becomes on which loops and teachers differ; first: the loops' label"
+    )
+    uncertain_organs: Literal["drop-case", "ignore"] = Field(
+        "drop-case", description="ignore: keep a case whose other organs are certain, leave the uncertain ones out"
+    )
+    min_certain_organs: _Unit = Field(0.5, description="with 'ignore': smallest share of organs that are certain")
+
+
+def _chain(given: Augmentation | tuple[Augmentation, ...], number: int) -> Augmentation:
+    return given if isinstance(given, str) else of_round(given, number)
+
+
+class RoundAugmentation(Part):
+    """The augmentation chain of each role; one, or one per round."""
+
+    labelled: _Chains = "stock"
+    pseudo: _Chains = "strong"
+    partial: _Chains = "stock"
+
+    def in_round(self, number: int) -> AugmentationSettings:
+        """What holds for a round."""
+        return AugmentationSettings(
+            labelled=_chain(self.labelled, number),
+            pseudo=_chain(self.pseudo, number),
+            partial=_chain(self.partial, number),
+        )
+
+
+class Roi(Part):
+    """Coarse to fine: the model that finds the organs' box in every unlabelled scan, once for all rounds.
+
+    It is trained on the labelled scans, or is given as the folder of a trained ``model``.
+    """
+
+    planner: str = "nnUNetPlannerFlareCoarse"
+    configuration: str = "3d_fullres"
+    trainer: str = "nnUNetTrainerFlareSelective"
+    plan: PlanChanges = PlanChanges()
+    training: dict[str, Any] = {}
+    augmentation: AugmentationSettings = AugmentationSettings(labelled="weak", partial="weak")
+    model: str | None = Field(None, min_length=1)
+    rule: Literal["union", "fosun", "sztu"] = Field("union", description="what of the coarse map counts as organ")
+    margin_mm: float | None = Field(
+        None, ge=0, description="around the box in unlabelled scans; default: the plans' own of labelled ones, or 40"
+    )
+    test_margin_mm: float = Field(20.0, ge=0, description="around the box in held-out scans (--eval)")
+
+
+class Loop(Part):
+    """One of several loops over different organs, run one after another for ``rounds`` rounds each (HKUST).
+
+    Organs are ids of dataset.json: those listed, or all but those listed.
+    """
+
+    name: str = Field(min_length=1)
+    organs: tuple[_Size, ...] = ()
+    all_but: tuple[_Size, ...] = ()
+    absence: Literal["taught", "open"] = Field(
+        "taught",
+        description="open: pseudo-labels say where these organs are, but not where they are not (of lesions in scans "
+        "that nobody searched for them)",
+    )
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Loop:
+        if bool(self.organs) == bool(self.all_but):
+            raise ValueError(f"loop {self.name}: expected either 'organs' or 'all_but', a list of label ids")
+        return self
+
+    def ids(self, labels: Iterable[int]) -> tuple[int, ...]:
+        """The loop's organs among those of a dataset."""
+        return tuple(sorted(i for i in labels if (i in self.organs if self.organs else i not in self.all_but)))
+
+
+class FineTuning(Part):
+    """One more training, of the final model on the labelled and partial cases alone."""
+
+    num_epochs: int = Field(100, ge=1)
+    initial_lr: float = Field(0.001, gt=0)
+
+
+class Final(Part):
+    """The final training on all data; what is not given is as in the rounds.
+
+    A ``planner`` of its own takes no ``plan.*`` keys of the rounds; without one, ``final.plan.*`` come over them.
+    """
+
+    planner: str | None = None
+    configuration: str | None = None
+    trainer: str | None = None
+    plan: PlanChanges = PlanChanges()
+    num_epochs: int | None = Field(None, ge=1, description="default: as the last round")
+    start: Literal["scratch", "member"] = Field(
+        "scratch", description="new weights, or those of a member of the last round"
+    )
+    training: dict[str, Any] = Field({}, description="keys of training that the final training has otherwise")
+    augmentation: AugmentationSettings | None = None
+    finetune: FineTuning | None = None
+
+
+class Stop(Part):
+    """Early stop: after ``patience`` rounds without a gain of the mean agreement."""
+
+    patience: int | None = Field(None, ge=1)
+
+
+def without_teacher(document: Any, planner: str) -> Any:
+    """A recipe's document with ``teacher.planner`` spelled out: it plans the rounds, the recipe's own the final model.
+
+    ``planner`` is that of a recipe that names none.
+    """
+    if not isinstance(document, dict) or "teacher" not in document:
+        return document
+    rest = {key: value for key, value in document.items() if key != "teacher"}
+    teacher, final = document["teacher"], rest.get("final") or {}
+    if teacher in (None, {"planner": None}) or not isinstance(final, dict):
+        return rest  # what is wrong with 'final' is said where it is read
+    if not isinstance(teacher, dict) or set(teacher) != {"planner"}:
+        raise ValueError(f"teacher: found {teacher!r}, expected the key planner alone")
+    if final.get("planner") is not None:
+        raise ValueError(
+            f"teacher.planner: found {teacher['planner']!r}, but final.planner is {final['planner']!r}; then 'planner' "
+            "is the teacher's: give planner and final.planner, or teacher.planner alone"
+        )
+    return {**rest, "planner": teacher["planner"], "final": {**final, "planner": rest.get("planner", planner)}}

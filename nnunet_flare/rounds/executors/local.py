@@ -1,0 +1,246 @@
+"""The local executor: one child process per task, one task per GPU at a time, CPU tasks one after another.
+
+Each GPU is guarded by a lock file of the machine, so that two drivers never put two tasks on one GPU. A child runs in
+its own session and dies with the driver.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from nnunet_flare.errors import FlareError, TaskError
+from nnunet_flare.files import read_json, write_json
+from nnunet_flare.rounds.do_task import die_with_parent, end_group, last_lines
+from nnunet_flare.rounds.run.locks import LockedError, LockFile
+from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.tasks import Task, graph, is_done, ready_tasks
+from nnunet_flare.rounds.run.unlabelled import read_list
+from nnunet_flare.rounds.stages.preprocess import failure, state_file
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.05
+
+
+def run_local(run: Run, gpus: Sequence[int] = (), *, cpu_tasks: int = 1, timeout_s: float | None = None) -> None:
+    """Run every task that is not done, as far as what it needs succeeds.
+
+    Args:
+        run: the run.
+        gpus: numbers of the GPUs to use; empty on a machine without.
+        cpu_tasks: how many tasks that hold no GPU run at once.
+        timeout_s: a task that takes longer is ended and counts as failed; None: no limit.
+
+    Raises:
+        LockedError: when another driver works on this run.
+        TaskError: naming each failed task with its last lines, after everything that does not need it is done.
+    """
+    with LockFile(run.paths.driver_lock, f"the run in {run.root}"):
+        for marker in run.root.glob("tasks/*.failed.json"):
+            marker.unlink()
+        executor = _Executor(run, gpus, cpu_tasks, timeout_s)
+        try:
+            executor.work()
+        finally:
+            executor.end()
+        if executor.failed:
+            raise TaskError("; ".join(executor.failed.values()))
+
+
+class _Executor:
+    """Starts ready tasks on free slots until nothing is left to start."""
+
+    def __init__(self, run: Run, gpus: Sequence[int], cpu_tasks: int, timeout_s: float | None) -> None:
+        self.run = run
+        self.timeout_s = timeout_s
+        self.free_gpus = list(gpus)
+        self.free_cpu = cpu_tasks
+        self.children: dict[str, tuple[subprocess.Popen[bytes], ExitStack, list[int], float]] = {}
+        self.failed: dict[str, str] = {}
+
+    def work(self) -> None:
+        redirected = logging_redirect_tqdm([logging.getLogger("nnunet_flare")])
+        with tqdm(total=len(graph(self.run)), desc="tasks", disable=None, unit="task") as bar, redirected:
+            while True:
+                started = self._start_ready()
+                finished = self._collect()
+                if started or finished:
+                    tasks = graph(self.run)
+                    bar.total, bar.n = len(tasks), sum(is_done(self.run, task) for task in tasks.values())
+                    bar.set_postfix_str(", ".join(self.children))
+                elif not self.children and not self._waiting():
+                    return
+                time.sleep(POLL_SECONDS)
+
+    def _waiting(self) -> list[Task]:
+        """Tasks that could start; they wait for a GPU that another driver of this machine holds."""
+        return [task for task in ready_tasks(self.run, graph(self.run)) if task.name not in self.failed]
+
+    def _start_ready(self) -> bool:
+        started = False
+        for task in ready_tasks(self.run, graph(self.run)):
+            if task.name in self.children or task.name in self.failed:
+                continue
+            if task.gpus:
+                stack, chosen = self._take_gpus(task.gpus)
+                if stack is None:
+                    continue
+            elif self.free_cpu:
+                stack, chosen = ExitStack(), []
+                self.free_cpu -= 1
+            else:
+                continue
+            self._start(task, stack, chosen)
+            started = True
+        return started
+
+    def _take_gpus(self, count: int) -> tuple[ExitStack | None, list[int]]:
+        """Lock ``count`` free GPUs, or none."""
+        stack = ExitStack()
+        chosen: list[int] = []
+        for gpu in list(self.free_gpus):
+            if len(chosen) == count:
+                break
+            try:
+                stack.enter_context(LockFile(gpu_lock(gpu), f"GPU {gpu}"))
+            except LockedError:
+                continue
+            chosen.append(gpu)
+        if len(chosen) < count:
+            stack.close()
+            return None, []
+        for gpu in chosen:
+            self.free_gpus.remove(gpu)
+        return stack, chosen
+
+    def _start(self, task: Task, stack: ExitStack, gpus: list[int]) -> None:
+        path = self.run.paths.log(task.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        environment = self.run.environment()
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+        log.info("%s: started%s", task.name, f" on GPU {', '.join(map(str, gpus))}" if gpus else "")
+        with open(path, "ab") as stream:
+            child = subprocess.Popen(
+                task.command(self.run),
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        self.children[task.name] = (child, stack, gpus, time.monotonic())
+
+    def _collect(self) -> bool:
+        finished = False
+        tasks = graph(self.run)
+        for name, (child, stack, gpus, started) in list(self.children.items()):
+            if child.poll() is None:
+                if self.timeout_s is None or time.monotonic() - started < self.timeout_s:
+                    continue
+                self._end_hanging(name, child)
+            finished = True
+            del self.children[name]
+            stack.close()
+            if gpus:
+                self.free_gpus = sorted([*self.free_gpus, *gpus])
+            else:
+                self.free_cpu += 1
+            seconds = time.monotonic() - started
+            if child.returncode == 0 and name in tasks and is_done(self.run, tasks[name]):
+                log.info("%s: done in %s", name, duration(seconds))
+            else:
+                self._fail(name, child.returncode)
+        return finished
+
+    def _end_hanging(self, name: str, child: subprocess.Popen[bytes]) -> None:
+        """End a task that takes too long, and say so where its log ends."""
+        end_group(child.pid)
+        child.wait()
+        with open(self.run.paths.log(name), "a", encoding="utf-8") as stream:
+            stream.write(f"\nended by the driver: not done after {duration(self.timeout_s or 0.0)} (--task_timeout)\n")
+
+    def _fail(self, name: str, code: int) -> None:
+        path = self.run.paths.log(name)
+        tail = last_lines(path)
+        message = f"task {name} failed with exit code {code}. The end of {path}:\n{tail}"
+        self.failed[name] = message
+        write_json(self.run.paths.failed(name), {"task": name, "exit_code": code, "last_lines": tail})
+        log.error("%s: failed with exit code %d", name, code)
+
+    def end(self) -> None:
+        """End what still runs (Ctrl-C, an error of ours)."""
+        for child, _, _, _ in self.children.values():
+            end_group(child.pid)
+        for child, stack, _, _ in self.children.values():
+            child.wait()
+            stack.close()
+        self.children.clear()
+
+
+def forget_failures(run: Run) -> None:
+    """Make a run try again what failed: tasks, and scans that preprocessing set aside.
+
+    A round that was judged already stays as it is; the scans that can be read now take part from the next round on.
+    """
+    with LockFile(run.paths.driver_lock, f"the run in {run.root}"):
+        failed = [c.case for c in read_list(run.paths.unlabelled) if failure(run.unlabelled_data, c.case) is not None]
+        for case in failed:
+            state_file(run.unlabelled_data, case).unlink()
+            if run.paths.box(case).is_file() and "failed" in read_json(run.paths.box(case)):
+                run.paths.box(case).unlink()
+        if failed:
+            log.info("%d scans that were set aside are tried again: %s", len(failed), ", ".join(failed[:5]))
+            for task in graph(run).values():
+                if task.stage in ("locate", "unlabelled"):
+                    run.paths.done(task.name).unlink(missing_ok=True)
+        for task in graph(run).values():
+            if task.stage == "label" and not run.paths.done(f"select-r{task.round}").is_file():
+                for path in (run.paths.round(task.round or 0) / "cases").glob("*.json"):
+                    if "failed" in read_json(path):
+                        path.unlink()
+                        run.paths.done(task.name).unlink(missing_ok=True)
+
+
+def gpu_lock(gpu: int) -> Path:
+    """The machine's lock file of a GPU, shared by all drivers of this user."""
+    return Path(tempfile.gettempdir()) / f"nnunet-flare-{os.getuid()}" / f"gpu-{gpu}.lock"
+
+
+def visible_gpus(wanted: int | None) -> list[int]:
+    """Numbers of the GPUs that tasks may use: those of CUDA_VISIBLE_DEVICES, else all, at most ``wanted``.
+
+    Raises:
+        FlareError: when fewer than ``wanted`` are there.
+    """
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        gpus = [int(word) for word in listed.split(",") if word.strip().isdigit()]
+    else:
+        import torch
+
+        gpus = list(range(torch.cuda.device_count()))
+    if wanted is not None and wanted > len(gpus):
+        raise FlareError(f"-num_gpus {wanted}: this machine shows {len(gpus)} GPU(s)")
+    return gpus[:wanted]
+
+
+def duration(seconds: float) -> str:
+    """``12 s``, ``3 min 20 s``, ``5 h 07 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

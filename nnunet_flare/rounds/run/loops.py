@@ -1,0 +1,69 @@
+"""Which scans and organs a round is about: all organs of the unlabelled scans, or in a loop over some organs those.
+
+In a loop (HKUST, FLARE23) every labelled or partial case counts with its annotated organs of the loop, and a partial
+case that lacks some of them is labelled beside the unlabelled scans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from nnunet_flare.cases import Case
+from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, read_list, size_of
+from nnunet_flare.rounds.stages.plan import base_table, dataset_json, raw_cases, raw_files
+
+
+class TrainingScan(UnlabelledCase):
+    """The scan of a partial case, some organs of which a model labels; its arrays are those of the training data."""
+
+
+def organ_ids(run: Run) -> dict[str, int]:
+    """Organ names and ids of the dataset, background and *ignore* left out, in order of id."""
+    labels = {n: i for n, i in dataset_json(run)["labels"].items() if n not in ("background", "ignore")}
+    return dict(sorted(labels.items(), key=lambda item: item[1]))
+
+
+def round_organs(run: Run, number: int) -> dict[str, int]:
+    """Names and ids of the organs that a round trains and labels."""
+    organs = organ_ids(run)
+    loop = run.recipe.loop_of(number)
+    if loop is None:
+        return organs
+    ids = loop.ids(organs.values())
+    return {name: i for name, i in organs.items() if i in ids}
+
+
+def annotated_of(case: Case, organs: Collection[int]) -> tuple[int, ...]:
+    """Those of some organs that a labelled or partial case has annotated."""
+    known = organs if case.role == "labelled" else case.annotated or ()
+    return tuple(sorted(organ for organ in organs if organ in known))
+
+
+def true_cases(run: Run) -> dict[str, Case]:
+    """The labelled and partial cases of the dataset."""
+    table = base_table(run)
+    return {case: table[case] for case in raw_cases(run) if table[case].role in ("labelled", "partial")}
+
+
+def round_scans(run: Run, number: int) -> list[UnlabelledCase]:
+    """The scans that a round labels: the unlabelled ones, in a loop also partial cases that lack some of its organs."""
+    scans = read_list(run.paths.unlabelled)
+    if run.recipe.loop_of(number) is None:
+        return scans
+    return scans + training_scans(run, round_organs(run, number).values())
+
+
+def training_scans(run: Run, organs: Collection[int]) -> list[UnlabelledCase]:
+    """The scans of partial cases that lack some of these organs."""
+    lacking = [case for case, known in true_cases(run).items() if len(annotated_of(known, organs)) < len(organs)]
+    files = raw_files(run) if lacking else {}
+    return [
+        TrainingScan(
+            case,
+            str(files[case]["images"][0]),
+            tuple(str(image) for image in files[case]["images"]),
+            sum(size_of(image) for image in files[case]["images"]),
+        )
+        for case in lacking
+    ]

@@ -1,0 +1,115 @@
+"""Each round's ensemble, and the final model, on held-out cases with known labels (``--eval IMAGES LABELS``)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from nnunet_flare.datasets import TrainingCase, check_cases
+from nnunet_flare.errors import CaseError, InputError
+from nnunet_flare.files import read_json, write_json
+from nnunet_flare.images import find_cases, read_labels, write_labels
+from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.stages.label import load_predictor, organ_ids, round_members
+from nnunet_flare.rounds.stages.locate import whole_scan_labels
+from nnunet_flare.rounds.stages.plan import dataset_json
+from nnunet_flare.selection.agreement import pairwise_dice
+
+log = logging.getLogger(__name__)
+
+
+def check_held_out(
+    images: Path,
+    labels: Path,
+    file_ending: str,
+    channels: int,
+    training: set[str],
+    *,
+    allowed: set[int] | None = None,
+) -> list[str]:
+    """The held-out case ids.
+
+    Args:
+        images: folder of ``<case>_0000<file_ending>``.
+        labels: folder of ``<case><file_ending>``.
+        file_ending: of the data set.
+        channels: of the data set.
+        training: case ids that must not be among them.
+        allowed: ids that the label maps may hold; every file is opened then. None: only the names are checked.
+
+    Raises:
+        InputError: for missing folders or files, files that cannot be used (all of them listed), and training cases.
+    """
+    cases = find_cases(images, file_ending, channels)
+    if not labels.is_dir():
+        raise InputError(f"--eval {labels}: no such folder; expected label maps <case>{file_ending}")
+    files = {case: TrainingCase(tuple(found), labels / f"{case}{file_ending}") for case, found in cases.items()}
+    if allowed is None:
+        problems = [f"{case}: {f.label}: no such file" for case, f in files.items() if not f.label.is_file()]
+    else:
+        problems = check_cases(files, allowed)
+    if problems:
+        raise InputError(f"--eval {images}: {len(problems)} problem(s):\n  " + "\n  ".join(problems))
+    shared = sorted(training & set(cases))
+    if shared:
+        raise InputError(f"--eval {images}: {', '.join(shared[:5])} are training or unlabelled cases of this run")
+    return list(cases)
+
+
+def evaluate_round(run: Run, number: int) -> dict[str, Any]:
+    """Predict the held-out cases with a round's members and keep their Dice; returns the means by organ."""
+    folder = run.paths.evaluation(number)
+    cases = predict_held_out(run, run.model(number), round_members(run, number), folder)
+    labels = Path(str(run.settings.eval_labels))
+    return score_folder(folder, labels, cases, dataset_json(run)["file_ending"], organ_ids(run))
+
+
+def predict_held_out(run: Run, model: Path, members: Sequence[tuple[str, str]], folder: Path) -> list[str]:
+    """Label maps of the held-out cases by the members of a model, as far as they are not there yet; the case ids."""
+    images, labels = Path(str(run.settings.eval_images)), Path(str(run.settings.eval_labels))
+    document = dataset_json(run)
+    ending = document["file_ending"]
+    cases = find_cases(images, ending, len(document["channel_names"]))
+    todo = [case for case in cases if not (folder / f"{case}{ending}").is_file()]
+    if todo:
+        predict = whole_scan_labels(run, load_predictor(run, model, members))
+        for case in tqdm(todo, desc="held-out cases", disable=None, unit="case"):
+            reference = read_labels(labels / f"{case}{ending}", case)
+            write_labels(folder / f"{case}{ending}", predict(cases[case]), reference)
+    return list(cases)
+
+
+def score_folder(
+    predictions: Path, references: Path, cases: list[str], file_ending: str, organs: dict[str, int]
+) -> dict[str, Any]:
+    """Plain Dice over whole volumes (absent in both: 1, in one: 0) by case and organ, with the means.
+
+    Writes ``dice.json`` into ``predictions``. The official measures are those of ``flare-evaluate``.
+
+    Raises:
+        CaseError: when a prediction and its reference differ in shape.
+    """
+    table = {}
+    for case in cases:
+        prediction = read_labels(predictions / f"{case}{file_ending}", case).array
+        reference = read_labels(references / f"{case}{file_ending}", case).array
+        if prediction.shape != reference.shape:
+            raise CaseError(case, f"prediction of shape {prediction.shape}, label map of shape {reference.shape}")
+        count = int(max(prediction.max(), reference.max(), *organs.values())) + 1
+        dice = pairwise_dice([prediction, reference], count).per_organ
+        table[case] = {name: float(dice[organ - 1]) for name, organ in organs.items()}
+    means = {name: float(np.mean([row[name] for row in table.values()])) for name in organs}
+    result = {"mean": float(np.mean(list(means.values()))), "organs": means, "cases": table}
+    write_json(predictions / "dice.json", result)
+    return {"mean": result["mean"], "organs": means}
+
+
+def held_out_dice(run: Run, number: int) -> float | None:
+    """Mean Dice of a round on the held-out cases, where it was measured."""
+    path = run.paths.evaluation(number) / "dice.json"
+    return float(read_json(path)["mean"]) if path.is_file() else None

@@ -1,0 +1,95 @@
+"""Plans taken from a trained model (``planner: given-model``): its teacher's, for a run that distils it.
+
+The scans then become exactly the input that the model expects, whatever planned it and on whatever data. Changes of
+the network, for a smaller student that learns from the model's logits, keep that input.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nnunet_flare.documents import load_json
+from nnunet_flare.errors import InputError, TaskError
+from nnunet_flare.files import read_json, write_json
+from nnunet_flare.planners.topology import override_configuration
+from nnunet_flare.recipes.recipe import DISTILLING_TRAINER
+from nnunet_flare.rounds.run.manifest import Base, Run
+from nnunet_flare.rounds.stages.plan import INPUT_KEYS, base_configuration, dataset_json, resolve
+from nnunet_flare.trainers.settings import KEY
+
+SAME_INPUT = tuple(key for key in INPUT_KEYS if not key.startswith(("resampling", "preprocessor", "image_reader")))
+"""What a student that learns from logits must share with its teacher."""
+
+
+def model_plans(model: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The plans of a model folder, and the resolved configuration that it was trained with, which its name ends on.
+
+    Raises:
+        InputError: for plans that are not readable, a folder that is not named as nnU-Net does, or a cascade.
+    """
+    path = model / "plans.json"
+    plans = load_json(path)
+    name = model.resolve().name.rpartition("__")[2]
+    configurations = plans.get("configurations") if isinstance(plans, dict) else None
+    if not isinstance(configurations, dict) or name not in configurations:
+        found = ", ".join(configurations) if isinstance(configurations, dict) else "no configurations"
+        raise InputError(
+            f"--init_model {model}: expected a folder TRAINER__PLANS__CONFIGURATION as nnU-Net names it, whose "
+            f"configuration is in its plans.json; found '{name}', the plans have {found}"
+        )
+    configuration = resolve(plans, name, path)
+    if configuration.get("previous_stage") is not None:
+        raise InputError(f"--init_model {model}: is the second stage of a cascade, which cannot label scans alone")
+    return plans, configuration
+
+
+def write_given_plans(run: Run, base: Base) -> None:
+    """Write the plans of ``--init_model``, with the recipe's changes, as plans of the run's own."""
+    plans, configuration = model_plans(Path(str(run.settings.init_model)))
+    configuration = {key: value for key, value in configuration.items() if key != KEY}
+    configuration["data_identifier"] = base.data.name
+    if base.changes:
+        configuration = override_configuration(configuration, **base.changes)
+    copied = run.preprocessed / "dataset.json"
+    if not copied.is_file():
+        write_json(copied, dataset_json(run))
+    document = {**plans, "plans_name": base.plans_name, "dataset_name": run.settings.dataset}
+    write_json(base.plans_file, {**document, "configurations": {base.configuration: configuration}})
+
+
+def check_soft_teacher(run: Run) -> None:
+    """Stop early when the final model is to learn from logits of a model that expects other input than its plans give.
+
+    Raises:
+        TaskError: naming the differences and what to do.
+    """
+    if not run.trainer(run.last_round).startswith(DISTILLING_TRAINER) or run.settings.init_model is None:
+        return
+    plans, configuration = model_plans(Path(run.settings.init_model))
+    theirs = {**plans, **configuration}
+    base = run.final_base
+    ours = {**read_json(base.plans_file), **base_configuration(base)}
+    different = [key for key in SAME_INPUT if ours.get(key) != theirs.get(key)]
+    if different:
+        raise TaskError(
+            f"{run.settings.init_model} expects other input than {base.plans_name} gives ({', '.join(different)}), but "
+            f"{DISTILLING_TRAINER} learns from its logits. Start a new run with final.planner=given-model and "
+            "final.plan.* for the size of the student, or with final.trainer=nnUNetTrainerFlareST for its labels alone"
+        )
+
+
+def check_start_model(run: Run) -> None:
+    """Stop early when the final training is to start from weights of a given model whose network is another one.
+
+    Raises:
+        TaskError: saying what to do.
+    """
+    if run.settings.init_model is None or run.recipe.final.start == "scratch" or run.last_round != 1:
+        return
+    theirs = model_plans(Path(run.settings.init_model))[1].get("architecture")
+    if base_configuration(run.final_base).get("architecture") != theirs:
+        raise TaskError(
+            f"final.start is 'member', but the network of {run.settings.init_model} is not that of "
+            f"{run.final_base.plans_name}. Start a new run with final.start=scratch, or with planner=given-model"
+        )

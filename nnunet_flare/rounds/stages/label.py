@@ -1,0 +1,259 @@
+"""Labelling the unlabelled cases of a round: one pass per case gives every member's label map and their agreement.
+
+A case is read once from its preprocessed array; the members' label maps and the mean of their softmax exist only in
+memory, and no probabilities are written. What is kept per case: the members' label maps on the network grid (small,
+for the report and for *ignore* labels), the training label and its pickle, the fused map on the image's grid, and last
+a JSON file with the agreement, whose presence says that the case is done.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from nnunet_flare.errors import TaskError
+from nnunet_flare.files import read_json, replacing, write_json
+from nnunet_flare.fusion.members import class_locations, training_label
+from nnunet_flare.images import read_labels
+from nnunet_flare.rounds.run.loops import TrainingScan, organ_ids, round_organs, round_scans
+from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, shard
+from nnunet_flare.rounds.stages.arrays import label_hash, read_array, read_properties, write_array, write_properties
+from nnunet_flare.rounds.stages.plan import INPUT_KEYS, base_configuration, dataset_json
+from nnunet_flare.rounds.stages.preprocess import failure, odd, preprocess_again
+from nnunet_flare.selection.agreement import Agreement, pairwise_dice
+from nnunet_flare.selection.change import label_change
+
+log = logging.getLogger(__name__)
+
+
+def round_members(run: Run, number: int) -> list[tuple[str, str]]:
+    """(fold, checkpoint) of every member of a round's ensemble."""
+    folds: Sequence[str] = run.recipe.member_folds(run.recipe_number(number))
+    checkpoints: Sequence[str] = run.recipe.member_checkpoints(run.recipe_number(number))
+    if number == 0 and run.settings.init_model is not None:
+        folds, checkpoints = run.settings.init_folds, run.recipe.given_checkpoints
+    return [(fold, checkpoint) for fold in folds for checkpoint in checkpoints]
+
+
+def labelling_members(run: Run, number: int) -> list[tuple[str, str]]:
+    """Those of a round's members that make its labels: all, or the last checkpoint alone."""
+    members = round_members(run, number)
+    return members[-1:] if run.recipe.fusion.method == "last" else members
+
+
+class _LastCheckpoint:
+    """Labels by the last of several checkpoints with test-time augmentation, judged by all of them without (Fosun)."""
+
+    def __init__(self, judges: Any, labeller: Any) -> None:
+        self._judges, self._labeller = judges, labeller
+        self.plans_manager = labeller.plans_manager
+        self.configuration_manager = labeller.configuration_manager
+        self.label_manager = labeller.label_manager
+
+    def predict_members(self, data: np.ndarray, *, only: Sequence[int] | None = None) -> Any:
+        """The label map of every checkpoint, and the softmax of the last one augmented."""
+        judged = self._judges.predict_members(data, only=only).labels
+        return replace(self._labeller.predict_members(data, only=only), labels=judged)
+
+
+def _load_labeller(run: Run, number: int) -> Any:
+    """What labels the cases of a round and gives the members' label maps beside."""
+    model, labelling = run.model(number), labelling_members(run, number)
+    labeller = load_predictor(run, model, labelling)
+    if labelling == round_members(run, number):
+        return labeller
+    return _LastCheckpoint(load_predictor(run, model, round_members(run, number), tta="none"), labeller)
+
+
+def load_predictor(run: Run, folder: Path, members: Sequence[tuple[str, str]], *, tta: str | None = None) -> Any:
+    """The members of a model folder as one predictor with the recipe's settings, or other test-time augmentation."""
+    from nnunet_flare.inference.predictor import FlarePredictor, Member
+
+    predict = run.recipe.predict
+    return FlarePredictor.from_members(
+        [Member(folder, fold if fold == "all" else int(fold), checkpoint) for fold, checkpoint in members],
+        step_size=predict.step_size,
+        tta=tta or predict.tta,
+        precision=predict.precision,
+        backend=predict.backend,
+        device=run.settings.device,
+    )
+
+
+def label_shard(run: Run, number: int, part: int, parts: int) -> dict[str, int]:
+    """Label one part of the unlabelled cases; those that are done already are kept.
+
+    Returns how many cases were labelled (now or before) and how many failed.
+
+    Raises:
+        TaskError: when no case of the part could be labelled, or the model (``--init_model``) expects other input
+            than the preprocessed scans.
+    """
+    cases = shard(round_scans(run, number), part, parts)
+    todo = [case for case in cases if not run.paths.case(number, case.case).is_file()]
+    if todo:
+        predictor = _load_labeller(run, number)
+        _check_input(run, run.model(number), predictor)
+        organs = round_organs(run, number)
+        for case in tqdm(todo, desc=f"round {number}: labelling", disable=None, unit="case"):
+            reason = failure(run.unlabelled_data, case.case)
+            document = {"failed": reason} if reason is not None else _label_case(run, number, case, predictor, organs)
+            write_json(run.paths.case(number, case.case), {"case": case.case, "round": number, **document})
+    failed = [c.case for c in cases if "failed" in read_json(run.paths.case(number, c.case))]
+    if cases and len(failed) == len(cases):
+        first = read_json(run.paths.case(number, failed[0]))["failed"]
+        for name in failed:  # so that the next try labels them again
+            run.paths.case(number, name).unlink()
+        raise TaskError(f"none of {len(cases)} unlabelled cases could be labelled; the first, {failed[0]}: {first}")
+    return {"labelled": len(cases) - len(failed), "failed": len(failed)}
+
+
+def _check_input(run: Run, model: Path, predictor: Any) -> None:
+    """The scans were preprocessed once, by the run's plans; a model that was given must expect just that input."""
+    ours = {**read_json(run.plans_file), **base_configuration(run.base)}
+    theirs = {**predictor.plans_manager.plans, **predictor.configuration_manager.configuration}
+    different = [
+        f"{key} {theirs.get(key)} there, {ours.get(key)} here" for key in INPUT_KEYS if theirs.get(key) != ours.get(key)
+    ]
+    if different:
+        raise TaskError(
+            f"{model} expects other input than {run.settings.plans_name} gives: {'; '.join(different)}. "
+            "Use the planner and plan.* keys that the model was trained with"
+        )
+
+
+def _label_case(run: Run, number: int, case: UnlabelledCase, predictor: Any, organs: dict[str, int]) -> dict[str, Any]:
+    """Label one case, write its files and return what its JSON says; a case that fails says why."""
+    started = time.monotonic()
+    try:
+        name = case.case
+        data, crop_mask_seg, properties = _read_case(run, case)
+        only = None if run.recipe.loop_of(number) is None else list(organs.values())
+        prediction = predictor.predict_members(data, only=only)
+        fused = prediction.mean_softmax.argmax(0).numpy().astype(np.uint8)
+        spacing = network_spacing_mm(properties, predictor.plans_manager.transpose_forward, fused.shape)
+        fused = _cleaned(run, fused, spacing)
+        agreement = _agreement(prediction.labels, max(organs.values()) + 1)
+        per_organ = judged_by(agreement, run.recipe.selection_of(number).rule)
+        _write_label(run, number, name, predictor, prediction, properties)
+        compares = not run.recipe.starts(number) and run.recipe.needs_change(number)
+        change = _change(run, number, name) if compares else None
+        label = training_label(fused, crop_mask_seg)
+        patch = predictor.configuration_manager.patch_size
+        write_array(run.paths.members(number, name), np.stack(prediction.labels).astype(np.uint8), patch)
+        write_array(run.paths.training_label(number, name), label[None], patch)
+        located = class_locations(label, list(organs.values()))
+        write_properties(run.paths.properties(number, name), {**properties, "class_locations": located})
+    except MemoryError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (28, 30, 122, 13):  # full or read-only disk, quota, permission
+            raise
+        log.exception("%s could not be labelled", case.case)
+        return {"failed": f"labelling failed ({type(error).__name__}: {error})"}
+    voxel_mm3 = float(np.prod(spacing))
+    counts = np.bincount(fused.ravel(), minlength=max(organs.values()) + 1)
+    return {
+        "agreement": {n: None if agreement is None else float(per_organ[i - 1]) for n, i in organs.items()},
+        "present": {n: bool(agreement is None or agreement.present[i - 1]) for n, i in organs.items()},
+        "volume_mm3": {n: float(counts[i] * voxel_mm3) for n, i in organs.items()},
+        "members": len(prediction.labels),
+        "change": change,
+        "label_sha256": label_hash(fused),
+        "odd": odd(run.unlabelled_data, case.case),
+        "seconds": round(time.monotonic() - started, 3),
+    }
+
+
+def network_spacing_mm(
+    properties: dict[str, Any], transpose_forward: Sequence[int], shape: Sequence[int]
+) -> tuple[float, ...]:
+    """Spacing (z, y, x) of a case's array on the network's grid, which plans of a fixed size do not say."""
+    stored = [float(properties["spacing"][axis]) for axis in transpose_forward]
+    before = properties["shape_after_cropping_and_before_resampling"]
+    return tuple(step * int(n) / new for step, n, new in zip(stored, before, shape, strict=True))
+
+
+def _cleaned(run: Run, labels: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
+    """A label map with the components that the recipe keeps."""
+    fusion = run.recipe.fusion
+    if fusion.components == "all":
+        return labels
+    from nnunet_flare.postprocessing.operations import keep_largest
+
+    z, y, x = spacing_mm
+    return keep_largest(
+        np.ascontiguousarray(labels),
+        (z, y, x),
+        organs=list(organ_ids(run).values()),
+        minimum_mm3=fusion.min_component_mm3,
+    )
+
+
+def _change(run: Run, number: int, case: str) -> float | None:
+    """How much the case's fused label map changed since the round before; None where that cannot be said."""
+    ending = dataset_json(run)["file_ending"]
+    before = run.paths.label(number - 1, case, ending)
+    if not before.is_file():  # the case could not be labelled then
+        return None
+    after = run.paths.label(number, case, ending)
+    change = label_change(read_labels(before, case).array, read_labels(after, case).array)
+    return None if np.isnan(change) else change
+
+
+def _read_case(run: Run, case: UnlabelledCase) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """A preprocessed scan (C, Z, Y, X), its mask of what was not cropped away (Z, Y, X) and its properties.
+
+    An unlabelled scan whose files are damaged (by a crash, a bad disk) is preprocessed again first.
+    """
+    if isinstance(case, TrainingScan):
+        return _read_arrays(run.base_data, case.case)
+    try:
+        return _read_arrays(run.unlabelled_data, case.case)
+    except OSError as error:
+        log.warning("%s: %s; it is preprocessed again", case.case, error)
+        preprocess_again(run, case)
+        return _read_arrays(run.unlabelled_data, case.case)
+
+
+def _read_arrays(folder: Path, case: str) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    labels = read_array(folder / f"{case}_seg.b2nd")[0]
+    return read_array(folder / f"{case}.b2nd"), labels, read_properties(folder / f"{case}.pkl")
+
+
+def _agreement(labels: Sequence[np.ndarray], num_labels: int) -> Agreement | None:
+    """Agreement of two or more members; one member alone has none."""
+    return pairwise_dice(labels, num_labels) if len(labels) > 1 else None
+
+
+def judged_by(agreement: Agreement | None, rule: str) -> np.ndarray:
+    """(organs,) what a rule judges a case by: all pairs, or for ``stability`` those of the last checkpoint."""
+    if agreement is None:
+        return np.empty(0)
+    return agreement.with_last if rule == "stability" else agreement.per_organ
+
+
+def _write_label(run: Run, number: int, case: str, predictor: Any, prediction: Any, properties: dict[str, Any]) -> None:
+    """Write the fused label map on the image's own grid, through the reader of the plans."""
+    from nnunet_flare.inference.export import labels_on_image_grid
+
+    labels = labels_on_image_grid(
+        prediction.mean_softmax,
+        properties,
+        predictor.plans_manager,
+        predictor.configuration_manager,
+        predictor.label_manager,
+    )
+    labels = _cleaned(run, labels, [float(edge) for edge in properties["spacing"]])
+    path = run.paths.label(number, case, dataset_json(run)["file_ending"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        predictor.plans_manager.image_reader_writer_class().write_seg(labels, str(temporary), properties)
