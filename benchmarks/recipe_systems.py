@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from nnunet_flare.recipes.recipe import Recipe, load_recipe
+from nnunet_flare.recipes.load import load_recipe
+from nnunet_flare.recipes.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -29,14 +29,14 @@ from nnunet_flare.files import link_or_copy, read_json, write_json
 from nnunet_flare.fusion.members import class_locations, training_label
 from nnunet_flare.images import read_labels, read_volume
 from nnunet_flare.organs import FLARE22
-from nnunet_flare.recipes.recipe import load_recipe
+from nnunet_flare.recipes.load import load_recipe
+from nnunet_flare.rounds.run.configurations import base_configuration, configuration_hash
 from nnunet_flare.rounds.run.ledger import read_ledger, rebuild
 from nnunet_flare.rounds.run.manifest import Run, Settings, create_run, load_run
 from nnunet_flare.rounds.run.tasks import graph
 from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, write_list
 from nnunet_flare.rounds.stages.arrays import label_hash, read_array, read_properties, write_array, write_properties
 from nnunet_flare.rounds.stages.build import build_round
-from nnunet_flare.rounds.stages.plan import base_configuration, configuration_hash
 from nnunet_flare.rounds.stages.preprocess import state_file
 from nnunet_flare.rounds.stages.select import select_round
 from nnunet_flare.rounds.status import status

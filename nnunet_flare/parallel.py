@@ -78,3 +78,9 @@ def _guarded(function: Callable[[T], R], case: T) -> R | CaseError:
         return function(case)
     except CaseError as error:
         return error
+
+
+def num_processes(cases: int) -> int:
+    """Worker processes for preprocessing: nnU-Net's own variable, never more than cores or cases."""
+    wanted = int(os.environ.get("nnUNet_def_n_proc", "8"))  # noqa: SIM112 (nnU-Net spells it so)
+    return max(1, min(wanted, os.cpu_count() or 1, cases))

@@ -12,7 +12,7 @@ import torch
 from nnunetv2.run.run_training import run_training
 
 from nnunet_flare.phantom import write_phantom
-from nnunet_flare.recipes.recipe import load_recipe
+from nnunet_flare.recipes.load import load_recipe
 from nnunet_flare.rounds import do_task as work
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.tasks import graph

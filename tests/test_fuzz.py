@@ -32,7 +32,7 @@ from nnunet_flare.fusion.ids import load_id_map
 from nnunet_flare.organs import FLARE22
 from nnunet_flare.postprocessing.labelset import label_set
 from nnunet_flare.postprocessing.pipeline import load_pipeline
-from nnunet_flare.recipes.recipe import load_recipe, shipped_recipes
+from nnunet_flare.recipes.load import load_recipe, shipped_recipes
 from nnunet_flare.rounds.by_hand import score_folders, select_from_scores
 from nnunet_flare.rounds.executors.slurm_options import parse_options
 from nnunet_flare.rounds.run.decisions import read_reviews

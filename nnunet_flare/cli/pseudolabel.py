@@ -225,7 +225,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _recipes(arguments: argparse.Namespace) -> int:
-    from nnunet_flare.recipes.recipe import load_recipe, shipped_recipes
+    from nnunet_flare.recipes.load import load_recipe, shipped_recipes
 
     for name in shipped_recipes():
         recipe = load_recipe(name)

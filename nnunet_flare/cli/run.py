@@ -70,7 +70,7 @@ def add_timeout(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Start a run, or go on with one; returns the exit code."""
-    from nnunet_flare.recipes.recipe import load_recipe
+    from nnunet_flare.recipes.load import load_recipe
     from nnunet_flare.rounds.start import Request, plan_run, start_run
 
     recipe = load_recipe(arguments.recipe, parse_settings(arguments.settings))
@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def preprocess(arguments: argparse.Namespace) -> int:
     """Plan and preprocess ahead of a run; returns the exit code."""
-    from nnunet_flare.recipes.recipe import load_recipe
+    from nnunet_flare.recipes.load import load_recipe
     from nnunet_flare.rounds.preprocess_only import preprocess_ahead
 
     recipe = load_recipe(arguments.recipe, parse_settings(arguments.settings))

@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from nnunet_flare.recipes.parts import Final, Fusion, Members, Part, Selection, Stop
-
-if TYPE_CHECKING:
-    from nnunet_flare.recipes.recipe import Recipe
+from nnunet_flare.recipes.recipe import Recipe
 
 PARTIAL_TRAINER = "nnUNetTrainerFlarePartial"
 """The trainer with the marginal loss, which loops over different organs need."""
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Check what a recipe's keys ask for together, and the training settings of every round.
+
+    Raises:
+        ValueError: naming the key, what was found and what was expected.
+    """
+    epochs = recipe.training.get("num_epochs", 1000)
+    each = epochs if isinstance(epochs, list) else [epochs]
+    if not each or not all(type(n) is int and n > 0 for n in each):
+        raise ValueError(f"training.num_epochs: found {epochs!r}, expected a whole number above 0, or one per round")
+    if recipe.is_online:
+        check_online(recipe)
+    if recipe.loops:
+        check_loops(recipe)
+    elif recipe.fusion.teachers:
+        raise ValueError("fusion.teachers: the union of several loops asks teachers; this recipe has no 'loops'")
+    for number in range(recipe.final_round + 2):  # the final training and its fine-tuning too
+        recipe.settings(number, run=None)
+    for number in range(recipe.final_round):
+        check_selection(recipe, number)
+        check_checkpoints(recipe, number)
+    if recipe.final.start == "member":
+        check_start(recipe)
+    if recipe.roi is not None:
+        recipe.coarse_settings(run=None)
 
 
 def check_online(recipe: Recipe) -> None:

@@ -1,7 +1,7 @@
-"""Recipes: a published system as data, validated with located errors.
+"""A recipe: one published system as data, and what follows from its keys for each round.
 
-A recipe is a YAML file of ``nnunet_flare/recipes`` (or the user's own). ``--set key=value`` changes any key; what comes
-out is one frozen :class:`Recipe`, whose hash names the settings in the ledger and in every model.
+:mod:`nnunet_flare.recipes.load` reads and checks recipes, :mod:`nnunet_flare.recipes.parts` has the groups of their
+keys. The hash of a recipe names its settings in the ledger and in every model.
 """
 
 from __future__ import annotations
@@ -10,15 +10,10 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from nnunet_flare.documents import load_yaml, parse_yaml
-from nnunet_flare.errors import InputError
-from nnunet_flare.recipes.checks import check_checkpoints, check_loops, check_online, check_selection, check_start
 from nnunet_flare.recipes.parts import (
     ONE,
     PER_ROUND,
@@ -57,7 +52,7 @@ GIVEN_MODEL = "given-model"
 """In place of a planner: the plans of ``--init_model``."""
 
 EPOCHS = ("iterations", "pass")
-"""What ``training.epoch`` may be: ``iterations_per_epoch``, or a pass over the data (see ``rounds.passes``)."""
+"""What ``training.epoch`` may be: ``iterations_per_epoch``, or a pass over the data (``stages/epoch_lengths.py``)."""
 
 
 class Recipe(Part):
@@ -94,32 +89,6 @@ class Recipe(Part):
     @classmethod
     def _with_teacher(cls, document: Any) -> Any:
         return without_teacher(document, cls.model_fields["planner"].default)
-
-    @model_validator(mode="after")
-    def _training_is_valid(self) -> Recipe:
-        epochs = self.training.get("num_epochs", 1000)
-        each = epochs if isinstance(epochs, list) else [epochs]
-        if not each or not all(type(n) is int and n > 0 for n in each):
-            raise ValueError(
-                f"training.num_epochs: found {epochs!r}, expected a whole number above 0, or one per round"
-            )
-        if self.is_online:
-            check_online(self)
-        if self.loops:
-            check_loops(self)
-        elif self.fusion.teachers:
-            raise ValueError("fusion.teachers: the union of several loops asks teachers; this recipe has no 'loops'")
-        for number in range(self.final_round + 1):
-            self.settings(number, run=None)
-        self.settings(self.final_round + 1, run=None)
-        for number in range(self.final_round):
-            check_selection(self, number)
-            check_checkpoints(self, number)
-        if self.final.start == "member":
-            check_start(self)
-        if self.roi is not None:
-            self.coarse_settings(run=None)
-        return self
 
     def loop_of(self, number: int) -> Loop | None:
         """The loop that a round belongs to; None for the final training, and in recipes without loops."""
@@ -322,65 +291,11 @@ def _training_settings(prefix: str, given: Mapping[str, Any], document: Mapping[
     try:
         return TrainingSettings.model_validate_json(json.dumps(known), strict=True)
     except ValidationError as error:
-        raise ValueError("; ".join(_explain(error, prefix))) from error
+        raise ValueError("; ".join(explain(error, prefix))) from error
 
 
-def shipped_recipes() -> list[str]:
-    """Names of the recipes in the package."""
-    folder = resources.files("nnunet_flare.recipes")
-    return sorted(entry.name[: -len(".yaml")] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-def load_recipe(name_or_path: str, settings: Mapping[str, str] | None = None) -> Recipe:
-    """A shipped recipe by name or the user's own by path, with ``--set`` values applied.
-
-    Args:
-        name_or_path: name of a shipped recipe, or a ``.yaml`` file.
-        settings: dotted key to text; the text is read as YAML, so ``0.9``, ``[4, 1.2, 1.2]`` and ``null`` work.
-
-    Raises:
-        InputError: for an unknown recipe or key or a wrong value, each with its path.
-    """
-    if name_or_path.endswith((".yaml", ".yml")):
-        path = Path(name_or_path)
-        if not path.is_file():
-            raise InputError(f"recipe {path}: no such file")
-        where = str(path)
-        document = load_yaml(path)
-    elif name_or_path in shipped_recipes():
-        where = f"recipe {name_or_path}"
-        file = resources.files("nnunet_flare.recipes").joinpath(f"{name_or_path}.yaml")
-        document = parse_yaml(file.read_text(encoding="utf-8"), where)
-    else:
-        raise InputError(f"no recipe '{name_or_path}'; there are {', '.join(shipped_recipes())}, or give a .yaml file")
-    if not isinstance(document, dict):
-        raise InputError(f"{where}: expected keys and values, found {type(document).__name__}")
-    for key, value in (settings or {}).items():
-        _set(document, key, value)
-    return recipe_from(document, where)
-
-
-def recipe_from(document: Mapping[str, Any], where: str) -> Recipe:
-    """Validate a recipe document; ``where`` is named in errors."""
-    try:
-        return Recipe.model_validate(document)
-    except ValidationError as error:
-        problems = _explain(error)
-        raise InputError(f"{where}: {len(problems)} problem(s): {'; '.join(problems)}") from error
-
-
-def _set(document: dict[str, Any], key: str, text: str) -> None:
-    value = parse_yaml(text, f"--set {key}={text}")
-    place = document
-    *parents, last = key.split(".")
-    for parent in parents:
-        place = place.setdefault(parent, {})
-        if not isinstance(place, dict):
-            raise InputError(f"--set {key}: '{parent}' has no keys below it")
-    place[last] = value
-
-
-def _explain(error: ValidationError, prefix: str = "") -> list[str]:
+def explain(error: ValidationError, prefix: str = "") -> list[str]:
+    """Each problem of a validation with the path of its key, in words."""
     problems = []
     for problem in error.errors():
         path = prefix + ".".join(str(part) for part in problem["loc"] if part not in (ONE, PER_ROUND))

@@ -11,14 +11,14 @@ import numpy as np
 
 from nnunet_flare.errors import FlareError, InputError
 from nnunet_flare.files import read_json
-from nnunet_flare.recipes.recipe import load_recipe, shipped_recipes
+from nnunet_flare.recipes.load import load_recipe, shipped_recipes
+from nnunet_flare.rounds.run.configurations import resolve
+from nnunet_flare.rounds.run.dataset import organ_ids
 from nnunet_flare.rounds.run.ledger import Entry, read_decisions
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.tasks import graph
 from nnunet_flare.rounds.stages.arrays import read_array
 from nnunet_flare.rounds.stages.evaluate import held_out_dice
-from nnunet_flare.rounds.stages.label import organ_ids
-from nnunet_flare.rounds.stages.plan import resolve
 
 log = logging.getLogger(__name__)
 

@@ -12,10 +12,9 @@ from nnunet_flare.cases import FILE_NAME, Case, read_table
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.fusion.ids import IdMap
 from nnunet_flare.images import read_labels
-from nnunet_flare.parallel import Workers
+from nnunet_flare.parallel import Workers, num_processes
 from nnunet_flare.recipes.recipe import Recipe
 from nnunet_flare.rounds.run.loops import annotated_of
-from nnunet_flare.rounds.stages.plan import num_processes
 from nnunet_flare.rounds.stages.union import teacher_ids, teacher_maps
 
 log = logging.getLogger(__name__)

@@ -10,12 +10,14 @@ from typing import Any
 
 from nnunet_flare.errors import FlareError
 from nnunet_flare.files import read_json
+from nnunet_flare.parallel import num_processes
 from nnunet_flare.rounds.executors.local import duration
+from nnunet_flare.rounds.run.configurations import base_configuration
+from nnunet_flare.rounds.run.dataset import dataset_json
 from nnunet_flare.rounds.run.manifest import Base, Run
 from nnunet_flare.rounds.run.tasks import Task, graph
 from nnunet_flare.rounds.run.unlabelled import find_sources, size_of
 from nnunet_flare.rounds.stages.epoch_lengths import STOCK_ITERATIONS, iterations_of_pass, pass_of_round, stock_epochs
-from nnunet_flare.rounds.stages.plan import base_configuration, dataset_json, num_processes
 from nnunet_flare.rounds.start import Plan, check_disk, disk_needed, prepares_again
 from nnunet_flare.trainers.settings import TrainingSettings
 

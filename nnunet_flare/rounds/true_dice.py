@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_flare.images import read_labels
+from nnunet_flare.rounds.run.dataset import dataset_json, organ_ids
 from nnunet_flare.rounds.run.ledger import read_decisions
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.stages.arrays import read_array
-from nnunet_flare.rounds.stages.label import organ_ids
-from nnunet_flare.rounds.stages.plan import dataset_json
 from nnunet_flare.selection.agreement import pairwise_dice
 from nnunet_flare.selection.ranking import Ranking, rank_quality
 from nnunet_flare.selection.rules import scores

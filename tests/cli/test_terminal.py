@@ -16,7 +16,7 @@ import pytest
 from nnunet_flare.cli import terminal
 from nnunet_flare.files import write_json
 from nnunet_flare.organs import FLARE22
-from nnunet_flare.recipes.recipe import load_recipe
+from nnunet_flare.recipes.load import load_recipe
 from nnunet_flare.rounds.run.ledger import Entry, write_round
 from nnunet_flare.rounds.run.manifest import Run, Settings, create_run
 

@@ -29,7 +29,7 @@ NEEDED_BY_CONTRIBUTORS = (
 
 LOOK = """
 from importlib import resources
-from nnunet_flare.recipes.recipe import load_recipe, shipped_recipes
+from nnunet_flare.recipes.load import load_recipe, shipped_recipes
 report = resources.files("nnunet_flare.report")
 assert (report / "templates" / "index.html.j2").is_file() and (report / "static" / "niivue" / "LICENSES.txt").is_file()
 assert (resources.files("nnunet_flare.recipes") / "pages" / "recipes-uncertainty.md").is_file()

@@ -9,7 +9,7 @@ import numpy as np
 
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.organs import FLARE22
-from nnunet_flare.recipes.recipe import load_recipe
+from nnunet_flare.recipes.load import load_recipe
 from nnunet_flare.rounds.run.ledger import Entry, write_round
 from nnunet_flare.rounds.run.manifest import Run, Settings, create_run
 from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, write_list

@@ -20,7 +20,7 @@ from fake_run import ORGANS, SPACING_MM, boxes, fake_run, least_organ
 
 from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.images import Volume, write_volume
-from nnunet_flare.recipes.recipe import shipped_recipes
+from nnunet_flare.recipes.load import shipped_recipes
 from nnunet_flare.report.gather import gather
 from nnunet_flare.report.page import script_json, worth_looking_at, write_report
 from nnunet_flare.report.papers import paper_and_ours

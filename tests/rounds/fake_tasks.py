@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_flare.files import write_json
-from nnunet_flare.recipes.recipe import Recipe, load_recipe
+from nnunet_flare.recipes.load import load_recipe
+from nnunet_flare.recipes.recipe import Recipe
 from nnunet_flare.rounds.run.manifest import Run, Settings, create_run
 
 SITE = '''

@@ -24,7 +24,7 @@ from nnunet_flare.images import read_volume
 from nnunet_flare.inference import runtimes
 from nnunet_flare.inference.model import Member, open_model
 from nnunet_flare.networks.discriminator import Discriminator
-from nnunet_flare.recipes.recipe import load_recipe
+from nnunet_flare.recipes.load import load_recipe
 from nnunet_flare.rounds.preview import preview
 from nnunet_flare.rounds.run.decisions import keep_reviews
 from nnunet_flare.rounds.run.manifest import Run

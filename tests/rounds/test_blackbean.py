@@ -15,7 +15,7 @@ from in_process import do_all, phantom, started
 from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.images import read_labels
-from nnunet_flare.recipes.recipe import load_recipe
+from nnunet_flare.recipes.load import load_recipe
 from nnunet_flare.rounds.do_task import TASK_VARIABLE
 from nnunet_flare.rounds.preview import preview
 from nnunet_flare.rounds.run.ledger import read_decisions

@@ -11,7 +11,7 @@ import pytest
 
 from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.images import Volume, read_labels, write_labels
-from nnunet_flare.rounds.stages.label import organ_ids
+from nnunet_flare.rounds.run.dataset import organ_ids
 from nnunet_flare.selection.rules import RULES
 
 

@@ -10,7 +10,7 @@ from fake_tasks import make_run
 
 from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import write_json
-from nnunet_flare.recipes.recipe import load_recipe
+from nnunet_flare.recipes.load import load_recipe
 from nnunet_flare.rounds import do_task as work
 from nnunet_flare.rounds.run.tasks import graph, stand_in, train_arguments
 from nnunet_flare.rounds.stages import plan as plans

@@ -14,12 +14,13 @@ from nnunet_flare.cases import read_table
 from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.files import read_json
 from nnunet_flare.images import geometry_difference, read_labels, read_volume
+from nnunet_flare.rounds.run.dataset import organ_ids
 from nnunet_flare.rounds.run.ledger import read_ledger, rebuild
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.unlabelled import read_list
 from nnunet_flare.rounds.stages import label as labelling
 from nnunet_flare.rounds.stages.arrays import ENDINGS, read_array, read_properties
-from nnunet_flare.rounds.stages.label import label_shard, organ_ids
+from nnunet_flare.rounds.stages.label import label_shard
 from nnunet_flare.rounds.stages.select import select_round
 
 

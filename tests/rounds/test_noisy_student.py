@@ -13,7 +13,7 @@ from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.organs import FLARE22, dataset_labels
 from nnunet_flare.phantom import write_phantom
-from nnunet_flare.recipes.recipe import load_recipe
+from nnunet_flare.recipes.load import load_recipe
 from nnunet_flare.rounds.run.ledger import read_decisions
 from nnunet_flare.rounds.run.manifest import Run, Settings, load_run
 from nnunet_flare.rounds.run.tasks import graph

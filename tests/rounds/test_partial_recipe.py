@@ -14,7 +14,7 @@ from nnunet_flare.cases import Case, read_table, write_table
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json
 from nnunet_flare.images import read_labels, write_labels
-from nnunet_flare.recipes.recipe import load_recipe
+from nnunet_flare.recipes.load import load_recipe
 from nnunet_flare.report.page import write_report
 from nnunet_flare.rounds.export import export_dataset
 from nnunet_flare.rounds.run import loops

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from nnunet_flare.errors import InputError
-from nnunet_flare.recipes.recipe import load_recipe
+from nnunet_flare.recipes.load import load_recipe
 from nnunet_flare.rounds.stages.epoch_lengths import iterations_of_pass, samples_of_pass, stock_epochs, training_share
 
 

@@ -12,7 +12,7 @@ from real_scans import TORSO_HIGH, TORSO_LOW, write_labelled
 from nnunet_flare.files import read_json
 from nnunet_flare.images import geometry_difference, read_labels, read_volume
 from nnunet_flare.inference.predictor import FlarePredictor
-from nnunet_flare.recipes.recipe import load_recipe
+from nnunet_flare.recipes.load import load_recipe
 from nnunet_flare.rounds.run.ledger import read_decisions
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.stages.arrays import read_array

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nnunet_flare.errors import InputError
-from nnunet_flare.recipes.recipe import load_recipe, shipped_recipes
+from nnunet_flare.recipes.load import load_recipe, shipped_recipes
 
 
 @pytest.mark.parametrize("name", shipped_recipes())

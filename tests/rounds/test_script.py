@@ -13,7 +13,7 @@ from fake_slurm import fake_slurm
 from fake_tasks import finish, make_run, notes, plan_tasks, run_of
 
 from nnunet_flare.files import write_json
-from nnunet_flare.recipes.recipe import load_recipe, shipped_recipes
+from nnunet_flare.recipes.load import load_recipe, shipped_recipes
 from nnunet_flare.rounds.executors.script import write_script, write_submission
 from nnunet_flare.rounds.executors.slurm_options import parse_options
 from nnunet_flare.rounds.run.tasks import graph

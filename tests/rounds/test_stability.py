@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nnunet_flare.errors import InputError
-from nnunet_flare.recipes.recipe import load_recipe
+from nnunet_flare.recipes.load import load_recipe
 from nnunet_flare.rounds.stages.label import judged_by
 from nnunet_flare.rounds.start import Request, check_init_members
 from nnunet_flare.selection.agreement import pairwise_dice

@@ -26,6 +26,7 @@ from nnunet_flare.images import Volume, read_labels, read_volume, to_sitk, write
 from nnunet_flare.rounds.do_task import TASK_VARIABLE, do_task
 from nnunet_flare.rounds.executors import local
 from nnunet_flare.rounds.export import export_dataset, export_stock_model
+from nnunet_flare.rounds.run.dataset import organ_ids
 from nnunet_flare.rounds.run.decisions import Review
 from nnunet_flare.rounds.run.ledger import read_decisions, read_ledger
 from nnunet_flare.rounds.run.manifest import Run, load_run
@@ -33,7 +34,7 @@ from nnunet_flare.rounds.run.tasks import Task, find_task, graph
 from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, read_list, shard, write_list
 from nnunet_flare.rounds.stages.arrays import read_array, write_array
 from nnunet_flare.rounds.stages.build import build_round, ignore_label
-from nnunet_flare.rounds.stages.label import label_shard, organ_ids
+from nnunet_flare.rounds.stages.label import label_shard
 from nnunet_flare.rounds.stages.plan import plan_and_preprocess
 from nnunet_flare.rounds.stages.preprocess import failure, odd, preprocess_unlabelled, state_file
 from nnunet_flare.rounds.stages.select import select_round

@@ -16,7 +16,7 @@ from nnunet_flare.errors import CaseError
 from nnunet_flare.files import read_json
 from nnunet_flare.images import Volume, geometry_difference, read_volume, to_sitk, write_volume
 from nnunet_flare.phantom import write_phantom
-from nnunet_flare.recipes.recipe import load_recipe
+from nnunet_flare.recipes.load import load_recipe
 from nnunet_flare.rounds import start as start_module
 from nnunet_flare.rounds.do_task import do_task
 from nnunet_flare.rounds.run.tasks import find_task

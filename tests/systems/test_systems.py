@@ -8,7 +8,7 @@ import pytest
 from in_process import do_all, phantom, started
 
 from nnunet_flare.files import read_json
-from nnunet_flare.recipes.recipe import shipped_recipes
+from nnunet_flare.recipes.load import shipped_recipes
 from nnunet_flare.rounds.run.ledger import read_decisions
 from nnunet_flare.rounds.run.tasks import graph
 

@@ -9,19 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from nnunet_flare.cases import Case
+from nnunet_flare.rounds.run.dataset import base_table, organ_ids, raw_cases, raw_files
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, read_list, size_of
-from nnunet_flare.rounds.stages.plan import base_table, dataset_json, raw_cases, raw_files
 
 
 class TrainingScan(UnlabelledCase):
     """The scan of a partial case, some organs of which a model labels; its arrays are those of the training data."""
-
-
-def organ_ids(run: Run) -> dict[str, int]:
-    """Organ names and ids of the dataset, background and *ignore* left out, in order of id."""
-    labels = {n: i for n, i in dataset_json(run)["labels"].items() if n not in ("background", "ignore")}
-    return dict(sorted(labels.items(), key=lambda item: item[1]))
 
 
 def round_organs(run: Run, number: int) -> dict[str, int]:

@@ -11,7 +11,8 @@ from typing import Any
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json, write_json
-from nnunet_flare.recipes.recipe import Recipe, recipe_from
+from nnunet_flare.recipes.load import recipe_from
+from nnunet_flare.recipes.recipe import Recipe
 from nnunet_flare.rounds.run.paths import RunPaths
 
 VERSION = 1

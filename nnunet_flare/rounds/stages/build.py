@@ -22,6 +22,8 @@ from nnunet_flare.errors import TaskError
 from nnunet_flare.files import link_or_copy
 from nnunet_flare.fusion.members import class_locations, ignore_uncertain
 from nnunet_flare.recipes.recipe import DISTILLING_TRAINER
+from nnunet_flare.rounds.run.configurations import base_configuration, write_configuration
+from nnunet_flare.rounds.run.dataset import base_table, organ_ids, raw_cases
 from nnunet_flare.rounds.run.decisions import load_reviews
 from nnunet_flare.rounds.run.ledger import Entry, read_decisions, write_round
 from nnunet_flare.rounds.run.manifest import Base, Run
@@ -35,9 +37,8 @@ from nnunet_flare.rounds.stages.arrays import (
     write_properties,
 )
 from nnunet_flare.rounds.stages.epoch_lengths import iterations_of_pass, pass_of_round
-from nnunet_flare.rounds.stages.label import organ_ids, round_members
+from nnunet_flare.rounds.stages.label import round_members
 from nnunet_flare.rounds.stages.label_maps import ignore_label
-from nnunet_flare.rounds.stages.plan import base_configuration, base_table, raw_cases, write_configuration
 from nnunet_flare.rounds.stages.preprocess import failure, odd, remove_scratch
 from nnunet_flare.rounds.stages.replanned import cases_folder, has_same_arrays, prepare_cases
 

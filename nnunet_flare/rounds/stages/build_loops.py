@@ -20,12 +20,13 @@ from nnunet_flare.errors import TaskError
 from nnunet_flare.files import link_or_copy
 from nnunet_flare.fusion.members import class_locations
 from nnunet_flare.fusion.partial import complete
+from nnunet_flare.rounds.run.configurations import base_configuration, write_configuration
+from nnunet_flare.rounds.run.dataset import organ_ids, raw_cases
 from nnunet_flare.rounds.run.ledger import Entry, read_decisions, write_round
-from nnunet_flare.rounds.run.loops import annotated_of, organ_ids, round_organs, true_cases
+from nnunet_flare.rounds.run.loops import annotated_of, round_organs, true_cases
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.stages.arrays import ENDINGS, read_array, read_properties, write_array, write_properties
 from nnunet_flare.rounds.stages.build import check_labels
-from nnunet_flare.rounds.stages.plan import base_configuration, raw_cases, write_configuration
 from nnunet_flare.rounds.stages.preprocess import remove_scratch
 from nnunet_flare.rounds.stages.replanned import cases_folder
 from nnunet_flare.rounds.stages.union import make_union

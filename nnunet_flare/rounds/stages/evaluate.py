@@ -14,10 +14,10 @@ from nnunet_flare.datasets import TrainingCase, check_cases
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.images import find_cases, read_labels, write_labels
+from nnunet_flare.rounds.run.dataset import dataset_json, organ_ids
 from nnunet_flare.rounds.run.manifest import Run
-from nnunet_flare.rounds.stages.label import load_predictor, organ_ids, round_members
+from nnunet_flare.rounds.stages.label import load_predictor, round_members
 from nnunet_flare.rounds.stages.locate import whole_scan_labels
-from nnunet_flare.rounds.stages.plan import dataset_json
 from nnunet_flare.selection.agreement import pairwise_dice
 
 log = logging.getLogger(__name__)

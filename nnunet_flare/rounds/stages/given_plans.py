@@ -14,8 +14,9 @@ from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.planners.topology import override_configuration
 from nnunet_flare.recipes.recipe import DISTILLING_TRAINER
+from nnunet_flare.rounds.run.configurations import INPUT_KEYS, base_configuration, resolve
+from nnunet_flare.rounds.run.dataset import dataset_json
 from nnunet_flare.rounds.run.manifest import Base, Run
-from nnunet_flare.rounds.stages.plan import INPUT_KEYS, base_configuration, dataset_json, resolve
 from nnunet_flare.trainers.settings import KEY
 
 SAME_INPUT = tuple(key for key in INPUT_KEYS if not key.startswith(("resampling", "preprocessor", "image_reader")))

@@ -22,11 +22,12 @@ from nnunet_flare.errors import TaskError
 from nnunet_flare.files import read_json, replacing, write_json
 from nnunet_flare.fusion.members import class_locations, training_label
 from nnunet_flare.images import read_labels
-from nnunet_flare.rounds.run.loops import TrainingScan, organ_ids, round_organs, round_scans
+from nnunet_flare.rounds.run.configurations import INPUT_KEYS, base_configuration
+from nnunet_flare.rounds.run.dataset import dataset_json, organ_ids
+from nnunet_flare.rounds.run.loops import TrainingScan, round_organs, round_scans
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, shard
 from nnunet_flare.rounds.stages.arrays import label_hash, read_array, read_properties, write_array, write_properties
-from nnunet_flare.rounds.stages.plan import INPUT_KEYS, base_configuration, dataset_json
 from nnunet_flare.rounds.stages.preprocess import failure, odd, preprocess_again
 from nnunet_flare.selection.agreement import Agreement, pairwise_dice
 from nnunet_flare.selection.change import label_change

@@ -8,10 +8,10 @@ import numpy as np
 
 from nnunet_flare.files import link_or_copy, read_json
 from nnunet_flare.images import read_labels, write_labels
+from nnunet_flare.rounds.run.dataset import organ_ids
 from nnunet_flare.rounds.run.ledger import Entry
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.stages.arrays import read_array, read_properties
-from nnunet_flare.rounds.stages.label import organ_ids
 
 
 def ignore_label(run: Run) -> int:

@@ -20,17 +20,13 @@ from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.images import Volume, check_values
 from nnunet_flare.recipes.parts import Roi
+from nnunet_flare.rounds.run.configurations import add_configuration, base_configuration
+from nnunet_flare.rounds.run.dataset import base_table, raw_cases
 from nnunet_flare.rounds.run.manifest import Base, Run
 from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, read_list, read_scans, shard
 from nnunet_flare.rounds.stages.boxes import turned
 from nnunet_flare.rounds.stages.epoch_lengths import iterations_of_pass, samples_of_pass
-from nnunet_flare.rounds.stages.plan import (
-    add_configuration,
-    base_configuration,
-    base_table,
-    plan_and_preprocess,
-    raw_cases,
-)
+from nnunet_flare.rounds.stages.plan import plan_and_preprocess
 
 if TYPE_CHECKING:
     from nnunet_flare.inference.core import Segmenter

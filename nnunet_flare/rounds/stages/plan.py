@@ -1,21 +1,21 @@
-"""The plans of a run: planned and preprocessed once, then one configuration per round is added under a lock."""
+"""The stage ``plan``: the labelled cases are planned, preprocessed and split, as far as that was not done before."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import shutil
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from nnunet_flare.cases import FILE_NAME, CaseTable, find_table
+from nnunet_flare.cases import FILE_NAME
 from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import read_json, write_json
+from nnunet_flare.parallel import num_processes
 from nnunet_flare.recipes.recipe import GIVEN_MODEL
+from nnunet_flare.rounds.run.configurations import base_configuration, configuration_hash
+from nnunet_flare.rounds.run.dataset import raw_cases
 from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.manifest import Base, Run
 from nnunet_flare.rounds.stages.arrays import ENDINGS, damage
@@ -23,19 +23,6 @@ from nnunet_flare.rounds.stages.arrays import ENDINGS, damage
 log = logging.getLogger(__name__)
 
 SPLITS = "splits_final.json"
-
-INPUT_KEYS = (
-    "spacing",
-    "transpose_forward",
-    "image_reader_writer",
-    "preprocessor_name",
-    "normalization_schemes",
-    "use_mask_for_norm",
-    "foreground_intensity_properties_per_channel",
-    "resampling_fn_data",
-    "resampling_fn_data_kwargs",
-)
-"""What of plans and configuration decides how a scan becomes the network's input."""
 
 
 def default_plans_name(planner: str) -> str:
@@ -141,52 +128,8 @@ def _room(base: Base) -> str:
     return f"{base.data.parent} has {free / 1e9:.1f} GB free; make room, then run the same command again"
 
 
-def num_processes(cases: int) -> int:
-    """Worker processes for preprocessing: nnU-Net's own variable, never more than cores or cases."""
-    wanted = int(os.environ.get("nnUNet_def_n_proc", "8"))  # noqa: SIM112 (nnU-Net spells it so)
-    return max(1, min(wanted, os.cpu_count() or 1, cases))
-
-
 def _dataset_id(run: Run) -> int:
     return int(run.settings.dataset[len("Dataset") :][:3])
-
-
-def dataset_json(run: Run) -> dict[str, Any]:
-    """dataset.json as the planner copied it, else the raw one."""
-    copied = run.preprocessed / "dataset.json"
-    document: dict[str, Any] = read_json(copied if copied.is_file() else run.raw / "dataset.json")
-    return document
-
-
-def raw_cases(run: Run) -> list[str]:
-    """Ids of the labelled and partial cases of the raw dataset (file names only; nothing is opened)."""
-    document = read_json(run.raw / "dataset.json")
-    if "dataset" in document:
-        return sorted(document["dataset"])
-    ending = document["file_ending"]
-    return sorted(p.name[: -len(ending)] for p in (run.raw / "labelsTr").iterdir() if p.name.endswith(ending))
-
-
-def raw_files(run: Run) -> dict[str, dict[str, Any]]:
-    """Image and label files of the raw dataset by case."""
-    document = dataset_json(run)
-    ending = document["file_ending"]
-    raw = read_json(run.raw / "dataset.json")
-    if "dataset" in raw:
-        entries = {}
-        for case, entry in raw["dataset"].items():
-            paths = [Path(os.path.expandvars(p)) for p in (*entry["images"], entry["label"])]
-            paths = [p if p.is_absolute() else run.raw / p for p in paths]
-            entries[case] = {"images": paths[:-1], "label": paths[-1]}
-        return entries
-    channels = len(document["channel_names"])
-    return {
-        case: {
-            "images": [run.raw / "imagesTr" / f"{case}_{c:04d}{ending}" for c in range(channels)],
-            "label": run.raw / "labelsTr" / f"{case}{ending}",
-        }
-        for case in sorted(p.name[: -len(ending)] for p in (run.raw / "labelsTr").glob(f"*{ending}"))
-    }
 
 
 def _not_whole(base: Base, cases: list[str]) -> list[str]:
@@ -231,84 +174,3 @@ def copy_case_table(run: Run) -> None:
     source, target = run.raw / FILE_NAME, run.preprocessed / FILE_NAME
     if source.is_file() and not target.is_file():
         write_json(target, read_json(source))
-
-
-def base_table(run: Run) -> CaseTable:
-    """Roles of the labelled and partial cases."""
-    return find_table(
-        run.preprocessed, run.raw, run.recipe.configuration, is_round=False, labels=dataset_json(run)["labels"]
-    )
-
-
-def base_configuration(base: Base) -> dict[str, Any]:
-    """The base configuration, inheritance resolved.
-
-    Raises:
-        InputError: when the plans do not have it.
-    """
-    return resolve(read_json(base.plans_file), base.configuration, base.plans_file)
-
-
-def resolve(plans: dict[str, Any], name: str, where: Path) -> dict[str, Any]:
-    """One configuration of plans with everything that it inherits."""
-    configurations = plans["configurations"]
-    if name not in configurations:
-        raise InputError(f"{where}: has no configuration '{name}', only {', '.join(configurations)}")
-    configuration = dict(configurations[name])
-    parent = configuration.pop("inherits_from", None)
-    return configuration if parent is None else {**resolve(plans, parent, where), **configuration}
-
-
-def configuration_hash(configuration: dict[str, Any]) -> str:
-    """Hash of what training and preprocessing depend on."""
-    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def check_base(run: Run, base: Base) -> None:
-    """Stop when the base configuration was planned anew since the run started.
-
-    Raises:
-        TaskError: naming the plans file and what to do.
-    """
-    marker = read_json(run.paths.done(base.task))
-    found = configuration_hash(base_configuration(base))
-    if found != marker["result"]["base_hash"]:
-        raise TaskError(
-            f"{base.plans_file}: configuration '{base.configuration}' was planned anew since this run started "
-            f"(hash {marker['result']['base_hash']} then, {found} now). Start a new run with another --name, "
-            "or restore the plans"
-        )
-
-
-def write_configuration(
-    run: Run, name: str, number: int, *, data_identifier: str | None, training: dict[str, Any]
-) -> None:
-    """Add (or replace) a round's configuration in the plans, under the dataset's lock and by rename.
-
-    Args:
-        run: the run.
-        name: name of the configuration.
-        number: the round, which says what it builds on.
-        data_identifier: folder of the round's data; None: the base's.
-        training: what stands under ``"flare"``.
-    """
-    base = run.base_of(number)
-    check_base(run, base)
-    add_configuration(run, base, name, data_identifier=data_identifier, training=training)
-    log.info("round %d trains configuration %s", number, name)
-
-
-def add_configuration(
-    run: Run, base: Base, name: str, *, data_identifier: str | None, training: dict[str, Any]
-) -> None:
-    """Add (or replace) a configuration that inherits from a base; see :func:`write_configuration`."""
-    from nnunet_flare.trainers.settings import KEY
-
-    with LockFile(run.preprocessed / "flare_plans.lock", f"the plans of {run.settings.dataset}", wait=True):
-        plans = read_json(base.plans_file)
-        entry: dict[str, Any] = {"inherits_from": base.configuration, KEY: training}
-        if data_identifier is not None:
-            entry["data_identifier"] = data_identifier
-        if plans["configurations"].get(name) != entry:
-            plans["configurations"][name] = entry
-            write_json(base.plans_file, plans)

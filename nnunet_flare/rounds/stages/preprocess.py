@@ -20,12 +20,13 @@ from tqdm import tqdm
 from nnunet_flare.errors import CaseError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.images import check_values, oddities
+from nnunet_flare.parallel import num_processes
+from nnunet_flare.rounds.run.dataset import dataset_json
 from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, read_list, read_scans
 from nnunet_flare.rounds.stages.arrays import ENDINGS, write_array, write_properties
 from nnunet_flare.rounds.stages.boxes import Box, preprocess_box
-from nnunet_flare.rounds.stages.plan import dataset_json, num_processes
 
 log = logging.getLogger(__name__)
 

@@ -22,12 +22,14 @@ from tqdm import tqdm
 from nnunet_flare.files import link_or_copy, read_json, write_json
 from nnunet_flare.fusion.members import class_locations, training_label
 from nnunet_flare.images import read_volume
+from nnunet_flare.parallel import num_processes
+from nnunet_flare.rounds.run.configurations import INPUT_KEYS, base_configuration
+from nnunet_flare.rounds.run.dataset import dataset_json
 from nnunet_flare.rounds.run.ledger import Entry
 from nnunet_flare.rounds.run.manifest import Base, Run
 from nnunet_flare.rounds.run.unlabelled import read_list
 from nnunet_flare.rounds.stages.arrays import ENDINGS, read_array, read_properties, write_array, write_properties
 from nnunet_flare.rounds.stages.label_maps import write_label_map
-from nnunet_flare.rounds.stages.plan import INPUT_KEYS, base_configuration, dataset_json, num_processes
 
 log = logging.getLogger(__name__)
 

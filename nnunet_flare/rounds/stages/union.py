@@ -19,13 +19,13 @@ from nnunet_flare.errors import CaseError, TaskError
 from nnunet_flare.fusion.ids import IdMap, load_id_map
 from nnunet_flare.fusion.partial import OnDisagree, Source, merge, union
 from nnunet_flare.images import Volume, geometry_difference, read_labels, stem_of, suffix_of, write_labels
-from nnunet_flare.parallel import Workers
+from nnunet_flare.parallel import Workers, num_processes
+from nnunet_flare.rounds.run.dataset import dataset_json, organ_ids, raw_files
 from nnunet_flare.rounds.run.ledger import Entry, read_decisions
-from nnunet_flare.rounds.run.loops import annotated_of, organ_ids, training_scans, true_cases
+from nnunet_flare.rounds.run.loops import annotated_of, training_scans, true_cases
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, read_list
 from nnunet_flare.rounds.stages.arrays import label_hash
-from nnunet_flare.rounds.stages.plan import dataset_json, num_processes, raw_files
 from nnunet_flare.rounds.stages.replanned import LabelledScan, has_same_arrays, preprocess_scans
 
 log = logging.getLogger(__name__)

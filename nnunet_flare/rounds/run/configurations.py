@@ -1,0 +1,103 @@
+"""Configurations in the plans file: the base that a run builds on, and one per round, added under a lock."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from nnunet_flare.errors import InputError, TaskError
+from nnunet_flare.files import read_json, write_json
+from nnunet_flare.rounds.run.locks import LockFile
+from nnunet_flare.rounds.run.manifest import Base, Run
+
+log = logging.getLogger(__name__)
+
+INPUT_KEYS = (
+    "spacing",
+    "transpose_forward",
+    "image_reader_writer",
+    "preprocessor_name",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "foreground_intensity_properties_per_channel",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+)
+"""What of plans and configuration decides how a scan becomes the network's input."""
+
+
+def base_configuration(base: Base) -> dict[str, Any]:
+    """The base configuration, inheritance resolved.
+
+    Raises:
+        InputError: when the plans do not have it.
+    """
+    return resolve(read_json(base.plans_file), base.configuration, base.plans_file)
+
+
+def resolve(plans: dict[str, Any], name: str, where: Path) -> dict[str, Any]:
+    """One configuration of plans with everything that it inherits."""
+    configurations = plans["configurations"]
+    if name not in configurations:
+        raise InputError(f"{where}: has no configuration '{name}', only {', '.join(configurations)}")
+    configuration = dict(configurations[name])
+    parent = configuration.pop("inherits_from", None)
+    return configuration if parent is None else {**resolve(plans, parent, where), **configuration}
+
+
+def configuration_hash(configuration: dict[str, Any]) -> str:
+    """Hash of what training and preprocessing depend on."""
+    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_base(run: Run, base: Base) -> None:
+    """Stop when the base configuration was planned anew since the run started.
+
+    Raises:
+        TaskError: naming the plans file and what to do.
+    """
+    marker = read_json(run.paths.done(base.task))
+    found = configuration_hash(base_configuration(base))
+    if found != marker["result"]["base_hash"]:
+        raise TaskError(
+            f"{base.plans_file}: configuration '{base.configuration}' was planned anew since this run started "
+            f"(hash {marker['result']['base_hash']} then, {found} now). Start a new run with another --name, "
+            "or restore the plans"
+        )
+
+
+def write_configuration(
+    run: Run, name: str, number: int, *, data_identifier: str | None, training: dict[str, Any]
+) -> None:
+    """Add (or replace) a round's configuration in the plans, under the dataset's lock and by rename.
+
+    Args:
+        run: the run.
+        name: name of the configuration.
+        number: the round, which says what it builds on.
+        data_identifier: folder of the round's data; None: the base's.
+        training: what stands under ``"flare"``.
+    """
+    base = run.base_of(number)
+    check_base(run, base)
+    add_configuration(run, base, name, data_identifier=data_identifier, training=training)
+    log.info("round %d trains configuration %s", number, name)
+
+
+def add_configuration(
+    run: Run, base: Base, name: str, *, data_identifier: str | None, training: dict[str, Any]
+) -> None:
+    """Add (or replace) a configuration that inherits from a base; see :func:`write_configuration`."""
+    from nnunet_flare.trainers.settings import KEY
+
+    with LockFile(run.preprocessed / "flare_plans.lock", f"the plans of {run.settings.dataset}", wait=True):
+        plans = read_json(base.plans_file)
+        entry: dict[str, Any] = {"inherits_from": base.configuration, KEY: training}
+        if data_identifier is not None:
+            entry["data_identifier"] = data_identifier
+        if plans["configurations"].get(name) != entry:
+            plans["configurations"][name] = entry
+            write_json(base.plans_file, plans)

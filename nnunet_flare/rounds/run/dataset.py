@@ -1,0 +1,62 @@
+"""The labelled data set of a run: its dataset.json, cases, files and roles."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from nnunet_flare.cases import CaseTable, find_table
+from nnunet_flare.files import read_json
+from nnunet_flare.rounds.run.manifest import Run
+
+
+def dataset_json(run: Run) -> dict[str, Any]:
+    """dataset.json as the planner copied it, else the raw one."""
+    copied = run.preprocessed / "dataset.json"
+    document: dict[str, Any] = read_json(copied if copied.is_file() else run.raw / "dataset.json")
+    return document
+
+
+def raw_cases(run: Run) -> list[str]:
+    """Ids of the labelled and partial cases of the raw dataset (file names only; nothing is opened)."""
+    document = read_json(run.raw / "dataset.json")
+    if "dataset" in document:
+        return sorted(document["dataset"])
+    ending = document["file_ending"]
+    return sorted(p.name[: -len(ending)] for p in (run.raw / "labelsTr").iterdir() if p.name.endswith(ending))
+
+
+def raw_files(run: Run) -> dict[str, dict[str, Any]]:
+    """Image and label files of the raw dataset by case."""
+    document = dataset_json(run)
+    ending = document["file_ending"]
+    raw = read_json(run.raw / "dataset.json")
+    if "dataset" in raw:
+        entries = {}
+        for case, entry in raw["dataset"].items():
+            paths = [Path(os.path.expandvars(p)) for p in (*entry["images"], entry["label"])]
+            paths = [p if p.is_absolute() else run.raw / p for p in paths]
+            entries[case] = {"images": paths[:-1], "label": paths[-1]}
+        return entries
+    channels = len(document["channel_names"])
+    return {
+        case: {
+            "images": [run.raw / "imagesTr" / f"{case}_{c:04d}{ending}" for c in range(channels)],
+            "label": run.raw / "labelsTr" / f"{case}{ending}",
+        }
+        for case in sorted(p.name[: -len(ending)] for p in (run.raw / "labelsTr").glob(f"*{ending}"))
+    }
+
+
+def base_table(run: Run) -> CaseTable:
+    """Roles of the labelled and partial cases."""
+    return find_table(
+        run.preprocessed, run.raw, run.recipe.configuration, is_round=False, labels=dataset_json(run)["labels"]
+    )
+
+
+def organ_ids(run: Run) -> dict[str, int]:
+    """Organ names and ids of the dataset, background and *ignore* left out, in order of id."""
+    labels = {n: i for n, i in dataset_json(run)["labels"].items() if n not in ("background", "ignore")}
+    return dict(sorted(labels.items(), key=lambda item: item[1]))
