@@ -76,7 +76,7 @@ def start(folder: Path, system: System, seed: int, budget: Budget, members: Run 
         run_dir=folder / "runs" / system.name,
         name=system.name.replace("_", "-"),
         device="cpu",
-        init_model=None if members is None else members.model(0),
+        init_model=None if members is None else members.round(0).model,
         init_folds=() if members is None else tuple(str(fold) for fold in range(MEMBERS)),
         eval_images=folder / "test" / "images",
         eval_labels=folder / "test" / "labels",
@@ -137,8 +137,8 @@ def round_result(run: Run, number: int, truth: Path) -> dict[str, Any]:
 
 def result(run: Run, system: System, seed: int, budget: Budget, truth: Path, seconds: float) -> dict[str, Any]:
     """What stands in the arm's result file."""
-    rounds = [] if system.is_supervised else [round_result(run, number, truth) for number in range(run.last_round)]
-    final = read_json(run.paths.evaluation(0 if system.is_supervised else run.last_round) / "dice.json")
+    rounds = [] if system.is_supervised else [round_result(run, number, truth) for number in range(run.final.number)]
+    final = read_json(run.paths.evaluation(0 if system.is_supervised else run.final.number) / "dice.json")
     return {
         "system": system.name,
         "title": system.title,

@@ -109,8 +109,8 @@ def _report(run: Run) -> None:
 
 
 PHASES: dict[str, Callable[[Run], Any]] = {
-    "select": lambda run: select_round(run, 0),
-    "build": lambda run: build_round(run, 1),
+    "select": lambda run: select_round(run, run.round(0)),
+    "build": lambda run: build_round(run, run.round(1)),
     "ledger, read": lambda run: read_ledger(run.paths),
     "ledger, rebuilt": lambda run: rebuild(run.paths),
     "status": status,

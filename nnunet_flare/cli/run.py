@@ -201,7 +201,7 @@ def _work(root: Path, gpus: Sequence[int], timeout_hours: float | None) -> int:
         print(f"set aside: {case}: {reason}")
     if (page := run.paths.report / "index.html").is_file():
         print(f"report: {page}")
-    print(f"final model: {run.model(run.final_number)}")
+    print(f"final model: {run.rounds[-1].model}")
     return 1 if failed else 0
 
 

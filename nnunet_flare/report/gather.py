@@ -80,7 +80,7 @@ def gather(run: Run) -> Report:
         raise InputError(f"{run.root}: its dataset cannot be read ({error})") from error
     ranges = labelled_volumes(run, organs)
     rows, rounds = [], []
-    for number in range(run.last_round + 1):
+    for number in range(run.final.number + 1):
         entries = read_decisions(run.paths, number)
         rows += [_row(run, entry, organs, ranges) for entry in entries]
         rounds.append(_round(run, number, entries, list(organs)))
@@ -111,7 +111,7 @@ def _round(run: Run, number: int, entries: Sequence[Entry], organs: Sequence[str
             agreement[organ] = [float(q) for q in np.quantile(values, QUANTILES)]
     return Round(
         number=number,
-        name=f"r{number}" if number < run.last_round else "final",
+        name=run.round(number).name,
         counts={d: sum(entry.decision == d for entry in entries) for d in DECISIONS} if entries else {},
         mean_agreement=float(np.mean(means)) if means else None,
         held_out=held_out_dice(run, number),
@@ -123,7 +123,7 @@ def _round(run: Run, number: int, entries: Sequence[Entry], organs: Sequence[str
 def _validation_dice(run: Run, number: int) -> float | None:
     """Mean foreground Dice over the round's folds, from nnU-Net's own ``summary.json``; fold ``all`` has none."""
     values = []
-    for path in run.model(number).glob("fold_[0-9]*/validation/summary.json"):
+    for path in run.round(number).model.glob("fold_[0-9]*/validation/summary.json"):
         value = read_json(path)["foreground_mean"]["Dice"]
         if value is not None and np.isfinite(value):
             values.append(float(value))

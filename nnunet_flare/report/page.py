@@ -86,7 +86,7 @@ def _draw(report: Report, folder: Path, count: int | None, view3d: bool) -> None
     rows = [
         row
         for r in report.rounds
-        if r.number < report.run.last_round  # a union of loops has no members to compare
+        if r.number < report.run.final.number  # a union of loops has no members to compare
         for row in worth_looking_at([row for row in report.rows if row.entry.round == r.number], count)
     ]
     missing = []

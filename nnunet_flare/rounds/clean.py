@@ -36,10 +36,10 @@ def cleanable(run: Run) -> list[Item]:
     found: list[tuple[str, list[Path]]] = []
     for number in rounds_over(run):
         if not (number == 0 and run.settings.init_model is not None):
-            checkpoints = sorted(run.model(number).glob("fold_*/checkpoint_*.pth"))
+            checkpoints = sorted(run.round(number).model.glob("fold_*/checkpoint_*.pth"))
             found.append((f"round {number}: checkpoints", checkpoints))
         if number > 0:
-            found.append((f"round {number}: training data", [run.data(number)]))
+            found.append((f"round {number}: training data", [run.round(number).data]))
         folder = run.paths.round(number)
         found.append((f"round {number}: label arrays", [folder / "members", folder / "seg"]))
     found = [(what, [path for path in paths if path.exists()]) for what, paths in found]
@@ -51,7 +51,7 @@ def rounds_over(run: Run) -> list[int]:
     """Rounds before the final one whose results every later task has already taken."""
     tasks = graph(run)
     over = []
-    for number in range(run.last_round):
+    for number in range(run.final.number):
         own = [task.name for task in tasks.values() if task.round == number]
         following = [t.name for t in tasks.values() if t.round == number + 1 and t.stage in ("build", "train")]
         if all(run.paths.done(name).is_file() for name in (*own, *following)):

@@ -88,7 +88,7 @@ def run_demo(output: Path, *, seed: int) -> Demo:
         f"ensemble of the {len(recipe.member_folds(0))} supervised members": _measured(run, 0),
         "supervised control (same iterations, same augmentation)": _measure_arm(run, control.result()),
         "all pseudo-labels": _measure_arm(run, everything.result()),
-        "selected half": _measured(run, run.last_round),
+        "selected half": _measured(run, run.final.number),
     }
     ranked = ranking(run, 0, data / "unlabelled_truth")
     spearman = {rule: ranked[rule].spearman for rule in RANKED}
@@ -112,7 +112,7 @@ def _train_arm(run: Run, arm: str, taken: list[Entry]) -> str:
     name = f"{run.recipe.configuration}_{run.settings.name}_{arm}"
     if not (_arm_model(run, name) / "fold_all" / "checkpoint_final.pth").is_file():
         log.info("%s: started", name)
-        build_training(run, name, run.last_round, taken)
+        build_training(run, name, run.final, taken)
         path = run.paths.log(f"train-{arm}")
         with open(path, "ab") as stream:
             command = [sys.executable, "-m", "nnunetv2.run.run_training", "22", name, "all", "-tr", run.recipe.trainer]
@@ -138,12 +138,12 @@ def _measure_arm(run: Run, name: str) -> dict[str, float]:
 
 def _table(run: Run, arms: dict[str, dict[str, float]], spearman: dict[str, float], seed: int, seconds: float) -> str:
     taken = sum(entry.decision == "taken" for entry in read_decisions(run.paths, 0))
-    settings = run.recipe.settings(run.last_round, run=None)
+    settings = run.recipe.settings(run.final.planned, run=None)
     lines = [
         f"Mean Dice over 13 organs on {TEST} synthetic test cases (seed {seed}; {LABELLED} labelled, "
         f"{UNLABELLED} unlabelled, {taken} selected;",
         f"students {settings.num_epochs} x {settings.iterations_per_epoch} iterations, "
-        f"augmentation {run.recipe.augmentation.in_round(run.last_round).labelled})",
+        f"augmentation {run.recipe.augmentation.in_round(run.final.planned).labelled})",
         "",
     ]
     lines += [f"{name:<58}{values['mean']:>8.3f}" for name, values in arms.items()]
@@ -159,6 +159,6 @@ def _demo(run: Run, text: str) -> Demo:
     maps = {
         "truth": labels / f"{case}{ending}",
         "supervised control": run.root / "evaluation" / "control" / f"{case}{ending}",
-        "self-training, selected half": run.paths.evaluation(run.last_round) / f"{case}{ending}",
+        "self-training, selected half": run.paths.evaluation(run.final.number) / f"{case}{ending}",
     }
     return Demo(text, images / f"{case}_0000{ending}", maps)

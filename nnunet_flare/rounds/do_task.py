@@ -19,6 +19,7 @@ from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import write_json
 from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.round import Round
 from nnunet_flare.rounds.run.tasks import Task, is_done, train_arguments
 from nnunet_flare.signals import handling
 
@@ -89,23 +90,23 @@ def _build(run: Run, task: Task) -> dict[str, Any]:
     if run.recipe.loops:
         from nnunet_flare.rounds.stages.build_loops import build_loop_round
 
-        return build_loop_round(run, _number(task))
+        return build_loop_round(run, _round(run, task))
     from nnunet_flare.rounds.stages.build import build_round
 
-    return build_round(run, _number(task))
+    return build_round(run, _round(run, task))
 
 
 def _label(run: Run, task: Task) -> dict[str, Any]:
     from nnunet_flare.rounds.stages.label import label_shard
 
-    return label_shard(run, _number(task), task.part, run.settings.shards)
+    return label_shard(run, _round(run, task), task.part, run.settings.shards)
 
 
 def _select(run: Run, task: Task) -> dict[str, Any]:
     from nnunet_flare.rounds.stages.select import select_round
 
     with LockFile(run.paths.ledger.with_suffix(".lock"), "the ledger", wait=True):
-        return select_round(run, _number(task))
+        return select_round(run, _round(run, task))
 
 
 def _report(run: Run, task: Task) -> dict[str, Any]:
@@ -121,12 +122,12 @@ def _report(run: Run, task: Task) -> dict[str, Any]:
 def _evaluate(run: Run, task: Task) -> dict[str, Any]:
     from nnunet_flare.rounds.stages.evaluate import evaluate_round
 
-    return evaluate_round(run, _number(task))
+    return evaluate_round(run, _round(run, task))
 
 
 def _train(run: Run, task: Task) -> dict[str, Any]:
     """``nnUNetv2_train`` in a process group of its own, continued with ``--c`` where a checkpoint is left."""
-    model = run.coarse_model if task.round is None else run.model(task.round)
+    model = run.coarse_model if task.round is None else run.round(task.round).model
     folder = model / f"fold_{task.fold}"
     final = folder / CHECKPOINTS[0]
     resume = any((folder / name).is_file() for name in CHECKPOINTS)
@@ -140,7 +141,7 @@ def _train(run: Run, task: Task) -> dict[str, Any]:
         )
     from nnunet_flare.checkpoints import load_checkpoint
 
-    members = [] if task.round is None else run.recipe.member_checkpoints(run.recipe_number(task.round))
+    members = [] if task.round is None else [name for _, name in run.round(task.round).members]
     for checkpoint in ("checkpoint_final.pth", *members):
         load_checkpoint(folder / checkpoint)
     return {"checkpoint": str(final)}
@@ -169,10 +170,10 @@ STAGES: dict[str, Callable[[Run, Task], dict[str, Any]]] = {
 }
 
 
-def _number(task: Task) -> int:
+def _round(run: Run, task: Task) -> Round:
     if task.round is None:
         raise ValueError(f"{task.name} belongs to no round")
-    return task.round
+    return run.round(task.round)
 
 
 def _mark(run: Run, task: Task) -> str:

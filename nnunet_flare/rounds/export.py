@@ -32,13 +32,13 @@ def export_dataset(run: Run, number: int | None, dataset_id: int) -> Path:
     Raises:
         InputError: when the id is taken, or the round has no selection to export.
     """
-    number = run.last_round if number is None else number
-    if not 0 < number <= run.last_round:
-        raise InputError(f"export --round {number}: expected 1 to {run.last_round}; round 0 is the dataset itself")
-    if run.recipe.loop_of(number) is not None:
+    number = run.final.number if number is None else number
+    if not 0 < number <= run.final.number:
+        raise InputError(f"export --round {number}: expected 1 to {run.final.number}; round 0 is the dataset itself")
+    if run.round(number).loop is not None:
         raise InputError(
             f"export --round {number}: belongs to a loop, whose label maps hold some organs only; export the final "
-            f"round, {run.last_round}"
+            f"round, {run.final.number}"
         )
     source = number if run.recipe.loops else number - 1  # loops are merged when the final round is built
     if not run.paths.decisions(source).is_file():
@@ -66,7 +66,7 @@ def export_dataset(run: Run, number: int | None, dataset_id: int) -> Path:
     labels.mkdir()
     table = base_table(run)
     if run.recipe.loops:
-        table = read_table(run.preprocessed / table_name(run.configuration(number)), labels=document["labels"])
+        table = read_table(run.preprocessed / table_name(run.round(number).configuration), labels=document["labels"])
     merged = {entry.case for entry in taken if entry.role == "partial"}
     cases: dict[str, Case] = {}
     for case, files in raw_files(run).items():
@@ -97,7 +97,9 @@ def _has_ignore(run: Run, number: int, taken: Sequence[Entry]) -> bool:
     """Whether some exported label map holds the *ignore* value."""
     if not run.recipe.loops:
         return any(entry.ignored for entry in taken)
-    settings = read_json(run.base_of(number).plans_file)["configurations"][run.configuration(number)].get(KEY, {})
+    settings = read_json(run.round(number).base.plans_file)["configurations"][run.round(number).configuration].get(
+        KEY, {}
+    )
     return settings.get("ignore_label") is not None
 
 
@@ -111,13 +113,13 @@ def export_stock_model(run: Run, folder: Path) -> Path:
 
     from nnunet_flare.checkpoints import load_checkpoint
 
-    number = run.final_number
-    model = run.model(number)
+    final = run.rounds[-1]
+    model = final.model
     source = model / "fold_all" / "checkpoint_final.pth"
     if not source.is_file():
         raise InputError(f"{source}: missing; the final training is not done, see flare-pseudolabel status")
     plans = read_json(model / "plans.json")
-    network = plans["configurations"][run.base_of(number).configuration]["architecture"]["network_class_name"]
+    network = plans["configurations"][final.base.configuration]["architecture"]["network_class_name"]
     if network.startswith("nnunet_flare."):
         raise InputError(f"{model}: its network {network} is part of this package; stock nnU-Net cannot build it")
     for configuration in plans["configurations"].values():

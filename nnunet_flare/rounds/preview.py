@@ -14,7 +14,8 @@ from nnunet_flare.parallel import num_processes
 from nnunet_flare.rounds.executors.local import duration
 from nnunet_flare.rounds.run.configurations import base_configuration
 from nnunet_flare.rounds.run.dataset import dataset_json
-from nnunet_flare.rounds.run.manifest import Base, Run
+from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.round import Base
 from nnunet_flare.rounds.run.tasks import Task, graph
 from nnunet_flare.rounds.run.unlabelled import find_sources, size_of
 from nnunet_flare.rounds.stages.epoch_lengths import STOCK_ITERATIONS, iterations_of_pass, pass_of_round, stock_epochs
@@ -76,24 +77,27 @@ def preview(plan: Plan) -> str:
 
 
 def _length(run: Run, task: Task, labelled: int, unlabelled: int) -> tuple[Base, TrainingSettings, str]:
-    """What a training builds on, its settings, and its length in words; passes as if all that may be taken were."""
+    """What a training builds on, its settings, and its length in words. A pass is counted as if every case were
+    taken that may be.
+    """
     recipe, number = run.recipe, task.round
     taken = 0
     if number is None:
         base, samples, passes = run.coarse_base or run.base, labelled, recipe.coarse_counts_passes
     else:
-        base, passes = run.base_of(number), recipe.counts_passes
-        if 0 < number <= run.last_round:
-            share = recipe.selection_of(number - 1).top_fraction
+        of = run.round(number)
+        base, passes = of.base, recipe.counts_passes
+        if of.learns_from is not None:
+            share = recipe.selection_of(of.learns_from).top_fraction
             taken = unlabelled if share is None else max(1, round(share * unlabelled))
-        samples = pass_of_round(run, number, labelled, taken)
+        samples = pass_of_round(run, of, labelled, taken)
     is_planned = base.plans_file.is_file()
     batch = int(base_configuration(base)["batch_size"]) if is_planned else 1
     iterations = iterations_of_pass(samples, batch) if passes else None
     settings = (
         recipe.coarse_settings(run=None, iterations=iterations)
         if number is None
-        else recipe.settings(run.recipe_number(number), run=None, iterations=iterations)
+        else recipe.settings(of.planned, run=None, iterations=iterations)
     )
     if not passes:
         return base, settings, f"{settings.num_epochs} epochs of {settings.iterations_per_epoch} iterations"

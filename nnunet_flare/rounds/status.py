@@ -13,6 +13,7 @@ from nnunet_flare.rounds.executors.local import duration
 from nnunet_flare.rounds.executors.slurm import queue_rows, state_file
 from nnunet_flare.rounds.run.ledger import Entry, read_ledger
 from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.round import Round
 from nnunet_flare.rounds.run.tasks import Task, graph
 from nnunet_flare.rounds.run.unlabelled import read_list
 from nnunet_flare.rounds.stages.evaluate import held_out_dice
@@ -34,8 +35,8 @@ def status(run: Run) -> str:
         "",
         f"{'round':<7}{'train':>9}{'label':>9}{'select':>9}{'taken':>7}{'refused':>9}{'aside':>7}{'agree':>7}{'Dice':>7}",
     ]
-    for number in range(run.final_number + 1):
-        lines.append(_round_row(run, number, tasks, states, [e for e in entries if e.round == number]))
+    for of in run.rounds:
+        lines.append(_round_row(run, of, tasks, states, [e for e in entries if e.round == of.number]))
     lines += ["", *_agreement_rows(entries)]
     lines += _time_rows(run, tasks, states)
     failed = [name for name, state in states.items() if state == "failed"]
@@ -65,9 +66,9 @@ def _state(run: Run, task: Task) -> str:
     return "waiting"
 
 
-def _round_row(run: Run, number: int, tasks: dict[str, Task], states: dict[str, str], entries: Sequence[Entry]) -> str:
+def _round_row(run: Run, of: Round, tasks: dict[str, Task], states: dict[str, str], entries: Sequence[Entry]) -> str:
     def cell(stage: str) -> str:
-        found = [states[t.name] for t in tasks.values() if t.stage == stage and t.round == number]
+        found = [states[t.name] for t in tasks.values() if t.stage == stage and t.round == of.number]
         if not found:
             return "-"
         for state in ("failed", "running"):
@@ -76,12 +77,11 @@ def _round_row(run: Run, number: int, tasks: dict[str, Task], states: dict[str, 
         done = found.count("done")
         return "done" if done == len(found) else "waiting" if done == 0 else f"{done}/{len(found)}"
 
-    name = f"r{number}" if number < run.last_round else "final" if number == run.last_round else "tuned"
     counts = {d: sum(e.decision == d for e in entries) for d in ("taken", "refused", "odd", "failed")}
     means = [e.mean_organ for e in entries if e.mean_organ is not None]
-    dice = held_out_dice(run, number)
+    dice = held_out_dice(run, of.number)
     return (
-        f"{name:<7}{cell('train'):>9}{cell('label'):>9}{cell('select'):>9}"
+        f"{of.name:<7}{cell('train'):>9}{cell('label'):>9}{cell('select'):>9}"
         + (f"{counts['taken']:>7}{counts['refused']:>9}{counts['odd'] + counts['failed']:>7}" if entries else " " * 23)
         + (f"{np.mean(means):>7.3f}" if means else f"{'-':>7}")
         + (f"{dice:>7.3f}" if dice is not None else f"{'-':>7}")
@@ -145,11 +145,11 @@ def _relative_length(run: Run, task: Task, tasks: dict[str, Task], states: dict[
     if task.stage != "train" or task.round is None:
         return 1.0
     done = [
-        run.recipe.num_epochs(run.recipe_number(t.round))
+        run.recipe.num_epochs(run.round(t.round).planned)
         for t in tasks.values()
         if t.stage == "train" and t.round is not None and states[t.name] == "done"
     ]
-    return run.recipe.num_epochs(run.recipe_number(task.round)) / (sum(done) / len(done))
+    return run.recipe.num_epochs(run.round(task.round).planned) / (sum(done) / len(done))
 
 
 def failed_cases(run: Run) -> dict[str, str]:

@@ -29,7 +29,7 @@ def true_dice(run: Run, number: int, truth: Path) -> dict[str, float]:
     """
     ending = dataset_json(run)["file_ending"]
     labels = list(organ_ids(run).values())
-    loop = run.recipe.loop_of(number)
+    loop = run.round(number).loop
     columns = [organ - 1 for organ in (labels if loop is None else loop.ids(labels))]
     dice = {}
     for entry in read_decisions(run.paths, number):

@@ -71,7 +71,7 @@ def fake_run(
             _arrays(run, number, case, len(organs), members, rng)
         write_json(run.paths.done(f"select-r{number}"), {"task": f"select-r{number}", "seconds": 2.5})
     write_json(run.paths.evaluation(0) / "dice.json", {"mean": 0.8131, "organs": {}, "cases": {}})
-    validation = run.model(0) / "fold_0" / "validation" / "summary.json"
+    validation = run.round(0).model / "fold_0" / "validation" / "summary.json"
     write_json(validation, {"foreground_mean": {"Dice": 0.7342}})
     return run
 

@@ -39,12 +39,12 @@ def by_case(run: Run, number: int) -> dict:
 
 
 def test_the_next_round_honours_accepted_and_rejected_cases(run):
-    select_round(run, 1)
+    select_round(run, run.round(1))
     before = by_case(run, 1)
     taken = next(case for case in CASES if before[case].decision == "taken")
     refused = next(case for case in CASES if before[case].decision == "refused")
     decide(run, f"{taken},reject,,stent", f"{refused},accept,,")
-    select_round(run, 1)
+    select_round(run, run.round(1))
     after = {e.case: e for e in read_ledger(run.paths) if e.round == 1}
     assert after[taken].decision == "refused"
     assert after[taken].reason == f"reviewed: rejected (stent); {before[taken].reason}"
@@ -58,11 +58,11 @@ def test_the_next_round_honours_accepted_and_rejected_cases(run):
 
 
 def test_the_agreement_of_a_wrong_organ_counts_as_zero(run):
-    select_round(run, 1)
+    select_round(run, run.round(1))
     case = max(by_case(run, 1).values(), key=lambda e: e.score).case
     before = by_case(run, 1)[case]
     decide(run, f"{case},organ-wrong,liver,", f"{case},organ-wrong,spleen,cut off")
-    select_round(run, 1)
+    select_round(run, run.round(1))
     after = by_case(run, 1)[case]
     assert after.agreement["liver"] == after.agreement["spleen"] == after.min_organ == 0
     lost = (before.agreement["liver"] + before.agreement["spleen"]) / 13

@@ -291,7 +291,7 @@ def ended_as(run: Run) -> dict[str, Any]:
     weights = {}
     for task in graph(run).values():
         if task.stage == "train" and task.round is not None:
-            path = run.model(task.round) / f"fold_{task.fold}" / "checkpoint_final.pth"
+            path = run.round(task.round).model / f"fold_{task.fold}" / "checkpoint_final.pth"
             state = torch.load(path, map_location="cpu", weights_only=False)["network_weights"]
             content = b"".join(state[name].numpy().tobytes() for name in sorted(state))
             weights[task.name] = hashlib.sha256(content).hexdigest()

@@ -123,21 +123,21 @@ def test_the_scans_are_cropped_and_one_training_follows(finished: Run) -> None:
 
 
 def test_the_training_knew_the_labelled_and_the_readable_unlabelled_scans(finished: Run) -> None:
-    table = read_json(finished.preprocessed / f"flare_cases.{finished.configuration(0)}.json")["cases"]
+    table = read_json(finished.preprocessed / f"flare_cases.{finished.round(0).configuration}.json")["cases"]
     assert [case for case, entry in table.items() if entry["role"] == "unlabelled"] == UNLABELLED
-    settings = read_json(finished.plans_file)["configurations"][finished.configuration(0)]["flare"]
+    settings = read_json(finished.plans_file)["configurations"][finished.round(0).configuration]["flare"]
     assert settings["adversarial"]["unlabelled"] == finished.unlabelled_data.name
     assert settings["iterations_per_epoch"] == 1, "a pass over two labelled scans in batches of two"
-    (log,) = (finished.model(0) / "fold_all").glob("training_log*.txt")
+    (log,) = (finished.round(0).model / "fold_all").glob("training_log*.txt")
     assert "Training on 2 labelled cases" in log.read_text()
     assert f"Unlabelled: 3 scans of {finished.unlabelled_data}, in batches of 1" in log.read_text()
-    checkpoint = torch.load(finished.model(0) / "fold_all" / "checkpoint_final.pth", weights_only=False)
+    checkpoint = torch.load(finished.round(0).model / "fold_all" / "checkpoint_final.pth", weights_only=False)
     scores = checkpoint["logging"]["winner_score"]
     assert np.isnan(scores).tolist() == [True, False, True], "warm-up, the three steps, finish"
 
 
 def test_rejected_and_odd_scans_take_no_part(finished: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    table = finished.preprocessed / f"flare_cases.{finished.configuration(0)}.json"
+    table = finished.preprocessed / f"flare_cases.{finished.round(0).configuration}.json"
     marker, before = finished.paths.done("build-r0"), table.read_text()
     oddity = state_file(finished.unlabelled_data, UNLABELLED[1])
     state = read_json(oddity)
@@ -149,14 +149,14 @@ def test_rejected_and_odd_scans_take_no_part(finished: Run, tmp_path: Path, capl
         write_json(oddity, {**state, "odd": ["spacing"]})
         with caplog.at_level(logging.INFO):
             keep_reviews(finished, decisions)
-            assert build_round(finished, 0)["unlabelled"] == 1
+            assert build_round(finished, finished.round(0))["unlabelled"] == 1
         assert "the training leaves out those that were rejected" in caplog.text
         assert "1 of 4 unlabelled scans take part" in caplog.text
         roles = {case: entry["role"] for case, entry in read_json(table)["cases"].items()}
         assert [case for case, role in roles.items() if role == "unlabelled"] == [UNLABELLED[2]]
         write_json(state_file(finished.unlabelled_data, UNLABELLED[2]), {**state, "odd": ["spacing"]})
         with pytest.raises(TaskError, match=r"none takes part.*selection.keep_odd=true"):
-            build_round(finished, 0)
+            build_round(finished, finished.round(0))
     finally:
         for case in UNLABELLED[1:]:
             write_json(state_file(finished.unlabelled_data, case), state)
@@ -182,7 +182,7 @@ def test_a_given_model_has_nothing_to_label(finished: Run) -> None:
     folder = finished.raw.parents[1]
     request = Request(
         dataset="22", unlabelled=folder / "unlabelled", run_dir=folder / "other", device="cpu",
-        init_model=finished.model(0), init_folds=["all"],
+        init_model=finished.round(0).model, init_folds=["all"],
     )  # fmt: skip
     folders = {name: Path(path) for name, path in finished.settings.folders.items()}
     with pytest.raises(InputError, match="no round that a given model could label"):
@@ -196,7 +196,7 @@ def test_flare_predict_and_stock_open_the_models_that_the_run_trained(
     finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NNUNET_FLARE_CACHE", str(tmp_path / "cache"))
-    images, fine = finished.raw.parents[1] / "test" / "images", finished.model(0)
+    images, fine = finished.raw.parents[1] / "test" / "images", finished.round(0).model
     words = ["-i", images, "-o", tmp_path / "out", "-m", fine, "--roi", finished.coarse_model, "--roi_rule", "sztu",
              "--save_roi", "--backend", "torch", "--precision", "fp32"]  # fmt: skip
     assert predict.main([str(word) for word in words]) == 0
@@ -219,7 +219,7 @@ def test_openvino_gives_the_networks_logits(finished: Run, tmp_path: Path, monke
     monkeypatch.setenv("NNUNET_FLARE_CACHE", str(tmp_path / "cache"))
     from nnunet_flare.inference.openvino_runtime import OpenVinoRuntime
 
-    model = open_model(Member(finished.model(0), "all"))
+    model = open_model(Member(finished.round(0).model, "all"))
     network = model.network().float().eval()
     window = torch.randn(1, 1, 16, 32, 32, generator=torch.Generator().manual_seed(0))
     runtime = OpenVinoRuntime(model, network, patch=(16, 32, 32), precision="fp32", two_d=False)

@@ -112,7 +112,7 @@ def test_flare_predict_lists_what_it_could_not_do_and_does_the_rest(tiny_environ
     kinds = {"files": KINDS, "DICOM series": DICOM_KINDS}[what]
     write_corpus(corpus, kinds, good_scans=3 if what == "files" else 0)
     run = load_run(tiny_environment.run_dir)
-    command = ["-i", str(corpus), "-o", str(output), "-m", str(run.model(run.last_round)), "-device", "cpu"]
+    command = ["-i", str(corpus), "-o", str(output), "-m", str(run.final.model), "-device", "cpu"]
     assert main([*command, "--precision", "fp32", "--backend", "torch"]) == 1
     printed = "".join(capfd.readouterr())
     assert "Traceback" not in printed

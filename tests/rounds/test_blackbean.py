@@ -83,7 +83,7 @@ def test_what_changed_least_is_taken_in_the_last_round(finished: Run) -> None:
 
 
 def test_the_student_has_plans_data_and_names_of_its_own(finished: Run) -> None:
-    model = finished.model(3)
+    model = finished.round(3).model
     assert model.name == "nnUNetTrainerFlareST__nnUNetPlansFlareTiny_blackbean-final__3d_fullres_blackbean_r3"
     plans = read_json(model / "plans.json")
     own = plans["configurations"]["3d_fullres_blackbean_r3"]
@@ -92,9 +92,9 @@ def test_the_student_has_plans_data_and_names_of_its_own(finished: Run) -> None:
     taken = [entry.case for entry in read_decisions(finished.paths, 2) if entry.decision == "taken"]
     table = read_json(finished.preprocessed / "flare_cases.3d_fullres_blackbean_r3.json")["cases"]
     assert sorted(case for case, entry in table.items() if entry["role"] == "pseudo") == sorted(taken)
-    assert {p.name[: -len("_seg.b2nd")] for p in finished.data(3).glob("*_seg.b2nd")} == set(table)
+    assert {p.name[: -len("_seg.b2nd")] for p in finished.round(3).data.glob("*_seg.b2nd")} == set(table)
     labelled = next(case for case, entry in table.items() if entry["role"] == "labelled")
-    assert os.path.samefile(finished.data(3) / f"{labelled}.b2nd", finished.final_base.data / f"{labelled}.b2nd")
+    assert os.path.samefile(finished.round(3).data / f"{labelled}.b2nd", finished.final_base.data / f"{labelled}.b2nd")
     assert not list(finished.preprocessed.glob("*_cases")), "what was kept for a resumed build is gone"
 
 
@@ -108,8 +108,8 @@ def test_the_students_data_is_what_stock_preprocessing_makes_of_scan_and_label_m
     label = finished.paths.label(2, case, ".nii.gz")
     document = read_json(finished.raw / "dataset.json")
     data, seg, _ = manager.preprocessor_class(verbose=False).run_case([str(scan)], str(label), plans, manager, document)
-    np.testing.assert_array_equal(read_array(finished.data(3) / f"{case}.b2nd"), data)
-    np.testing.assert_array_equal(read_array(finished.data(3) / f"{case}_seg.b2nd"), seg)
+    np.testing.assert_array_equal(read_array(finished.round(3).data / f"{case}.b2nd"), data)
+    np.testing.assert_array_equal(read_array(finished.round(3).data / f"{case}_seg.b2nd"), seg)
 
 
 def test_stock_nnunet_predicts_with_the_student(finished: Run, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_stock_nnunet_predicts_with_the_student(finished: Run, tmp_path: Path) -
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
-    predictor.initialize_from_trained_model_folder(str(finished.model(3)), ("all",))
+    predictor.initialize_from_trained_model_folder(str(finished.round(3).model), ("all",))
     assert predictor.allowed_mirroring_axes is None
     scan = next((finished.root.parents[2] / "test" / "images").glob("*.nii.gz"))
     predictor.predict_from_files_sequential([[str(scan)]], [str(tmp_path / "out")])
@@ -187,7 +187,7 @@ def test_the_recipe_distill_needs_a_model_named_as_nnunet_does(finished: Run, tm
     with pytest.raises(InputError, match=r"given-model: takes the plans of a trained model; give its folder"):
         plan_run(request, load_recipe("distill"), folders)
     copy = tmp_path / "my_model"
-    shutil.copytree(finished.model(3), copy)
+    shutil.copytree(finished.round(3).model, copy)
     with pytest.raises(InputError, match=r"expected a folder TRAINER__PLANS__CONFIGURATION.*found 'my_model'"):
         plan_run(replace(request, init_model=copy), load_recipe("distill"), folders)
 
@@ -205,21 +205,21 @@ def test_a_student_learns_from_a_given_models_labels_and_is_fine_tuned(finished:
         "final.plan.patch_size": "[16, 24, 32]",
         "final.finetune": "{num_epochs: 1, initial_lr: 0.002}",
     }
-    run = started(folder, folders, "distill", settings, init_model=finished.model(3))
+    run = started(folder, folders, "distill", settings, init_model=finished.round(3).model)
     assert run.settings.plans_name == "nnUNetPlansFlareTiny_blackbean-final_distill"
-    teacher = read_json(finished.model(3) / "plans.json")
+    teacher = read_json(finished.round(3).model / "plans.json")
     done = do_all(run, monkeypatch)
     assert [name for name in done if name.startswith("train")] == ["train-r1-fall", "train-r2-fall"]
     mine = read_json(run.plans_file)
     assert mine["configurations"]["3d_fullres"]["spacing"] == [10.0, 6.0, 6.0]
     key = "foreground_intensity_properties_per_channel"
     assert mine[key] == teacher[key]
-    tuned = read_json(run.final_base.plans_file)["configurations"][run.configuration(2)]["flare"]
-    assert tuned["init_from"] == str(run.model(1) / "fold_all" / "checkpoint_final.pth")
+    tuned = read_json(run.final_base.plans_file)["configurations"][run.round(2).configuration]["flare"]
+    assert tuned["init_from"] == str(run.round(1).model / "fold_all" / "checkpoint_final.pth")
     assert (tuned["num_epochs"], tuned["initial_lr"], tuned["mirroring"]) == (1, 0.002, False)
-    table = read_json(run.preprocessed / f"flare_cases.{run.configuration(2)}.json")["cases"]
+    table = read_json(run.preprocessed / f"flare_cases.{run.round(2).configuration}.json")["cases"]
     assert {entry["role"] for entry in table.values()} == {"labelled"}, "fine-tuning sees no pseudo-label"
-    assert run.final_number == 2 and (run.model(2) / "fold_all" / "checkpoint_final.pth").is_file()
+    assert run.rounds[-1].number == 2 and (run.round(2).model / "fold_all" / "checkpoint_final.pth").is_file()
     text = status(run)
     assert "\ntuned " in text and "\nfinal " in text
 
@@ -232,15 +232,15 @@ def test_a_student_that_learns_from_logits_has_the_teachers_input_or_is_refused_
     for name, path in {**finished.settings.folders, "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}.items():
         monkeypatch.setenv(name, path)
     monkeypatch.setenv(TASK_VARIABLE, "")
-    model = finished.model(3)
+    model = finished.round(3).model
     soft = {**GIVEN, "final.trainer": "nnUNetTrainerFlareDistill", "final.plan.base_features": "2", "name": "soft"}
     run = started(folder, folders, "distill", {**soft, "final.planner": "given-model"}, init_model=model)
     do_all(run, monkeypatch, until=lambda name: name == "train-r1-fall")
     plans = read_json(run.final_base.plans_file)["configurations"]
     assert plans["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"][0] == 2
-    assert plans[run.configuration(1)]["flare"]["teacher"] == {"folder": str(model), "fold": "all"}
+    assert plans[run.round(1).configuration]["flare"]["teacher"] == {"folder": str(model), "fold": "all"}
     unlabelled = read_decisions(run.paths, 0)[0].case
-    assert os.path.samefile(run.data(1) / f"{unlabelled}.b2nd", run.unlabelled_data / f"{unlabelled}.b2nd")
+    assert os.path.samefile(run.round(1).data / f"{unlabelled}.b2nd", run.unlabelled_data / f"{unlabelled}.b2nd")
     own = {**soft, "name": "own", "final.planner": "nnUNetPlannerFlareTiny"}
     other = started(folder, folders, "distill", own, init_model=model)
     with pytest.raises(TaskError, match=r"expects other input than .* \(spacing.*final.planner=given-model"):

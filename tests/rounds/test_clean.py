@@ -26,16 +26,16 @@ def run(tmp_path):
     for number in range(3):
         for fold in ("0", "1") if number < 2 else ("all",):
             for name in ("final", "best"):
-                write(run.model(number) / f"fold_{fold}" / f"checkpoint_{name}.pth", 4)
-            write(run.model(number) / f"fold_{fold}" / "progress.png")
+                write(run.round(number).model / f"fold_{fold}" / f"checkpoint_{name}.pth", 4)
+            write(run.round(number).model / f"fold_{fold}" / "progress.png")
     for number in range(2):
         write(run.paths.members(number, "c"), 2)
         write(run.paths.training_label(number, "c"))
         write(run.paths.label(number, "c", ".nii.gz"))
         write(run.paths.case(number, "c"))
-        run.data(number + 1).mkdir(parents=True)
-        os.link(image, run.data(number + 1) / "c.b2nd")
-        os.link(run.paths.training_label(number, "c"), run.data(number + 1) / "c_seg.b2nd")
+        run.round(number + 1).data.mkdir(parents=True)
+        os.link(image, run.round(number + 1).data / "c.b2nd")
+        os.link(run.paths.training_label(number, "c"), run.round(number + 1).data / "c_seg.b2nd")
     write(run.base_data / "a.b2nd")
     return run
 
@@ -60,7 +60,7 @@ def test_old_rounds_go_and_the_final_model_ledger_and_labels_stay(run, capsys):
     }  # fmt: skip
     assert len([name for name in gone if name.endswith(".pth")]) == 8
     assert not any("fold_all" in name or name.endswith(".nii.gz") for name in gone)
-    assert run.data(2).is_dir() and not run.data(1).exists(), "the final training's data stays"
+    assert run.round(2).data.is_dir() and not run.round(1).data.exists(), "the final training's data stays"
     assert (run.base_data / "a.b2nd").is_file() and (run.unlabelled_data / "c.b2nd").is_file()
     assert "MB removed" in capsys.readouterr().out
     assert cleanable(run) == []
@@ -107,7 +107,7 @@ def test_models_that_the_run_was_started_from_are_never_touched(run, tmp_path):
     manifest = run.paths.manifest
     manifest.write_text(manifest.read_text().replace('"init_model": null', f'"init_model": "{given}"'))
     assert main(["clean", "-o", str(run.root), "--yes"]) == 0
-    assert checkpoint.is_file() and not run.data(1).exists()
+    assert checkpoint.is_file() and not run.round(1).data.exists()
 
 
 def test_nothing_is_removed_while_a_driver_works(run, capsys):

@@ -95,18 +95,19 @@ def test_fine_tuning_is_one_more_training_after_the_final_one(tmp_path: Path) ->
     assert tasks["train-r2-fall"].needs == ("build-r2",) and "select-r1" not in tasks
     settings = run.recipe.settings(2, run="x", init_from="checkpoint")
     assert (settings.num_epochs, settings.initial_lr, settings.init_from) == (7, 0.001, "checkpoint")
-    assert run.final_number == 2 and run.model(2).name.startswith("nnUNetTrainerFlareDistill__")
-    assert run.data(2) == run.base_data, "on the labelled cases alone"
-    assert run.model(0).name.startswith("nnUNetTrainerFlareST__")
+    assert run.rounds[-1].number == 2 and run.round(2).model.name.startswith("nnUNetTrainerFlareDistill__")
+    assert run.round(2).data == run.base_data, "on the labelled cases alone"
+    assert run.round(0).model.name.startswith("nnUNetTrainerFlareST__")
 
 
 def test_an_early_stop_moves_the_final_training_and_its_fine_tuning(tmp_path: Path) -> None:
     settings = {"rounds": "4", "stop.patience": "1", "final.finetune": "{num_epochs: 7}", "final.num_epochs": "3"}
     run = make_run(tmp_path, **settings)
     write_json(run.paths.stop, {"last_labelled_round": 1})
+    run = run.current()
     trainings = [task.name for task in graph(run).values() if task.stage == "train"]
     assert trainings == ["train-r0-f0", "train-r0-f1", "train-r1-f0", "train-r1-f1", "train-r2-fall", "train-r3-fall"]
-    assert [run.recipe.num_epochs(run.recipe_number(number)) for number in (1, 2, 3)] == [1000, 3, 7]
+    assert [run.recipe.num_epochs(run.round(number).planned) for number in (1, 2, 3)] == [1000, 3, 7]
     for submitted, done in (("train-r2-f0", "train-r2-fall"), ("train-r3-f0", "train-r3-fall")):
         task = stand_in(run, submitted)
         assert task is not None and task.name == done
@@ -128,12 +129,17 @@ def test_weights_to_start_from_are_not_forced_on_another_network(tmp_path: Path)
 def test_the_final_training_goes_on_from_the_first_member_of_the_last_round(tmp_path: Path) -> None:
     settings = {"rounds": "2", "final.start": "member", "training.pretrained_weights": "w.pth"}
     run = make_run(tmp_path, **settings)
-    assert [initial_weights(run, number) for number in (0, 1)] == [None, None], "members start anew: they must differ"
-    assert initial_weights(run, 2) == str(run.model(1) / "fold_0" / "checkpoint_final.pth")
+    assert [initial_weights(run, run.round(number)) for number in (0, 1)] == [None, None], (
+        "members start anew: they must differ"
+    )
+    assert initial_weights(run, run.round(2)) == str(run.round(1).model / "fold_0" / "checkpoint_final.pth")
     assert "-pretrained_weights" in train_arguments(run, graph(run)["train-r1-f0"])
     assert "-pretrained_weights" not in train_arguments(run, graph(run)["train-r2-fall"])
     write_json(run.paths.stop, {"last_labelled_round": 0})
-    assert initial_weights(run, 1) == str(run.model(0) / "fold_0" / "checkpoint_final.pth"), "after an early stop"
+    run = run.current()
+    assert initial_weights(run, run.round(1)) == str(run.round(0).model / "fold_0" / "checkpoint_final.pth"), (
+        "after an early stop"
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,7 +164,7 @@ def test_a_given_model_with_another_network_is_refused_before_anything_is_labell
     run = make_run(tmp_path, **{"final.start": "member"})
     given = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     run = replace(run, settings=replace(run.settings, init_model=str(given), init_folds=("1", "2")))
-    assert initial_weights(run, 1) == str(given / "fold_1" / "checkpoint_final.pth")
+    assert initial_weights(run, run.round(1)) == str(given / "fold_1" / "checkpoint_final.pth")
     ours, theirs = ({"architecture": {"arch_kwargs": {"n_stages": stages}}} for stages in (5, 6))
     write_json(run.base.plans_file, {"configurations": {run.base.configuration: ours}})
     write_json(given / "plans.json", {"configurations": {"3d_fullres": ours}})

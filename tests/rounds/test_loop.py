@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def test_the_loop_ends_with_a_final_model_and_names_the_scan_that_it_set_aside(t
     run = tiny_loop.run()
     assert tiny_loop.exit_code == 1  # one scan could not be read; all others went through
     assert by_decision(run, "failed") == {"truncated"}
-    assert (run.model(1) / "fold_all" / "checkpoint_final.pth").is_file()
+    assert (run.round(1).model / "fold_all" / "checkpoint_final.pth").is_file()
     assert {p.name for p in (run.preprocessed / "imagesUn").glob("*")} == set()  # links lie with the raw data
     assert len(list((run.raw / "imagesUn").glob("*_0000.nii.gz"))) == 7
 
@@ -54,17 +55,17 @@ def test_half_of_the_cases_are_taken_and_every_case_has_its_reason(tiny_loop):
 def test_the_next_round_holds_labelled_and_taken_cases_alone(tiny_loop):
     run = tiny_loop.run()
     labelled = {p.name[: -len(".nii.gz")] for p in (run.raw / "labelsTr").iterdir()}
-    files = {p.name for p in run.data(1).iterdir()}
+    files = {p.name for p in run.round(1).data.iterdir()}
     assert files == {case + ending for case in labelled | by_decision(run, "taken") for ending in ENDINGS}
-    table = read_table(run.preprocessed / f"flare_cases.{run.configuration(1)}.json", strict=True)
+    table = read_table(run.preprocessed / f"flare_cases.{run.round(1).configuration}.json", strict=True)
     assert {case for case, entry in table.cases.items() if entry.role == "pseudo"} == by_decision(run, "taken")
 
 
 def test_images_are_hard_links_and_cost_no_disk(tiny_loop):
     run = tiny_loop.run()
     for case in by_decision(run, "taken"):
-        assert os.path.samefile(run.data(1) / f"{case}.b2nd", run.unlabelled_data / f"{case}.b2nd")
-        assert os.stat(run.data(1) / f"{case}.b2nd").st_nlink >= 2
+        assert os.path.samefile(run.round(1).data / f"{case}.b2nd", run.unlabelled_data / f"{case}.b2nd")
+        assert os.stat(run.round(1).data / f"{case}.b2nd").st_nlink >= 2
 
 
 def test_the_raw_dataset_is_only_added_to(tiny_loop):
@@ -86,7 +87,7 @@ def members_mean_softmax(run: Run, case: str) -> np.ndarray:
     total: np.ndarray | float = 0.0
     for fold in (0, 1):
         predictor = nnUNetPredictor(1.0, use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
-        predictor.initialize_from_trained_model_folder(str(run.model(0)), (fold,))
+        predictor.initialize_from_trained_model_folder(str(run.round(0).model), (fold,))
         patch = predictor.configuration_manager.patch_size
         peak = np.zeros(patch)
         peak[tuple(p // 2 for p in patch)] = 1
@@ -111,7 +112,7 @@ def test_a_pseudo_label_is_the_argmax_of_the_members_mean_softmax(tiny_loop):
     run = tiny_loop.run()
     case = min(by_decision(run, "taken"))
     softmax = members_mean_softmax(run, case)
-    label = read_array(run.data(1) / f"{case}_seg.b2nd")[0]
+    label = read_array(run.round(1).data / f"{case}_seg.b2nd")[0]
     crop = read_array(run.unlabelled_data / f"{case}_seg.b2nd")[0]
     expected = softmax.argmax(0)
     best = np.sort(softmax, axis=0)
@@ -119,7 +120,7 @@ def test_a_pseudo_label_is_the_argmax_of_the_members_mean_softmax(tiny_loop):
     assert clear.mean() > 0.9
     np.testing.assert_array_equal(np.maximum(label, 0)[clear], expected[clear])
     assert ((label == -1) <= (crop == -1)).all()
-    located = read_properties(run.data(1) / f"{case}.pkl")["class_locations"]
+    located = read_properties(run.round(1).data / f"{case}.pkl")["class_locations"]
     assert list(located) == list(organ_ids(run).values())
     for organ, voxels in located.items():
         assert (label[tuple(voxels[:, 1:].T)] == organ).all() and bool(len(voxels)) == bool((label == organ).any())
@@ -138,7 +139,8 @@ def test_the_trainer_draws_only_taken_cases_and_in_the_share_that_was_asked(tiny
     from nnunetv2.run.run_training import get_trainer_from_args
 
     run = tiny_environment.run()
-    trainer = get_trainer_from_args("22", run.configuration(1), "all", run.recipe.trainer, run.settings.plans_name,
+    configuration = run.round(1).configuration
+    trainer = get_trainer_from_args("22", configuration, "all", run.recipe.trainer, run.settings.plans_name,
                                     device=torch.device("cpu"))  # fmt: skip
     trainer.initialize()
     batches, _ = trainer.get_dataloaders()
@@ -153,10 +155,10 @@ def test_the_trainer_draws_only_taken_cases_and_in_the_share_that_was_asked(tiny
 
 def test_the_final_model_is_not_the_supervised_one(tiny_loop):
     run = tiny_loop.run()
-    logs = [p.read_text() for p in (run.model(1) / "fold_all").glob("training_log*.txt")]
+    logs = [p.read_text() for p in (run.round(1).model / "fold_all").glob("training_log*.txt")]
     assert any("4 labelled" in log and "3 pseudo" in log for log in logs)
-    first = torch.load(run.model(0) / "fold_0" / "checkpoint_final.pth", weights_only=False)
-    last = torch.load(run.model(1) / "fold_all" / "checkpoint_final.pth", weights_only=False)
+    first = torch.load(run.round(0).model / "fold_0" / "checkpoint_final.pth", weights_only=False)
+    last = torch.load(run.round(1).model / "fold_all" / "checkpoint_final.pth", weights_only=False)
     assert last["init_args"]["configuration"] == "3d_fullres_tiny_r1"
     key = next(iter(first["network_weights"]))
     assert not torch.equal(first["network_weights"][key], last["network_weights"][key])
@@ -247,7 +249,7 @@ def test_a_spoiled_member_lowers_exactly_its_organ_and_flips_the_decision(tiny_e
         if path.stem == case:
             path.unlink()
     monkeypatch.setattr(labelling, "load_predictor", lambda *a: SpoiledMember(original(*a), organs["spleen"]))
-    label_shard(run, 0, 0, 1)
+    label_shard(run, run.round(0), 0, 1)
     agreement = read_json(run.paths.case(0, case))["agreement"]
     assert agreement["spleen"] == 0.0
     assert all(value == 1.0 for organ, value in agreement.items() if organ != "spleen")
@@ -263,7 +265,7 @@ def test_a_spoiled_member_lowers_exactly_its_organ_and_flips_the_decision(tiny_e
         write_json(run.paths.case(0, case), one)
         others = [p for p in run.paths.round(0).glob("cases/*.json") if p.stem not in (case, "truncated")]
         write_json(others[0], {**read_json(others[0]), "agreement": dict.fromkeys(agreement, 1.0)})
-        select_round(Run(run.root, run.settings, strict), 0)
+        select_round(replace(run, recipe=strict), run.round(0))
         return {e.case: e for e in read_ledger(run.paths)}[case]
 
     assert decide(perfect).decision == "taken"

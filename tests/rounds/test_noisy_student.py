@@ -83,7 +83,7 @@ def test_what_needs_agreement_is_refused_for_a_single_member(key: str, value: st
 
 def test_all_labelled_cases_are_taken_without_a_word_about_agreement(run: Run, caplog) -> None:
     with caplog.at_level(logging.INFO):
-        result = select_round(run, 0)
+        result = select_round(run, run.round(0))
     assert result == {"taken": 2, "refused": 0, "odd": 1, "failed": 1, "mean_agreement": None}
     assert "agreement of" not in caplog.text
     assert "2 taken, 1 odd, 1 failed, no agreement" in caplog.text
@@ -96,7 +96,7 @@ def test_all_labelled_cases_are_taken_without_a_word_about_agreement(run: Run, c
 
 
 def test_status_shows_no_agreement_where_there_is_none(run: Run) -> None:
-    select_round(run, 0)
+    select_round(run, run.round(0))
     text = status(run)
     assert "mean agreement" not in text
     assert "nan" not in text.lower()
@@ -127,9 +127,9 @@ def test_the_recipe_runs_from_end_to_end(tmp_path: Path, monkeypatch: pytest.Mon
     assert main([*command, "--set", *changes]) == 0
     run = load_run(tmp_path / "nnUNet_results" / "Dataset022_FLAREPhantom" / "flare_noisy-student")
     assert len([entry for entry in read_decisions(run.paths, 0) if entry.decision == "taken"]) == 3
-    table = read_json(run.preprocessed / f"flare_cases.{run.configuration(1)}.json")["cases"]
+    table = read_json(run.preprocessed / f"flare_cases.{run.round(1).configuration}.json")["cases"]
     assert sorted(entry["role"] for entry in table.values()) == ["labelled"] * 2 + ["pseudo"] * 3
-    final = run.model(1)
+    final = run.round(1).model
     assert (final / "fold_all" / "checkpoint_final.pth").is_file()
     arch = read_json(final / "plans.json")["configurations"]["3d_fullres"]["architecture"]
     assert arch["network_class_name"].endswith("ResidualEncoderUNet")

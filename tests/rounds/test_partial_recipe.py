@@ -94,7 +94,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def table_of(run: Run, number: int) -> dict[str, Case]:
-    return dict(read_table(run.preprocessed / f"flare_cases.{run.configuration(number)}.json", strict=True).cases)
+    return dict(read_table(run.preprocessed / f"flare_cases.{run.round(number).configuration}.json", strict=True).cases)
 
 
 def test_a_loop_starts_with_what_is_annotated_of_its_organs(finished: Run) -> None:
@@ -107,7 +107,7 @@ def test_a_loop_starts_with_what_is_annotated_of_its_organs(finished: Run) -> No
             assert set(organs[case].annotated or ()) == known & set(ORGANS)
         assert tumour[case] == (Case("partial", (TUMOUR,)) if TUMOUR in known else Case("unlabelled"))
     plans = read_json(finished.plans_file)["configurations"]
-    assert "data_identifier" not in plans[finished.configuration(2)], "no pseudo-label yet: the data as it is"
+    assert "data_identifier" not in plans[finished.round(2).configuration], "no pseudo-label yet: the data as it is"
 
 
 def test_pseudo_labels_fill_only_organs_that_nobody_annotated(finished: Run) -> None:
@@ -119,7 +119,7 @@ def test_pseudo_labels_fill_only_organs_that_nobody_annotated(finished: Run) -> 
         entry = table_of(finished, 1)[case]
         annotated = loops.annotated_of(truth[case], ORGANS)
         assert entry.role == "partial" and entry.annotated == ORGANS and entry.validated == annotated
-        merged = read_array(finished.data(1) / f"{case}_seg.b2nd")[0]
+        merged = read_array(finished.round(1).data / f"{case}_seg.b2nd")[0]
         true = read_array(finished.base_data / f"{case}_seg.b2nd")[0]
         pseudo = read_array(finished.paths.training_label(0, case))[0]
         for organ in annotated:
@@ -180,7 +180,7 @@ def test_the_union_takes_tumour_over_organ_and_the_annotation_over_all(finished:
             np.testing.assert_array_equal(made[rest], np.where(taught == organ, organ, 15)[rest])
         if case not in teacher and case not in truth:
             np.testing.assert_array_equal(made, np.where(tumour == TUMOUR, TUMOUR, organ))
-    configuration = read_json(finished.plans_file)["configurations"][finished.configuration(4)]
+    configuration = read_json(finished.plans_file)["configurations"][finished.round(4).configuration]
     assert configuration["flare"]["ignore_label"] == 15
 
 
@@ -193,11 +193,11 @@ def test_the_final_training_data_is_the_resampled_union(finished: Run) -> None:
     scan, label = finished.raw / "imagesUn" / f"{case}_0000.nii.gz", finished.paths.label(4, case, ".nii.gz")
     document = read_json(finished.raw / "dataset.json")
     data, seg, _ = manager.preprocessor_class(verbose=False).run_case([str(scan)], str(label), plans, manager, document)
-    np.testing.assert_array_equal(read_array(finished.data(4) / f"{case}.b2nd"), data)
-    made = read_array(finished.data(4) / f"{case}_seg.b2nd")
+    np.testing.assert_array_equal(read_array(finished.round(4).data / f"{case}.b2nd"), data)
+    made = read_array(finished.round(4).data / f"{case}_seg.b2nd")
     # Stock marks what lies outside the scan's nonzero voxels before it resamples, we do so afterwards.
     assert (np.maximum(made, 0) != np.maximum(seg, 0)).mean() < 1e-3
-    assert (finished.model(4) / "fold_all" / "checkpoint_final.pth").is_file()
+    assert (finished.round(4).model / "fold_all" / "checkpoint_final.pth").is_file()
 
 
 def test_the_final_round_leaves_the_run_as_a_plain_dataset_and_a_loops_round_does_not(finished: Run) -> None:

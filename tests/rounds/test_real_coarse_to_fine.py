@@ -69,7 +69,7 @@ def test_the_final_model_labels_the_scan_on_its_own_grid(run: Run, real_data: Pa
             label = read_labels(run.paths.label(0, case, ".nii.gz"), allowed=range(14))
             assert geometry_difference(label, read_volume(real_data / f"{name}.nii.gz")) is None
     predictor = FlarePredictor.from_model_folder(
-        run.model(run.last_round), folds=["all"], roi=str(run.coarse_model), roi_rule=run.recipe.roi.rule
+        run.final.model, folds=["all"], roi=str(run.coarse_model), roi_rule=run.recipe.roi.rule
     )
     labels = predictor.predict(real_data / "chaos3_ct.nii.gz")
     assert labels.shape == read_volume(real_data / "chaos3_ct.nii.gz").array.shape

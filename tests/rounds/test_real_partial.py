@@ -43,12 +43,12 @@ def run(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_every_scan_ends_with_a_label_map_on_its_own_grid_in_which_the_annotation_holds(run: Run) -> None:
-    decided = {entry.case: entry.decision for entry in read_decisions(run.paths, run.last_round)}
+    decided = {entry.case: entry.decision for entry in read_decisions(run.paths, run.final.number)}
     assert set(decided) == {"chaos3", "slab", "torso_low", "torso_high"}, "nobody annotated the oesophagus"
     for case, annotated in (("chaos3", (1,)), ("torso_low", TORSO), ("torso_high", TORSO)):
         if decided[case] != "taken":
             continue
-        made = read_labels(run.paths.label(run.last_round, case, ".nii.gz"), allowed=range(14))
+        made = read_labels(run.paths.label(run.final.number, case, ".nii.gz"), allowed=range(14))
         assert geometry_difference(made, read_volume(run.raw / "imagesTr" / f"{case}_0000.nii.gz")) is None
         truth = read_labels(run.raw / "labelsTr" / f"{case}.nii.gz").array
         for organ in annotated:
@@ -57,11 +57,11 @@ def test_every_scan_ends_with_a_label_map_on_its_own_grid_in_which_the_annotatio
 
 
 def test_the_table_says_what_each_scan_teaches(run: Run) -> None:
-    start = read_table(run.preprocessed / f"flare_cases.{run.configuration(1)}.json")
+    start = read_table(run.preprocessed / f"flare_cases.{run.round(1).configuration}.json")
     assert start["chaos3"].role == "unlabelled", "its gallbladder is not annotated"
     assert start["torso_low"] == Case("partial", (GALLBLADDER,))
-    final = read_table(run.preprocessed / f"flare_cases.{run.configuration(2)}.json")
+    final = read_table(run.preprocessed / f"flare_cases.{run.round(2).configuration}.json")
     assert final["torso_low"].validated == TORSO or final["torso_low"].annotated == TORSO
     if "slab" in final.cases:
         assert final["slab"].positive == (GALLBLADDER,)
-    assert (run.model(2) / "fold_all" / "checkpoint_final.pth").is_file()
+    assert (run.round(2).model / "fold_all" / "checkpoint_final.pth").is_file()

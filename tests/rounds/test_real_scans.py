@@ -106,7 +106,7 @@ def test_the_loop_labels_real_scans_on_their_own_grid_and_trains_on_them(dataset
         label = read_labels(run.paths.label(0, case, ".nii.gz"), allowed=range(14))
         scan = read_volume(dataset / "unlabelled" / f"{case}_0000.nii.gz")
         assert geometry_difference(label, scan) is None
-    assert (run.model(1) / "fold_all" / "checkpoint_final.pth").is_file()
+    assert (run.round(1).model / "fold_all" / "checkpoint_final.pth").is_file()
 
 
 def test_flare_predict_gives_chaos3_back_at_full_size_in_its_exact_geometry(dataset, environment, real_data, tmp_path):
@@ -114,6 +114,6 @@ def test_flare_predict_gives_chaos3_back_at_full_size_in_its_exact_geometry(data
 
     run = load_run(dataset / "nnUNet_results" / "Dataset022_Real" / "flare_real")
     scan = real_data / "chaos3_ct.nii.gz"
-    assert predict.main(["-i", str(scan), "-o", str(tmp_path), "-m", str(run.model(1)), "-device", "cpu"]) == 0
+    assert predict.main(["-i", str(scan), "-o", str(tmp_path), "-m", str(run.round(1).model), "-device", "cpu"]) == 0
     found = read_labels(next(tmp_path.glob("*.nii.gz")), allowed=range(14))
     assert geometry_difference(found, read_volume(scan)) is None and found.array.shape == (78, 512, 512)

@@ -176,6 +176,7 @@ def test_after_an_early_stop_the_jobs_that_wait_end_well(cluster, tmp_path):
     plan_tasks(run, {"select-r0": {"seconds": 1}})
     slurm.submit(run, {})
     os.replace(run.root / "stop-later.json", run.paths.stop)
+    run = run.current()
     cluster.wait(lambda: not slurm.queue(run) and not cluster.call("squeue", "-h").strip(), 120)
     assert all_done(run) and "train-r1-fall" in graph(run)
     assert set(cluster.call("squeue", "-h", "-t", "all", "-o", "%T").split()) <= {"COMPLETED", "FAILED", "CANCELLED"}
@@ -230,4 +231,4 @@ def test_a_real_tiny_loop(cluster, tiny_loop, tmp_path, monkeypatch):
     run = loop.run()
     cluster.wait(lambda: all_done(run) or list(run.root.glob("tasks/*.failed.json")), 800)
     assert not list(run.root.glob("tasks/*.failed.json"))
-    assert (run.model(run.last_round) / "fold_all" / "checkpoint_final.pth").is_file()
+    assert (run.final.model / "fold_all" / "checkpoint_final.pth").is_file()

@@ -67,6 +67,7 @@ def test_after_an_early_stop_the_loops_end_well(tmp_path):
     run = make_run(tmp_path, rounds="2", **{"stop.patience": "1"})
     script = write_script(run)
     write_json(run.paths.stop, {"last_labelled_round": 0, "mean_agreement": [0.5]})
+    run = run.current()
     finish(run, *(name for name in graph(run) if name != "train-r1-fall"))
     done = shell(script, tmp_path, program="sh")
     assert done.returncode == 0, done.stderr

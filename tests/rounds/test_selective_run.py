@@ -89,7 +89,7 @@ def test_the_members_are_the_distinct_checkpoints_of_one_training(finished: Run)
     case = read_decisions(finished.paths, 0)[0]
     document = read_json(finished.paths.case(0, case.case))
     assert document["members"] == 2, "after 2, 2 and 3 of 3 epochs"
-    assert (finished.model(0) / "fold_all" / "checkpoint_1of3.pth").is_file()
+    assert (finished.round(0).model / "fold_all" / "checkpoint_1of3.pth").is_file()
     members = read_array(finished.paths.members(0, case.case))
     label = np.maximum(read_array(finished.paths.training_label(0, case.case))[0], 0)
     assert members.shape == (2, *label.shape)
@@ -106,7 +106,7 @@ def test_the_members_are_the_distinct_checkpoints_of_one_training(finished: Run)
 def test_half_of_the_cases_are_taken_and_a_pass_is_each_of_them_with_a_labelled_one(finished: Run) -> None:
     taken = [entry.case for entry in read_decisions(finished.paths, 0) if entry.decision == "taken"]
     configurations = read_json(finished.plans_file)["configurations"]
-    first, second = (configurations[finished.configuration(number)]["flare"] for number in (0, 1))
+    first, second = (configurations[finished.round(number).configuration]["flare"] for number in (0, 1))
     assert first["iterations_per_epoch"] == 3, "three labelled cases, one a batch"
     assert second["iterations_per_epoch"] == 2 * len(taken)
     assert (first["augmentation"]["labelled"], second["augmentation"]["labelled"]) == ("jitter", "weak")
@@ -128,7 +128,7 @@ def test_flare_predict_and_stock_open_the_models_that_the_run_trained(
     finished: Run, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setenv("NNUNET_FLARE_CACHE", str(tmp_path / "cache"))
-    images, fine = folder_of(finished) / "test" / "images", finished.model(finished.final_number)
+    images, fine = folder_of(finished) / "test" / "images", finished.rounds[-1].model
     words = ["-i", images, "-o", tmp_path / "out", "-m", fine, "--roi", finished.coarse_model, "--roi_rule", "fosun",
              "--save_roi", "--backend", "torch", "--precision", "fp32"]  # fmt: skip
     assert predict.main([str(word) for word in words]) == 0

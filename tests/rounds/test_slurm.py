@@ -249,6 +249,7 @@ def test_jobs_of_rounds_that_are_not_needed_any_more_end_well(tmp_path, fake_slu
     run = make_run(tmp_path, rounds="3", **{"stop.patience": "1"})
     planned = list(graph(run))
     write_json(run.paths.stop, {"last_labelled_round": 1, "mean_agreement": [0.5, 0.4]})
+    run = run.current()
     assert stand_in(run, "train-r1-f1").name == "train-r1-f1"
     assert stand_in(run, "train-r2-f0").name == "train-r2-fall", "the first fold does the final training"
     assert stand_in(run, "train-r2-f1") is None and stand_in(run, "train-r3-fall") is None
@@ -262,6 +263,7 @@ def test_a_queued_fold_that_became_the_final_training_is_not_submitted_again(tmp
     run = make_run(tmp_path, rounds="2")
     slurm.submit(run, {})
     write_json(run.paths.stop, {"last_labelled_round": 0, "mean_agreement": [0.5, 0.4]})
+    run = run.current()
     assert "train-r1-fall" in slurm.queue(run)
     assert slurm.submit(run, {}) == []
 

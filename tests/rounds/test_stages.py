@@ -53,10 +53,15 @@ def run(tiny_loop, tmp_path, monkeypatch) -> Run:
     return load_run(folder / "nnUNet_results" / "Dataset022_FLAREPhantom" / "flare_tiny")
 
 
+def select(run: Run) -> None:
+    """Select round 0."""
+    select_round(run, run.round(0))
+
+
 def changed(run: Run, **parts: dict) -> Run:
     """The run with some keys of its recipe changed."""
     update = {name: getattr(run.recipe, name).model_copy(update=values) for name, values in parts.items()}
-    return Run(run.root, run.settings, run.recipe.model_copy(update=update))
+    return replace(run, recipe=run.recipe.model_copy(update=update))
 
 
 def set_agreement(run: Run, case: str, **organs: float | None) -> None:
@@ -79,7 +84,7 @@ def test_a_rejected_case_takes_no_other_cases_place_in_the_top_fraction(run):
         set_agreement(run, case, **dict.fromkeys(organ_ids(run), 0.9 - 0.1 * rank))
     best = changed(run, selection={"rule": "mean-organ", "threshold": 0.0, "top_fraction": 1 / len(cases)})
     write_json(run.paths.reviews, {"version": 1, "cases": [asdict(Review(cases[0], "reject", (), "stent"))]})
-    select_round(best, 0)
+    select_round(best, best.round(0))
     decided = {entry.case: entry for entry in read_decisions(run.paths, 0)}
     assert [case for case in cases if decided[case].decision == "taken"] == [cases[1]]
     assert decided[cases[0]].decision == "refused" and decided[cases[0]].score == pytest.approx(0.9)
@@ -95,15 +100,15 @@ def test_uncertain_organs_become_ignore_in_the_rounds_data_and_nowhere_else(run)
     set_agreement(run, other)
     set_agreement(run, poor, **dict.fromkeys(list(organ_ids(run))[:10], 0.1))
     organwise = changed(run, fusion={"uncertain_organs": "ignore"}, selection={"threshold": 0.9})
-    select_round(organwise, 0)
+    select_round(organwise, organwise.round(0))
     decided = {entry.case: entry for entry in read_decisions(run.paths, 0)}
     assert decided[case].decision == "taken" and set(decided[case].ignored) == {"liver", "spleen"}
     assert decided[other].decision == "taken" and decided[other].ignored == {}
     assert decided[poor].decision == "refused" and "3 of 13 organs certain" in decided[poor].reason
-    build_round(organwise, 1)
+    build_round(organwise, organwise.round(1))
     organs, ignored = organ_ids(run), ignore_label(run)
     assert ignored == 14
-    label = read_array(run.data(1) / f"{case}_seg.b2nd")[0]
+    label = read_array(run.round(1).data / f"{case}_seg.b2nd")[0]
     fused = read_array(run.paths.training_label(0, case))[0]
     members = read_array(run.paths.members(0, case))
     union = np.isin(fused, [organs["liver"], organs["spleen"]])
@@ -115,7 +120,7 @@ def test_uncertain_organs_become_ignore_in_the_rounds_data_and_nowhere_else(run)
         (np.isin(fused, [organs["liver"]]) | (members == organs["liver"]).any(axis=0)).mean()
     )
     assert "ignore" not in read_json(run.raw / "dataset.json")["labels"]
-    configuration = read_json(run.plans_file)["configurations"][run.configuration(1)]
+    configuration = read_json(run.plans_file)["configurations"][run.round(1).configuration]
     assert configuration["flare"]["ignore_label"] == 14
 
 
@@ -126,9 +131,10 @@ def test_training_with_ignored_voxels_runs_and_its_export_declares_them(run):
         set_agreement(run, case, liver=0.3)
     organwise = changed(run, fusion={"uncertain_organs": "ignore"})
     organwise = changed(organwise, selection={"threshold": 0.9})
-    select_round(organwise, 0)
-    build_round(organwise, 1)
-    trainer = get_trainer_from_args("22", run.configuration(1), "all", run.recipe.trainer, run.settings.plans_name,
+    select_round(organwise, organwise.round(0))
+    build_round(organwise, organwise.round(1))
+    configuration = run.round(1).configuration
+    trainer = get_trainer_from_args("22", configuration, "all", run.recipe.trainer, run.settings.plans_name,
                                     device=torch.device("cpu"))  # fmt: skip
     trainer.initialize()
     batches, _ = trainer.get_dataloaders()
@@ -150,7 +156,7 @@ def test_training_with_ignored_voxels_runs_and_its_export_declares_them(run):
 
 def test_when_nothing_is_taken_the_stop_names_the_threshold_and_what_to_change(run):
     with pytest.raises(TaskError) as caught:
-        select_round(changed(run, selection={"threshold": 0.99999, "rule": "min-organ", "top_fraction": None}), 0)
+        select(changed(run, selection={"threshold": 0.99999, "rule": "min-organ", "top_fraction": None}))
     message = str(caught.value)
     assert "none of 7 unlabelled cases" in message and "0.99999" in message and "top_fraction" in message
     assert all(e.reason for e in read_ledger(run.paths))
@@ -160,7 +166,7 @@ def test_agreement_that_could_not_be_computed_counts_as_zero_and_is_logged(run, 
     case, other = labelled_cases(run)[:2]
     set_agreement(run, case, pancreas=None)
     set_agreement(run, other)
-    select_round(changed(run, selection={"rule": "min-organ", "threshold": 0.01, "top_fraction": None}), 0)
+    select(changed(run, selection={"rule": "min-organ", "threshold": 0.01, "top_fraction": None}))
     entry = {e.case: e for e in read_ledger(run.paths)}[case]
     assert entry.decision == "refused" and entry.min_organ == 0.0
     assert f"{case}: agreement of pancreas could not be computed" in caplog.text
@@ -171,10 +177,10 @@ def test_odd_scans_are_kept_out_unless_asked(run):
     document = read_json(run.paths.case(0, case))
     write_json(run.paths.case(0, case), {**document, "odd": ["spacing (z, y, x) (20, 1, 1) mm"]})
     everything = changed(run, selection={"rule": "all", "threshold": 0.0, "top_fraction": None})
-    select_round(everything, 0)
+    select_round(everything, everything.round(0))
     entry = {e.case: e for e in read_ledger(run.paths)}[case]
     assert entry.decision == "odd" and "spacing" in entry.reason
-    select_round(changed(everything, selection={"keep_odd": True}), 0)
+    select(changed(everything, selection={"keep_odd": True}))
     assert {e.case: e for e in read_ledger(run.paths)}[case].decision == "taken"
 
 
@@ -194,12 +200,12 @@ def test_plans_made_anew_stop_the_run(run):
     plans["configurations"][run.recipe.configuration]["patch_size"] = [8, 8, 8]
     write_json(run.plans_file, plans)
     with pytest.raises(TaskError, match="planned anew"):
-        build_round(run, 1)
+        build_round(run, run.round(1))
 
 
 def test_early_stop_ends_the_rounds_when_agreement_no_longer_rises(run):
     patient = changed(run, stop={"patience": 1})
-    patient = Run(run.root, run.settings, patient.recipe.model_copy(update={"rounds": 4}))
+    patient = replace(patient, recipe=patient.recipe.model_copy(update={"rounds": 4}))
     for number in (0, 1):
         if number == 1:
             shutil.copytree(run.paths.round(0), run.paths.round(1))
@@ -207,8 +213,10 @@ def test_early_stop_ends_the_rounds_when_agreement_no_longer_rises(run):
                 document = read_json(path)
                 if "agreement" in document:
                     write_json(path, {**document, "agreement": dict.fromkeys(document["agreement"], 0.01)})
-        select_round(patient, number)
-    assert patient.last_round == 2  # rounds 0 and 1 were labelled, 2 is the final training
+        select_round(patient, patient.round(number))
+    assert (
+        patient.final.number == 4 and patient.current().final.number == 2
+    )  # rounds 0 and 1 were labelled, 2 is the final training
     assert load_run(run.root).paths.stop.is_file()
 
 
@@ -256,20 +264,20 @@ def test_bad_and_odd_scans_are_set_aside_or_flagged_one_by_one(run):
 
 def test_a_given_model_labels_in_round_0_when_it_expects_the_same_input_and_is_refused_else(run, tmp_path):
     model = tmp_path / "model"
-    shutil.copytree(run.model(0), model)
+    shutil.copytree(run.round(0).model, model)
     given = Run(tmp_path / "given", replace(run.settings, init_model=str(model), init_folds=("0", "1")), run.recipe)
     given.root.mkdir()
     shutil.copyfile(run.paths.unlabelled, given.paths.unlabelled)
     assert "train-r0-f0" not in graph(given) and "label-r0-p0" in graph(given)
     case = labelled_cases(run)[0]
-    assert label_shard(given, 0, 0, 1) == {"labelled": 6, "failed": 1}
+    assert label_shard(given, given.round(0), 0, 1) == {"labelled": 6, "failed": 1}
     assert read_json(given.paths.case(0, case))["label_sha256"] == read_json(run.paths.case(0, case))["label_sha256"]
     plans = read_json(model / "plans.json")
     plans["configurations"][run.recipe.configuration]["spacing"] = [3.0, 1.0, 1.0]
     write_json(model / "plans.json", plans)
     given.paths.case(0, case).unlink()
     with pytest.raises(TaskError, match=r"expects other input .*spacing \[3.0, 1.0, 1.0\] there"):
-        label_shard(given, 0, 0, 1)
+        label_shard(given, given.round(0), 0, 1)
 
 
 # ------------------------------------------------------------------ damaged files
@@ -282,7 +290,7 @@ def test_a_label_that_changed_after_it_was_judged_is_never_trained_on(run):
     path.unlink()
     write_array(path, np.where(label == 1, 2, label).astype(np.int16), [16, 32, 32])
     with pytest.raises(TaskError, match=taken):
-        build_round(run, 1)
+        build_round(run, run.round(1))
     assert not run.paths.case(0, taken).is_file() and not run.paths.done("label-r0-p0").is_file()
 
 
@@ -293,7 +301,7 @@ def test_a_truncated_label_array_is_found_and_made_anew(run):
     path.unlink()
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(TaskError, match="label them anew"):
-        build_round(run, 1)
+        build_round(run, run.round(1))
     assert not run.paths.case(0, taken).is_file()
 
 
@@ -340,7 +348,7 @@ def test_the_final_model_is_exported_for_machines_without_this_package(run, tmp_
     environment = {**os.environ, "NNUNET_FLARE_PLUGIN": "0"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert "stock trainer nnUNetTrainer" in done.stdout, done.stderr
-    assert "flare" not in read_json(folder / "plans.json")["configurations"][run.configuration(1)]
+    assert "flare" not in read_json(folder / "plans.json")["configurations"][run.round(1).configuration]
 
 
 def test_the_ledger_is_exported_as_csv(run, tmp_path, capsys):
@@ -424,6 +432,9 @@ class _Fake:
 
         self.paths = RunPaths(folder)
         (folder / "tasks").mkdir(parents=True)
+
+    def current(self):
+        return self
 
     def environment(self):
         return dict(os.environ)

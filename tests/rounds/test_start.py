@@ -21,7 +21,7 @@ from nnunet_flare.rounds import start as start_module
 from nnunet_flare.rounds.do_task import do_task
 from nnunet_flare.rounds.run.tasks import find_task
 from nnunet_flare.rounds.run.unlabelled import find_sources, freeze
-from nnunet_flare.rounds.stages.label import labelling_members, round_members
+from nnunet_flare.rounds.stages.label import labelling_members
 from nnunet_flare.rounds.start import Request, plan_run, start_run
 
 
@@ -306,9 +306,9 @@ def test_a_given_training_with_its_checkpoints_makes_the_members_of_round_0(data
     folders = {name: data / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     request = Request("22", data / "unlabelled", device="cpu", init_model=write_given_model(data, *names))
     run = plan_run(request, load_recipe("selective"), folders).run
-    assert round_members(run, 0) == [("all", f"checkpoint_{k}of3.pth") for k in (1, 2, 3)]
-    assert labelling_members(run, 0) == [("all", "checkpoint_3of3.pth")]
-    assert labelling_members(run, 5) == [("all", "checkpoint_final.pth")]
+    assert run.round(0).members == tuple(("all", f"checkpoint_{k}of3.pth") for k in (1, 2, 3))
+    assert labelling_members(run, run.round(0)) == (("all", "checkpoint_3of3.pth"),)
+    assert labelling_members(run, run.round(5)) == (("all", "checkpoint_final.pth"),)
 
 
 def test_scans_that_a_coarse_model_crops_cannot_be_preprocessed_ahead_of_its_training(data, capsys):

@@ -46,17 +46,17 @@ def test_a_system_runs_from_its_name_to_a_final_model_and_goes_on_where_it_stopp
     assert again.root == run.root
     assert do_all(again, monkeypatch) == tasks[len(before) :], "what was done is not done again"
 
-    assert (again.model(again.last_round) / "fold_all" / "checkpoint_final.pth").is_file()
-    (log,) = (again.model(again.last_round) / "fold_all").glob("training_log_*.txt")
-    teacher = again.model(again.last_round - 1) / "fold_0" / "checkpoint_final.pth"
+    assert (again.final.model / "fold_all" / "checkpoint_final.pth").is_file()
+    (log,) = (again.final.model / "fold_all").glob("training_log_*.txt")
+    teacher = again.round(again.final.number - 1).model / "fold_0" / "checkpoint_final.pth"
     goes_on = again.recipe.final.start == "member"
     assert (f"Started from the weights of {teacher}" in log.read_text()) == goes_on
-    for number in range(again.last_round):
+    for number in range(again.final.number):
         taken = [entry.case for entry in read_decisions(again.paths, number) if entry.decision == "taken"]
         assert len(taken) == UNLABELLED
-        table = read_json(again.preprocessed / f"flare_cases.{again.configuration(number + 1)}.json")["cases"]
+        table = read_json(again.preprocessed / f"flare_cases.{again.round(number + 1).configuration}.json")["cases"]
         assert {case for case, entry in table.items() if entry["role"] == "pseudo"} == set(taken)
-    for number in range(again.last_round + 1):
+    for number in range(again.final.number + 1):
         assert 0 <= read_json(again.paths.evaluation(number) / "dice.json")["mean"] <= 1
 
 

@@ -74,6 +74,8 @@ class _Executor:
             while True:
                 started = self._start_ready()
                 finished = self._collect()
+                if finished:
+                    self.run = self.run.current()  # the selection of a round may end the labelling
                 if started or finished:
                     tasks = graph(self.run)
                     bar.total, bar.n = len(tasks), sum(is_done(self.run, task) for task in tasks.values())

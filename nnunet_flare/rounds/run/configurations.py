@@ -11,7 +11,8 @@ from typing import Any
 from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.rounds.run.locks import LockFile
-from nnunet_flare.rounds.run.manifest import Base, Run
+from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.round import Base, Round
 
 log = logging.getLogger(__name__)
 
@@ -70,21 +71,20 @@ def check_base(run: Run, base: Base) -> None:
 
 
 def write_configuration(
-    run: Run, name: str, number: int, *, data_identifier: str | None, training: dict[str, Any]
+    run: Run, name: str, of: Round, *, data_identifier: str | None, training: dict[str, Any]
 ) -> None:
     """Add (or replace) a round's configuration in the plans, under the dataset's lock and by rename.
 
     Args:
         run: the run.
         name: name of the configuration.
-        number: the round, which says what it builds on.
+        of: the round, which says what it builds on.
         data_identifier: folder of the round's data; None: the base's.
         training: what stands under ``"flare"``.
     """
-    base = run.base_of(number)
-    check_base(run, base)
-    add_configuration(run, base, name, data_identifier=data_identifier, training=training)
-    log.info("round %d trains configuration %s", number, name)
+    check_base(run, of.base)
+    add_configuration(run, of.base, name, data_identifier=data_identifier, training=training)
+    log.info("round %d trains configuration %s", of.number, name)
 
 
 def add_configuration(

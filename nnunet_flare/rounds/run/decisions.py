@@ -115,7 +115,11 @@ def keep_reviews(run: Run, path: Path) -> int:
     new = {review.case: review for review in read_reviews(path, cases, organ_ids(run))}
     merged = {**load_reviews(run), **new}
     write_json(run.paths.reviews, {"version": 1, "cases": [asdict(review) for review in merged.values()]})
-    left = [n for n in range(run.last_round) if not run.paths.done(f"select-r{n}").is_file()]
+    left = [
+        each.number
+        for each in run.rounds
+        if each.labels_cases and not run.paths.done(f"select-r{each.number}").is_file()
+    ]
     if run.recipe.is_online and not run.paths.done("build-r0").is_file():
         log.info("decisions on %d cases: the training leaves out those that were rejected", len(new))
     elif left:

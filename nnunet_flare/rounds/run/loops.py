@@ -11,6 +11,7 @@ from collections.abc import Collection
 from nnunet_flare.cases import Case
 from nnunet_flare.rounds.run.dataset import base_table, organ_ids, raw_cases, raw_files
 from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.round import Round
 from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, read_list, size_of
 
 
@@ -18,13 +19,12 @@ class TrainingScan(UnlabelledCase):
     """The scan of a partial case, some organs of which a model labels; its arrays are those of the training data."""
 
 
-def round_organs(run: Run, number: int) -> dict[str, int]:
+def round_organs(run: Run, of: Round) -> dict[str, int]:
     """Names and ids of the organs that a round trains and labels."""
     organs = organ_ids(run)
-    loop = run.recipe.loop_of(number)
-    if loop is None:
+    if of.loop is None:
         return organs
-    ids = loop.ids(organs.values())
+    ids = of.loop.ids(organs.values())
     return {name: i for name, i in organs.items() if i in ids}
 
 
@@ -40,12 +40,12 @@ def true_cases(run: Run) -> dict[str, Case]:
     return {case: table[case] for case in raw_cases(run) if table[case].role in ("labelled", "partial")}
 
 
-def round_scans(run: Run, number: int) -> list[UnlabelledCase]:
+def round_scans(run: Run, of: Round) -> list[UnlabelledCase]:
     """The scans that a round labels: the unlabelled ones, in a loop also partial cases that lack some of its organs."""
     scans = read_list(run.paths.unlabelled)
-    if run.recipe.loop_of(number) is None:
+    if of.loop is None:
         return scans
-    return scans + training_scans(run, round_organs(run, number).values())
+    return scans + training_scans(run, round_organs(run, of).values())
 
 
 def training_scans(run: Run, organs: Collection[int]) -> list[UnlabelledCase]:

@@ -14,6 +14,7 @@ from nnunet_flare.files import read_json, write_json
 from nnunet_flare.recipes.load import recipe_from
 from nnunet_flare.recipes.recipe import Recipe
 from nnunet_flare.rounds.run.paths import RunPaths
+from nnunet_flare.rounds.run.round import Base, Kind, Round
 
 VERSION = 1
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -47,36 +48,26 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Base:
-    """Plans and configuration that trainings build on: those of the rounds, the final model's or the coarse model's.
-
-    ``task`` is the task that plans it and preprocesses the labelled cases; ``changes`` are the recipe's to the plan.
-    """
-
-    preprocessed: Path
-    plans_name: str
-    configuration: str
-    planner: str
-    changes: dict[str, Any]
-    task: str
-
-    @property
-    def plans_file(self) -> Path:
-        return self.preprocessed / f"{self.plans_name}.json"
-
-    @property
-    def data(self) -> Path:
-        """The preprocessed labelled cases."""
-        return self.preprocessed / f"{self.plans_name}_{self.configuration}"
-
-
-@dataclass(frozen=True)
 class Run:
-    """A run, loaded: its folder, settings and validated recipe."""
+    """A run, loaded: its folder, settings and validated recipe.
+
+    ``stopped_after`` is the last labelled round where an early stop ended the labelling, as far as it was known when
+    the run was loaded; :meth:`current` looks again.
+    """
 
     root: Path
     settings: Settings
     recipe: Recipe
+    stopped_after: int | None = None
+
+    def current(self) -> Run:
+        """The run with the early stop that its folder says by now."""
+        stop = self.paths.stop
+        return replace(self, stopped_after=int(read_json(stop)["last_labelled_round"]) if stop.is_file() else None)
+
+    def as_planned(self) -> Run:
+        """The run without an early stop."""
+        return replace(self, stopped_after=None)
 
     @property
     def paths(self) -> RunPaths:
@@ -138,10 +129,6 @@ class Run:
         planner, configuration, changes = self.recipe.base_changes(final=final)
         return configuration, planner, changes
 
-    def base_of(self, number: int) -> Base:
-        """What a round builds on."""
-        return self.final_base if number >= self.last_round else self.base
-
     @property
     def plans_file(self) -> Path:
         """The plans of the rounds."""
@@ -162,44 +149,55 @@ class Run:
         own = "" if self.recipe.roi is None else f"_{self.settings.name}"
         return self.preprocessed / f"{self.base_identifier}{own}_un"
 
-    def configuration(self, number: int) -> str:
-        """Name of a round's configuration."""
-        return f"{self.base_of(number).configuration}_{self.settings.name}_r{number}"
+    @property
+    def final(self) -> Round:
+        """The final training on all data."""
+        return self.round(self._final_number)
 
-    def trainer(self, number: int) -> str:
-        """The trainer of a round."""
-        final = self.recipe.final.trainer if number >= self.last_round else None
-        return final or self.recipe.trainer
+    @property
+    def rounds(self) -> list[Round]:
+        """Every round, the final training and its fine-tuning."""
+        more = self.recipe.final.finetune is not None
+        return [self.round(number) for number in range(self._final_number + 1 + more)]
 
-    def data(self, number: int) -> Path:
-        """A round's training data; round 0 and a fine-tuning train on the base data."""
-        base = self.base_of(number)
-        if number == 0 or number > self.last_round:
-            return base.data
-        return self.preprocessed / f"{base.plans_name}_{self.configuration(number)}"
+    @property
+    def _final_number(self) -> int:
+        return self.recipe.final_round if self.stopped_after is None else self.stopped_after + 1
 
-    def model(self, number: int) -> Path:
-        """The model folder of a round, named by stock nnU-Net."""
+    def round(self, number: int) -> Round:
+        """One round.
+
+        Raises:
+            ValueError: for a number that the run has no round of.
+        """
+        final, recipe = self._final_number, self.recipe
+        if not 0 <= number <= final + (recipe.final.finetune is not None):
+            raise ValueError(f"{self.root}: no round {number}; the final training is round {final}")
+        kind: Kind = "fine-tuning" if number > final else "final" if number == final else "self-training"
+        if kind == "self-training" and recipe.starts(number):
+            kind = "supervised"
+        is_final, planned = number >= final, number if number < final else number - final + recipe.final_round
+        base = self.final_base if is_final else self.base
+        trainer = (is_final and recipe.final.trainer) or recipe.trainer
+        configuration = f"{base.configuration}_{self.settings.name}_r{number}"
+        folds, checkpoints = recipe.member_folds(planned), recipe.member_checkpoints(planned)
+        model = self.results / f"{trainer}__{base.plans_name}__{configuration}"
         if number == 0 and self.settings.init_model is not None:
-            return Path(self.settings.init_model)
-        name = f"{self.trainer(number)}__{self.base_of(number).plans_name}__{self.configuration(number)}"
-        return self.results / name
-
-    @property
-    def last_round(self) -> int:
-        """Number of the final training on all data: the recipe's rounds, or less after an early stop."""
-        if self.paths.stop.is_file():
-            return int(read_json(self.paths.stop)["last_labelled_round"]) + 1
-        return self.recipe.final_round
-
-    @property
-    def final_number(self) -> int:
-        """Number of the final model: the final training's, or one more where it is fine-tuned."""
-        return self.last_round + (self.recipe.final.finetune is not None)
-
-    def recipe_number(self, number: int) -> int:
-        """A round as the recipe counts it, for which an early stop moves the final training and what follows."""
-        return number if number < self.last_round else number - self.last_round + self.recipe.final_round
+            model = Path(self.settings.init_model)
+            folds, checkpoints = list(self.settings.init_folds), recipe.given_checkpoints
+        own_data = number > 0 and kind != "fine-tuning"
+        return Round(
+            number=number,
+            planned=planned,
+            kind=kind,
+            loop=None if is_final else recipe.loop_of(number),
+            base=base,
+            trainer=trainer,
+            configuration=configuration,
+            data=self.preprocessed / f"{base.plans_name}_{configuration}" if own_data else base.data,
+            model=model,
+            members=tuple((fold, checkpoint) for fold in folds for checkpoint in checkpoints),
+        )
 
     def environment(self) -> dict[str, str]:
         """The environment of the run's child processes: nnU-Net's folders as at the start of the run."""
@@ -247,7 +245,7 @@ def load_run(root: Path) -> Run:
         settings = Settings(**given)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path}: damaged ({type(error).__name__}: {error})") from error
-    return Run(root, settings, recipe_from(settings.recipe, f"{path}, recipe"))
+    return Run(root, settings, recipe_from(settings.recipe, f"{path}, recipe")).current()
 
 
 def claim_name(settings: Settings, recipe: Recipe, root: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Literal
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.round import Round
 
 Stage = Literal["plan", "locate", "unlabelled", "build", "train", "label", "select", "report", "evaluate"]
 
@@ -52,67 +53,65 @@ def train_arguments(run: Run, task: Task, *, resume: bool = False) -> list[str]:
         trainer, plans, configuration = run.coarse_model.name.split("__")
         words = [dataset, configuration, task.fold, "-tr", trainer, "-p", plans, *device]
         return [*words, "--c"] if resume else words
+    trained = run.round(task.round)
     arguments = [
         dataset,
-        run.configuration(task.round),
+        trained.configuration,
         task.fold,
         "-tr",
-        run.trainer(task.round),
+        trained.trainer,
         "-p",
-        run.base_of(task.round).plans_name,
+        trained.base.plans_name,
         *device,
     ]
     if recipe.num_gpus > 1:
         arguments += ["-num_gpus", str(recipe.num_gpus)]
     if resume:
         arguments.append("--c")
-    elif recipe.training.get("pretrained_weights") and _takes_pretrained(run, task.round):
+    elif recipe.training.get("pretrained_weights") and _takes_pretrained(run, trained):
         arguments += ["-pretrained_weights", str(recipe.training["pretrained_weights"])]
     return arguments
 
 
-def _takes_pretrained(run: Run, number: int) -> bool:
+def _takes_pretrained(run: Run, trained: Round) -> bool:
     """Whether a round starts from given weights: not one with another network, nor one that goes on from a model."""
-    goes_on = number > run.last_round or (number == run.last_round and run.recipe.final.start == "member")
-    return run.base_of(number) == run.base and not goes_on
+    goes_on = trained.kind == "fine-tuning" or (trained.kind == "final" and run.recipe.final.start == "member")
+    return trained.base == run.base and not goes_on
 
 
-def graph(run: Run, *, last: int | None = None) -> dict[str, Task]:
-    """Every task of the run by name, in an order that respects what each needs.
-
-    Args:
-        run: the run.
-        last: the round of the final training; None: the run's own, which an early stop makes smaller.
-    """
+def graph(run: Run) -> dict[str, Task]:
+    """Every task of the run by name, in an order that respects what each needs."""
     gpus = 0 if run.settings.device == "cpu" else 1
     tasks: list[Task] = [Task("plan", "plan", ()), *_locating(run, gpus)]
     tasks.append(Task("unlabelled", "unlabelled", tuple(t.name for t in tasks if t.stage in ("plan", "locate"))))
     train_gpus = 0 if gpus == 0 else run.recipe.num_gpus
-    last = run.last_round if last is None else last
     coarse = tuple(task.name for task in tasks if task.name == "train-coarse")  # held-out scans want it too
+    trained: tuple[str, ...] = ()
     before_final: tuple[str, ...] = ()
     if run.final_base != run.base:
-        tasks.append(Task(run.final_base.task, "plan", ("plan",), last))
+        tasks.append(Task(run.final_base.task, "plan", ("plan",), run.final.number))
         before_final = (run.final_base.task,)
-    for number in range(last + 1):
-        trained: tuple[str, ...] = ()
+    for each in run.rounds:
+        number = each.number
+        if each.kind == "fine-tuning":
+            tasks += _fine_tuning(run, number, trained, gpus, train_gpus)
+            continue
+        trained = ()
         if number > 0 or run.settings.init_model is None:
-            before: tuple[str, ...] = ("plan",) if run.recipe.starts(number) else (f"select-r{number - 1}",)
-            if number == last:
-                before += tuple(f"select-r{earlier}" for earlier in run.recipe.last_rounds()[:-1])
-            before += before_final if number == last else ()
+            before: tuple[str, ...] = ("plan",) if each.learns_from is None else (f"select-r{each.learns_from}",)
+            if each.kind == "final":
+                before += tuple(f"select-r{earlier}" for earlier in run.recipe.last_rounds()[:-1]) + before_final
             before += ("unlabelled",) if run.recipe.is_online else ()
             tasks.append(Task(f"build-r{number}", "build", before, number))
-            folds = run.recipe.member_folds(number if number < last else run.recipe.final_round)
-            for fold in folds:
+            for fold in each.folds:
                 name = f"train-r{number}-f{fold}"
                 tasks.append(Task(name, "train", (f"build-r{number}",), number, fold, gpus=train_gpus))
                 trained += (name,)
         measured: tuple[str, ...] = ()
-        if run.settings.eval_images is not None and run.recipe.loop_of(number) is None:
+        if run.settings.eval_images is not None and each.loop is None:
             tasks.append(Task(f"evaluate-r{number}", "evaluate", (*trained, *coarse, "plan"), number, gpus=gpus))
             measured = (f"evaluate-r{number}",)
-        if number < last:
+        if each.labels_cases:
             shards = []
             for part in range(run.settings.shards):
                 name = f"label-r{number}-p{part}"
@@ -122,8 +121,6 @@ def graph(run: Run, *, last: int | None = None) -> dict[str, Task]:
             tasks.append(Task(f"report-r{number}", "report", (f"select-r{number}", *measured), number))
         else:
             tasks.append(Task(f"report-r{number}", "report", (*trained, *measured), number))
-            if run.recipe.final.finetune is not None:
-                tasks += _fine_tuning(run, number + 1, trained, gpus, train_gpus)
     return {task.name: task for task in tasks}
 
 
@@ -172,7 +169,7 @@ def stand_in(run: Run, name: str) -> Task | None:
     Raises:
         InputError: when the run never had a task of that name.
     """
-    tasks, planned = graph(run), graph(run, last=run.recipe.final_round)
+    tasks, planned = graph(run), graph(run.as_planned())
     if name in tasks:
         return tasks[name]
     if name not in planned:

@@ -26,7 +26,8 @@ from nnunet_flare.rounds.run.configurations import base_configuration, write_con
 from nnunet_flare.rounds.run.dataset import base_table, organ_ids, raw_cases
 from nnunet_flare.rounds.run.decisions import load_reviews
 from nnunet_flare.rounds.run.ledger import Entry, read_decisions, write_round
-from nnunet_flare.rounds.run.manifest import Base, Run
+from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.round import Base, Round
 from nnunet_flare.rounds.run.unlabelled import read_list
 from nnunet_flare.rounds.stages.arrays import (
     ENDINGS,
@@ -37,7 +38,6 @@ from nnunet_flare.rounds.stages.arrays import (
     write_properties,
 )
 from nnunet_flare.rounds.stages.epoch_lengths import iterations_of_pass, pass_of_round
-from nnunet_flare.rounds.stages.label import round_members
 from nnunet_flare.rounds.stages.label_maps import ignore_label
 from nnunet_flare.rounds.stages.preprocess import failure, odd, remove_scratch
 from nnunet_flare.rounds.stages.replanned import cases_folder, has_same_arrays, prepare_cases
@@ -45,19 +45,19 @@ from nnunet_flare.rounds.stages.replanned import cases_folder, has_same_arrays, 
 log = logging.getLogger(__name__)
 
 
-def build_round(run: Run, number: int) -> dict[str, Any]:
-    """Make everything that trains round ``number``: its data, its table of cases and its configuration.
+def build_round(run: Run, of: Round) -> dict[str, Any]:
+    """Make everything that trains a round: its data, its table of cases and its configuration.
 
-    Round 0 and a fine-tuning train on the labelled cases as they are. Round ``n`` adds the cases that round ``n`` - 1
-    took.
+    A supervised round and a fine-tuning train on the labelled cases as they are. The others add the cases that the
+    round before took.
     """
-    if number == 0 or number > run.last_round:
-        result = build_training(run, run.configuration(number), number, [])
+    if of.learns_from is None:
+        result = build_training(run, of.configuration, of, [])
         del result["ignored"], result["failed"]
         return result
-    entries = read_decisions(run.paths, number - 1)
+    entries = read_decisions(run.paths, of.learns_from)
     taken = [entry for entry in entries if entry.decision == "taken"]
-    result = build_training(run, run.configuration(number), number, taken)
+    result = build_training(run, of.configuration, of, taken)
     shares, failed = result.pop("ignored"), result.pop("failed")
     if shares or failed:
         known = [replace(entry, ignored=shares.get(entry.case, entry.ignored)) for entry in entries]
@@ -65,17 +65,17 @@ def build_round(run: Run, number: int) -> dict[str, Any]:
             replace(entry, decision="failed", reason=f"{failed[entry.case]}; {entry.reason}") if entry.case in failed
             else entry for entry in known
         ]  # fmt: skip
-        write_round(run.paths, number - 1, known)
+        write_round(run.paths, of.learns_from, known)
     return result
 
 
-def build_training(run: Run, name: str, number: int, taken: Sequence[Entry]) -> dict[str, Any]:
-    """Make a configuration that trains on the labelled cases and the pseudo-labels ``taken`` in round ``number`` - 1.
+def build_training(run: Run, name: str, of: Round, taken: Sequence[Entry]) -> dict[str, Any]:
+    """Make a configuration that trains on the labelled cases and the pseudo-labels ``taken`` in the round before.
 
     Args:
         run: the run.
         name: name of the configuration; its data folder is ``<plans>_<name>``, or the base's without pseudo-labels.
-        number: the round whose training settings it gets.
+        of: the round whose training settings it gets.
         taken: the pseudo-labelled cases.
 
     Returns:
@@ -91,47 +91,47 @@ def build_training(run: Run, name: str, number: int, taken: Sequence[Entry]) -> 
     failed: dict[str, str] = {}
     identifier = None
     if taken:
-        check_labels(run, number - 1, taken)
-        base = run.base_of(number)
+        before, base = of.number - 1, of.base
+        check_labels(run, before, taken)
         identifier = f"{base.plans_name}_{name}"
         target = run.preprocessed / identifier
         is_prepared = not has_same_arrays(run.base, base)
         if is_prepared:
-            failed = prepare_cases(run, base, target, number - 1, taken)
+            failed = prepare_cases(run, base, target, before, taken)
             taken = [entry for entry in taken if entry.case not in failed]
             if not taken:
                 case, reason = next(iter(failed.items()))
                 raise TaskError(f"none of the taken cases could be preprocessed for the final model; {case}: {reason}")
-            shares = {e.case: _with_ignore(run, number - 1, e)[1] for e in taken if e.ignored}
-        shares |= _build_folder(run, base, target, list(cases), number - 1, taken, links, is_prepared=is_prepared)
+            shares = {e.case: _with_ignore(run, before, e)[1] for e in taken if e.ignored}
+        shares |= _build_folder(run, base, target, list(cases), before, taken, links, is_prepared=is_prepared)
         remove_scratch(cases_folder(target))
-        cases |= {entry.case: Case("pseudo", round=number) for entry in taken}
+        cases |= {entry.case: Case("pseudo", round=of.number) for entry in taken}
     stream = _stream(run) if run.recipe.is_online else []
     cases |= {case: Case("unlabelled") for case in stream}
     write_table(run.preprocessed / table_name(name), cases)
     ignored = ignore_label(run) if any(entry.ignored for entry in taken) else None
     settings = run.recipe.settings(
-        run.recipe_number(number),
+        of.planned,
         run=run.settings.name,
-        stored_round=number,
+        stored_round=of.number,
         ignore_label=ignored,
-        init_from=initial_weights(run, number),
-        iterations=_iterations_of_pass(run, number, cases),
+        init_from=initial_weights(run, of),
+        iterations=_iterations_of_pass(run, of, cases),
         unlabelled=run.unlabelled_data.name if stream else None,
-        teacher=_teacher(run, number),
+        teacher=_teacher(run, of),
     )
-    write_configuration(run, name, number, data_identifier=identifier, training=settings.to_json())
+    write_configuration(run, name, of, data_identifier=identifier, training=settings.to_json())
     counts = {"cases": len(cases), "pseudo": len(taken), "unlabelled": len(stream)}
     return {**counts, **links, "ignored": shares, "failed": failed}
 
 
-def _iterations_of_pass(run: Run, number: int, cases: Mapping[str, Case]) -> int | None:
+def _iterations_of_pass(run: Run, of: Round, cases: Mapping[str, Case]) -> int | None:
     """Iterations of an epoch of a round that trains on some cases, where the recipe counts passes."""
     if not run.recipe.counts_passes:
         return None
     roles = Counter(case.role for case in cases.values())
-    batch = base_configuration(run.base_of(number))["batch_size"]
-    samples = pass_of_round(run, number, roles["labelled"] + roles["partial"], roles["pseudo"])
+    batch = base_configuration(of.base)["batch_size"]
+    samples = pass_of_round(run, of, roles["labelled"] + roles["partial"], roles["pseudo"])
     return iterations_of_pass(samples, batch)
 
 
@@ -152,23 +152,24 @@ def _stream(run: Run) -> list[str]:
     return kept
 
 
-def _teacher(run: Run, number: int) -> dict[str, Any] | None:
+def _teacher(run: Run, of: Round) -> dict[str, Any] | None:
     """The given model, where the round's trainer learns from a teacher."""
-    if run.settings.init_model is None or not run.trainer(number).startswith(DISTILLING_TRAINER):
+    if run.settings.init_model is None or not of.trainer.startswith(DISTILLING_TRAINER):
         return None
     fold = run.settings.init_folds[0]
     return {"folder": run.settings.init_model, "fold": fold if fold == "all" else int(fold)}
 
 
-def initial_weights(run: Run, number: int) -> str | None:
+def initial_weights(run: Run, of: Round) -> str | None:
     """The checkpoint that a round's training starts from: the final model for its fine-tuning, a member for the final
     training where ``final.start`` says so.
     """
-    if number > run.last_round:
-        return str(run.model(run.last_round) / "fold_all" / "checkpoint_final.pth")
-    if number == run.last_round and run.recipe.final.start == "member":
-        fold, checkpoint = round_members(run, number - 1)[0]
-        return str(run.model(number - 1) / f"fold_{fold}" / checkpoint)
+    if of.kind == "fine-tuning":
+        return str(run.final.model / "fold_all" / "checkpoint_final.pth")
+    if of.kind == "final" and run.recipe.final.start == "member":
+        before = run.round(of.number - 1)
+        fold, checkpoint = before.members[0]
+        return str(before.model / f"fold_{fold}" / checkpoint)
     return None
 
 

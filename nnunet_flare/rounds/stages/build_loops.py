@@ -25,6 +25,7 @@ from nnunet_flare.rounds.run.dataset import organ_ids, raw_cases
 from nnunet_flare.rounds.run.ledger import Entry, read_decisions, write_round
 from nnunet_flare.rounds.run.loops import annotated_of, round_organs, true_cases
 from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.round import Round
 from nnunet_flare.rounds.stages.arrays import ENDINGS, read_array, read_properties, write_array, write_properties
 from nnunet_flare.rounds.stages.build import check_labels
 from nnunet_flare.rounds.stages.preprocess import remove_scratch
@@ -56,28 +57,27 @@ class Known:
         return Case("partial", together, number, filled=filled, positive=positive)
 
 
-def build_loop_round(run: Run, number: int) -> dict[str, Any]:
-    """Make everything that trains round ``number``: its data, its table of cases and its configuration.
+def build_loop_round(run: Run, of: Round) -> dict[str, Any]:
+    """Make everything that trains a round: its data, its table of cases and its configuration.
 
     Raises:
         TaskError: when no case has an organ of the loop annotated, or a label map is damaged.
     """
-    if number == run.last_round:
-        return _build_final(run)
-    organs = tuple(round_organs(run, number).values())
+    if of.kind == "final":
+        return _build_final(run, of)
+    organs = tuple(round_organs(run, of).values())
     known = {case: annotated_of(entry, organs) for case, entry in true_cases(run).items()}
     if not any(known.values()):
-        loop = run.recipe.loop_of(number)
-        name = loop.name if loop else ""
+        name = of.loop.name if of.loop else ""
         raise TaskError(f"loop {name}: no labelled or partial case has one of its organs annotated")
-    taken = [] if run.recipe.starts(number) else _taken(run, number - 1)
-    cases = _loop_table(run, number, known, taken)
+    taken = [] if of.learns_from is None else _taken(run, of.learns_from)
+    cases = _loop_table(run, of, known, taken)
     links: Counter[str] = Counter()
     identifier = None
     if taken:
-        identifier = run.data(number).name
-        _build_folder(run, number, known, taken, cases, links)
-    _write(run, number, cases, identifier, ignored=None)
+        identifier = of.data.name
+        _build_folder(run, of, known, taken, cases, links)
+    _write(run, of, cases, identifier, ignored=None)
     counts = Counter(case.role for case in cases.values())
     return {"cases": len(cases) - counts["unlabelled"], "pseudo": counts["pseudo"], **links}
 
@@ -100,31 +100,30 @@ def _taken(run: Run, number: int) -> list[Entry]:
     return [entry for entry in taken if entry.case not in constant]
 
 
-def _loop_table(run: Run, number: int, known: Mapping[str, tuple[int, ...]], taken: Sequence[Entry]) -> dict[str, Case]:
+def _loop_table(run: Run, of: Round, known: Mapping[str, tuple[int, ...]], taken: Sequence[Entry]) -> dict[str, Case]:
     """Every case of the round: annotated organs are those of the loop, and cases that have none are left out."""
-    organs, everything = tuple(round_organs(run, number).values()), tuple(organ_ids(run).values())
-    loop = run.recipe.loop_of(number)
-    is_open = loop is not None and loop.absence == "open"
+    organs, everything = tuple(round_organs(run, of).values()), tuple(organ_ids(run).values())
+    is_open = of.loop is not None and of.loop.absence == "open"
     pseudo = Known((), organs) if is_open else Known(organs)
     cases = {case: Case("unlabelled") for case in raw_cases(run)}
     cases |= {case: Case("partial", annotated) for case, annotated in known.items() if annotated}
     for entry in taken:
         annotated = known.get(entry.case, ())
-        of_case = pseudo.of_partial(annotated, number) if annotated else pseudo.of_pseudo(everything, number)
+        of_case = pseudo.of_partial(annotated, of.number) if annotated else pseudo.of_pseudo(everything, of.number)
         cases[entry.case] = of_case
     return cases
 
 
 def _build_folder(
     run: Run,
-    number: int,
+    of: Round,
     known: Mapping[str, tuple[int, ...]],
     taken: Sequence[Entry],
     cases: Mapping[str, Case],
     links: Counter[str],
 ) -> None:
     """Build the round's data folder whole: links, and new labels of partial cases that pseudo-labels complete."""
-    target = run.data(number)
+    target, before = of.data, of.number - 1
     scratch = _scratch(target)
     labelled = {entry.case for entry in taken}
     for case in known:
@@ -136,7 +135,7 @@ def _build_folder(
         case = entry.case
         images = run.base_data if case in known else run.unlabelled_data
         links[link_or_copy(images / f"{case}.b2nd", scratch / f"{case}.b2nd")] += 1
-        label, properties = run.paths.training_label(number - 1, case), run.paths.properties(number - 1, case)
+        label, properties = run.paths.training_label(before, case), run.paths.properties(before, case)
         if not known.get(case):
             links[link_or_copy(label, scratch / f"{case}_seg.b2nd")] += 1
             links[link_or_copy(properties, scratch / f"{case}.pkl")] += 1
@@ -144,19 +143,17 @@ def _build_folder(
         truth = read_array(run.base_data / f"{case}_seg.b2nd")[0]
         merged = complete(truth, read_array(label)[0], annotated=known[case])
         write_array(scratch / f"{case}_seg.b2nd", merged[None], patch)
-        located = class_locations(merged, list(round_organs(run, number).values()))
+        located = class_locations(merged, list(round_organs(run, of).values()))
         write_properties(scratch / f"{case}.pkl", {**read_properties(properties), "class_locations": located})
     remove_scratch(target)
     os.replace(scratch, target)
     for case in [case for case, entry in cases.items() if entry.role == "unlabelled"]:
-        log.debug("%s: no organ of the loop is annotated; left out of round %d", case, number)
+        log.debug("%s: no organ of the loop is annotated; left out of round %d", case, of.number)
 
 
-def _build_final(run: Run) -> dict[str, Any]:
+def _build_final(run: Run, of: Round) -> dict[str, Any]:
     """The final model trains on every annotation, completed by the union of the loops' last labels."""
-    number = run.last_round
-    base = run.final_base
-    target = run.data(number)
+    number, base, target = of.number, of.base, of.data
     union = make_union(run, target)
     truth = true_cases(run)
     everything = tuple(organ_ids(run).values())
@@ -176,20 +173,18 @@ def _build_final(run: Run) -> dict[str, Any]:
     remove_scratch(cases_folder(target))
     write_round(run.paths, number, union.entries)
     ignored = max(everything) + 1 if any(merged.ignored for merged in union.cases.values()) else None
-    _write(run, number, cases, target.name, ignored=ignored)
+    _write(run, of, cases, target.name, ignored=ignored)
     counts = Counter(case.role for case in cases.values())
     dropped = [entry.case for entry in union.entries if entry.decision != "taken"]
     return {"cases": len(cases), "pseudo": counts["pseudo"], "dropped": dropped, **links}
 
 
-def _write(run: Run, number: int, cases: Mapping[str, Case], identifier: str | None, *, ignored: int | None) -> None:
+def _write(run: Run, of: Round, cases: Mapping[str, Case], identifier: str | None, *, ignored: int | None) -> None:
     """Write the round's table and configuration."""
-    name = run.configuration(number)
+    name = of.configuration
     write_table(run.preprocessed / table_name(name), dict(cases))
-    settings = run.recipe.settings(
-        run.recipe_number(number), run=run.settings.name, stored_round=number, ignore_label=ignored
-    )
-    write_configuration(run, name, number, data_identifier=identifier, training=settings.to_json())
+    settings = run.recipe.settings(of.planned, run=run.settings.name, stored_round=of.number, ignore_label=ignored)
+    write_configuration(run, name, of, data_identifier=identifier, training=settings.to_json())
 
 
 def _scratch(target: Path) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.round import Round
 
 STOCK_ITERATIONS = 250
 """Iterations of an epoch of stock nnU-Net."""
@@ -28,10 +29,10 @@ def samples_of_pass(true_cases: int, pseudo_cases: int, labelled_to_pseudo: tupl
     return math.ceil(round(pseudo_cases * sum(labelled_to_pseudo) / labelled_to_pseudo[1], 6))
 
 
-def pass_of_round(run: Run, number: int, true_cases: int, pseudo_cases: int) -> int:
+def pass_of_round(run: Run, of: Round, true_cases: int, pseudo_cases: int) -> int:
     """Samples of a pass over a round's cases; of several folds each leaves out one part of them."""
-    settings = run.recipe.settings(run.recipe_number(number), run=None)
-    folds = run.recipe.member_folds(run.recipe_number(number))
+    settings = run.recipe.settings(of.planned, run=None)
+    folds = run.recipe.member_folds(of.planned)
     parts = 1 if folds == ["all"] else len(folds)
     return samples_of_pass(
         training_share(true_cases, parts),

@@ -16,7 +16,8 @@ from nnunet_flare.files import read_json, write_json
 from nnunet_flare.images import find_cases, read_labels, write_labels
 from nnunet_flare.rounds.run.dataset import dataset_json, organ_ids
 from nnunet_flare.rounds.run.manifest import Run
-from nnunet_flare.rounds.stages.label import load_predictor, round_members
+from nnunet_flare.rounds.run.round import Round
+from nnunet_flare.rounds.stages.label import load_predictor
 from nnunet_flare.rounds.stages.locate import whole_scan_labels
 from nnunet_flare.selection.agreement import pairwise_dice
 
@@ -61,10 +62,10 @@ def check_held_out(
     return list(cases)
 
 
-def evaluate_round(run: Run, number: int) -> dict[str, Any]:
+def evaluate_round(run: Run, of: Round) -> dict[str, Any]:
     """Predict the held-out cases with a round's members and keep their Dice; returns the means by organ."""
-    folder = run.paths.evaluation(number)
-    cases = predict_held_out(run, run.model(number), round_members(run, number), folder)
+    folder = run.paths.evaluation(of.number)
+    cases = predict_held_out(run, of.model, of.members, folder)
     labels = Path(str(run.settings.eval_labels))
     return score_folder(folder, labels, cases, dataset_json(run)["file_ending"], organ_ids(run))
 

@@ -16,7 +16,8 @@ from nnunet_flare.planners.topology import override_configuration
 from nnunet_flare.recipes.recipe import DISTILLING_TRAINER
 from nnunet_flare.rounds.run.configurations import INPUT_KEYS, base_configuration, resolve
 from nnunet_flare.rounds.run.dataset import dataset_json
-from nnunet_flare.rounds.run.manifest import Base, Run
+from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.round import Base
 from nnunet_flare.trainers.settings import KEY
 
 SAME_INPUT = tuple(key for key in INPUT_KEYS if not key.startswith(("resampling", "preprocessor", "image_reader")))
@@ -65,7 +66,7 @@ def check_soft_teacher(run: Run) -> None:
     Raises:
         TaskError: naming the differences and what to do.
     """
-    if not run.trainer(run.last_round).startswith(DISTILLING_TRAINER) or run.settings.init_model is None:
+    if not run.final.trainer.startswith(DISTILLING_TRAINER) or run.settings.init_model is None:
         return
     plans, configuration = model_plans(Path(run.settings.init_model))
     theirs = {**plans, **configuration}
@@ -86,7 +87,7 @@ def check_start_model(run: Run) -> None:
     Raises:
         TaskError: saying what to do.
     """
-    if run.settings.init_model is None or run.recipe.final.start == "scratch" or run.last_round != 1:
+    if run.settings.init_model is None or run.recipe.final.start == "scratch" or run.final.number != 1:
         return
     theirs = model_plans(Path(run.settings.init_model))[1].get("architecture")
     if base_configuration(run.final_base).get("architecture") != theirs:

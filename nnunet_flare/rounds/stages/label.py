@@ -26,6 +26,7 @@ from nnunet_flare.rounds.run.configurations import INPUT_KEYS, base_configuratio
 from nnunet_flare.rounds.run.dataset import dataset_json, organ_ids
 from nnunet_flare.rounds.run.loops import TrainingScan, round_organs, round_scans
 from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.round import Round
 from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, shard
 from nnunet_flare.rounds.stages.arrays import label_hash, read_array, read_properties, write_array, write_properties
 from nnunet_flare.rounds.stages.preprocess import failure, odd, preprocess_again
@@ -35,19 +36,9 @@ from nnunet_flare.selection.change import label_change
 log = logging.getLogger(__name__)
 
 
-def round_members(run: Run, number: int) -> list[tuple[str, str]]:
-    """(fold, checkpoint) of every member of a round's ensemble."""
-    folds: Sequence[str] = run.recipe.member_folds(run.recipe_number(number))
-    checkpoints: Sequence[str] = run.recipe.member_checkpoints(run.recipe_number(number))
-    if number == 0 and run.settings.init_model is not None:
-        folds, checkpoints = run.settings.init_folds, run.recipe.given_checkpoints
-    return [(fold, checkpoint) for fold in folds for checkpoint in checkpoints]
-
-
-def labelling_members(run: Run, number: int) -> list[tuple[str, str]]:
+def labelling_members(run: Run, of: Round) -> tuple[tuple[str, str], ...]:
     """Those of a round's members that make its labels: all, or the last checkpoint alone."""
-    members = round_members(run, number)
-    return members[-1:] if run.recipe.fusion.method == "last" else members
+    return of.members[-1:] if run.recipe.fusion.method == "last" else of.members
 
 
 class _LastCheckpoint:
@@ -65,13 +56,13 @@ class _LastCheckpoint:
         return replace(self._labeller.predict_members(data, only=only), labels=judged)
 
 
-def _load_labeller(run: Run, number: int) -> Any:
+def _load_labeller(run: Run, of: Round) -> Any:
     """What labels the cases of a round and gives the members' label maps beside."""
-    model, labelling = run.model(number), labelling_members(run, number)
-    labeller = load_predictor(run, model, labelling)
-    if labelling == round_members(run, number):
+    labelling = labelling_members(run, of)
+    labeller = load_predictor(run, of.model, labelling)
+    if labelling == of.members:
         return labeller
-    return _LastCheckpoint(load_predictor(run, model, round_members(run, number), tta="none"), labeller)
+    return _LastCheckpoint(load_predictor(run, of.model, of.members, tta="none"), labeller)
 
 
 def load_predictor(run: Run, folder: Path, members: Sequence[tuple[str, str]], *, tta: str | None = None) -> Any:
@@ -89,7 +80,7 @@ def load_predictor(run: Run, folder: Path, members: Sequence[tuple[str, str]], *
     )
 
 
-def label_shard(run: Run, number: int, part: int, parts: int) -> dict[str, int]:
+def label_shard(run: Run, of: Round, part: int, parts: int) -> dict[str, int]:
     """Label one part of the unlabelled cases; those that are done already are kept.
 
     Returns how many cases were labelled (now or before) and how many failed.
@@ -98,15 +89,16 @@ def label_shard(run: Run, number: int, part: int, parts: int) -> dict[str, int]:
         TaskError: when no case of the part could be labelled, or the model (``--init_model``) expects other input
             than the preprocessed scans.
     """
-    cases = shard(round_scans(run, number), part, parts)
+    number = of.number
+    cases = shard(round_scans(run, of), part, parts)
     todo = [case for case in cases if not run.paths.case(number, case.case).is_file()]
     if todo:
-        predictor = _load_labeller(run, number)
-        _check_input(run, run.model(number), predictor)
-        organs = round_organs(run, number)
+        predictor = _load_labeller(run, of)
+        _check_input(run, of.model, predictor)
+        organs = round_organs(run, of)
         for case in tqdm(todo, desc=f"round {number}: labelling", disable=None, unit="case"):
             reason = failure(run.unlabelled_data, case.case)
-            document = {"failed": reason} if reason is not None else _label_case(run, number, case, predictor, organs)
+            document = {"failed": reason} if reason is not None else _label_case(run, of, case, predictor, organs)
             write_json(run.paths.case(number, case.case), {"case": case.case, "round": number, **document})
     failed = [c.case for c in cases if "failed" in read_json(run.paths.case(number, c.case))]
     if cases and len(failed) == len(cases):
@@ -131,21 +123,21 @@ def _check_input(run: Run, model: Path, predictor: Any) -> None:
         )
 
 
-def _label_case(run: Run, number: int, case: UnlabelledCase, predictor: Any, organs: dict[str, int]) -> dict[str, Any]:
+def _label_case(run: Run, of: Round, case: UnlabelledCase, predictor: Any, organs: dict[str, int]) -> dict[str, Any]:
     """Label one case, write its files and return what its JSON says; a case that fails says why."""
     started = time.monotonic()
     try:
-        name = case.case
+        name, number = case.case, of.number
         data, crop_mask_seg, properties = _read_case(run, case)
-        only = None if run.recipe.loop_of(number) is None else list(organs.values())
+        only = None if of.loop is None else list(organs.values())
         prediction = predictor.predict_members(data, only=only)
         fused = prediction.mean_softmax.argmax(0).numpy().astype(np.uint8)
         spacing = network_spacing_mm(properties, predictor.plans_manager.transpose_forward, fused.shape)
         fused = _cleaned(run, fused, spacing)
         agreement = _agreement(prediction.labels, max(organs.values()) + 1)
-        per_organ = judged_by(agreement, run.recipe.selection_of(number).rule)
+        per_organ = judged_by(agreement, run.recipe.selection_of(of.planned).rule)
         _write_label(run, number, name, predictor, prediction, properties)
-        compares = not run.recipe.starts(number) and run.recipe.needs_change(number)
+        compares = of.learns_from is not None and run.recipe.needs_change(number)
         change = _change(run, number, name) if compares else None
         label = training_label(fused, crop_mask_seg)
         patch = predictor.configuration_manager.patch_size

@@ -22,7 +22,8 @@ from nnunet_flare.images import Volume, check_values
 from nnunet_flare.recipes.parts import Roi
 from nnunet_flare.rounds.run.configurations import add_configuration, base_configuration
 from nnunet_flare.rounds.run.dataset import base_table, raw_cases
-from nnunet_flare.rounds.run.manifest import Base, Run
+from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.round import Base
 from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, read_list, read_scans, shard
 from nnunet_flare.rounds.stages.boxes import turned
 from nnunet_flare.rounds.stages.epoch_lengths import iterations_of_pass, samples_of_pass

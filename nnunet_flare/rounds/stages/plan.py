@@ -17,7 +17,8 @@ from nnunet_flare.recipes.recipe import GIVEN_MODEL
 from nnunet_flare.rounds.run.configurations import base_configuration, configuration_hash
 from nnunet_flare.rounds.run.dataset import raw_cases
 from nnunet_flare.rounds.run.locks import LockFile
-from nnunet_flare.rounds.run.manifest import Base, Run
+from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.round import Base
 from nnunet_flare.rounds.stages.arrays import ENDINGS, damage
 
 log = logging.getLogger(__name__)

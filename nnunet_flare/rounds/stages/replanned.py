@@ -26,7 +26,8 @@ from nnunet_flare.parallel import num_processes
 from nnunet_flare.rounds.run.configurations import INPUT_KEYS, base_configuration
 from nnunet_flare.rounds.run.dataset import dataset_json
 from nnunet_flare.rounds.run.ledger import Entry
-from nnunet_flare.rounds.run.manifest import Base, Run
+from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.round import Base
 from nnunet_flare.rounds.run.unlabelled import read_list
 from nnunet_flare.rounds.stages.arrays import ENDINGS, read_array, read_properties, write_array, write_properties
 from nnunet_flare.rounds.stages.label_maps import write_label_map

@@ -18,20 +18,21 @@ from nnunet_flare.rounds.run.decisions import Review, load_reviews
 from nnunet_flare.rounds.run.ledger import Entry, read_decisions, write_round
 from nnunet_flare.rounds.run.loops import TrainingScan, round_organs, round_scans
 from nnunet_flare.rounds.run.manifest import Run
-from nnunet_flare.rounds.stages.label import round_members
+from nnunet_flare.rounds.run.round import Round
 from nnunet_flare.selection.rules import Decision, accepted_organs, select
 
 log = logging.getLogger(__name__)
 
 
-def select_round(run: Run, number: int) -> dict[str, Any]:
+def select_round(run: Run, of: Round) -> dict[str, Any]:
     """Decide on every unlabelled case of a round and write the tables and the ledger.
 
     Raises:
         TaskError: when nothing is taken: it says which threshold kept out what, and what to change.
     """
-    organs = list(round_organs(run, number))
-    scans = round_scans(run, number)
+    number = of.number
+    organs = list(round_organs(run, of))
+    scans = round_scans(run, of)
     documents = {scan.case: read_json(run.paths.case(number, scan.case)) for scan in scans}
     roles = {scan.case: "partial" if isinstance(scan, TrainingScan) else "pseudo" for scan in scans}
     judged = [case for case, document in documents.items() if "failed" not in document]
@@ -56,8 +57,8 @@ def select_round(run: Run, number: int) -> dict[str, Any]:
         decided, missing = _decide(run, rule, names, *judged_by, lacking=lacking)
         decisions |= decided
         uncertain |= missing
-    members = ",".join(f"{fold}:{checkpoint}" for fold, checkpoint in round_members(run, number))
-    model = f"{run.model(number).name} [{members}]"
+    members = ",".join(f"{fold}:{checkpoint}" for fold, checkpoint in of.members)
+    model = f"{of.model.name} [{members}]"
     known_of_all = {"round": number, "model": model, "recipe_hash": run.recipe.hash}
     entries = []
     for case, document in documents.items():

@@ -172,7 +172,7 @@ def _jobs(run: Run) -> tuple[list[_Job], dict[str, UnlabelledCase]]:
                 tuple(i for ids, _ in loops[1:] for i in ids),
                 organs,
                 fusion.on_disagree,
-                run.paths.label(run.last_round, case, ending),
+                run.paths.label(run.final.number, case, ending),
             )
         )
     return jobs, scans
@@ -216,8 +216,8 @@ def _same_grid(job: _Job, first: Volume, path: Path, allowed: Sequence[int] | No
 
 def _entry(run: Run, job: _Job, truth: set[str], decision: str, reason: str, sha256: str | None) -> Entry:
     return Entry(
-        round=run.last_round, case=job.case, role="partial" if job.case in truth else "pseudo", decision=decision,
+        round=run.final.number, case=job.case, role="partial" if job.case in truth else "pseudo", decision=decision,
         reason=reason, score=None, mean_organ=None, min_organ=None, agreement={}, ignored={},
-        model=", ".join(run.model(number).name for number in run.recipe.last_rounds()), recipe_hash=run.recipe.hash,
-        label_sha256=sha256,
+        model=", ".join(run.round(number).model.name for number in run.recipe.last_rounds()),
+        recipe_hash=run.recipe.hash, label_sha256=sha256,
     )  # fmt: skip
