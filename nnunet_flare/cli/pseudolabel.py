@@ -10,6 +10,7 @@ from pathlib import Path
 from nnunet_flare.cli import merge, prepare, run
 from nnunet_flare.cli.common import HyphenParser, run_command, setup_logging
 from nnunet_flare.cli.terminal import show
+from nnunet_flare.selection.rules import RULES
 
 PROGRAM = "flare-pseudolabel"
 
@@ -101,8 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     choose.add_argument("-i", dest="input", type=Path, required=True, metavar="scores.csv")
     choose.add_argument("-o", dest="output", type=Path, required=True, metavar="selection.csv")
     choose.add_argument("--threshold", type=float, default=0.9, help="smallest score that is taken (default 0.9)")
-    rules = ("min-organ", "trimmed-min", "mean-organ", "stability", "round-change", "all")
-    choose.add_argument("--rule", default="min-organ", choices=rules, help="what a case's score is (default min-organ)")
+    text = "; ".join(f"{rule.name}: {rule.summary}" for rule in RULES.values())
+    choose.add_argument("--rule", default="min-organ", choices=tuple(RULES), help=f"default min-organ. {text}")
     choose.add_argument("--top_fraction", type=float, metavar="F", help="largest share of the cases that is taken")
     text = "smallest agreement of single organs, for example --per_organ pancreas=0.7"
     choose.add_argument("--per_organ", nargs="+", default=[], metavar="ORGAN=T", help=text)

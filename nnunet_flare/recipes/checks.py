@@ -102,9 +102,9 @@ def check_checkpoints(recipe: Recipe, number: int) -> None:
 def check_selection(recipe: Recipe, number: int) -> None:
     """A round's rule needs members, or an earlier round, to compare."""
     rule = recipe.selection_of(number).rule
-    if rule == "stability" and recipe.members.kind != "checkpoints":
+    if rule.needs == "checkpoints" and recipe.members.kind != "checkpoints":
         raise ValueError(
-            f"selection.rule: found '{rule}', which compares the checkpoints of one training, but members.kind "
+            f"selection.rule: found '{rule.name}', which compares the checkpoints of one training, but members.kind "
             f"is '{recipe.members.kind}'; expected 'checkpoints'"
         )
     if recipe.selection.complete and recipe.fusion.uncertain_organs == "ignore":
@@ -112,12 +112,12 @@ def check_selection(recipe: Recipe, number: int) -> None:
             "selection.complete: refuses cases that lack an organ, but fusion.uncertain_organs is 'ignore', which "
             "judges organ by organ; expected one of the two"
         )
-    if rule == "round-change":
+    if rule.needs == "rounds":
         _check_round_change(recipe, number)
     if not recipe.has_one_member(number):
         return
     for key, given, needed in (
-        ("selection.rule", rule, rule if rule == "round-change" else "all"),
+        ("selection.rule", rule.name, "all" if rule.judges_agreement else rule.name),
         ("selection.per_organ", recipe.selection.per_organ, {}),
         ("fusion.uncertain_organs", recipe.fusion.uncertain_organs, "drop-case"),
         ("stop.patience", recipe.stop.patience, None),

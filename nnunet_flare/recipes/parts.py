@@ -9,12 +9,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from nnunet_flare.selection.rule import Rule
+from nnunet_flare.selection.rules import RULES
 from nnunet_flare.trainers.settings import Augmentation, AugmentationSettings
 
 Value = TypeVar("Value")
-Rule = Literal["min-organ", "trimmed-min", "mean-organ", "stability", "round-change", "all"]
+
+
+def _known_rule(name: str) -> str:
+    if name not in RULES:
+        raise ValueError(f"found {name!r}, expected one of {', '.join(RULES)}")
+    return name
+
+
+RuleName = Annotated[str, AfterValidator(_known_rule)]
 
 _Unit = Annotated[float, Field(ge=0, le=1)]
 _Share = Annotated[float, Field(gt=0, le=1)]
@@ -34,7 +44,7 @@ _Count = Annotated[
     Discriminator(_form),
 ]
 _Rules = Annotated[
-    Annotated[Rule, Tag(ONE)] | Annotated[tuple[Rule, ...], Field(min_length=1), Tag(PER_ROUND)],
+    Annotated[RuleName, Tag(ONE)] | Annotated[tuple[RuleName, ...], Field(min_length=1), Tag(PER_ROUND)],
     Discriminator(_form),
 ]
 _Thresholds = Annotated[
@@ -124,7 +134,7 @@ class RoundSelection:
 
 
 class Selection(Part):
-    """Which pseudo-labelled cases are taken (see ``selection.rules``); the first three also one per round."""
+    """Which pseudo-labelled cases are taken (``selection/rules``); the first three also one per round."""
 
     rule: _Rules = "min-organ"
     threshold: _Thresholds = 0.9
@@ -136,7 +146,7 @@ class Selection(Part):
     def in_round(self, number: int) -> RoundSelection:
         """What holds for a round."""
         return RoundSelection(
-            rule=of_round(self.rule, number),
+            rule=RULES[of_round(self.rule, number)],
             threshold=of_round(self.threshold, number),
             top_fraction=of_round(self.top_fraction, number),
             per_organ=dict(self.per_organ),

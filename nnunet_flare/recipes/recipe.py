@@ -112,7 +112,7 @@ class Recipe(Part):
 
     def needs_change(self, number: int) -> bool:
         """Whether this round or a later one is judged by how much the labels change from round to round."""
-        return any(self.selection_of(later).rule == "round-change" for later in range(max(1, number), self.final_round))
+        return any(self.selection_of(later).rule.table == "rounds" for later in range(max(1, number), self.final_round))
 
     @property
     def num_gpus(self) -> int:

@@ -15,7 +15,8 @@ from nnunet_flare.organs import FLARE22
 from nnunet_flare.rounds.stages.select import write_changes, write_scores, write_selection
 from nnunet_flare.selection.agreement import pairwise_dice
 from nnunet_flare.selection.change import label_change
-from nnunet_flare.selection.rules import RULES, select
+from nnunet_flare.selection.choose import select
+from nnunet_flare.selection.rules import RULES
 
 COMPARISONS = ("pairs", "last", "rounds")
 """What :func:`score_folders` compares: every two folders, each with the last one, or each with the next one."""
@@ -141,7 +142,7 @@ def select_from_scores(
     if "case" not in columns or not organs or len(set(columns)) < len(columns):
         raise InputError(f"{scores}: columns {columns}, expected case, one per organ, {', '.join(FIXED_COLUMNS)}")
     holds_changes = MEAN_CHANGE in columns
-    if rule != "all" and holds_changes != (rule == "round-change"):
+    if RULES[rule].needs != "nothing" and holds_changes != (RULES[rule].table == "rounds"):
         held, wanted = ("changes between rounds", "agreements") if holds_changes else ("agreements", "changes")
         how = "score" if holds_changes else "score --compare rounds"
         raise InputError(f"{scores}: holds {held}, --rule {rule} judges {wanted}, which flare-pseudolabel {how} writes")

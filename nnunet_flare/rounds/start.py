@@ -257,7 +257,7 @@ def check_init_members(request: Request, folds: Sequence[str], recipe: Recipe) -
             f"--init_model {request.init_model}: recipe {recipe.name} has no round that a given model could label; "
             "start the training from its weights with --set training.pretrained_weights=CHECKPOINT"
         )
-    if request.init_model is None or rule == "all":
+    if request.init_model is None or rule.needs == "nothing":
         return
     if recipe.members.kind == "checkpoints":
         if len(folds) > 1:
@@ -269,7 +269,7 @@ def check_init_members(request: Request, folds: Sequence[str], recipe: Recipe) -
     if len(folds) < 2:
         raise InputError(
             f"--init_model {request.init_model} -f {' '.join(folds)}: one member has no agreement, which "
-            f"selection.rule '{rule}' needs; give more folds, or --set selection.rule=all"
+            f"selection.rule '{rule.name}' needs; give more folds, or --set selection.rule=all"
         )
 
 

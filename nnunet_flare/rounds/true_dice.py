@@ -12,10 +12,11 @@ from nnunet_flare.rounds.run.ledger import read_decisions
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.stages.arrays import read_array
 from nnunet_flare.selection.agreement import pairwise_dice
+from nnunet_flare.selection.choose import scores
 from nnunet_flare.selection.ranking import Ranking, rank_quality
-from nnunet_flare.selection.rules import scores
+from nnunet_flare.selection.rules import RULES
 
-RANKED = ("mean-organ", "trimmed-min", "min-organ")
+RANKED = tuple(rule.name for rule in RULES.values() if rule.needs == "members")
 """Rules that judge by the agreement of members, whatever the run's own rule is."""
 
 
@@ -53,8 +54,9 @@ def rule_scores(run: Run, number: int) -> dict[str, dict[str, float]]:
         table = np.array([pairwise_dice(list(members[entry.case]), count).per_organ for entry in entries])
         for rule in RANKED:
             found[rule] = dict(zip(members, scores(table, rule).tolist(), strict=True))
-    own = run.recipe.selection_of(number).rule
-    if own not in ("all", *found) and all(entry.score is not None for entry in entries):
+    judge = run.recipe.selection_of(number).rule
+    own = judge.name
+    if judge.needs != "nothing" and own not in found and all(entry.score is not None for entry in entries):
         found[own] = {entry.case: float(entry.score or 0.0) for entry in entries}
     return found
 

@@ -41,7 +41,7 @@ def test_the_winners_numbers() -> None:
     assert recipe.rounds == 3
     assert [len(recipe.member_folds(number)) for number in range(4)] == [5, 1, 1, 1]
     assert recipe.member_folds(1) == ["all"]
-    assert [recipe.selection_of(r).rule for r in range(3)] == ["all", "all", "round-change"]
+    assert [recipe.selection_of(r).rule.name for r in range(3)] == ["all", "all", "round-change"]
     assert recipe.selection_of(2).top_fraction == 0.962
     teacher, student = recipe.settings(2, run="x"), recipe.settings(3, run="x")
     assert (teacher.num_epochs, teacher.mirroring, teacher.augmentation.labelled) == (1000, True, "elastic")

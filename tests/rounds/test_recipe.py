@@ -90,7 +90,7 @@ def test_members_and_selection_can_differ_by_round_and_the_last_entry_goes_on():
     recipe = load_recipe("uncertainty", settings)
     assert [recipe.member_folds(r) for r in range(5)] == [["0", "1", "2", "3", "4"], ["all"], ["all"], ["all"], ["all"]]
     chosen = [recipe.selection_of(r) for r in range(3)]
-    assert [(c.rule, c.threshold, c.top_fraction) for c in chosen] == [
+    assert [(c.rule.name, c.threshold, c.top_fraction) for c in chosen] == [
         ("min-organ", 0.9, 0.5), ("all", 0.9, None), ("all", 0.9, None)
     ]  # fmt: skip
 

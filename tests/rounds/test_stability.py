@@ -12,6 +12,7 @@ from nnunet_flare.recipes.load import load_recipe
 from nnunet_flare.rounds.stages.label import judged_by
 from nnunet_flare.rounds.start import Request, check_init_members
 from nnunet_flare.selection.agreement import pairwise_dice
+from nnunet_flare.selection.rules import RULES
 
 CHECKPOINTS = {"selection.rule": "stability", "members": "{kind: checkpoints, at: [0.36, 0.66, 1.0]}"}
 
@@ -27,9 +28,9 @@ def test_stability_judges_checkpoints_of_one_training_only():
 def test_a_case_is_judged_by_the_pairs_that_its_rule_asks_for():
     first, second, last = (np.array([[values]], np.uint8) for values in ([1, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0]))
     agreement = pairwise_dice([first, second, last], 2)
-    assert judged_by(agreement, "stability") == pytest.approx([2 / 3])
-    assert judged_by(agreement, "mean-organ") == pytest.approx([(1 + 2 / 3 + 2 / 3) / 3])
-    assert judged_by(None, "all").size == 0
+    assert judged_by(agreement, RULES["stability"]) == pytest.approx([2 / 3])
+    assert judged_by(agreement, RULES["mean-organ"]) == pytest.approx([(1 + 2 / 3 + 2 / 3) / 3])
+    assert judged_by(None, RULES["all"]).size == 0
 
 
 @pytest.mark.parametrize(

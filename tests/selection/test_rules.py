@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from nnunet_flare.selection.rules import RULES, accepted_organs, scores, select
+from nnunet_flare.selection.choose import accepted_organs, scores, select
+from nnunet_flare.selection.rules import RULES
 
 ORGANS = ["liver", "spleen", "pancreas", "aorta"]
 tables = st.integers(1, 12).flatmap(lambda n: arrays(np.float64, (n, len(ORGANS)), elements=st.floats(0, 1)))
-with_rule = st.sampled_from(RULES)
+with_rule = st.sampled_from(list(RULES))
 
 
 def taken(table, **how):

@@ -32,6 +32,7 @@ from nnunet_flare.rounds.stages.arrays import label_hash, read_array, read_prope
 from nnunet_flare.rounds.stages.preprocess import failure, odd, preprocess_again
 from nnunet_flare.selection.agreement import Agreement, pairwise_dice
 from nnunet_flare.selection.change import label_change
+from nnunet_flare.selection.rule import Rule
 
 log = logging.getLogger(__name__)
 
@@ -227,11 +228,11 @@ def _agreement(labels: Sequence[np.ndarray], num_labels: int) -> Agreement | Non
     return pairwise_dice(labels, num_labels) if len(labels) > 1 else None
 
 
-def judged_by(agreement: Agreement | None, rule: str) -> np.ndarray:
-    """(organs,) what a rule judges a case by: all pairs, or for ``stability`` those of the last checkpoint."""
+def judged_by(agreement: Agreement | None, rule: Rule) -> np.ndarray:
+    """(organs,) what a rule judges a case by: all pairs, or those with the last checkpoint."""
     if agreement is None:
         return np.empty(0)
-    return agreement.with_last if rule == "stability" else agreement.per_organ
+    return agreement.with_last if rule.table == "last" else agreement.per_organ
 
 
 def _write_label(run: Run, number: int, case: str, predictor: Any, prediction: Any, properties: dict[str, Any]) -> None:

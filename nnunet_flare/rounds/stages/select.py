@@ -19,7 +19,7 @@ from nnunet_flare.rounds.run.ledger import Entry, read_decisions, write_round
 from nnunet_flare.rounds.run.loops import TrainingScan, round_organs, round_scans
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Round
-from nnunet_flare.selection.rules import Decision, accepted_organs, select
+from nnunet_flare.selection.choose import Decision, accepted_organs, select
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def select_round(run: Run, of: Round) -> dict[str, Any]:
     table = np.array([[_value(documents[case], organ) for organ in organs] for case in judged]).reshape(-1, len(organs))
     rule = run.recipe.selection_of(number)
     for row, column in np.argwhere(np.isnan(table)):
-        if rule.rule in ("all", "round-change") and documents[judged[row]]["members"] < 2:
+        if not rule.rule.judges_agreement and documents[judged[row]]["members"] < 2:
             continue  # one member has no agreement, and these rules ask for none
         log.warning("%s: agreement of %s could not be computed; it counts as 0", judged[row], organs[column])
     eligible = [row for row, case in enumerate(judged) if rule.keep_odd or not documents[case]["odd"]]
@@ -89,7 +89,7 @@ def _judged_table(
     run: Run, number: int, cases: Sequence[str], agreement: np.ndarray, organs: Sequence[str]
 ) -> tuple[np.ndarray, Sequence[str]]:
     """What the round's rule judges by: the agreement of the organs, or the changes between the rounds so far."""
-    if run.recipe.selection_of(number).rule != "round-change":
+    if run.recipe.selection_of(number).rule.table != "rounds":
         return agreement, organs
     first = next(earlier for earlier in range(number, -1, -1) if run.recipe.starts(earlier))
     rounds = range(first + 1, number + 1)
@@ -122,7 +122,7 @@ def _decide(
             cases,
             table,
             organs=organs,
-            rule=rule.rule,
+            rule=rule.rule.name,
             threshold=rule.threshold,
             top_fraction=rule.top_fraction,
             per_organ=rule.per_organ,
@@ -186,11 +186,11 @@ def _nothing_taken(run: Run, number: int, table: np.ndarray, organs: Sequence[st
     best = max((entry.score for entry in entries if entry.score is not None), default=float("nan"))
     below = np.nan_to_num(table) < rule.threshold
     worst = [organs[i] for i in np.argsort(-below.sum(axis=0))[:3] if below.shape[0] and below[:, i].any()]
-    if rule.rule in ("all", "round-change"):
+    if not rule.rule.judges_agreement:
         worst = []
     return (
         f"round {number}: none of {len(entries)} unlabelled cases was taken ({failed} failed, {odd} odd). "
-        f"Rule {rule.rule} with threshold {rule.threshold:g}; the best case scored {best:.3f}"
+        f"Rule {rule.rule.name} with threshold {rule.threshold:g}; the best case scored {best:.3f}"
         + (f"; most often below the threshold: {', '.join(worst)}" if worst else "")
         + f". See {run.paths.selection(number)}. Start a new run with a lower selection.threshold, another "
         "selection.rule (mean-organ, trimmed-min), selection.top_fraction, or fusion.uncertain_organs=ignore"

@@ -1,17 +1,8 @@
-"""Which pseudo-labelled cases are taken: pure functions of a table of agreements.
+"""Which pseudo-labelled cases are taken: pure functions of a table and a rule of :mod:`nnunet_flare.selection.rules`.
 
-A table is an array (cases, organs) of values in 0 .. 1; NaN means that a value could not be computed and counts as 0.
-A case of which nothing is known is never taken, whatever the threshold. What the rules mean:
-
-- ``min-organ``: the worst organ (Radboud, FLARE22);
-- ``trimmed-min``: the third smallest organ, which forgives two hard ones;
-- ``mean-organ``: the mean over organs, which ranked true quality best in our trials;
-- ``stability``: the mean over organs too, of a table that compares the earlier checkpoints of a training with the last
-  alone (Fosun, FLARE22; :attr:`nnunet_flare.selection.agreement.Agreement.with_last`);
-- ``round-change``: how little the label map changed from round to round, 1 / (1 + mean change), of a table (cases,
-  pairs of consecutive rounds) of :func:`nnunet_flare.selection.change.label_change` (blackbean, FLARE22). Higher is
-  better here as everywhere, in 0 .. 1, and the order is that of the paper's uncertainty. One NaN is enough to refuse;
-- ``all``: every case that was labelled.
+A table is an array (cases, organs) of agreements in 0 .. 1, or (cases, pairs of rounds) of changes. NaN means that a
+value could not be computed; an agreement counts as 0 then. A case of which nothing is known is never taken, whatever
+the threshold.
 """
 
 from __future__ import annotations
@@ -21,9 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RULES: tuple[str, ...] = ("min-organ", "trimmed-min", "mean-organ", "stability", "round-change", "all")
-TRIMMED_RANK = 3
-"""``trimmed-min`` is this smallest organ (of fewer organs: the largest of them)."""
+from nnunet_flare.selection.rule import Rule
+from nnunet_flare.selection.rules import RULES
 
 
 @dataclass(frozen=True)
@@ -37,22 +27,23 @@ class Decision:
 
 
 def scores(table: np.ndarray, rule: str) -> np.ndarray:
-    """(cases,) score of each row of a (cases, organs) table under a rule; NaN counts as 0."""
+    """(cases,) score of each row of a table (cases, columns) under a rule."""
     given = np.asarray(table, dtype=float)
     if given.ndim != 2 or given.shape[1] == 0:
         raise ValueError(f"expected a table (cases, organs), got shape {given.shape}")
-    if rule == "round-change":
-        return 1.0 / (1.0 + np.nan_to_num(given.mean(axis=1), nan=np.inf))
-    values = np.nan_to_num(given, nan=0.0)
-    if rule == "min-organ":
-        return values.min(axis=1)
-    if rule == "trimmed-min":
-        return np.sort(values, axis=1)[:, min(TRIMMED_RANK, values.shape[1]) - 1]
-    if rule in ("mean-organ", "stability"):
-        return values.mean(axis=1)
-    if rule == "all":
-        return np.ones(len(values))
-    raise ValueError(f"unknown rule '{rule}', expected one of {', '.join(RULES)}")
+    found = find(rule)
+    return found.score(given if found.table == "rounds" else np.nan_to_num(given, nan=0.0))
+
+
+def find(name: str) -> Rule:
+    """The rule of that name.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    if name not in RULES:
+        raise ValueError(f"unknown rule '{name}', expected one of {', '.join(RULES)}")
+    return RULES[name]
 
 
 def select(
@@ -74,7 +65,7 @@ def select(
         cases: ids, one per row.
         table: (cases, organs) agreement; for ``round-change`` (cases, pairs of rounds) changes.
         organs: names of the columns.
-        rule: one of :data:`RULES`.
+        rule: name of one of :data:`nnunet_flare.selection.rules.RULES`.
         threshold: smallest score that is taken.
         top_fraction: largest share of the cases that is taken, rounded to the nearest whole case, at least one.
         per_organ: smallest agreement by organ name.
@@ -82,15 +73,15 @@ def select(
             nobody asks for complete labels.
     """
     values = np.asarray(table, dtype=float).reshape(len(cases), len(organs))
-    unknown = sorted(set(per_organ or {}) - set(organs))
-    if unknown:
-        raise ValueError(f"thresholds for unknown organs {unknown}, the organs are {list(organs)}")
+    strange = sorted(set(per_organ or {}) - set(organs))
+    if strange:
+        raise ValueError(f"thresholds for unknown organs {strange}, the organs are {list(organs)}")
     if not len(cases):
         return []
-    score = scores(values, rule)
+    score, unknown = scores(values, rule), find(rule).unknown(values)
     reasons: list[str | None] = [None] * len(cases)
     for row in range(len(cases)):
-        if rule != "all" and _is_unknown(values[row], rule):
+        if unknown[row]:
             reasons[row] = f"{rule} could not be computed"
         elif score[row] < threshold:
             reasons[row] = f"{rule} {score[row]:.3f} < {threshold:g}{_weakest(values[row], organs, rule)}"
@@ -116,16 +107,12 @@ def select(
     ]
 
 
-def _is_unknown(row: np.ndarray, rule: str) -> bool:
-    missing = np.isnan(row)
-    return bool(missing.any() if rule == "round-change" else missing.all())
-
-
 def _weakest(row: np.ndarray, names: Sequence[str], rule: str) -> str:
     """The column that speaks most against a case, in words."""
-    if rule == "all":
+    judged = find(rule)
+    if judged.needs == "nothing":
         return ""
-    if rule == "round-change":
+    if judged.table == "rounds":
         worst = int(row.argmax())
         return f"; largest change {names[worst]} {row[worst]:.3f}"
     values = np.nan_to_num(row, nan=0.0)
@@ -134,7 +121,7 @@ def _weakest(row: np.ndarray, names: Sequence[str], rule: str) -> str:
 
 
 def _taken(rule: str, score: float, threshold: float, top_fraction: float | None) -> str:
-    if rule == "all":
+    if find(rule).needs == "nothing":
         return "all labelled cases are taken"
     within = "" if top_fraction is None else f", among the best {top_fraction:.0%}"
     return f"{rule} {score:.3f} >= {threshold:g}{within}"

@@ -1,0 +1,54 @@
+"""What a selection rule is: a value that says what it judges a case by, and how.
+
+Listing rules imports no NumPy, so that commands can name them; the functions of a rule are called with arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Need = Literal["members", "checkpoints", "rounds", "nothing"]
+"""What must be there to compare: two or more members, the checkpoints of one training, an earlier round, or nothing."""
+
+Table = Literal["pairs", "last", "rounds"]
+"""The columns of a rule's table (cases, columns): the organs' Dice over all pairs of members, their Dice over the pairs
+with the last member, or how much the label map changed from each round to the next."""
+
+
+def every_value_missing(table: np.ndarray) -> np.ndarray:
+    """(cases,) whether nothing is known of a case."""
+    import numpy as np
+
+    return np.isnan(table).all(axis=1)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One selection rule.
+
+    Attributes:
+        name: as in ``selection.rule`` and ``--rule``.
+        summary: one line on what a case's score is.
+        needs: what must be there to compare.
+        table: what it judges.
+        score: (cases,) scores in 0 .. 1, higher is better, of a table (cases, columns). Agreements have 0 in place of
+            NaN; changes come as they are.
+        unknown: (cases,) which cases cannot be judged, of the table with its NaN.
+    """
+
+    name: str
+    summary: str
+    needs: Need
+    table: Table
+    score: Callable[[np.ndarray], np.ndarray]
+    unknown: Callable[[np.ndarray], np.ndarray] = every_value_missing
+
+    @property
+    def judges_agreement(self) -> bool:
+        """Whether a single model, which agrees with nobody, cannot be judged by it."""
+        return self.needs in ("members", "checkpoints")
