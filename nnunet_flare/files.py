@@ -63,3 +63,24 @@ def link_or_copy(source: Path, target: Path) -> str:
         with replacing(target) as temporary:
             shutil.copyfile(source, temporary)
         return "copy"
+
+
+def remove_scratch(folder: Path) -> None:
+    """Remove a folder through a rename, so that a killed removal leaves no half folder under the name."""
+    if folder.exists():
+        grave = folder.with_name(f".tmp-{uuid4().hex[:12]}-{folder.name}")
+        folder.rename(grave)
+        shutil.rmtree(grave, ignore_errors=True)
+
+
+def last_lines(path: Path, count: int = 8) -> str:
+    """The last lines of a log, for an error message."""
+    try:
+        with open(path, "rb") as stream:
+            stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, stream.tell() - 8192))
+            text = stream.read().decode(errors="replace")
+    except OSError:
+        return ""
+    lines = [line.rstrip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
+    return "\n".join(lines[-count:])

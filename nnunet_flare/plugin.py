@@ -24,13 +24,15 @@ FUNCTION = "recursive_find_python_class"
 SWITCH = "NNUNET_FLARE_PLUGIN"
 MARK = "_nnunet_flare_stock"
 
+LABELS, ANNOTATED_ORGANS, TEACHER, UNLABELLED = "labels", "annotated organs", "a teacher's scores", "unlabelled scans"
 TRAINERS = {
-    "nnUNetTrainerFlareST": "nnunet_flare.trainers.self_training",
-    "nnUNetTrainerFlarePartial": "nnunet_flare.trainers.partial_labels",
-    "nnUNetTrainerFlareDistill": "nnunet_flare.trainers.distillation",
-    "nnUNetTrainerFlareAdversarial": "nnunet_flare.trainers.adversarial",
-    "nnUNetTrainerFlareSelective": "nnunet_flare.trainers.selective",
+    "nnUNetTrainerFlareST": ("nnunet_flare.trainers.self_training", LABELS),
+    "nnUNetTrainerFlarePartial": ("nnunet_flare.trainers.partial_labels", ANNOTATED_ORGANS),
+    "nnUNetTrainerFlareDistill": ("nnunet_flare.trainers.distillation", TEACHER),
+    "nnUNetTrainerFlareAdversarial": ("nnunet_flare.trainers.adversarial", UNLABELLED),
+    "nnUNetTrainerFlareSelective": ("nnunet_flare.trainers.selective", LABELS),
 }
+"""Our trainers: the module of each, and what it learns from, which says what a recipe may ask of it."""
 PLANNERS = {
     "nnUNetPlannerFlare": "nnunet_flare.planners.flare",
     "nnUNetPlannerFlareSmall": "nnunet_flare.planners.flare",
@@ -46,18 +48,27 @@ PREPROCESSING = {
     "FlareClip500Normalization": "nnunet_flare.planners.fixed_size",
     "FlareClip325Normalization": "nnunet_flare.planners.fixed_size",
 }
-REGISTRY = {**TRAINERS, **PLANNERS, **PREPROCESSING}
+REGISTRY = {**{name: module for name, (module, _) in TRAINERS.items()}, **PLANNERS, **PREPROCESSING}
 
 
 def module_of(class_name: str) -> str | None:
     """The module that defines ``class_name``, or None. ``<trainer>_<N>epochs`` belongs to its trainer's module."""
-    if class_name in REGISTRY:
-        return REGISTRY[class_name]
+    return REGISTRY.get(_without_epochs(class_name))
+
+
+def learns_from(trainer: str) -> str | None:
+    """What one of our trainers learns from, also as ``<trainer>_<N>epochs``; None for a trainer that is not ours."""
+    found = TRAINERS.get(_without_epochs(trainer))
+    return None if found is None else found[1]
+
+
+def _without_epochs(class_name: str) -> str:
+    """The trainer's own name of ``<trainer>_<N>epochs``; any other name as it is."""
     base, _, suffix = class_name.rpartition("_")
     number = suffix[: -len("epochs")]
     if base in TRAINERS and suffix == number + "epochs" and number.isascii() and number.isdigit() and number[0] != "0":
-        return TRAINERS[base]
-    return None
+        return base
+    return class_name
 
 
 def resolve(class_name: str) -> Any:

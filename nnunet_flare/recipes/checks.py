@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+from nnunet_flare import plugin
 from nnunet_flare.recipes.parts import Final, Fusion, Members, Part, Selection, Stop
 from nnunet_flare.recipes.recipe import Recipe
-
-PARTIAL_TRAINER = "nnUNetTrainerFlarePartial"
-"""The trainer with the marginal loss, which loops over different organs need."""
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -66,7 +64,12 @@ def check_loops(recipe: Recipe) -> None:
     for key, given, fits, needed in (
         ("loops", names, len(recipe.loops) > 1 and len(set(names)) == len(names), "two or more different names"),
         *(
-            (key, trainer, trainer.startswith(PARTIAL_TRAINER), f"{PARTIAL_TRAINER}, whose loss is marginal")
+            (
+                key,
+                trainer,
+                plugin.learns_from(trainer) == plugin.ANNOTATED_ORGANS,
+                "nnUNetTrainerFlarePartial, whose loss is marginal",
+            )
             for key, trainer in (("trainer", recipe.trainer), ("final.trainer", recipe.final.trainer or recipe.trainer))
         ),
         ("stop.patience", recipe.stop.patience, recipe.stop.patience is None, "none"),

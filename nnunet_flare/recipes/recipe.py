@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from nnunet_flare import plugin
 from nnunet_flare.recipes.parts import (
     ONE,
     PER_ROUND,
@@ -41,12 +42,6 @@ RECIPE_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 LOOP_KEYS = ("augmentation", "checkpoints_at", "run", "round", "recipe_hash", "init_from", "ignore_label", "seed")
 """Training settings that the loop sets itself, from other keys of the recipe."""
-
-ONLINE_TRAINER = "nnUNetTrainerFlareAdversarial"
-"""The trainer that learns from unlabelled scans as they are: nothing is labelled or selected before its training."""
-
-DISTILLING_TRAINER = "nnUNetTrainerFlareDistill"
-"""The trainer that learns from a teacher's logits beside the labels."""
 
 GIVEN_MODEL = "given-model"
 """In place of a planner: the plans of ``--init_model``."""
@@ -121,8 +116,8 @@ class Recipe(Part):
 
     @property
     def is_online(self) -> bool:
-        """Whether the only training learns from the unlabelled scans itself; see :data:`ONLINE_TRAINER`."""
-        return re.sub(r"_\d+epochs$", "", self.trainer) == ONLINE_TRAINER
+        """Whether the only training learns from the unlabelled scans as they are: nothing is labelled before it."""
+        return plugin.learns_from(self.trainer) == plugin.UNLABELLED
 
     @property
     def final_round(self) -> int:

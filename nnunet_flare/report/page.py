@@ -25,8 +25,8 @@ from nnunet_flare.report.papers import paper_and_ours
 from nnunet_flare.report.pictures import colour
 from nnunet_flare.report.planes import DISAGREEMENT, MEMBER_COLOURS, draw_case, read_scene, write_picture
 from nnunet_flare.report.volumes import LONGEST, write_volumes
-from nnunet_flare.rounds.executors.local import duration
 from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.wording import duration
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,7 @@ from nnunet_flare.images import Volume
 from nnunet_flare.report.pictures import WINDOW_HU, overlay, rgb, upright
 from nnunet_flare.rounds.run.configurations import resolve
 from nnunet_flare.rounds.run.manifest import Run
-from nnunet_flare.rounds.stages.arrays import read_array, read_properties
-from nnunet_flare.rounds.stages.label import network_spacing_mm
+from nnunet_flare.rounds.stages.arrays import network_spacing_mm, read_array, read_properties
 from nnunet_flare.rounds.stages.replanned import STOCK_PREPROCESSOR
 
 PANEL = 300

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunet_flare.files import remove_scratch
 from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.tasks import graph
-from nnunet_flare.rounds.stages.preprocess import remove_scratch
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from nnunet_flare.errors import TaskError
 from nnunet_flare.files import read_json, write_json, write_text
 from nnunet_flare.recipes.load import load_recipe
 from nnunet_flare.rounds.do_task import run_child
-from nnunet_flare.rounds.executors.local import duration, run_local
+from nnunet_flare.rounds.executors.local import run_local
 from nnunet_flare.rounds.run.dataset import dataset_json, organ_ids
 from nnunet_flare.rounds.run.ledger import Entry, read_decisions
 from nnunet_flare.rounds.run.manifest import Run
@@ -28,6 +28,7 @@ from nnunet_flare.rounds.stages.build import build_training
 from nnunet_flare.rounds.stages.evaluate import predict_held_out, score_folder
 from nnunet_flare.rounds.start import Request, plan_run, start_run
 from nnunet_flare.rounds.true_dice import RANKED, ranking
+from nnunet_flare.wording import duration
 
 log = logging.getLogger(__name__)
 

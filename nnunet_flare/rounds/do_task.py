@@ -16,7 +16,7 @@ from types import FrameType
 from typing import IO, Any
 
 from nnunet_flare.errors import InputError, TaskError
-from nnunet_flare.files import write_json
+from nnunet_flare.files import last_lines, write_json
 from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Round
@@ -261,16 +261,3 @@ def _end_orphans(run: Run, task: Task) -> None:
         with suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(alive, timeout=END_SECONDS)
-
-
-def last_lines(path: Path, count: int = 8) -> str:
-    """The last lines of a log, for an error message."""
-    try:
-        with open(path, "rb") as stream:
-            stream.seek(0, os.SEEK_END)
-            stream.seek(max(0, stream.tell() - 8192))
-            text = stream.read().decode(errors="replace")
-    except OSError:
-        return ""
-    lines = [line.rstrip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
-    return "\n".join(lines[-count:])

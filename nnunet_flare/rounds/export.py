@@ -8,13 +8,12 @@ from pathlib import Path
 
 from nnunet_flare.cases import FILE_NAME, Case, read_table, table_name, write_table
 from nnunet_flare.errors import InputError
-from nnunet_flare.files import link_or_copy, read_json, write_json
+from nnunet_flare.files import link_or_copy, read_json, remove_scratch, write_json
 from nnunet_flare.rounds.run.dataset import base_table, dataset_json, organ_ids, raw_files
 from nnunet_flare.rounds.run.ledger import Entry, export_csv, read_decisions, read_ledger
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.unlabelled import read_list
 from nnunet_flare.rounds.stages.label_maps import ignore_label, write_label_map
-from nnunet_flare.rounds.stages.preprocess import remove_scratch
 from nnunet_flare.trainers.settings import KEY
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import FrameType
 
 from nnunet_flare.errors import FlareError
-from nnunet_flare.files import write_json
-from nnunet_flare.rounds.do_task import die_with_parent, end_group, last_lines
+from nnunet_flare.files import last_lines, write_json
+from nnunet_flare.rounds.do_task import die_with_parent, end_group
 from nnunet_flare.rounds.run.manifest import Run, load_run
 from nnunet_flare.rounds.run.tasks import Task, stand_in
 

@@ -11,7 +11,6 @@ from typing import Any
 from nnunet_flare.errors import FlareError
 from nnunet_flare.files import read_json
 from nnunet_flare.parallel import num_processes
-from nnunet_flare.rounds.executors.local import duration
 from nnunet_flare.rounds.run.configurations import base_configuration
 from nnunet_flare.rounds.run.dataset import dataset_json
 from nnunet_flare.rounds.run.manifest import Run
@@ -21,6 +20,7 @@ from nnunet_flare.rounds.run.unlabelled import find_sources, size_of
 from nnunet_flare.rounds.stages.epoch_lengths import STOCK_ITERATIONS, iterations_of_pass, pass_of_round, stock_epochs
 from nnunet_flare.rounds.start import Plan, check_disk, disk_needed, prepares_again
 from nnunet_flare.trainers.settings import TrainingSettings
+from nnunet_flare.wording import duration
 
 VALIDATION_COST = 1 / 3
 """A validation iteration is a forward pass alone, about a third of a training iteration."""

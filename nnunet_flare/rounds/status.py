@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from nnunet_flare.files import read_json
-from nnunet_flare.rounds.executors.local import duration
 from nnunet_flare.rounds.executors.slurm import queue_rows, state_file
 from nnunet_flare.rounds.run.ledger import Entry, read_ledger
 from nnunet_flare.rounds.run.manifest import Run
@@ -17,6 +16,7 @@ from nnunet_flare.rounds.run.round import Round
 from nnunet_flare.rounds.run.tasks import Task, graph
 from nnunet_flare.rounds.run.unlabelled import read_list
 from nnunet_flare.rounds.stages.evaluate import held_out_dice
+from nnunet_flare.wording import duration
 
 WIDTH = 80
 

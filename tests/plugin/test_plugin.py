@@ -89,7 +89,7 @@ def test_names_that_are_not_ours(name: str) -> None:
 @pytest.mark.parametrize("epochs", ["1", "100", "12345"])
 def test_any_length_is_a_name_of_its_trainer(epochs: str) -> None:
     name = f"nnUNetTrainerFlareST_{epochs}epochs"
-    assert plugin.module_of(name) == plugin.TRAINERS["nnUNetTrainerFlareST"]
+    assert plugin.module_of(name) == "nnunet_flare.trainers.self_training"
 
 
 def test_lookups_outside_nnunet_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +119,7 @@ def test_other_names_reach_stock_with_all_their_arguments() -> None:
 
 def test_the_fallback_module_has_our_names_and_no_others() -> None:
     module = importlib.import_module("nnunet_flare.ext.flare_trainers")
-    trainers = importlib.import_module(plugin.TRAINERS["nnUNetTrainerFlareST"])
+    trainers = importlib.import_module("nnunet_flare.trainers.self_training")
     assert module.nnUNetTrainerFlareST is trainers.nnUNetTrainerFlareST
     assert not hasattr(module, "nnUNetTrainerUnknown")
 
@@ -127,7 +127,15 @@ def test_the_fallback_module_has_our_names_and_no_others() -> None:
 def test_every_registered_name_starts_as_nnunets_own_and_says_flare() -> None:
     assert all(name.startswith("nnUNetTrainerFlare") for name in plugin.TRAINERS)
     assert all(name.startswith("nnUNetPlannerFlare") for name in plugin.PLANNERS)
-    assert plugin.REGISTRY == {**plugin.TRAINERS, **plugin.PLANNERS, **plugin.PREPROCESSING}
+    assert set(plugin.REGISTRY) == {*plugin.TRAINERS, *plugin.PLANNERS, *plugin.PREPROCESSING}
+
+
+def test_what_a_trainer_learns_from_is_known_by_its_name_with_any_length() -> None:
+    for name in ("nnUNetTrainerFlareAdversarial", "nnUNetTrainerFlareAdversarial_30epochs"):
+        assert plugin.learns_from(name) == plugin.UNLABELLED
+    assert plugin.learns_from("nnUNetTrainerFlarePartial_5epochs") == plugin.ANNOTATED_ORGANS
+    assert plugin.learns_from("nnUNetTrainerFlareDistill") == plugin.TEACHER
+    assert plugin.learns_from("nnUNetTrainer") is None and plugin.learns_from("nnUNetTrainerFlareST_epochs") is None
 
 
 def test_a_module_imported_after_install_is_wrapped(without_plugin: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,13 +19,14 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from nnunet_flare.errors import FlareError, TaskError
-from nnunet_flare.files import read_json, write_json
-from nnunet_flare.rounds.do_task import die_with_parent, end_group, last_lines
+from nnunet_flare.files import last_lines, read_json, write_json
+from nnunet_flare.rounds.do_task import die_with_parent, end_group
 from nnunet_flare.rounds.run.locks import LockedError, LockFile
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.tasks import Task, graph, is_done, ready_tasks
 from nnunet_flare.rounds.run.unlabelled import read_list
 from nnunet_flare.rounds.stages.preprocess import failure, state_file
+from nnunet_flare.wording import duration
 
 log = logging.getLogger(__name__)
 
@@ -236,13 +237,3 @@ def visible_gpus(wanted: int | None) -> list[int]:
     if wanted is not None and wanted > len(gpus):
         raise FlareError(f"-num_gpus {wanted}: this machine shows {len(gpus)} GPU(s)")
     return gpus[:wanted]
-
-
-def duration(seconds: float) -> str:
-    """``12 s``, ``3 min 20 s``, ``5 h 07 min``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

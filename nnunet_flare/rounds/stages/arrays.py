@@ -103,3 +103,12 @@ def label_hash(label: np.ndarray) -> str:
     digest = hashlib.sha256(repr(label.shape).encode())
     digest.update(np.ascontiguousarray(label, dtype=np.uint8).tobytes())
     return digest.hexdigest()
+
+
+def network_spacing_mm(
+    properties: dict[str, Any], transpose_forward: Sequence[int], shape: Sequence[int]
+) -> tuple[float, ...]:
+    """Spacing (z, y, x) of a case's array on the network's grid, which plans of a fixed size do not say."""
+    stored = [float(properties["spacing"][axis]) for axis in transpose_forward]
+    before = properties["shape_after_cropping_and_before_resampling"]
+    return tuple(step * int(n) / new for step, n, new in zip(stored, before, shape, strict=True))

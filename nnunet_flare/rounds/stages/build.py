@@ -1,27 +1,24 @@
 """A round's training data: hard links to arrays that exist already, and the new labels of the pseudo cases.
 
-Nothing is preprocessed again. The folder is built under another name beside its place and renamed whole, because
-nnU-Net takes every file in a data folder for a case and a half-built folder for a data set.
+Nothing is preprocessed again.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 
+from nnunet_flare import plugin
 from nnunet_flare.cases import Case, table_name, write_table
 from nnunet_flare.errors import TaskError
-from nnunet_flare.files import link_or_copy
-from nnunet_flare.fusion.members import class_locations, ignore_uncertain
-from nnunet_flare.recipes.recipe import DISTILLING_TRAINER
+from nnunet_flare.files import remove_scratch
+from nnunet_flare.fusion.members import ignore_uncertain
 from nnunet_flare.rounds.run.configurations import base_configuration, write_configuration
 from nnunet_flare.rounds.run.dataset import base_table, organ_ids, raw_cases
 from nnunet_flare.rounds.run.decisions import load_reviews
@@ -29,20 +26,39 @@ from nnunet_flare.rounds.run.ledger import Entry, read_decisions, write_round
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Base, Round
 from nnunet_flare.rounds.run.unlabelled import read_list
-from nnunet_flare.rounds.stages.arrays import (
-    ENDINGS,
-    label_hash,
-    read_array,
-    read_properties,
-    write_array,
-    write_properties,
-)
+from nnunet_flare.rounds.stages.arrays import label_hash, read_array, read_properties
+from nnunet_flare.rounds.stages.data_folder import building
 from nnunet_flare.rounds.stages.epoch_lengths import iterations_of_pass, pass_of_round
 from nnunet_flare.rounds.stages.label_maps import ignore_label
-from nnunet_flare.rounds.stages.preprocess import failure, odd, remove_scratch
+from nnunet_flare.rounds.stages.preprocess import failure, odd
 from nnunet_flare.rounds.stages.replanned import cases_folder, has_same_arrays, prepare_cases
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Built:
+    """What trains a round.
+
+    Attributes:
+        cases: how many it has in all.
+        pseudo: of these, with pseudo-labels.
+        unlabelled: of these, without labels (online training).
+        links: files of the data folder by how they were made.
+        ignored: shares of ignored voxels by case and organ.
+        failed: why taken cases were left out that the plans of the final model could not preprocess.
+    """
+
+    cases: int
+    pseudo: int
+    unlabelled: int
+    links: dict[str, int]
+    ignored: dict[str, dict[str, float]]
+    failed: dict[str, str]
+
+    def counts(self) -> dict[str, int]:
+        """The numbers that a task's marker keeps."""
+        return {"cases": self.cases, "pseudo": self.pseudo, "unlabelled": self.unlabelled, **self.links}
 
 
 def build_round(run: Run, of: Round) -> dict[str, Any]:
@@ -52,24 +68,23 @@ def build_round(run: Run, of: Round) -> dict[str, Any]:
     round before took.
     """
     if of.learns_from is None:
-        result = build_training(run, of.configuration, of, [])
-        del result["ignored"], result["failed"]
-        return result
+        return build_training(run, of.configuration, of, []).counts()
     entries = read_decisions(run.paths, of.learns_from)
     taken = [entry for entry in entries if entry.decision == "taken"]
-    result = build_training(run, of.configuration, of, taken)
-    shares, failed = result.pop("ignored"), result.pop("failed")
-    if shares or failed:
-        known = [replace(entry, ignored=shares.get(entry.case, entry.ignored)) for entry in entries]
-        known = [
-            replace(entry, decision="failed", reason=f"{failed[entry.case]}; {entry.reason}") if entry.case in failed
-            else entry for entry in known
-        ]  # fmt: skip
-        write_round(run.paths, of.learns_from, known)
-    return result
+    built = build_training(run, of.configuration, of, taken)
+    if built.ignored or built.failed:
+        write_round(run.paths, of.learns_from, [_as_built(entry, built) for entry in entries])
+    return built.counts()
 
 
-def build_training(run: Run, name: str, of: Round, taken: Sequence[Entry]) -> dict[str, Any]:
+def _as_built(entry: Entry, built: Built) -> Entry:
+    """A case's entry with what became of it when the data was built."""
+    if entry.case in built.failed:
+        return replace(entry, decision="failed", reason=f"{built.failed[entry.case]}; {entry.reason}")
+    return replace(entry, ignored=built.ignored.get(entry.case, entry.ignored))
+
+
+def build_training(run: Run, name: str, of: Round, taken: Sequence[Entry]) -> Built:
     """Make a configuration that trains on the labelled cases and the pseudo-labels ``taken`` in the round before.
 
     Args:
@@ -77,16 +92,12 @@ def build_training(run: Run, name: str, of: Round, taken: Sequence[Entry]) -> di
         name: name of the configuration; its data folder is ``<plans>_<name>``, or the base's without pseudo-labels.
         of: the round whose training settings it gets.
         taken: the pseudo-labelled cases.
-
-    Returns:
-        Numbers of cases and of files by how they were made; under ``ignored`` the shares of ignored voxels, under
-        ``failed`` why cases were left out that the plans of the final model could not preprocess.
     """
     table = base_table(run)
     cases = {case: table[case] for case in raw_cases(run)}
     if not any(case.role in ("labelled", "partial") for case in cases.values()):
         raise TaskError(f"{run.settings.dataset}: no labelled case; at least one labelled or partial case is needed")
-    links: Counter[str] = Counter()
+    links: dict[str, int] = {}
     shares: dict[str, dict[str, float]] = {}
     failed: dict[str, str] = {}
     identifier = None
@@ -95,16 +106,16 @@ def build_training(run: Run, name: str, of: Round, taken: Sequence[Entry]) -> di
         check_labels(run, before, taken)
         identifier = f"{base.plans_name}_{name}"
         target = run.preprocessed / identifier
-        is_prepared = not has_same_arrays(run.base, base)
-        if is_prepared:
+        if has_same_arrays(run.base, base):
+            links, shares = _link_pseudo_cases(run, base, target, list(cases), before, taken)
+        else:
             failed = prepare_cases(run, base, target, before, taken)
             taken = [entry for entry in taken if entry.case not in failed]
             if not taken:
                 case, reason = next(iter(failed.items()))
                 raise TaskError(f"none of the taken cases could be preprocessed for the final model; {case}: {reason}")
             shares = {e.case: _with_ignore(run, before, e)[1] for e in taken if e.ignored}
-        shares |= _build_folder(run, base, target, list(cases), before, taken, links, is_prepared=is_prepared)
-        remove_scratch(cases_folder(target))
+            links = _link_prepared_cases(base, target, list(cases), taken)
         cases |= {entry.case: Case("pseudo", round=of.number) for entry in taken}
     stream = _stream(run) if run.recipe.is_online else []
     cases |= {case: Case("unlabelled") for case in stream}
@@ -121,8 +132,7 @@ def build_training(run: Run, name: str, of: Round, taken: Sequence[Entry]) -> di
         teacher=_teacher(run, of),
     )
     write_configuration(run, name, of, data_identifier=identifier, training=settings.to_json())
-    counts = {"cases": len(cases), "pseudo": len(taken), "unlabelled": len(stream)}
-    return {**counts, **links, "ignored": shares, "failed": failed}
+    return Built(len(cases), len(taken), len(stream), links, shares, failed)
 
 
 def _iterations_of_pass(run: Run, of: Round, cases: Mapping[str, Case]) -> int | None:
@@ -154,7 +164,7 @@ def _stream(run: Run) -> list[str]:
 
 def _teacher(run: Run, of: Round) -> dict[str, Any] | None:
     """The given model, where the round's trainer learns from a teacher."""
-    if run.settings.init_model is None or not of.trainer.startswith(DISTILLING_TRAINER):
+    if run.settings.init_model is None or plugin.learns_from(of.trainer) != plugin.TEACHER:
         return None
     fold = run.settings.init_folds[0]
     return {"folder": run.settings.init_model, "fold": fold if fold == "all" else int(fold)}
@@ -197,53 +207,39 @@ def check_labels(run: Run, number: int, taken: Sequence[Entry]) -> None:
         )
 
 
-def _build_folder(
-    run: Run,
-    base: Base,
-    target: Path,
-    base_cases: Sequence[str],
-    number: int,
-    taken: Sequence[Entry],
-    links: Counter[str],
-    *,
-    is_prepared: bool,
-) -> dict[str, dict[str, float]]:
-    """Build ``target`` whole; returns the shares of ignored voxels by case and organ, where there are any.
+def _link_prepared_cases(base: Base, target: Path, base_cases: Sequence[str], taken: Sequence[Entry]) -> dict[str, int]:
+    """Build ``target`` of labelled cases and of pseudo cases that the plans of ``base`` preprocessed already."""
+    with building(target) as folder:
+        for case in base_cases:
+            folder.link_case(base.data, case)
+        for entry in taken:
+            folder.link_case(cases_folder(target), entry.case)
+    remove_scratch(cases_folder(target))
+    return dict(folder.links)
 
-    ``is_prepared``: the pseudo cases were preprocessed by the plans of ``base`` and only have to be linked.
+
+def _link_pseudo_cases(
+    run: Run, base: Base, target: Path, base_cases: Sequence[str], number: int, taken: Sequence[Entry]
+) -> tuple[dict[str, int], dict[str, dict[str, float]]]:
+    """Build ``target`` of labelled cases and of scans with the labels of round ``number``.
+
+    Returns its links, and the shares of ignored voxels by case and organ, where there are any.
     """
-    scratch = target.with_name(f".tmp-{uuid4().hex[:12]}-{target.name}")
-    for left in target.parent.glob(f".tmp-*-{target.name}"):
-        remove_scratch(left)
-    scratch.mkdir(parents=True)
     shares: dict[str, dict[str, float]] = {}
-    for case in base_cases:
-        for ending in ENDINGS:
-            links[link_or_copy(base.data / f"{case}{ending}", scratch / f"{case}{ending}")] += 1
-    for entry in taken:
-        case = entry.case
-        if is_prepared:
-            for ending in ENDINGS:
-                links[link_or_copy(cases_folder(target) / f"{case}{ending}", scratch / f"{case}{ending}")] += 1
-            continue
-        links[link_or_copy(run.unlabelled_data / f"{case}.b2nd", scratch / f"{case}.b2nd")] += 1
-        if entry.ignored:
-            shares[case] = _write_with_ignore(run, number, entry, scratch)
-        else:
-            links[link_or_copy(run.paths.training_label(number, case), scratch / f"{case}_seg.b2nd")] += 1
-            links[link_or_copy(run.paths.properties(number, case), scratch / f"{case}.pkl")] += 1
-    remove_scratch(target)
-    os.replace(scratch, target)
-    return shares
-
-
-def _write_with_ignore(run: Run, number: int, entry: Entry, folder: Path) -> dict[str, float]:
-    label, shares = _with_ignore(run, number, entry)
-    properties = read_properties(run.paths.properties(number, entry.case))
-    located = class_locations(label, list(organ_ids(run).values()))
-    write_array(folder / f"{entry.case}_seg.b2nd", label[None], base_configuration(run.base)["patch_size"])
-    write_properties(folder / f"{entry.case}.pkl", {**properties, "class_locations": located})
-    return shares
+    patch, ids = base_configuration(run.base)["patch_size"], list(organ_ids(run).values())
+    with building(target) as folder:
+        for case in base_cases:
+            folder.link_case(base.data, case)
+        for entry in taken:
+            case, properties = entry.case, run.paths.properties(number, entry.case)
+            folder.link(run.unlabelled_data / f"{case}.b2nd", f"{case}.b2nd")
+            if entry.ignored:
+                label, shares[case] = _with_ignore(run, number, entry)
+                folder.write_label(case, label, read_properties(properties), ids=ids, patch=patch)
+            else:
+                folder.link(run.paths.training_label(number, case), f"{case}_seg.b2nd")
+                folder.link(properties, f"{case}.pkl")
+    return dict(folder.links), shares
 
 
 def _with_ignore(run: Run, number: int, entry: Entry) -> tuple[np.ndarray, dict[str, float]]:

@@ -7,18 +7,14 @@ left open: they are not among the annotated ones, so that the marginal loss merg
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from nnunet_flare.cases import Case, table_name, write_table
 from nnunet_flare.errors import TaskError
-from nnunet_flare.files import link_or_copy
-from nnunet_flare.fusion.members import class_locations
+from nnunet_flare.files import remove_scratch
 from nnunet_flare.fusion.partial import complete
 from nnunet_flare.rounds.run.configurations import base_configuration, write_configuration
 from nnunet_flare.rounds.run.dataset import organ_ids, raw_cases
@@ -26,9 +22,9 @@ from nnunet_flare.rounds.run.ledger import Entry, read_decisions, write_round
 from nnunet_flare.rounds.run.loops import annotated_of, round_organs, true_cases
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Round
-from nnunet_flare.rounds.stages.arrays import ENDINGS, read_array, read_properties, write_array, write_properties
+from nnunet_flare.rounds.stages.arrays import read_array, read_properties
 from nnunet_flare.rounds.stages.build import check_labels
-from nnunet_flare.rounds.stages.preprocess import remove_scratch
+from nnunet_flare.rounds.stages.data_folder import building
 from nnunet_flare.rounds.stages.replanned import cases_folder
 from nnunet_flare.rounds.stages.union import make_union
 
@@ -72,11 +68,11 @@ def build_loop_round(run: Run, of: Round) -> dict[str, Any]:
         raise TaskError(f"loop {name}: no labelled or partial case has one of its organs annotated")
     taken = [] if of.learns_from is None else _taken(run, of.learns_from)
     cases = _loop_table(run, of, known, taken)
-    links: Counter[str] = Counter()
+    links: dict[str, int] = {}
     identifier = None
     if taken:
         identifier = of.data.name
-        _build_folder(run, of, known, taken, cases, links)
+        links = _build_folder(run, of, known, taken, cases)
     _write(run, of, cases, identifier, ignored=None)
     counts = Counter(case.role for case in cases.values())
     return {"cases": len(cases) - counts["unlabelled"], "pseudo": counts["pseudo"], **links}
@@ -115,40 +111,30 @@ def _loop_table(run: Run, of: Round, known: Mapping[str, tuple[int, ...]], taken
 
 
 def _build_folder(
-    run: Run,
-    of: Round,
-    known: Mapping[str, tuple[int, ...]],
-    taken: Sequence[Entry],
-    cases: Mapping[str, Case],
-    links: Counter[str],
-) -> None:
-    """Build the round's data folder whole: links, and new labels of partial cases that pseudo-labels complete."""
-    target, before = of.data, of.number - 1
-    scratch = _scratch(target)
-    labelled = {entry.case for entry in taken}
-    for case in known:
-        if case not in labelled and cases[case].role == "partial":
-            for ending in ENDINGS:
-                links[link_or_copy(run.base_data / f"{case}{ending}", scratch / f"{case}{ending}")] += 1
-    patch = base_configuration(run.base)["patch_size"]
-    for entry in taken:
-        case = entry.case
-        images = run.base_data if case in known else run.unlabelled_data
-        links[link_or_copy(images / f"{case}.b2nd", scratch / f"{case}.b2nd")] += 1
-        label, properties = run.paths.training_label(before, case), run.paths.properties(before, case)
-        if not known.get(case):
-            links[link_or_copy(label, scratch / f"{case}_seg.b2nd")] += 1
-            links[link_or_copy(properties, scratch / f"{case}.pkl")] += 1
-            continue
-        truth = read_array(run.base_data / f"{case}_seg.b2nd")[0]
-        merged = complete(truth, read_array(label)[0], annotated=known[case])
-        write_array(scratch / f"{case}_seg.b2nd", merged[None], patch)
-        located = class_locations(merged, list(round_organs(run, of).values()))
-        write_properties(scratch / f"{case}.pkl", {**read_properties(properties), "class_locations": located})
-    remove_scratch(target)
-    os.replace(scratch, target)
+    run: Run, of: Round, known: Mapping[str, tuple[int, ...]], taken: Sequence[Entry], cases: Mapping[str, Case]
+) -> dict[str, int]:
+    """Build the round's data folder: links, and new labels of partial cases that pseudo-labels complete."""
+    labelled, before = {entry.case for entry in taken}, of.number - 1
+    patch, ids = base_configuration(run.base)["patch_size"], list(round_organs(run, of).values())
+    with building(of.data) as folder:
+        for case in known:
+            if case not in labelled and cases[case].role == "partial":
+                folder.link_case(run.base_data, case)
+        for entry in taken:
+            case = entry.case
+            images = run.base_data if case in known else run.unlabelled_data
+            folder.link(images / f"{case}.b2nd", f"{case}.b2nd")
+            label, properties = run.paths.training_label(before, case), run.paths.properties(before, case)
+            if not known.get(case):
+                folder.link(label, f"{case}_seg.b2nd")
+                folder.link(properties, f"{case}.pkl")
+                continue
+            truth = read_array(run.base_data / f"{case}_seg.b2nd")[0]
+            merged = complete(truth, read_array(label)[0], annotated=known[case])
+            folder.write_label(case, merged, read_properties(properties), ids=ids, patch=patch)
     for case in [case for case, entry in cases.items() if entry.role == "unlabelled"]:
         log.debug("%s: no organ of the loop is annotated; left out of round %d", case, of.number)
+    return dict(folder.links)
 
 
 def _build_final(run: Run, of: Round) -> dict[str, Any]:
@@ -162,21 +148,16 @@ def _build_final(run: Run, of: Round) -> dict[str, Any]:
         known = Known(merged.taught, merged.positive)
         annotated = annotated_of(truth[case], everything) if case in truth else ()
         cases[case] = known.of_partial(annotated, number) if annotated else known.of_pseudo(everything, number)
-    scratch = _scratch(target)
-    links: Counter[str] = Counter()
-    for case in cases:
-        folder = cases_folder(target) if case in union.cases else base.data
-        for ending in ENDINGS:
-            links[link_or_copy(folder / f"{case}{ending}", scratch / f"{case}{ending}")] += 1
-    remove_scratch(target)
-    os.replace(scratch, target)
+    with building(target) as folder:
+        for case in cases:
+            folder.link_case(cases_folder(target) if case in union.cases else base.data, case)
     remove_scratch(cases_folder(target))
     write_round(run.paths, number, union.entries)
     ignored = max(everything) + 1 if any(merged.ignored for merged in union.cases.values()) else None
     _write(run, of, cases, target.name, ignored=ignored)
     counts = Counter(case.role for case in cases.values())
     dropped = [entry.case for entry in union.entries if entry.decision != "taken"]
-    return {"cases": len(cases), "pseudo": counts["pseudo"], "dropped": dropped, **links}
+    return {"cases": len(cases), "pseudo": counts["pseudo"], "dropped": dropped, **folder.links}
 
 
 def _write(run: Run, of: Round, cases: Mapping[str, Case], identifier: str | None, *, ignored: int | None) -> None:
@@ -185,12 +166,3 @@ def _write(run: Run, of: Round, cases: Mapping[str, Case], identifier: str | Non
     write_table(run.preprocessed / table_name(name), dict(cases))
     settings = run.recipe.settings(of.planned, run=run.settings.name, stored_round=of.number, ignore_label=ignored)
     write_configuration(run, name, of, data_identifier=identifier, training=settings.to_json())
-
-
-def _scratch(target: Path) -> Path:
-    """A fresh folder beside ``target``; those of builds that were killed are removed."""
-    for left in target.parent.glob(f".tmp-*-{target.name}"):
-        remove_scratch(left)
-    scratch = target.with_name(f".tmp-{uuid4().hex[:12]}-{target.name}")
-    scratch.mkdir(parents=True)
-    return scratch

@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from nnunet_flare import plugin
 from nnunet_flare.documents import load_json
 from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.planners.topology import override_configuration
-from nnunet_flare.recipes.recipe import DISTILLING_TRAINER
 from nnunet_flare.rounds.run.configurations import INPUT_KEYS, base_configuration, resolve
 from nnunet_flare.rounds.run.dataset import dataset_json
 from nnunet_flare.rounds.run.manifest import Run
@@ -66,7 +66,7 @@ def check_soft_teacher(run: Run) -> None:
     Raises:
         TaskError: naming the differences and what to do.
     """
-    if not run.final.trainer.startswith(DISTILLING_TRAINER) or run.settings.init_model is None:
+    if plugin.learns_from(run.final.trainer) != plugin.TEACHER or run.settings.init_model is None:
         return
     plans, configuration = model_plans(Path(run.settings.init_model))
     theirs = {**plans, **configuration}
@@ -76,7 +76,7 @@ def check_soft_teacher(run: Run) -> None:
     if different:
         raise TaskError(
             f"{run.settings.init_model} expects other input than {base.plans_name} gives ({', '.join(different)}), but "
-            f"{DISTILLING_TRAINER} learns from its logits. Start a new run with final.planner=given-model and "
+            f"{run.final.trainer} learns from its logits. Start a new run with final.planner=given-model and "
             "final.plan.* for the size of the student, or with final.trainer=nnUNetTrainerFlareST for its labels alone"
         )
 

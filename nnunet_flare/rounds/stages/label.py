@@ -28,7 +28,14 @@ from nnunet_flare.rounds.run.loops import TrainingScan, round_organs, round_scan
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Round
 from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, shard
-from nnunet_flare.rounds.stages.arrays import label_hash, read_array, read_properties, write_array, write_properties
+from nnunet_flare.rounds.stages.arrays import (
+    label_hash,
+    network_spacing_mm,
+    read_array,
+    read_properties,
+    write_array,
+    write_properties,
+)
 from nnunet_flare.rounds.stages.preprocess import failure, odd, preprocess_again
 from nnunet_flare.selection.agreement import Agreement, pairwise_dice
 from nnunet_flare.selection.change import label_change
@@ -165,15 +172,6 @@ def _label_case(run: Run, of: Round, case: UnlabelledCase, predictor: Any, organ
         "odd": odd(run.unlabelled_data, case.case),
         "seconds": round(time.monotonic() - started, 3),
     }
-
-
-def network_spacing_mm(
-    properties: dict[str, Any], transpose_forward: Sequence[int], shape: Sequence[int]
-) -> tuple[float, ...]:
-    """Spacing (z, y, x) of a case's array on the network's grid, which plans of a fixed size do not say."""
-    stored = [float(properties["spacing"][axis]) for axis in transpose_forward]
-    before = properties["shape_after_cropping_and_before_resampling"]
-    return tuple(step * int(n) / new for step, n, new in zip(stored, before, shape, strict=True))
 
 
 def _cleaned(run: Run, labels: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:

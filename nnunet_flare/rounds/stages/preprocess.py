@@ -7,12 +7,10 @@ empty. A scan that cannot be read is set aside with a JSON file that says why.
 from __future__ import annotations
 
 import logging
-import shutil
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from tqdm import tqdm
@@ -176,11 +174,3 @@ def _write_arrays(
     write_array(folder / f"{case.case}.b2nd", data.astype(np.float32, copy=False), manager.patch_size)
     write_array(folder / f"{case.case}_seg.b2nd", seg.astype(np.int16, copy=False), manager.patch_size)
     write_properties(folder / f"{case.case}.pkl", properties)
-
-
-def remove_scratch(folder: Path) -> None:
-    """Remove a folder through a rename, so that a killed removal leaves no half folder under the name."""
-    if folder.exists():
-        grave = folder.with_name(f".tmp-{uuid4().hex[:12]}-{folder.name}")
-        folder.rename(grave)
-        shutil.rmtree(grave, ignore_errors=True)
