@@ -36,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--init_model", type=Path, metavar="MODEL_FOLDER", help="trained models as round 0's members")
     parser.add_argument("-f", dest="folds", nargs="+", default=[], metavar="FOLD", help="folds of --init_model")
+    parser.add_argument(
+        "--trust_checkpoint",
+        "--trust-checkpoint",
+        action="store_true",
+        help="given models (--init_model, roi.model, plans, first weights) may hold more than weights and numbers and "
+        "name networks that are not nnU-Net's; both can run any program",
+    )
     parser.add_argument("--eval", nargs=2, type=Path, metavar=("IMAGES", "LABELS"), help="held-out cases to score on")
     parser.add_argument(
         "--decisions", type=Path, metavar="CSV", help="a person's decisions, from the report's download"
@@ -89,6 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         init_folds=arguments.folds,
         eval_images=images,
         eval_labels=labels,
+        trust_checkpoint=arguments.trust_checkpoint,
     )
     plan = plan_run(request, recipe, _folders())
     if arguments.dry_run:

@@ -85,6 +85,7 @@ def load_predictor(run: Run, folder: Path, members: Sequence[tuple[str, str]], *
         precision=predict.precision,
         backend=predict.backend,
         device=run.settings.device,
+        trust_checkpoint=run.settings.trust_checkpoint,
     )
 
 

@@ -13,6 +13,7 @@ from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.rounds.paths import RunPaths
 from nnunet_flare.rounds.recipe import Recipe, recipe_from
+from nnunet_flare.trainers.settings import TRUST_VARIABLE
 
 VERSION = 1
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -25,7 +26,8 @@ class Settings:
 
     ``folders`` are nnU-Net's three; ``final_plans_name`` the final model's plans where it has its own, and
     ``coarse_plans_name`` the coarse model's where the run trains one; ``init_model`` a model folder whose
-    ``init_folds`` are round 0's members; ``eval_images`` and ``eval_labels`` held-out cases; ``shards`` the parts that
+    ``init_folds`` are round 0's members; ``trust_checkpoint``: given models and plans may name networks of the user's
+    own; ``eval_images`` and ``eval_labels`` held-out cases; ``shards`` the parts that
     labelling is split into.
     """
 
@@ -43,6 +45,7 @@ class Settings:
     init_folds: tuple[str, ...] = ()
     eval_images: str | None = None
     eval_labels: str | None = None
+    trust_checkpoint: bool = False
 
 
 @dataclass(frozen=True)
@@ -202,7 +205,8 @@ class Run:
 
     def environment(self) -> dict[str, str]:
         """The environment of the run's child processes: nnU-Net's folders as at the start of the run."""
-        return {**os.environ, **self.settings.folders}
+        trusted = {TRUST_VARIABLE: "1"} if self.settings.trust_checkpoint else {}
+        return {**os.environ, **self.settings.folders, **trusted}
 
 
 def create_run(root: Path, settings: Settings, recipe: Recipe) -> Run:

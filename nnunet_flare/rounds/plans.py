@@ -19,6 +19,7 @@ from nnunet_flare.rounds.arrays import ENDINGS, damage
 from nnunet_flare.rounds.locks import LockFile
 from nnunet_flare.rounds.manifest import Base, Run
 from nnunet_flare.rounds.recipe import GIVEN_MODEL
+from nnunet_flare.trusted_names import check_name, check_plans
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ def planner_class(planner: str) -> Any:
     found = find_class_by_name.recursive_find_python_class(folder, planner, "nnunetv2.experiment_planning")
     if found is None:
         raise InputError(f"planner '{planner}': nnU-Net finds no planner of that name; see flare-doctor")
+    check_name("planner", planner, "planner")
     return found
 
 
@@ -76,7 +78,7 @@ def plan_and_preprocess(run: Run, base: Base | None = None) -> str:
     with LockFile(run.preprocessed / "flare_plans.lock", f"the plans of {run.settings.dataset}", wait=True):
         if not base.plans_file.is_file():
             _plan(run, base)
-        configuration = base_configuration(base)
+        configuration = check_names(run, base)
         labelled = raw_cases(run)
         if _not_whole(base, labelled):
             _preprocess(run, base)
@@ -249,19 +251,33 @@ def base_configuration(base: Base) -> dict[str, Any]:
     return resolve(read_json(base.plans_file), base.configuration, base.plans_file)
 
 
-def resolve(plans: dict[str, Any], name: str, where: Path) -> dict[str, Any]:
-    """One configuration of plans with everything that it inherits."""
+def resolve(plans: dict[str, Any], name: str, where: Path, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
+    """One configuration of plans with everything that it inherits; ``heirs`` are those that inherit from it."""
     configurations = plans["configurations"]
+    if name in heirs:
+        raise InputError(f"{where}: configuration '{name}' inherits from itself ({' from '.join((*heirs, name))})")
     if name not in configurations:
         raise InputError(f"{where}: has no configuration '{name}', only {', '.join(configurations)}")
     configuration = dict(configurations[name])
     parent = configuration.pop("inherits_from", None)
-    return configuration if parent is None else {**resolve(plans, parent, where), **configuration}
+    return configuration if parent is None else {**resolve(plans, parent, where, (*heirs, name)), **configuration}
 
 
 def configuration_hash(configuration: dict[str, Any]) -> str:
     """Hash of what training and preprocessing depend on."""
     return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_names(run: Run, base: Base) -> dict[str, Any]:
+    """The base configuration, once its plans are known to name only what may be looked up.
+
+    Raises:
+        InputError: as :func:`nnunet_flare.trusted_names.check_plans`.
+    """
+    configuration = base_configuration(base)
+    trusted = run.settings.trust_checkpoint
+    check_plans(read_json(base.plans_file), configuration, base.plans_file, trusted=trusted)
+    return configuration
 
 
 def check_base(run: Run, base: Base) -> None:

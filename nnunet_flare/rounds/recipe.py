@@ -22,6 +22,8 @@ from nnunet_flare.rounds.recipe_checks import check_checkpoints, check_loops, ch
 from nnunet_flare.rounds.recipe_parts import (
     ONE,
     PER_ROUND,
+    ClassName,
+    ConfigurationName,
     Final,
     Fusion,
     Loop,
@@ -66,9 +68,9 @@ class Recipe(Part):
     name: str
     summary: str
     paper: str
-    planner: str = "nnUNetPlannerFlare"
-    configuration: str = "3d_fullres"
-    trainer: str = "nnUNetTrainerFlareST"
+    planner: ClassName = "nnUNetPlannerFlare"
+    configuration: ConfigurationName = "3d_fullres"
+    trainer: ClassName = "nnUNetTrainerFlareST"
     rounds: int = Field(1, ge=1, description="how many times the unlabelled cases are labelled and selected")
     plan: PlanChanges = PlanChanges()
     members: Members = Members()

@@ -131,6 +131,7 @@ def _train(run: Run, task: Task) -> dict[str, Any]:
     final = folder / CHECKPOINTS[0]
     resume = any((folder / name).is_file() for name in CHECKPOINTS)
     arguments = train_arguments(run, task, resume=resume)
+    _check_given(run, task, arguments)
     log.info("nnUNetv2_train %s", " ".join(arguments))
     code = run_child([sys.executable, "-m", "nnunetv2.run.run_training", *arguments])
     if code != 0:
@@ -144,6 +145,19 @@ def _train(run: Run, task: Task) -> dict[str, Any]:
     for checkpoint in ("checkpoint_final.pth", *members):
         load_checkpoint(folder / checkpoint)
     return {"checkpoint": str(final)}
+
+
+def _check_given(run: Run, task: Task, arguments: list[str]) -> None:
+    """What comes from outside is read as data before a stock command opens it as code: plans and first weights."""
+    from nnunet_flare.checkpoints import read_weights
+    from nnunet_flare.rounds.plans import check_names
+
+    base = run.coarse_base if task.round is None else run.base_of(task.round)
+    if base is not None:
+        check_names(run, base)
+    if "-pretrained_weights" in arguments:
+        path = Path(arguments[arguments.index("-pretrained_weights") + 1])
+        read_weights(path, trust=run.settings.trust_checkpoint)
 
 
 def _memory_advice(log_file: Path) -> str:
