@@ -19,7 +19,7 @@ from types import FrameType
 
 from nnunet_flare.errors import FlareError
 from nnunet_flare.files import write_json
-from nnunet_flare.rounds.manifest import Run, load_run
+from nnunet_flare.rounds.manifest import Run, load_run_to_write
 from nnunet_flare.rounds.tasks import Task, stand_in
 from nnunet_flare.rounds.work import die_with_parent, end_group, last_lines
 
@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     root, name = argv
     try:
-        run = load_run(Path(root))
+        run = load_run_to_write(Path(root))
         task = stand_in(run, name)
         if task is None:
             log.info("%s: not needed any more, the run ended early", name)

@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json, write_json
+from nnunet_flare.rounds.home import check_home, owner_file, write_owner
 from nnunet_flare.rounds.paths import RunPaths
 from nnunet_flare.rounds.recipe import Recipe, recipe_from
 from nnunet_flare.trainers.settings import TRUST_VARIABLE
@@ -219,15 +221,23 @@ def create_run(root: Path, settings: Settings, recipe: Recipe) -> Run:
     if paths.manifest.is_file():
         run = load_run(root)
         known = replace(run.settings, recipe=run.recipe.model_dump(mode="json"))  # with keys that are new since then
+        known = replace(known, trust_checkpoint=settings.trust_checkpoint)  # changes no result
         differences = _differences(known, settings)
         if differences:
             raise InputError(
                 f"{root} holds a run with other settings: {'; '.join(differences)}. "
                 "Give the same settings to resume it, or another --name (and RUN_DIR) to start a new run"
             )
-        return run
-    claim_name(settings, recipe, root)
-    document = {"version": VERSION, "settings": asdict(settings), "made_with": made_with()}
+        check_home(run)
+        if settings.trust_checkpoint != run.settings.trust_checkpoint:
+            document = read_json(paths.manifest)
+            document["settings"]["trust_checkpoint"] = settings.trust_checkpoint
+            write_json(paths.manifest, document)
+        return replace(run, settings=replace(run.settings, trust_checkpoint=settings.trust_checkpoint))
+    claim_name(settings, root)
+    token = uuid4().hex
+    write_owner(settings, root, recipe.name, token)
+    document = {"version": VERSION, "settings": asdict(settings), "made_with": made_with(), "token": token}
     write_json(paths.manifest, document)
     return Run(root, settings, recipe)
 
@@ -253,14 +263,24 @@ def load_run(root: Path) -> Run:
     return Run(root, settings, recipe_from(settings.recipe, f"{path}, recipe"))
 
 
-def claim_name(settings: Settings, recipe: Recipe, root: Path) -> None:
-    """Note in the preprocessed folder that this run name belongs to this RUN_DIR.
+def load_run_to_write(root: Path) -> Run:
+    """The run of a folder, for a command that writes into it or beside it.
+
+    Raises:
+        InputError: as :func:`load_run`, and for a copy of another run's folder.
+    """
+    run = load_run(root)
+    check_home(run)
+    return run
+
+
+def claim_name(settings: Settings, root: Path) -> None:
+    """Refuse a run name that belongs to another RUN_DIR.
 
     Raises:
         InputError: when another RUN_DIR owns the name (their data, results and tables would mix).
     """
-    owners = Path(settings.folders["nnUNet_preprocessed"]) / settings.dataset / "flare_runs"
-    owner = owners / f"{settings.name}.json"
+    owner = owner_file(settings)
     if owner.is_file():
         other = Path(read_json(owner)["run_dir"])
         if other.resolve() != root.resolve() and RunPaths(other).manifest.is_file():
@@ -268,7 +288,6 @@ def claim_name(settings: Settings, recipe: Recipe, root: Path) -> None:
                 f"the name '{settings.name}' on {settings.dataset} belongs to the run in {other}, not to {root}. "
                 "Choose another --name, or resume that run"
             )
-    write_json(owner, {"run_dir": str(root.resolve()), "recipe": recipe.name})
 
 
 def _differences(old: Settings, new: Settings) -> list[str]:

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import write_json
+from nnunet_flare.processes import UNKNOWN, namespace, namespace_of, numbers_are_ours
 from nnunet_flare.rounds.locks import LockFile
 from nnunet_flare.rounds.manifest import Run
 from nnunet_flare.rounds.tasks import Task, is_done, train_arguments
@@ -247,6 +248,14 @@ def end_group(group: int) -> None:
 def _group_lives(group: int) -> bool:
     import psutil
 
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    if not numbers_are_ours():  # /proc is of another PID namespace: its numbers mean other processes
+        return True
     for process in psutil.process_iter(["pid", "status"]):
         if process.info["status"] != psutil.STATUS_ZOMBIE:
             with suppress(OSError):
@@ -256,15 +265,28 @@ def _group_lives(group: int) -> bool:
 
 
 def _end_orphans(run: Run, task: Task) -> None:
-    """End processes of this task that outlived a killed one, so that no two ever write the same files."""
+    """End processes of this task that outlived a killed one, so that no two ever write the same files.
+
+    Raises:
+        TaskError: while processes of another PID namespace (a container) do this task; their numbers are not ours.
+    """
     import psutil
 
-    mark, found = _mark(run, task), []
+    here = namespace()
+    mark = _mark(run, task)
+    found: list[psutil.Process] = []
+    elsewhere: list[psutil.Process] = []
     mine = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     for process in psutil.process_iter(["pid"]):
         with suppress(psutil.Error):
             if process.pid not in mine and process.environ().get(TASK_VARIABLE) == mark:
-                found.append(process)
+                same = here != UNKNOWN and namespace_of(process.pid) == here
+                (found if same else elsewhere).append(process)
+    if elsewhere:
+        raise TaskError(
+            f"task {task.name} still runs in another container (process {elsewhere[0].pid} as seen from here); "
+            "end it there, then run the same command again"
+        )
     for process in found:
         log.warning("ending process %d, left over from an earlier try of task %s", process.pid, task.name)
         with suppress(psutil.Error):
