@@ -50,8 +50,8 @@ def check_home(run: Run) -> None:
     home = other_home(run)
     if home is not None:
         raise InputError(
-            f"{run.root}: {words(run, home)}. Work on {home}; or remove or rename that folder first, then this one is the "
-            "run; or start a new run with another --name"
+            f"{run.root}: {words(run, home)}. Work on {home}; or remove or rename that folder first, then this one is "
+            "the run; or start a new run with another --name"
         )
     owner, place = _owner(run), str(run.root.resolve())
     if owner is None or owner.get("run_dir") == place:

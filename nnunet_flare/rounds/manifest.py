@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from nnunet_flare.children import safe_environment
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.rounds.home import check_home, owner_file, write_owner
@@ -208,7 +209,7 @@ class Run:
     def environment(self) -> dict[str, str]:
         """The environment of the run's child processes: nnU-Net's folders as at the start of the run."""
         trusted = {TRUST_VARIABLE: "1"} if self.settings.trust_checkpoint else {}
-        return {**os.environ, **self.settings.folders, **trusted}
+        return safe_environment({**os.environ, **self.settings.folders, **trusted})
 
 
 def create_run(root: Path, settings: Settings, recipe: Recipe) -> Run:

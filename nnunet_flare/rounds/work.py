@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
+from nnunet_flare.children import python_module, safe_environment
 from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import write_json
 from nnunet_flare.processes import UNKNOWN, namespace, namespace_of, numbers_are_ours
@@ -111,7 +111,7 @@ def _select(run: Run, task: Task) -> dict[str, Any]:
 
 def _report(run: Run, task: Task) -> dict[str, Any]:
     """The HTML report, by our own command; a run never fails for its report."""
-    code = run_child([sys.executable, "-m", "nnunet_flare.cli.pseudolabel", "report", "-o", str(run.root)])
+    code = run_child(python_module("nnunet_flare.cli.pseudolabel", "report", "-o", str(run.root)))
     if code != 0:
         log.warning(
             "the report was not written (exit code %d, see %s); the run goes on", code, run.paths.log(task.name)
@@ -134,7 +134,7 @@ def _train(run: Run, task: Task) -> dict[str, Any]:
     arguments = train_arguments(run, task, resume=resume)
     _check_given(run, task, arguments)
     log.info("nnUNetv2_train %s", " ".join(arguments))
-    code = run_child([sys.executable, "-m", "nnunetv2.run.run_training", *arguments])
+    code = run_child(python_module("nnunetv2.run.run_training", *arguments))
     if code != 0:
         path = run.paths.log(task.name)
         raise TaskError(
@@ -204,7 +204,7 @@ def run_child(command: list[str], *, environment: dict[str, str] | None = None, 
     """
     child = subprocess.Popen(
         command,
-        env=environment,
+        env=safe_environment(environment),
         stdout=output,
         stderr=None if output is None else subprocess.STDOUT,
         start_new_session=True,
