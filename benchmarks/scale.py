@@ -32,7 +32,8 @@ from nnunet_flare.organs import FLARE22
 from nnunet_flare.recipes.load import load_recipe
 from nnunet_flare.rounds.run.configurations import base_configuration, configuration_hash
 from nnunet_flare.rounds.run.ledger import read_ledger, rebuild
-from nnunet_flare.rounds.run.manifest import Run, Settings, create_run, load_run
+from nnunet_flare.rounds.run.manifest import Run, create_run, load_run
+from nnunet_flare.rounds.run.settings import RunSettings
 from nnunet_flare.rounds.run.tasks import graph
 from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, write_list
 from nnunet_flare.rounds.stages.arrays import label_hash, read_array, read_properties, write_array, write_properties
@@ -52,7 +53,7 @@ def make_run(folder: Path, cases: int) -> Run:
     labels = {"background": 0, **{organ.name: organ.id for organ in FLARE22}}
     recipe = load_recipe("uncertainty", {"rounds": "1"})
     folders = {name: str(folder / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
-    settings = Settings(
+    settings = RunSettings(
         name="scale", dataset="Dataset001_Scale", plans_name="nnUNetPlans", unlabelled_dir=str(folder),
         recipe=recipe.model_dump(mode="json"), folders=folders, device="cpu", shards=1,
     )  # fmt: skip

@@ -26,11 +26,24 @@ def load_checkpoint(path: Path, *, trust: bool = False) -> dict[str, Any]:
     Raises:
         InputError: when it is missing, truncated, not of an nnU-Net trainer, or holds more than data.
     """
+    content = read_weights(path, trust=trust)
+    missing = [key for key in REQUIRED if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise InputError(f"{path}: is no checkpoint of an nnU-Net trainer, it lacks {', '.join(missing)}")
+    return content
+
+
+def read_weights(path: Path, *, trust: bool = False) -> Any:
+    """What a file of weights holds, of whatever program; stock nnU-Net may unpickle a file that was read here.
+
+    Raises:
+        InputError: when it is missing, truncated, or holds more than data.
+    """
     if not path.is_file():
         there = sorted(p.name for p in path.parent.glob("*.pth")) if path.parent.is_dir() else []
         raise InputError(f"{path}: no such checkpoint; {path.parent} holds {there or 'none'} (choose with -chk)")
     try:
-        content = _load(path, trust=trust)
+        return _load(path, trust=trust)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: holds more than weights and numbers ({_reason(error)}); a file from a source you do not trust "
@@ -41,10 +54,6 @@ def load_checkpoint(path: Path, *, trust: bool = False) -> dict[str, Any]:
             f"{path}: cannot be read as a checkpoint ({_reason(error)}); its {path.stat().st_size} bytes look "
             "truncated or damaged, copy it again"
         ) from error
-    missing = [key for key in REQUIRED if not isinstance(content, dict) or key not in content]
-    if missing:
-        raise InputError(f"{path}: is no checkpoint of an nnU-Net trainer, it lacks {', '.join(missing)}")
-    return content
 
 
 def weights_of(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -22,6 +22,7 @@ from nnunet_flare.cases import FILE_NAME, Case, read_table
 from nnunet_flare.documents import load_json
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.images import SUFFIXES, Volume, check_values, geometry_difference, read_labels, read_volume
+from nnunet_flare.trusted_names import check_name
 
 REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
 READERS = 4
@@ -125,6 +126,12 @@ def read_dataset_json(folder: Path, problems: list[str]) -> dict[str, Any] | Non
     ending = document.get("file_ending")
     if "file_ending" in document and ending not in SUFFIXES:
         problems.append(f"{path}: file_ending is {ending!r}, expected one of {', '.join(SUFFIXES)}")
+    reader = document.get("overwrite_image_reader_writer", "None")
+    if reader != "None":
+        try:
+            check_name("reader", reader, f"{path}: overwrite_image_reader_writer")
+        except InputError as error:
+            problems.append(str(error))
     if len(problems) > before:
         return None
     return document

@@ -6,6 +6,8 @@ Stock nnU-Net looks up trainers, planners, preprocessors and normalisation schem
 load it, and wraps that function, so that the names of :data:`REGISTRY` resolve to our classes while every other name
 goes to the stock search untouched. Spawned workers start Python anew and therefore have it too.
 
+It also gives Python 3.10 the variable ``PYTHONSAFEPATH`` of later versions, which our commands set for their children.
+
 This module runs at every start of Python: standard library only, a few milliseconds, and it never raises.
 """
 
@@ -137,6 +139,28 @@ class _Finder:
         return None
 
 
+class _PathGuard:
+    """``PYTHONSAFEPATH`` for Python 3.10: takes the current folder off the path before the first import looks there.
+
+    When start-up files run, Python has not yet put it in front; ``before`` is the first entry until then.
+    """
+
+    def __init__(self, before: str | None) -> None:
+        self._before = before
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
+        first = sys.path[0] if sys.path else None
+        if first != self._before:
+            sys.meta_path.remove(self)
+            if first in ("", os.getcwd()):
+                del sys.path[0]
+
+
+def _guard_path() -> None:
+    if sys.version_info < (3, 11) and os.environ.get("PYTHONSAFEPATH"):
+        sys.meta_path.insert(0, _PathGuard(sys.path[0] if sys.path else None))
+
+
 def is_enabled() -> bool:
     """False when the user turned the plugin off with ``NNUNET_FLARE_PLUGIN=0``."""
     return os.environ.get(SWITCH, "1").strip().lower() not in ("0", "false", "off", "no")
@@ -153,6 +177,7 @@ def install() -> None:
         if not is_enabled() or is_installed():
             return
         sys.meta_path.insert(0, _Finder())
+        _guard_path()
         module = sys.modules.get(TARGET)
         stock = getattr(module, FUNCTION, None)
         if stock is not None:

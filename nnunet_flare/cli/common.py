@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from nnunet_flare.children import safe_children
 from nnunet_flare.errors import FlareError, InputError
 
 
@@ -33,7 +34,8 @@ class _Terminal(logging.StreamHandler):
 def run_command(program: str, function: Callable[[], int]) -> int:
     """Run a command's body: our errors and the system's become one line and an exit code, Ctrl-C becomes 130."""
     try:
-        return function()
+        with safe_children():
+            return function()
     except FlareError as error:
         sys.stderr.write(f"{program}: error: {error}\n")
         return error.exit_code

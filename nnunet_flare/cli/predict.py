@@ -57,7 +57,8 @@ def parser() -> argparse.ArgumentParser:
         "--trust-checkpoint",
         "--trust_checkpoint",
         action="store_true",
-        help="load checkpoints that hold more than weights and numbers; they can run any program",
+        help="open checkpoints that hold more than weights and numbers, and build networks and layers that are not of "
+        "nnU-Net, its architectures or this package (those on your PYTHONPATH); both can run any program",
     )
     how = p.add_argument_group("how to predict")
     how.add_argument(

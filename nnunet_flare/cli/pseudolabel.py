@@ -152,26 +152,26 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _cancel(arguments: argparse.Namespace) -> int:
     from nnunet_flare.rounds.cancel import cancel
-    from nnunet_flare.rounds.run.manifest import load_run
+    from nnunet_flare.rounds.run.manifest import load_run_to_write
 
-    print(cancel(load_run(arguments.run_dir)))
+    print(cancel(load_run_to_write(arguments.run_dir)))
     return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:
     from nnunet_flare.report.page import parse_pictures, write_report
-    from nnunet_flare.rounds.run.manifest import load_run
+    from nnunet_flare.rounds.run.manifest import load_run_to_write
 
     pictures = parse_pictures(arguments.pictures)
-    print(write_report(load_run(arguments.run_dir), pictures=pictures, view3d=arguments.view3d))
+    print(write_report(load_run_to_write(arguments.run_dir), pictures=pictures, view3d=arguments.view3d))
     return 0
 
 
 def _clean(arguments: argparse.Namespace) -> int:
     from nnunet_flare.rounds.clean import clean, cleanable
-    from nnunet_flare.rounds.run.manifest import load_run
+    from nnunet_flare.rounds.run.manifest import load_run_to_write
 
-    run = load_run(arguments.run_dir)
+    run = load_run_to_write(arguments.run_dir)
     items = cleanable(run)
     if not items:
         print("nothing to remove: no round before the final one is over")
@@ -194,11 +194,11 @@ def _clean(arguments: argparse.Namespace) -> int:
 
 def _task(arguments: argparse.Namespace) -> int:
     from nnunet_flare.rounds.do_task import do_task
-    from nnunet_flare.rounds.run.manifest import load_run
+    from nnunet_flare.rounds.run.manifest import load_run_to_write
     from nnunet_flare.rounds.run.tasks import stand_in
     from nnunet_flare.signals import unwinding_on_sigterm
 
-    run = load_run(arguments.run_dir)
+    run = load_run_to_write(arguments.run_dir)
     task = stand_in(run, arguments.name)
     if task is None:
         print(f"{arguments.name}: not needed any more, the run ended early")
@@ -211,9 +211,9 @@ def _task(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from nnunet_flare.errors import InputError
     from nnunet_flare.rounds import export
-    from nnunet_flare.rounds.run.manifest import load_run
+    from nnunet_flare.rounds.run.manifest import load_run_to_write
 
-    run = load_run(arguments.run_dir)
+    run = load_run_to_write(arguments.run_dir)
     if arguments.dataset is None and arguments.ledger is None and arguments.stock_model is None:
         raise InputError("export: give --dataset ID, --ledger CSV or --stock_model DIR")
     if arguments.ledger is not None:

@@ -26,6 +26,13 @@ def add_preprocess_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="name of the run (default: the recipe's); letters, digits, hyphens")
     parser.add_argument("--recipe", default="uncertainty", help="shipped recipe or .yaml file (default: uncertainty)")
     parser.add_argument("--set", dest="settings", nargs="+", action="extend", default=[], metavar="key=value")
+    parser.add_argument(
+        "--trust_checkpoint",
+        "--trust-checkpoint",
+        action="store_true",
+        help="given models (--init_model, roi.model, plans, first weights) may hold more than weights and numbers and "
+        "name networks that are not nnU-Net's; both can run any program",
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         init_folds=arguments.folds,
         eval_images=images,
         eval_labels=labels,
+        trust_checkpoint=arguments.trust_checkpoint,
     )
     plan = plan_run(request, recipe, _folders())
     if arguments.dry_run:
@@ -117,7 +125,14 @@ def preprocess(arguments: argparse.Namespace) -> int:
     from nnunet_flare.rounds.preprocess_only import preprocess_ahead
 
     recipe = load_recipe(arguments.recipe, parse_settings(arguments.settings))
-    done = preprocess_ahead(arguments.dataset, arguments.unlabelled, recipe, arguments.name, _folders())
+    done = preprocess_ahead(
+        arguments.dataset,
+        arguments.unlabelled,
+        recipe,
+        arguments.name,
+        _folders(),
+        trust_checkpoint=arguments.trust_checkpoint,
+    )
     print(f"{done.folder}: {done.ready} unlabelled scans")
     for case, reason in done.failed.items():
         print(f"set aside: {case}: {reason}")
@@ -128,9 +143,9 @@ def retry(arguments: argparse.Namespace) -> int:
     """Do again what failed; returns the exit code."""
     from nnunet_flare.rounds.executors.local import forget_failures
     from nnunet_flare.rounds.executors.slurm import state_file, stored_options
-    from nnunet_flare.rounds.run.manifest import load_run
+    from nnunet_flare.rounds.run.manifest import load_run_to_write
 
-    run = load_run(arguments.run_dir)
+    run = load_run_to_write(arguments.run_dir)
     _keep_decisions(run, arguments.decisions)
     forget_failures(run)
     if state_file(run).is_file():
@@ -158,10 +173,10 @@ def _slurm_options(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 def _submit(root: Path, options: dict[str, dict[str, Any]]) -> int:
     from nnunet_flare.rounds.executors.slurm import submit
-    from nnunet_flare.rounds.run.manifest import load_run
+    from nnunet_flare.rounds.run.manifest import load_run_to_write
     from nnunet_flare.rounds.status import status
 
-    run = load_run(root)
+    run = load_run_to_write(root)
     jobs = submit(run, options)
     show(status(run))
     print(f"{len(jobs)} jobs submitted; nothing of ours has to stay alive. flare-pseudolabel status -o {root}")
@@ -189,10 +204,10 @@ def _gpus(device: str, wanted: int | None, needed: int) -> list[int]:
 def _work(root: Path, gpus: Sequence[int], timeout_hours: float | None) -> int:
     from nnunet_flare.rounds.executors.local import run_local
     from nnunet_flare.rounds.executors.slurm import leave
-    from nnunet_flare.rounds.run.manifest import load_run
+    from nnunet_flare.rounds.run.manifest import load_run_to_write
     from nnunet_flare.rounds.status import failed_cases, status
 
-    run = load_run(root)
+    run = load_run_to_write(root)
     leave(run)
     run_local(run, gpus, timeout_s=None if timeout_hours is None else timeout_hours * 3600)
     show(status(run))

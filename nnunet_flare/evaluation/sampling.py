@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from nnunet_flare.children import users_environment
 from nnunet_flare.errors import InputError
 from nnunet_flare.evaluation.gpu import Gpu, GpuReading
 
@@ -69,7 +70,7 @@ def record(command: Sequence[str], *, gpu: Gpu | None, interval_s: float = INTER
     baseline_ram = psutil.virtual_memory().used / MIB
     start = time.perf_counter()
     try:
-        process = subprocess.Popen(list(command), start_new_session=True)
+        process = subprocess.Popen(list(command), env=users_environment(), start_new_session=True)
     except OSError as error:
         raise InputError(f"{command[0]}: cannot be started ({error.strerror}); expected a command after --") from error
     sampler = _Sampler(process.pid, None if gpu is None else _LatestGpu(gpu, baseline), start, interval_s)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nnunet_flare import plugin
+from nnunet_flare import plugin, trusted_names
 from nnunet_flare.checkpoints import load_checkpoint, weights_of
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.export import check_resampling
@@ -101,8 +101,13 @@ class Model:
 def open_model(member: Member, *, trust_checkpoint: bool = False) -> Model:
     """Open one member.
 
+    Args:
+        member: the checkpoint.
+        trust_checkpoint: whether to open checkpoints that hold more than data, and networks that are not nnU-Net's.
+
     Raises:
-        InputError: when files are missing or damaged, or the model is of a kind that flare-predict does not know.
+        InputError: when files are missing or damaged, the model is of a kind that flare-predict does not know, or it
+            names what it may not (see :mod:`nnunet_flare.trusted_names`).
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -117,11 +122,17 @@ def open_model(member: Member, *, trust_checkpoint: bool = False) -> Model:
             f"{sorted(plans['configurations'])}"
         )
     manager = PlansManager(plans)
+    try:
+        configuration = manager.get_configuration(name)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise InputError(f"{folder / 'plans.json'}: configuration {name} cannot be used ({error})") from error
+    trusted_names.check_plans(plans, configuration.configuration, folder / "plans.json", trusted=trust_checkpoint)
+    trusted_names.check_trainer(checkpoint["trainer_name"], str(member))
     axes = checkpoint.get("inference_allowed_mirroring_axes")
     model = Model(
         member,
         manager,
-        manager.get_configuration(name),
+        configuration,
         dataset_json,
         name,
         checkpoint["trainer_name"],
@@ -247,6 +258,8 @@ def _from_trainer(model: Model) -> nn.Module:
         raise InputError(
             f"{model.member}: trained by {model.trainer_name}, which is not installed here ({error})"
         ) from error
+    except (AssertionError, TypeError) as error:  # something else in nnU-Net's modules has this name
+        raise InputError(f"{model.member}: {model.trainer_name} is the name of no trainer") from error
     if trainer is None:
         raise InputError(f"{model.member}: trained by {model.trainer_name}, which is not installed here")
     configuration = model.configuration_manager

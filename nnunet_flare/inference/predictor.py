@@ -118,7 +118,8 @@ class FlarePredictor(nnUNetPredictor):
                 model, or a predictor. :meth:`predict` then sees that part of a scan alone.
             roi_rule: what counts for the box: ``union``, ``fosun`` or ``sztu``.
             roi_margin_mm: around the box.
-            trust_checkpoint: open checkpoints that hold more than data.
+            trust_checkpoint: open checkpoints that hold more than data, and build networks of other packages than
+                nnU-Net's and ours, as the plans name them; both can run any program.
 
         Raises:
             InputError: when something is missing, damaged or unknown.

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_flare import trusted_names
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.grids import new_shape
 from nnunet_flare.inference.profile import Profile
@@ -145,16 +146,9 @@ def _normaliser(channel: int, plans_manager: Any, configuration_manager: Any, ma
 def _normalisation_class(name: str) -> Any:
     from nnunetv2.preprocessing.normalization import default_normalization_schemes as stock
 
-    found = getattr(stock, name, None)
-    if found is None:
-        import nnunetv2
-        from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
-
-        folder = f"{nnunetv2.__path__[0]}/preprocessing/normalization"
-        found = recursive_find_python_class(folder, name, "nnunetv2.preprocessing.normalization")
-    if found is None:
-        raise InputError(f"the plans normalise with {name}, which is not installed here")
-    return found
+    if name in trusted_names.KINDS["normalisation"].stock:
+        return getattr(stock, name)
+    return trusted_names.check_name("normalisation", name, "the plans' normalization_schemes")
 
 
 def _with_plans_preprocessor(

@@ -31,6 +31,11 @@ _Share = Annotated[float, Field(gt=0, le=1)]
 _Size = Annotated[int, Field(ge=1)]
 _Mm = Annotated[float, Field(gt=0)]
 
+ClassName = Annotated[str, Field(pattern=r"^([A-Za-z_][A-Za-z0-9_]*|given-model)$")]
+"""A trainer's or planner's name: it becomes part of folders' names."""
+
+ConfigurationName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+
 ONE, PER_ROUND = "(one)", "(per round)"
 """Tags of the two forms of such a key; errors leave them out."""
 
@@ -204,9 +209,9 @@ class Roi(Part):
     It is trained on the labelled scans, or is given as the folder of a trained ``model``.
     """
 
-    planner: str = "nnUNetPlannerFlareCoarse"
-    configuration: str = "3d_fullres"
-    trainer: str = "nnUNetTrainerFlareSelective"
+    planner: ClassName = "nnUNetPlannerFlareCoarse"
+    configuration: ConfigurationName = "3d_fullres"
+    trainer: ClassName = "nnUNetTrainerFlareSelective"
     plan: PlanChanges = PlanChanges()
     training: dict[str, Any] = {}
     augmentation: AugmentationSettings = AugmentationSettings(labelled="weak", partial="weak")
@@ -257,9 +262,9 @@ class Final(Part):
     A ``planner`` of its own takes no ``plan.*`` keys of the rounds; without one, ``final.plan.*`` come over them.
     """
 
-    planner: str | None = None
-    configuration: str | None = None
-    trainer: str | None = None
+    planner: ClassName | None = None
+    configuration: ConfigurationName | None = None
+    trainer: ClassName | None = None
     plan: PlanChanges = PlanChanges()
     num_epochs: int | None = Field(None, ge=1, description="default: as the last round")
     start: Literal["scratch", "member"] = Field(

@@ -18,6 +18,8 @@ from nnunet_flare import plugin
 from nnunet_flare.recipes.parts import (
     ONE,
     PER_ROUND,
+    ClassName,
+    ConfigurationName,
     Final,
     Fusion,
     Loop,
@@ -56,9 +58,9 @@ class Recipe(Part):
     name: str
     summary: str
     paper: str
-    planner: str = "nnUNetPlannerFlare"
-    configuration: str = "3d_fullres"
-    trainer: str = "nnUNetTrainerFlareST"
+    planner: ClassName = "nnUNetPlannerFlare"
+    configuration: ConfigurationName = "3d_fullres"
+    trainer: ClassName = "nnUNetTrainerFlareST"
     rounds: int = Field(1, ge=1, description="how many times the unlabelled cases are labelled and selected")
     plan: PlanChanges = PlanChanges()
     members: Members = Members()

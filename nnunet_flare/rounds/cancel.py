@@ -7,6 +7,7 @@ import socket
 import psutil
 
 from nnunet_flare.errors import TaskError
+from nnunet_flare.processes import is_judged_by_number
 from nnunet_flare.rounds.executors import slurm
 from nnunet_flare.rounds.run.locks import living_owner
 from nnunet_flare.rounds.run.manifest import Run
@@ -27,8 +28,9 @@ def cancel(run: Run) -> str:
     if owner is None:
         return f"nothing to cancel: no driver works on the run in {run.root}"
     host, number = str(owner.get("host")), owner.get("pid")
-    if host != socket.gethostname() or not isinstance(number, int):
-        raise TaskError(f"the driver of the run in {run.root} is process {number} on {host}: cancel it there")
+    if not is_judged_by_number(owner) or not isinstance(number, int):
+        where = "in the container or session that started it" if host == socket.gethostname() else "there"
+        raise TaskError(f"the driver of the run in {run.root} is process {number} on {host}: cancel it {where}")
     try:
         driver = psutil.Process(number)
         tasks = driver.children(recursive=True)

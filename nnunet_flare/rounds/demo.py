@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_flare.children import python_module
 from nnunet_flare.errors import TaskError
 from nnunet_flare.files import read_json, write_json, write_text
 from nnunet_flare.recipes.load import load_recipe
@@ -116,7 +116,7 @@ def _train_arm(run: Run, arm: str, taken: list[Entry]) -> str:
         build_training(run, name, run.final, taken)
         path = run.paths.log(f"train-{arm}")
         with open(path, "ab") as stream:
-            command = [sys.executable, "-m", "nnunetv2.run.run_training", "22", name, "all", "-tr", run.recipe.trainer]
+            command = python_module("nnunetv2.run.run_training", "22", name, "all", "-tr", run.recipe.trainer)
             command += ["-p", run.settings.plans_name, "-device", run.settings.device]
             code = run_child(command, environment=run.environment(), output=stream)
         if code != 0:

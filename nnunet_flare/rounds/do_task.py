@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,8 +14,10 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
+from nnunet_flare.children import python_module, safe_environment
 from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import last_lines, write_json
+from nnunet_flare.processes import UNKNOWN, namespace, namespace_of, numbers_are_ours
 from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Round
@@ -111,7 +112,7 @@ def _select(run: Run, task: Task) -> dict[str, Any]:
 
 def _report(run: Run, task: Task) -> dict[str, Any]:
     """The HTML report, by our own command; a run never fails for its report."""
-    code = run_child([sys.executable, "-m", "nnunet_flare.cli.pseudolabel", "report", "-o", str(run.root)])
+    code = run_child(python_module("nnunet_flare.cli.pseudolabel", "report", "-o", str(run.root)))
     if code != 0:
         log.warning(
             "the report was not written (exit code %d, see %s); the run goes on", code, run.paths.log(task.name)
@@ -132,8 +133,9 @@ def _train(run: Run, task: Task) -> dict[str, Any]:
     final = folder / CHECKPOINTS[0]
     resume = any((folder / name).is_file() for name in CHECKPOINTS)
     arguments = train_arguments(run, task, resume=resume)
+    _check_given(run, task, arguments)
     log.info("nnUNetv2_train %s", " ".join(arguments))
-    code = run_child([sys.executable, "-m", "nnunetv2.run.run_training", *arguments])
+    code = run_child(python_module("nnunetv2.run.run_training", *arguments))
     if code != 0:
         path = run.paths.log(task.name)
         raise TaskError(
@@ -145,6 +147,19 @@ def _train(run: Run, task: Task) -> dict[str, Any]:
     for checkpoint in ("checkpoint_final.pth", *members):
         load_checkpoint(folder / checkpoint)
     return {"checkpoint": str(final)}
+
+
+def _check_given(run: Run, task: Task, arguments: list[str]) -> None:
+    """What comes from outside is read as data before a stock command opens it as code: plans and first weights."""
+    from nnunet_flare.checkpoints import read_weights
+    from nnunet_flare.rounds.run.configurations import check_names
+
+    base = run.coarse_base if task.round is None else run.round(task.round).base
+    if base is not None:
+        check_names(run, base)
+    if "-pretrained_weights" in arguments:
+        path = Path(arguments[arguments.index("-pretrained_weights") + 1])
+        read_weights(path, trust=run.settings.trust_checkpoint)
 
 
 def _memory_advice(log_file: Path) -> str:
@@ -190,7 +205,7 @@ def run_child(command: list[str], *, environment: dict[str, str] | None = None, 
     """
     child = subprocess.Popen(
         command,
-        env=environment,
+        env=safe_environment(environment),
         stdout=output,
         stderr=None if output is None else subprocess.STDOUT,
         start_new_session=True,
@@ -234,6 +249,14 @@ def end_group(group: int) -> None:
 def _group_lives(group: int) -> bool:
     import psutil
 
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    if not numbers_are_ours():  # /proc is of another PID namespace: its numbers mean other processes
+        return True
     for process in psutil.process_iter(["pid", "status"]):
         if process.info["status"] != psutil.STATUS_ZOMBIE:
             with suppress(OSError):
@@ -243,15 +266,28 @@ def _group_lives(group: int) -> bool:
 
 
 def _end_orphans(run: Run, task: Task) -> None:
-    """End processes of this task that outlived a killed one, so that no two ever write the same files."""
+    """End processes of this task that outlived a killed one, so that no two ever write the same files.
+
+    Raises:
+        TaskError: while processes of another PID namespace (a container) do this task; their numbers are not ours.
+    """
     import psutil
 
-    mark, found = _mark(run, task), []
+    here = namespace()
+    mark = _mark(run, task)
+    found: list[psutil.Process] = []
+    elsewhere: list[psutil.Process] = []
     mine = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     for process in psutil.process_iter(["pid"]):
         with suppress(psutil.Error):
             if process.pid not in mine and process.environ().get(TASK_VARIABLE) == mark:
-                found.append(process)
+                same = here != UNKNOWN and namespace_of(process.pid) == here
+                (found if same else elsewhere).append(process)
+    if elsewhere:
+        raise TaskError(
+            f"task {task.name} still runs in another container (process {elsewhere[0].pid} as seen from here); "
+            "end it there, then run the same command again"
+        )
     for process in found:
         log.warning("ending process %d, left over from an earlier try of task %s", process.pid, task.name)
         with suppress(psutil.Error):

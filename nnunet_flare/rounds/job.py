@@ -20,7 +20,7 @@ from types import FrameType
 from nnunet_flare.errors import FlareError
 from nnunet_flare.files import last_lines, write_json
 from nnunet_flare.rounds.do_task import die_with_parent, end_group
-from nnunet_flare.rounds.run.manifest import Run, load_run
+from nnunet_flare.rounds.run.manifest import Run, load_run_to_write
 from nnunet_flare.rounds.run.tasks import Task, stand_in
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     root, name = argv
     try:
-        run = load_run(Path(root))
+        run = load_run_to_write(Path(root))
         task = stand_in(run, name)
         if task is None:
             log.info("%s: not needed any more, the run ended early", name)

@@ -29,7 +29,13 @@ class Preprocessed:
 
 
 def preprocess_ahead(
-    dataset: str, unlabelled: Path, recipe: Recipe, name: str | None, folders: Mapping[str, Path]
+    dataset: str,
+    unlabelled: Path,
+    recipe: Recipe,
+    name: str | None,
+    folders: Mapping[str, Path],
+    *,
+    trust_checkpoint: bool = False,
 ) -> Preprocessed:
     """Do what the tasks ``plan`` and ``unlabelled`` of a run would do; a second call does what is missing.
 
@@ -39,6 +45,7 @@ def preprocess_ahead(
         recipe: whose planner and plan changes hold.
         name: of the later run, which names its plans where the recipe changes them; None: the recipe's.
         folders: nnU-Net's variables and what they are.
+        trust_checkpoint: whether a given coarse model may be what ``--trust_checkpoint`` admits.
 
     Raises:
         FlareError: as a run is refused, and where the unlabelled scans need a coarse model that the run will train.
@@ -49,7 +56,15 @@ def preprocess_ahead(
             "only the run can preprocess them. Start it, or give a trained coarse model with --set roi.model=FOLDER"
         )
     with TemporaryDirectory() as scratch:
-        plan = plan_run(Request(dataset, unlabelled, run_dir=Path(scratch), name=name, device="cpu"), recipe, folders)
+        request = Request(
+            dataset,
+            unlabelled,
+            run_dir=Path(scratch),
+            name=name,
+            device="cpu",
+            trust_checkpoint=trust_checkpoint,
+        )
+        plan = plan_run(request, recipe, folders)
         freeze_unlabelled(plan)
         run = plan.run
         plan_and_preprocess(run)

@@ -11,7 +11,7 @@ from typing import Any
 from nnunet_flare.errors import FlareError
 from nnunet_flare.files import read_json
 from nnunet_flare.parallel import num_processes
-from nnunet_flare.rounds.run.configurations import base_configuration
+from nnunet_flare.rounds.run.configurations import base_configuration, check_names
 from nnunet_flare.rounds.run.dataset import dataset_json
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Base
@@ -142,7 +142,7 @@ def _iteration_seconds(run: Run, base: Base) -> float | None:
     import torch
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-    configuration = base_configuration(base)
+    configuration = check_names(run, base)
     dataset = read_json(run.preprocessed / "dataset.json")
     architecture = configuration["architecture"]
     device = torch.device(run.settings.device)

@@ -15,13 +15,16 @@ from nnunet_flare.documents import load_json
 from nnunet_flare.errors import FlareError, InputError
 from nnunet_flare.recipes.recipe import GIVEN_MODEL, NAME_PATTERN, Recipe
 from nnunet_flare.rounds.check_loop_data import check_loops, roles_of
-from nnunet_flare.rounds.run.manifest import FOLDERS, Run, Settings, create_run
+from nnunet_flare.rounds.run.configurations import resolve
+from nnunet_flare.rounds.run.manifest import FOLDERS, Run, create_run
 from nnunet_flare.rounds.run.paths import RunPaths
+from nnunet_flare.rounds.run.settings import RunSettings
 from nnunet_flare.rounds.run.unlabelled import find_sources, freeze, read_list, size_of, write_list
 from nnunet_flare.rounds.stages.evaluate import check_held_out
 from nnunet_flare.rounds.stages.given_plans import model_plans
 from nnunet_flare.rounds.stages.plan import default_plans_name
 from nnunet_flare.rounds.stages.replanned import has_same_arrays
+from nnunet_flare.trusted_names import check_plans
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +46,7 @@ class Request:
     init_folds: Sequence[str] = ()
     eval_images: Path | None = None
     eval_labels: Path | None = None
+    trust_checkpoint: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,16 +97,18 @@ def plan_run(request: Request, recipe: Recipe, folders: Mapping[str, Path]) -> P
         init_folds = _init_folds(request, document, recipe)
         check_init_members(request, init_folds, recipe)
     with found.collected():
-        _check_coarse_model(recipe, channels)
+        _check_coarse_model(recipe, channels, trusted=request.trust_checkpoint)
+    with found.collected():
+        _check_first_weights(recipe, trusted=request.trust_checkpoint)
     if is_new and not problems:
         with found.collected():
             check_loops(recipe, roles_of(raw, labelled, document["labels"]), document["labels"], set(sources))
     found.raise_all()
-    settings = Settings(
+    settings = RunSettings(
         name=name,
         dataset=raw.name,
-        plans_name=_plans_name(recipe, name, request.init_model),
-        final_plans_name=_final_plans_name(recipe, name, request.init_model),
+        plans_name=_plans_name(recipe, name, request),
+        final_plans_name=_final_plans_name(recipe, name, request),
         coarse_plans_name=_coarse_plans_name(recipe, name),
         unlabelled_dir=str(request.unlabelled.absolute()),
         recipe=recipe.model_dump(mode="json"),
@@ -113,6 +119,7 @@ def plan_run(request: Request, recipe: Recipe, folders: Mapping[str, Path]) -> P
         init_folds=tuple(init_folds),
         eval_images=None if request.eval_images is None else str(request.eval_images.absolute()),
         eval_labels=None if request.eval_labels is None else str(request.eval_labels.absolute()),
+        trust_checkpoint=request.trust_checkpoint,
     )
     return Plan(Run(root, settings, recipe), tuple(labelled), channels, ending)
 
@@ -177,7 +184,16 @@ def _check_ids(request: Request, sources: Mapping[str, Any], labelled: Sequence[
         )
 
 
-def _check_coarse_model(recipe: Recipe, channels: int) -> None:
+def _check_first_weights(recipe: Recipe, *, trusted: bool) -> None:
+    """Weights that a training starts from are data: stock nnU-Net will unpickle the file."""
+    path = recipe.training.get("pretrained_weights")
+    if path:
+        from nnunet_flare.checkpoints import read_weights
+
+        read_weights(Path(str(path)), trust=trusted)
+
+
+def _check_coarse_model(recipe: Recipe, channels: int, *, trusted: bool) -> None:
     """A given coarse model must be a trained model's folder for as many channels."""
     if recipe.roi is None or recipe.roi.model is None:
         return
@@ -188,6 +204,16 @@ def _check_coarse_model(recipe: Recipe, channels: int) -> None:
     there = len(model.get("channel_names", ())) if isinstance(model, dict) else 0
     if there != channels:
         raise InputError(f"roi.model: {folder} takes {there} channel(s), the dataset has {channels}")
+    _check_names(folder, trusted=trusted)
+
+
+def _check_names(folder: Path, *, trusted: bool) -> None:
+    """A given model's plans may name only what may be looked up, in every configuration."""
+    path = folder / "plans.json"
+    plans = load_json(path)
+    configurations = plans.get("configurations") if isinstance(plans, dict) else None
+    for name in configurations if isinstance(configurations, dict) else ():
+        check_plans(plans, resolve(plans, name, path), path, trusted=trusted)
 
 
 def _check_labels(document: Mapping[str, Any]) -> list[str]:
@@ -209,29 +235,30 @@ def _labelled(raw: Path, document: Mapping[str, Any]) -> list[str]:
     return sorted(p.name[: -len(ending)] for p in (raw / "labelsTr").iterdir() if p.name.endswith(ending))
 
 
-def _plans_name(recipe: Recipe, name: str, model: Path | None) -> str:
+def _plans_name(recipe: Recipe, name: str, request: Request) -> str:
     """The planner's own plans; plans of the run's own where the recipe changes them, or a given model has made them."""
-    default = _default_plans_name(recipe.planner, model)
+    default = _default_plans_name(recipe.planner, request)
     return f"{default}_{name}" if recipe.plan.changes() or recipe.planner == GIVEN_MODEL else default
 
 
-def _default_plans_name(planner: str, model: Path | None) -> str:
+def _default_plans_name(planner: str, request: Request) -> str:
     if planner != GIVEN_MODEL:
         return default_plans_name(planner)
-    if model is None:
+    if request.init_model is None:
         raise InputError(f"planner {GIVEN_MODEL}: takes the plans of a trained model; give its folder, --init_model")
-    return str(model_plans(model)[0].get("plans_name", "plans"))
+    plans, _ = model_plans(request.init_model, trusted=request.trust_checkpoint)
+    return str(plans.get("plans_name", "plans"))
 
 
-def _final_plans_name(recipe: Recipe, name: str, model: Path | None) -> str | None:
+def _final_plans_name(recipe: Recipe, name: str, request: Request) -> str | None:
     """The final model's plans, named alike; None where it has those of the rounds."""
     planner, _, changes = final = recipe.base_changes(final=True)
     rounds = recipe.base_changes(final=False)
     if final == rounds:
         return None
     if (planner, changes) == (rounds[0], rounds[2]):  # another configuration of the same plans
-        return _plans_name(recipe, name, model)
-    default = _default_plans_name(planner, model)
+        return _plans_name(recipe, name, request)
+    default = _default_plans_name(planner, request)
     return f"{default}_{name}-final" if changes or planner == GIVEN_MODEL else default
 
 
@@ -304,6 +331,7 @@ def _init_folds(request: Request, document: Mapping[str, Any], recipe: Recipe) -
             f"--init_model {folder}: no {', no '.join(absent)}; train it with flare.checkpoints_at "
             f"{list(recipe.members.at)}, or choose members.kind=folds"
         )
+    _check_names(folder, trusted=request.trust_checkpoint)
     return folds
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from nnunet_flare.files import read_json
 from nnunet_flare.rounds.executors.slurm import queue_rows, state_file
+from nnunet_flare.rounds.run.home import other_home, words
 from nnunet_flare.rounds.run.ledger import Entry, read_ledger
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Round
@@ -29,6 +30,7 @@ def status(run: Run) -> str:
     lines = [
         f"Run {run.settings.name} (recipe {run.recipe.name}, {run.recipe.hash}) on {run.settings.dataset}",
         f"{run.root}",
+        *_home_rows(run),
         f"{_unlabelled(run)} unlabelled cases, {run.recipe.final_round} round(s) of labelling, "
         f"device {run.settings.device}",
         *_loop_rows(run),
@@ -86,6 +88,16 @@ def _round_row(run: Run, of: Round, tasks: dict[str, Task], states: dict[str, st
         + (f"{np.mean(means):>7.3f}" if means else f"{'-':>7}")
         + (f"{dice:>7.3f}" if dice is not None else f"{'-':>7}")
     ).rstrip()
+
+
+def _home_rows(run: Run) -> list[str]:
+    """That this folder is a copy, where it is one."""
+    home = other_home(run.root, run.settings)
+    return (
+        []
+        if home is None
+        else [textwrap.fill(f"COPY: {words(run.root, run.settings, home)}", WIDTH, break_long_words=False)]
+    )
 
 
 def _loop_rows(run: Run) -> list[str]:

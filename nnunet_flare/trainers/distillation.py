@@ -7,6 +7,7 @@ trainer does. The teacher sees the student's own augmented patch, so both must e
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from nnunet_flare.errors import InputError
 from nnunet_flare.inference.model import Member, Model, open_model
 from nnunet_flare.trainers.lengths import class_with_length
 from nnunet_flare.trainers.self_training import nnUNetTrainerFlareST
+from nnunet_flare.trainers.settings import TRUST_VARIABLE
 
 
 def soft_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -54,7 +56,8 @@ class nnUNetTrainerFlareDistill(nnUNetTrainerFlareST):
             raise InputError(
                 f"{type(self).__name__}: region-based labels have no softmax to learn; expected one id each"
             )
-        model = open_model(Member(Path(settings.folder).expanduser(), settings.fold, settings.checkpoint))
+        member = Member(Path(settings.folder).expanduser(), settings.fold, settings.checkpoint)
+        model = open_model(member, trust_checkpoint=os.environ.get(TRUST_VARIABLE) == "1")
         self._check_teacher(model)
         teacher = model.network().to(self.device)
         self.teacher = teacher.half() if self.device.type == "cuda" else teacher.float()

@@ -22,6 +22,8 @@ from nnunet_flare.errors import InputError
 KEY = "flare"
 ITERATIONS_VARIABLE = "NNUNET_FLARE_ITERATIONS"
 SEED_VARIABLE = "NNUNET_FLARE_SEED"
+TRUST_VARIABLE = "NNUNET_FLARE_TRUST_CHECKPOINT"
+"""``1``: a teacher may be what ``--trust-checkpoint`` admits."""
 
 Augmentation = Literal["stock", "elastic", "weak", "jitter", "strong", "shift"]
 Fraction = Annotated[float, Field(gt=0, le=1)]

@@ -18,7 +18,8 @@ from nnunet_flare.files import write_json
 from nnunet_flare.organs import FLARE22
 from nnunet_flare.recipes.load import load_recipe
 from nnunet_flare.rounds.run.ledger import Entry, write_round
-from nnunet_flare.rounds.run.manifest import Run, Settings, create_run
+from nnunet_flare.rounds.run.manifest import Run, create_run
+from nnunet_flare.rounds.run.settings import RunSettings
 
 COLUMNS = 80
 LAST_LINES = (
@@ -32,7 +33,7 @@ def run(tmp_path) -> Run:
     """A run of two rounds: the first is judged, a training of the second has failed."""
     recipe = load_recipe("demo", {"rounds": "2"})
     folders = {name: str(tmp_path / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
-    settings = Settings(
+    settings = RunSettings(
         name="look",
         dataset="Dataset022_Boxes",
         plans_name="plans",

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from official_reference import official_scores
 
 from nnunet_flare.errors import InputError
-from nnunet_flare.evaluation.measures import dice, evaluate_case
+from nnunet_flare.evaluation.measures import evaluate_case
+from nnunet_flare.evaluation.overlap import dice
 from nnunet_flare.evaluation.structures import Structure, read_structures, structures_of
 from nnunet_flare.images import Volume, read_labels
 from nnunet_flare.organs import FLARE22, FLARE23

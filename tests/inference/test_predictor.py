@@ -14,7 +14,8 @@ import trained_models as models
 
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.images import Volume, to_sitk, write_volume
-from nnunet_flare.inference.predictor import FlarePredictor, Member
+from nnunet_flare.inference.model import Member
+from nnunet_flare.inference.predictor import FlarePredictor
 
 EXACT = {"precision": "fp32", "backend": "torch"}
 """What stock computes with."""

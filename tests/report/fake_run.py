@@ -11,7 +11,8 @@ from nnunet_flare.files import read_json, write_json
 from nnunet_flare.organs import FLARE22
 from nnunet_flare.recipes.load import load_recipe
 from nnunet_flare.rounds.run.ledger import Entry, write_round
-from nnunet_flare.rounds.run.manifest import Run, Settings, create_run
+from nnunet_flare.rounds.run.manifest import Run, create_run
+from nnunet_flare.rounds.run.settings import RunSettings
 from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, write_list
 from nnunet_flare.rounds.stages.arrays import write_array, write_properties
 
@@ -39,7 +40,7 @@ def fake_run(
     folders = {name: folder / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     changes = {"rounds": str(rounds)} | ({"selection.threshold": "0.6"} if recipe == "demo" else {})
     made = load_recipe(recipe, changes)
-    settings = Settings(
+    settings = RunSettings(
         name="look",
         dataset="Dataset022_Boxes",
         plans_name="plans",

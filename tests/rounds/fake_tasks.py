@@ -14,7 +14,8 @@ from typing import Any
 from nnunet_flare.files import write_json
 from nnunet_flare.recipes.load import load_recipe
 from nnunet_flare.recipes.recipe import Recipe
-from nnunet_flare.rounds.run.manifest import Run, Settings, create_run
+from nnunet_flare.rounds.run.manifest import Run, create_run
+from nnunet_flare.rounds.run.settings import RunSettings
 
 SITE = '''
 import sys
@@ -71,7 +72,7 @@ def run_of(
 ) -> Run:
     """The same of any recipe."""
     folders = {name: str(folder / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
-    settings = Settings(
+    settings = RunSettings(
         name="fake", dataset="Dataset001_Fake", plans_name="nnUNetPlans", unlabelled_dir=str(folder),
         recipe=loaded.model_dump(mode="json"), folders=folders, device=device, shards=shards, **settings,
     )  # fmt: skip

@@ -15,7 +15,8 @@ from nnunet_flare.organs import FLARE22, dataset_labels
 from nnunet_flare.phantom import write_phantom
 from nnunet_flare.recipes.load import load_recipe
 from nnunet_flare.rounds.run.ledger import read_decisions
-from nnunet_flare.rounds.run.manifest import Run, Settings, load_run
+from nnunet_flare.rounds.run.manifest import Run, load_run
+from nnunet_flare.rounds.run.settings import RunSettings
 from nnunet_flare.rounds.run.tasks import graph
 from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, write_list
 from nnunet_flare.rounds.stages.select import select_round
@@ -31,7 +32,7 @@ def run(tmp_path: Path) -> Run:
     recipe = load_recipe("noisy_student")
     made = Run(
         tmp_path / "run",
-        Settings("noisy-student", "Dataset022_X", "plans", "un", recipe.model_dump(mode="json"), folders, "cpu", 1),
+        RunSettings("noisy-student", "Dataset022_X", "plans", "un", recipe.model_dump(mode="json"), folders, "cpu", 1),
         recipe,
     )
     write_json(made.raw / "dataset.json", {"labels": dataset_labels(FLARE22), "file_ending": ".nii.gz"})

@@ -33,8 +33,9 @@ from nnunet_flare.rounds.run.manifest import Run, load_run
 from nnunet_flare.rounds.run.tasks import Task, find_task, graph
 from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, read_list, shard, write_list
 from nnunet_flare.rounds.stages.arrays import read_array, write_array
-from nnunet_flare.rounds.stages.build import build_round, ignore_label
+from nnunet_flare.rounds.stages.build import build_round
 from nnunet_flare.rounds.stages.label import label_shard
+from nnunet_flare.rounds.stages.label_maps import ignore_label
 from nnunet_flare.rounds.stages.plan import plan_and_preprocess
 from nnunet_flare.rounds.stages.preprocess import failure, odd, preprocess_unlabelled, state_file
 from nnunet_flare.rounds.stages.select import select_round

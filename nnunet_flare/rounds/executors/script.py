@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunet_flare.children import SAFE_PATH
 from nnunet_flare.files import write_text
 from nnunet_flare.rounds.executors.slurm import SBATCH_OPTIONS, batch_script, groups
 from nnunet_flare.rounds.executors.slurm_options import resources
@@ -91,6 +92,7 @@ def _head(run: Run, text: str) -> list[str]:
 
 def _variables(run: Run) -> list[str]:
     lines = [f"export {name}={shlex.quote(folder)}" for name, folder in run.settings.folders.items()]
+    lines.append(f"export {SAFE_PATH}=1")
     return [*lines, f"RUN_DIR={shlex.quote(str(run.root))}"]
 
 

@@ -13,13 +13,13 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from nnunet_flare.children import python_module
 from nnunet_flare.errors import FlareError, InputError, TaskError
 from nnunet_flare.files import read_json, write_json, write_text
 from nnunet_flare.rounds.executors.slurm_options import resources
@@ -47,7 +47,8 @@ TEMPLATE = """\
 # Run {run}, written by flare-pseudolabel. Element k of the array does the k-th task.
 tasks=({tasks})
 {exports}
-exec {python} -m nnunet_flare.rounds.job {root} "${{tasks[${{SLURM_ARRAY_TASK_ID:-0}}]}}"
+export PYTHONSAFEPATH=1
+exec {python} {root} "${{tasks[${{SLURM_ARRAY_TASK_ID:-0}}]}}"
 """
 
 
@@ -294,7 +295,7 @@ def batch_script(run: Run, tasks: Sequence[str]) -> str:
         run=run.settings.name,
         tasks=" ".join(map(shlex.quote, tasks)),
         exports="\n".join(f"export {name}={shlex.quote(folder)}" for name, folder in run.settings.folders.items()),
-        python=shlex.quote(sys.executable),
+        python=shlex.join(python_module("nnunet_flare.rounds.job")),
         root=shlex.quote(str(run.root)),
     )
 

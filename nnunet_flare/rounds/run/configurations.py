@@ -13,6 +13,7 @@ from nnunet_flare.files import read_json, write_json
 from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Base, Round
+from nnunet_flare.trusted_names import check_plans
 
 log = logging.getLogger(__name__)
 
@@ -39,19 +40,33 @@ def base_configuration(base: Base) -> dict[str, Any]:
     return resolve(read_json(base.plans_file), base.configuration, base.plans_file)
 
 
-def resolve(plans: dict[str, Any], name: str, where: Path) -> dict[str, Any]:
-    """One configuration of plans with everything that it inherits."""
+def resolve(plans: dict[str, Any], name: str, where: Path, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
+    """One configuration of plans with everything that it inherits; ``heirs`` are those that inherit from it."""
     configurations = plans["configurations"]
+    if name in heirs:
+        raise InputError(f"{where}: configuration '{name}' inherits from itself ({' from '.join((*heirs, name))})")
     if name not in configurations:
         raise InputError(f"{where}: has no configuration '{name}', only {', '.join(configurations)}")
     configuration = dict(configurations[name])
     parent = configuration.pop("inherits_from", None)
-    return configuration if parent is None else {**resolve(plans, parent, where), **configuration}
+    return configuration if parent is None else {**resolve(plans, parent, where, (*heirs, name)), **configuration}
 
 
 def configuration_hash(configuration: dict[str, Any]) -> str:
     """Hash of what training and preprocessing depend on."""
     return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_names(run: Run, base: Base) -> dict[str, Any]:
+    """The base configuration, once its plans are known to name only what may be looked up.
+
+    Raises:
+        InputError: as :func:`nnunet_flare.trusted_names.check_plans`.
+    """
+    configuration = base_configuration(base)
+    trusted = run.settings.trust_checkpoint
+    check_plans(read_json(base.plans_file), configuration, base.plans_file, trusted=trusted)
+    return configuration
 
 
 def check_base(run: Run, base: Base) -> None:

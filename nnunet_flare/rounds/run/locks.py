@@ -1,8 +1,10 @@
-"""Lock files that survive kill -9 and work across hosts that share a file system.
+"""Lock files that survive kill -9 and work across hosts, and containers, that share a file system.
 
-A lock is a file that names its owner. It is taken over, and that is said, when its owner is gone: its process does not
-exist any more on this host, or another host has not touched the file for :data:`STALE_SECONDS`. Advisory locks of the
-operating system are not used, because they are unreliable on the network file systems of clusters.
+A lock is a file that names its owner. It is taken over, and that is said, when its owner is gone. An owner of our own
+host, boot and PID namespace is looked up by its number. Of any other the heartbeat decides: the owner touches the file,
+and one that is silent for long, and stays so while it is watched (:mod:`nnunet_flare.signs_of_life`), has lost its
+owner. Locks of the operating system are held beside the file, and believed only when they say that the owner lives:
+they are unreliable on the network file systems of clusters.
 """
 
 from __future__ import annotations
@@ -10,20 +12,22 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 from uuid import uuid4
 
 from nnunet_flare.errors import FlareError
+from nnunet_flare.processes import is_judged_by_number, this_process
+from nnunet_flare.signs_of_life import STALE_SECONDS, WATCH_SECONDS, beats, hold, is_silent, silence, why_gone
 
 log = logging.getLogger(__name__)
-
-STALE_SECONDS = 600.0
-"""A lock of another host whose heartbeat is older has lost its owner."""
 
 HEARTBEAT_SECONDS = 30.0
 
@@ -46,6 +50,7 @@ class LockFile:
         self._token = uuid4().hex
         self._stop = threading.Event()
         self._beat: threading.Thread | None = None
+        self._held: int | None = None
 
     def __enter__(self) -> LockFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +59,10 @@ class LockFile:
             owner = self._owner()
             if owner is None:
                 continue
-            reason = _why_gone(owner, self.path)
+            reason = why_gone(owner)
+            if reason is None and is_silent(owner, self.path):
+                log.info("%s: watching the silent lock of %s for %.0f s", self.what, _name(owner), WATCH_SECONDS)
+                reason = None if beats(self.path) else f"no sign of life for {STALE_SECONDS / 60:.0f} minutes or more"
             if reason is not None:
                 log.warning("%s: taking over the lock of %s: %s", self.what, _name(owner), reason)
                 self._remove(owner)
@@ -62,11 +70,13 @@ class LockFile:
             if not self.wait:
                 raise LockedError(
                     f"{self.what} is in use by {_name(owner)} ({self.path}). Wait for it or end it, then try again"
+                    f"{self._when(owner)}"
                 )
             if not said:
                 log.info("%s: waiting for %s", self.what, _name(owner))
                 said = True
-            time.sleep(0.2)
+            time.sleep(0.2 if is_judged_by_number(owner) else 2.0)  # looking for signs of life writes a file
+        self._held = hold(self.path)
         self._beat = threading.Thread(target=self._heartbeat, daemon=True)
         self._beat.start()
         return self
@@ -75,20 +85,26 @@ class LockFile:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
+        if self._held is not None:
+            os.close(self._held)
         owner = self._owner()
         if owner is not None and owner.get("token") == self._token:
             with suppress(OSError):
                 self.path.unlink()
 
+    def _when(self, owner: Mapping[str, Any]) -> str:
+        """What a person can do about an owner that only its heartbeat tells of."""
+        age = None if is_judged_by_number(owner) else silence(self.path)
+        if age is None:
+            return ""
+        return (
+            f". Its last sign of life is {abs(age):.0f} s old; after {STALE_SECONDS / 60:.0f} minutes without one the "
+            "lock is taken over"
+        )
+
     def _try(self) -> bool:
         """Create the file whole: written under another name, then linked, so that no reader sees it half done."""
-        mine = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "born": process_birth(os.getpid()),
-            "token": self._token,
-            "since": time.strftime("%Y-%m-%dT%H:%M:%S"),
-        }
+        mine = {**this_process(), "token": self._token, "since": time.strftime("%Y-%m-%dT%H:%M:%S")}
         temporary = self.path.with_name(f".tmp-{self._token}-{self.path.name}")
         temporary.write_text(json.dumps(mine), encoding="utf-8")
         try:
@@ -108,7 +124,7 @@ class LockFile:
             with suppress(OSError):
                 temporary.unlink()
 
-    def _owner(self) -> dict[str, object] | None:
+    def _owner(self) -> dict[str, Any] | None:
         """The owner's entry; None when the lock was released just now."""
         try:
             owner = json.loads(self.path.read_text(encoding="utf-8"))
@@ -118,7 +134,7 @@ class LockFile:
             return {}
         return owner if isinstance(owner, dict) else {}
 
-    def _remove(self, owner: dict[str, object]) -> None:
+    def _remove(self, owner: dict[str, Any]) -> None:
         """Remove exactly this owner's lock: renamed first, so that of two that take over only one succeeds."""
         grave = self.path.with_name(f".tmp-{uuid4().hex}-{self.path.name}")
         try:
@@ -135,60 +151,33 @@ class LockFile:
 
     def _heartbeat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
+            owner = self._owner()
+            if owner and owner.get("token") != self._token:
+                log.error(
+                    "%s: %s took this lock over; this process ends, so that no two write", self.what, _name(owner)
+                )
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
             with suppress(OSError):
                 os.utime(self.path)
+            if self._held is None and not self._stop.is_set():
+                self._held = hold(self.path)
 
 
-def living_owner(path: Path) -> dict[str, object] | None:
+def living_owner(path: Path) -> dict[str, Any] | None:
     """The entry (host, pid, since) of the process that holds a lock; None when nobody does or its owner is gone."""
     try:
         owner = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return owner if isinstance(owner, dict) and _why_gone(owner, path) is None else None
-
-
-def process_birth(pid: int) -> str | None:
-    """What tells a process of this host from an earlier or later one with its number; None when there is none.
-
-    On Linux that is the boot and the clock ticks since then, which stay the same when the wall clock is set.
-    """
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return None
-        try:
-            ticks = (
-                Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
-            )
-            boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        except OSError:
-            return f"{process.create_time():.0f}"
-    except psutil.Error:
+    if not isinstance(owner, dict) or why_gone(owner) is not None or is_silent(owner, path):
         return None
-    return f"{boot} {ticks}"
+    return owner
 
 
-def _why_gone(owner: dict[str, object], path: Path) -> str | None:
-    """Why the owner of a lock no longer lives, or None while it may."""
-    if owner.get("host") == socket.gethostname() and isinstance(owner.get("pid"), int):
-        birth = process_birth(int(str(owner["pid"])))
-        born = owner.get("born")
-        if birth is None:
-            return "that process has ended"
-        if born is not None and birth != born:
-            return "that process number belongs to another process now"
-        return None
-    try:
-        age = time.time() - path.stat().st_mtime
-    except FileNotFoundError:
-        return None
-    return f"no sign of life for {age / 60:.0f} minutes" if age > STALE_SECONDS else None
-
-
-def _name(owner: dict[str, object]) -> str:
+def _name(owner: Mapping[str, Any]) -> str:
     if not owner:
         return "an unknown process (the lock file is damaged)"
-    return f"process {owner.get('pid')} on {owner.get('host')}, since {owner.get('since')}"
+    near = owner.get("host") == socket.gethostname() and not is_judged_by_number(owner)
+    where = f"{owner.get('host')}{' (another container or start of it)' if near else ''}"
+    return f"process {owner.get('pid')} on {where}, since {owner.get('since')}"

@@ -8,43 +8,22 @@ from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+from nnunet_flare.children import safe_environment
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.recipes.load import recipe_from
 from nnunet_flare.recipes.recipe import Recipe
+from nnunet_flare.rounds.run.home import check_home, owner_file, write_owner
 from nnunet_flare.rounds.run.paths import RunPaths
 from nnunet_flare.rounds.run.round import Base, Kind, Round
+from nnunet_flare.rounds.run.settings import RunSettings
+from nnunet_flare.trainers.settings import TRUST_VARIABLE
 
 VERSION = 1
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 PACKAGES = ("nnunet-flare", "nnunetv2", "torch", "numpy", "batchgeneratorsv2", "blosc2", "SimpleITK")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything the user chose; a resumed run must have the same.
-
-    ``folders`` are nnU-Net's three; ``final_plans_name`` the final model's plans where it has its own, and
-    ``coarse_plans_name`` the coarse model's where the run trains one; ``init_model`` a model folder whose
-    ``init_folds`` are round 0's members; ``eval_images`` and ``eval_labels`` held-out cases; ``shards`` the parts that
-    labelling is split into.
-    """
-
-    name: str
-    dataset: str
-    plans_name: str
-    unlabelled_dir: str
-    recipe: dict[str, Any]
-    folders: dict[str, str]
-    device: str
-    shards: int
-    final_plans_name: str | None = None
-    coarse_plans_name: str | None = None
-    init_model: str | None = None
-    init_folds: tuple[str, ...] = ()
-    eval_images: str | None = None
-    eval_labels: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +35,7 @@ class Run:
     """
 
     root: Path
-    settings: Settings
+    settings: RunSettings
     recipe: Recipe
     stopped_after: int | None = None
 
@@ -201,10 +180,11 @@ class Run:
 
     def environment(self) -> dict[str, str]:
         """The environment of the run's child processes: nnU-Net's folders as at the start of the run."""
-        return {**os.environ, **self.settings.folders}
+        trusted = {TRUST_VARIABLE: "1"} if self.settings.trust_checkpoint else {}
+        return safe_environment({**os.environ, **self.settings.folders, **trusted})
 
 
-def create_run(root: Path, settings: Settings, recipe: Recipe) -> Run:
+def create_run(root: Path, settings: RunSettings, recipe: Recipe) -> Run:
     """Write a new run's manifest.
 
     Raises:
@@ -214,15 +194,23 @@ def create_run(root: Path, settings: Settings, recipe: Recipe) -> Run:
     if paths.manifest.is_file():
         run = load_run(root)
         known = replace(run.settings, recipe=run.recipe.model_dump(mode="json"))  # with keys that are new since then
+        known = replace(known, trust_checkpoint=settings.trust_checkpoint)  # changes no result
         differences = _differences(known, settings)
         if differences:
             raise InputError(
                 f"{root} holds a run with other settings: {'; '.join(differences)}. "
                 "Give the same settings to resume it, or another --name (and RUN_DIR) to start a new run"
             )
-        return run
-    claim_name(settings, recipe, root)
-    document = {"version": VERSION, "settings": asdict(settings), "made_with": made_with()}
+        check_home(run.root, run.settings)
+        if settings.trust_checkpoint != run.settings.trust_checkpoint:
+            document = read_json(paths.manifest)
+            document["settings"]["trust_checkpoint"] = settings.trust_checkpoint
+            write_json(paths.manifest, document)
+        return replace(run, settings=replace(run.settings, trust_checkpoint=settings.trust_checkpoint))
+    claim_name(settings, root)
+    token = uuid4().hex
+    write_owner(settings, root, recipe.name, token)
+    document = {"version": VERSION, "settings": asdict(settings), "made_with": made_with(), "token": token}
     write_json(paths.manifest, document)
     return Run(root, settings, recipe)
 
@@ -242,20 +230,30 @@ def load_run(root: Path) -> Run:
             raise InputError(f"{path}: version {document['version']}, this package reads {VERSION}")
         given = dict(document["settings"])
         given["init_folds"] = tuple(given.get("init_folds", ()))
-        settings = Settings(**given)
+        settings = RunSettings(**given)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path}: damaged ({type(error).__name__}: {error})") from error
     return Run(root, settings, recipe_from(settings.recipe, f"{path}, recipe")).current()
 
 
-def claim_name(settings: Settings, recipe: Recipe, root: Path) -> None:
-    """Note in the preprocessed folder that this run name belongs to this RUN_DIR.
+def load_run_to_write(root: Path) -> Run:
+    """The run of a folder, for a command that writes into it or beside it.
+
+    Raises:
+        InputError: as :func:`load_run`, and for a copy of another run's folder.
+    """
+    run = load_run(root)
+    check_home(run.root, run.settings)
+    return run
+
+
+def claim_name(settings: RunSettings, root: Path) -> None:
+    """Refuse a run name that belongs to another RUN_DIR.
 
     Raises:
         InputError: when another RUN_DIR owns the name (their data, results and tables would mix).
     """
-    owners = Path(settings.folders["nnUNet_preprocessed"]) / settings.dataset / "flare_runs"
-    owner = owners / f"{settings.name}.json"
+    owner = owner_file(settings)
     if owner.is_file():
         other = Path(read_json(owner)["run_dir"])
         if other.resolve() != root.resolve() and RunPaths(other).manifest.is_file():
@@ -263,10 +261,9 @@ def claim_name(settings: Settings, recipe: Recipe, root: Path) -> None:
                 f"the name '{settings.name}' on {settings.dataset} belongs to the run in {other}, not to {root}. "
                 "Choose another --name, or resume that run"
             )
-    write_json(owner, {"run_dir": str(root.resolve()), "recipe": recipe.name})
 
 
-def _differences(old: Settings, new: Settings) -> list[str]:
+def _differences(old: RunSettings, new: RunSettings) -> list[str]:
     before, after = _flat(asdict(old)), _flat(asdict(new))
     return [
         f"{key}: {before.get(key)!r} there, {after.get(key)!r} now"

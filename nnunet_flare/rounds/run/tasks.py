@@ -7,11 +7,11 @@ person who types the command all mean the same by ``train-r1-f0``.
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from nnunet_flare.children import python_module
 from nnunet_flare.errors import InputError
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Round
@@ -33,7 +33,7 @@ class Task:
 
     def command(self, run: Run) -> list[str]:
         """The command that runs the task."""
-        return [sys.executable, "-m", "nnunet_flare.cli.pseudolabel", "task", "-o", str(run.root), self.name]
+        return python_module("nnunet_flare.cli.pseudolabel", "task", "-o", str(run.root), self.name)
 
     def shown(self, run: Run) -> str:
         """The command as a person would type it; for a training the stock command behind it."""

@@ -19,16 +19,22 @@ from nnunet_flare.rounds.run.dataset import dataset_json
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Base
 from nnunet_flare.trainers.settings import KEY
+from nnunet_flare.trusted_names import check_plans, check_plans_name
 
 SAME_INPUT = tuple(key for key in INPUT_KEYS if not key.startswith(("resampling", "preprocessor", "image_reader")))
 """What a student that learns from logits must share with its teacher."""
 
 
-def model_plans(model: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def model_plans(model: Path, *, trusted: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
     """The plans of a model folder, and the resolved configuration that it was trained with, which its name ends on.
 
+    Args:
+        model: the folder.
+        trusted: whether its network may be any (``--trust_checkpoint``).
+
     Raises:
-        InputError: for plans that are not readable, a folder that is not named as nnU-Net does, or a cascade.
+        InputError: for plans that are not readable or name what they may not (see :mod:`nnunet_flare.trusted_names`),
+            a folder that is not named as nnU-Net does, or a cascade.
     """
     path = model / "plans.json"
     plans = load_json(path)
@@ -43,12 +49,14 @@ def model_plans(model: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     configuration = resolve(plans, name, path)
     if configuration.get("previous_stage") is not None:
         raise InputError(f"--init_model {model}: is the second stage of a cascade, which cannot label scans alone")
+    check_plans(plans, configuration, path, trusted=trusted)
+    check_plans_name(plans.get("plans_name", "plans"), path)
     return plans, configuration
 
 
 def write_given_plans(run: Run, base: Base) -> None:
     """Write the plans of ``--init_model``, with the recipe's changes, as plans of the run's own."""
-    plans, configuration = model_plans(Path(str(run.settings.init_model)))
+    plans, configuration = model_plans(Path(str(run.settings.init_model)), trusted=run.settings.trust_checkpoint)
     configuration = {key: value for key, value in configuration.items() if key != KEY}
     configuration["data_identifier"] = base.data.name
     if base.changes:
@@ -68,7 +76,7 @@ def check_soft_teacher(run: Run) -> None:
     """
     if plugin.learns_from(run.final.trainer) != plugin.TEACHER or run.settings.init_model is None:
         return
-    plans, configuration = model_plans(Path(run.settings.init_model))
+    plans, configuration = model_plans(Path(run.settings.init_model), trusted=run.settings.trust_checkpoint)
     theirs = {**plans, **configuration}
     base = run.final_base
     ours = {**read_json(base.plans_file), **base_configuration(base)}
@@ -89,7 +97,8 @@ def check_start_model(run: Run) -> None:
     """
     if run.settings.init_model is None or run.recipe.final.start == "scratch" or run.final.number != 1:
         return
-    theirs = model_plans(Path(run.settings.init_model))[1].get("architecture")
+    model, trusted = Path(run.settings.init_model), run.settings.trust_checkpoint
+    theirs = model_plans(model, trusted=trusted)[1].get("architecture")
     if base_configuration(run.final_base).get("architecture") != theirs:
         raise TaskError(
             f"final.start is 'member', but the network of {run.settings.init_model} is not that of "

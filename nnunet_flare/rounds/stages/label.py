@@ -75,7 +75,8 @@ def _load_labeller(run: Run, of: Round) -> Any:
 
 def load_predictor(run: Run, folder: Path, members: Sequence[tuple[str, str]], *, tta: str | None = None) -> Any:
     """The members of a model folder as one predictor with the recipe's settings, or other test-time augmentation."""
-    from nnunet_flare.inference.predictor import FlarePredictor, Member
+    from nnunet_flare.inference.model import Member
+    from nnunet_flare.inference.predictor import FlarePredictor
 
     predict = run.recipe.predict
     return FlarePredictor.from_members(
@@ -85,6 +86,7 @@ def load_predictor(run: Run, folder: Path, members: Sequence[tuple[str, str]], *
         precision=predict.precision,
         backend=predict.backend,
         device=run.settings.device,
+        trust_checkpoint=run.settings.trust_checkpoint,
     )
 
 

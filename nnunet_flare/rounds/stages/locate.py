@@ -92,7 +92,12 @@ def open_coarse(run: Run) -> Segmenter:
     from nnunet_flare.inference.settings import Settings
 
     predict = run.recipe.predict
-    settings = Settings(device=run.settings.device, precision=predict.precision, backend=predict.backend)
+    settings = Settings(
+        device=run.settings.device,
+        precision=predict.precision,
+        backend=predict.backend,
+        trust_checkpoint=run.settings.trust_checkpoint,
+    )
     return Segmenter.from_model_folder(run.coarse_model, settings)
 
 

@@ -14,12 +14,13 @@ from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.parallel import num_processes
 from nnunet_flare.recipes.recipe import GIVEN_MODEL
-from nnunet_flare.rounds.run.configurations import base_configuration, configuration_hash
+from nnunet_flare.rounds.run.configurations import check_names, configuration_hash
 from nnunet_flare.rounds.run.dataset import raw_cases
 from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Base
 from nnunet_flare.rounds.stages.arrays import ENDINGS, damage
+from nnunet_flare.trusted_names import check_name
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ def planner_class(planner: str) -> Any:
     found = find_class_by_name.recursive_find_python_class(folder, planner, "nnunetv2.experiment_planning")
     if found is None:
         raise InputError(f"planner '{planner}': nnU-Net finds no planner of that name; see flare-doctor")
+    check_name("planner", planner, "planner")
     return found
 
 
@@ -64,7 +66,7 @@ def plan_and_preprocess(run: Run, base: Base | None = None) -> str:
     with LockFile(run.preprocessed / "flare_plans.lock", f"the plans of {run.settings.dataset}", wait=True):
         if not base.plans_file.is_file():
             _plan(run, base)
-        configuration = base_configuration(base)
+        configuration = check_names(run, base)
         labelled = raw_cases(run)
         if _not_whole(base, labelled):
             _preprocess(run, base)
