@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_flare.errors import TaskError
-from nnunet_flare.files import read_json, replacing, write_json
+from nnunet_flare.files import read_json, write_csv, write_json
 from nnunet_flare.rounds.decisions import Review, load_reviews
 from nnunet_flare.rounds.labelling import round_members
 from nnunet_flare.rounds.ledger import Entry, read_decisions, write_round
@@ -219,7 +218,7 @@ def write_scores(
     for case, row, count in zip(cases, np.nan_to_num(table), members, strict=True):
         numbers = [*row, row.mean(), row.min()]
         rows.append([case, *(f"{v:.6f}" if count > 1 else "" for v in numbers), count])
-    _write_csv(path, ["case", *organs, "mean_organ", "min_organ", "members"], rows)
+    write_csv(path, [["case", *organs, "mean_organ", "min_organ", "members"], *rows])
 
 
 def write_changes(path: Path, cases: Sequence[str], table: np.ndarray) -> None:
@@ -228,7 +227,7 @@ def write_changes(path: Path, cases: Sequence[str], table: np.ndarray) -> None:
     for case, row in zip(cases, table, strict=True):
         rows.append([case, *("" if np.isnan(v) else f"{v:.6f}" for v in (*row, row.mean())), len(row) + 1])
     steps = [f"{number} to {number + 1}" for number in range(1, table.shape[1] + 1)]
-    _write_csv(path, ["case", *steps, "mean_change", "members"], rows)
+    write_csv(path, [["case", *steps, "mean_change", "members"], *rows])
 
 
 def write_selection(path: Path, decisions: Sequence[tuple[str, bool, float | None, str]]) -> None:
@@ -236,12 +235,4 @@ def write_selection(path: Path, decisions: Sequence[tuple[str, bool, float | Non
     rows = [
         [case, int(taken), "" if score is None else f"{score:.6f}", reason] for case, taken, score, reason in decisions
     ]
-    _write_csv(path, ["case", "taken", "score", "reason"], rows)
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(header)
-        writer.writerows(rows)
+    write_csv(path, [["case", "taken", "score", "reason"], *rows])

@@ -7,12 +7,12 @@ earlier one said about the same case.
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from nnunet_flare.documents import load_rows
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.rounds.labelling import organ_ids
@@ -58,18 +58,16 @@ def read_reviews(path: Path, cases: Collection[str], organs: Collection[str]) ->
         InputError: all problems at once, each with its line.
     """
     try:
-        with open(path, newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            missing = [name for name in COLUMNS[:2] if name not in (reader.fieldnames or ())]
-            if missing:
-                raise InputError(
-                    f"{path}, line 1: no column {', '.join(missing)}; expected the columns {','.join(COLUMNS)}"
-                )
-            rows = [(reader.line_num, {k: (row.get(k) or "").strip() for k in COLUMNS}) for row in reader]
-    except OSError as error:
-        raise InputError(f"--decisions {path}: cannot be read ({error.strerror or error})") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"--decisions {path}: no CSV in UTF-8 ({error})") from error
+        (_, header), *lines = load_rows(path) or [(1, [])]
+    except InputError as error:
+        raise InputError(f"--decisions {error}") from error
+    missing = [name for name in COLUMNS[:2] if name not in header]
+    if missing:
+        raise InputError(f"{path}, line 1: no column {', '.join(missing)}; expected the columns {','.join(COLUMNS)}")
+    rows = []
+    for number, cells in lines:
+        row = dict(zip(header, cells, strict=False))
+        rows.append((number, {column: row.get(column, "").strip() for column in COLUMNS}))
     problems: list[str] = []
     reviews: dict[str, Review] = {}
     for line, row in rows:

@@ -6,7 +6,6 @@ select task that holds the run); a rollback journal, because the file may lie on
 
 from __future__ import annotations
 
-import csv
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_flare.errors import InputError
-from nnunet_flare.files import read_json, replacing, write_json
+from nnunet_flare.files import read_json, replacing, write_csv, write_json
 from nnunet_flare.rounds.paths import RunPaths
 
 BUSY_SECONDS = 30.0
@@ -119,10 +118,5 @@ def _rows(path: Path) -> Iterator[Entry]:
 def export_csv(entries: Sequence[Entry], organs: Sequence[str], path: Path) -> None:
     """The ledger as CSV: one row per case and round, one agreement column per organ."""
     plain = [name for name in COLUMNS if name not in JSON_COLUMNS]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow([*plain, *organs])
-        for entry in entries:
-            row = asdict(entry)
-            writer.writerow([*(row[name] for name in plain), *(entry.agreement.get(organ) for organ in organs)])
+    rows = ([*(getattr(e, name) for name in plain), *(e.agreement.get(organ) for organ in organs)] for e in entries)
+    write_csv(path, [[*plain, *organs], *rows])
