@@ -59,6 +59,15 @@ def read_json(path: Path, shape: Any = dict, *, remedy: str = "restore it from a
         raise InputError(f"{error}; the file is damaged: {remedy}" if path.is_file() else str(error)) from error
 
 
+def holds(path: Path, shape: Any) -> bool:
+    """Whether a file is there and is JSON of a shape."""
+    try:
+        load_json(path, shape)
+    except InputError:
+        return False
+    return True
+
+
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     """Write CSV by rename, guarded against formulas (see :func:`nnunet_flare.documents.csv_text`)."""
     write_text(path, csv_text(rows))

@@ -10,6 +10,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+SPLITS = [{"train": [str], "val": [str]}]
+"""Of nnU-Net's ``splits_final.json``."""
+
 WORDS = {
     str: "text",
     int: "a whole number",

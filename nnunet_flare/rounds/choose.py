@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from nnunet_flare.errors import TaskError
-from nnunet_flare.files import read_json, write_csv, write_json
+from nnunet_flare.files import write_csv, write_json
 from nnunet_flare.rounds.decisions import Review, load_reviews
-from nnunet_flare.rounds.labelling import round_members
+from nnunet_flare.rounds.labelling import read_labelled, round_members
 from nnunet_flare.rounds.ledger import Entry, read_decisions, write_round
 from nnunet_flare.rounds.loops import TrainingScan, round_organs, round_scans
 from nnunet_flare.rounds.manifest import Run
@@ -31,7 +31,7 @@ def select_round(run: Run, number: int) -> dict[str, Any]:
     """
     organs = list(round_organs(run, number))
     scans = round_scans(run, number)
-    documents = {scan.case: read_json(run.paths.case(number, scan.case)) for scan in scans}
+    documents = {scan.case: read_labelled(run, number, scan.case) for scan in scans}
     roles = {scan.case: "partial" if isinstance(scan, TrainingScan) else "pseudo" for scan in scans}
     judged = [case for case, document in documents.items() if "failed" not in document]
     reviews = load_reviews(run)
@@ -96,7 +96,7 @@ def _judged_table(
 
 
 def _change(run: Run, number: int, case: str) -> float:
-    value = read_json(run.paths.case(number, case)).get("change")
+    value = read_labelled(run, number, case).get("change")
     return float("nan") if value is None else float(value)
 
 

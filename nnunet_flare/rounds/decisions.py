@@ -8,7 +8,7 @@ earlier one said about the same case.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,12 +17,14 @@ from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.rounds.labelling import organ_ids
 from nnunet_flare.rounds.manifest import Run
+from nnunet_flare.rounds.markers import is_marked
 from nnunet_flare.rounds.unlabelled import read_list
 
 log = logging.getLogger(__name__)
 
 COLUMNS = ("case", "decision", "organ", "comment")
 WORDS = ("accept", "reject", "organ-wrong")
+REVIEWS = {"cases": [{"case": str, "decision": set(WORDS), "organs": [str], "comment": str}]}
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,8 @@ def keep_reviews(run: Run, path: Path) -> int:
     new = {review.case: review for review in read_reviews(path, cases, organ_ids(run))}
     merged = {**load_reviews(run), **new}
     write_json(run.paths.reviews, {"version": 1, "cases": [asdict(review) for review in merged.values()]})
-    left = [n for n in range(run.last_round) if not run.paths.done(f"select-r{n}").is_file()]
-    if run.recipe.is_online and not run.paths.done("build-r0").is_file():
+    left = [n for n in range(run.last_round) if not is_marked(run.paths.done(f"select-r{n}"))]
+    if run.recipe.is_online and not is_marked(run.paths.done("build-r0")):
         log.info("decisions on %d cases: the training leaves out those that were rejected", len(new))
     elif left:
         log.info("decisions on %d cases, honoured from round %d on", len(new), left[0])
@@ -127,5 +129,5 @@ def load_reviews(run: Run) -> dict[str, Review]:
     """The decisions kept with a run, by case."""
     if not run.paths.reviews.is_file():
         return {}
-    entries: Sequence[dict[str, str]] = read_json(run.paths.reviews)["cases"]
+    entries = read_json(run.paths.reviews, REVIEWS, remedy="remove it and give --decisions again")["cases"]
     return {e["case"]: Review(e["case"], e["decision"], tuple(e["organs"]), e["comment"]) for e in entries}

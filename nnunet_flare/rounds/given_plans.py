@@ -11,10 +11,10 @@ from typing import Any
 
 from nnunet_flare.documents import load_json
 from nnunet_flare.errors import InputError, TaskError
-from nnunet_flare.files import read_json, write_json
+from nnunet_flare.files import write_json
 from nnunet_flare.planners.topology import override_configuration
 from nnunet_flare.rounds.manifest import Base, Run
-from nnunet_flare.rounds.plans import INPUT_KEYS, base_configuration, dataset_json, resolve
+from nnunet_flare.rounds.plans import INPUT_KEYS, base_configuration, dataset_json, read_plans, resolve
 from nnunet_flare.rounds.recipe import DISTILLING_TRAINER
 from nnunet_flare.trainers.settings import KEY
 
@@ -69,7 +69,7 @@ def check_soft_teacher(run: Run) -> None:
     plans, configuration = model_plans(Path(run.settings.init_model))
     theirs = {**plans, **configuration}
     base = run.final_base
-    ours = {**read_json(base.plans_file), **base_configuration(base)}
+    ours = {**read_plans(base.plans_file), **base_configuration(base)}
     different = [key for key in SAME_INPUT if ours.get(key) != theirs.get(key)]
     if different:
         raise TaskError(

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_flare.files import link_or_copy, read_json
+from nnunet_flare.files import link_or_copy
 from nnunet_flare.images import read_labels, write_labels
 from nnunet_flare.rounds.arrays import read_array, read_properties
 from nnunet_flare.rounds.labelling import organ_ids
 from nnunet_flare.rounds.ledger import Entry
 from nnunet_flare.rounds.manifest import Run
+from nnunet_flare.rounds.plans import read_plans
 
 
 def ignore_label(run: Run) -> int:
@@ -41,7 +42,7 @@ def _to_image_grid(run: Run, number: int, case: str, mask: np.ndarray) -> np.nda
 
     from nnunet_flare.inference.export import labels_on_image_grid
 
-    plans = PlansManager(read_json(run.plans_file))
+    plans = PlansManager(read_plans(run.plans_file))
     scores = torch.from_numpy(np.stack([~mask, mask]).astype(np.float32))
     two_classes = plans.get_label_manager({"labels": {"background": 0, "uncertain": 1}})
     properties = read_properties(run.paths.properties(number, case))

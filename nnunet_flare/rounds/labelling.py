@@ -19,19 +19,40 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunet_flare.errors import TaskError
-from nnunet_flare.files import read_json, replacing, write_json
+from nnunet_flare.files import holds, read_json, replacing, write_json
 from nnunet_flare.fusion.members import class_locations, training_label
 from nnunet_flare.images import read_labels
 from nnunet_flare.rounds.arrays import label_hash, read_array, read_properties, write_array, write_properties
 from nnunet_flare.rounds.loops import TrainingScan, organ_ids, round_organs, round_scans
 from nnunet_flare.rounds.manifest import Run
-from nnunet_flare.rounds.plans import INPUT_KEYS, base_configuration, dataset_json
+from nnunet_flare.rounds.plans import INPUT_KEYS, base_configuration, dataset_json, read_plans
 from nnunet_flare.rounds.preprocess import failure, odd, preprocess_again
 from nnunet_flare.rounds.unlabelled import UnlabelledCase, shard
 from nnunet_flare.selection.agreement import Agreement, pairwise_dice
 from nnunet_flare.selection.change import label_change
 
 log = logging.getLogger(__name__)
+
+LABELLED = (
+    {"failed": str},
+    {
+        "agreement": {str: (float, None)},
+        "volume_mm3": {str: float},
+        "members": int,
+        "odd": [str],
+        "label_sha256": str,
+        "present?": {str: bool},
+        "change?": (float, None),
+    },
+)
+"""What a case's document of a round looks like: it was set aside, or labelled."""
+
+
+def read_labelled(run: Run, number: int, case: str) -> dict[str, Any]:
+    """A case's document of a round."""
+    remedy = f"flare-pseudolabel retry -o {run.root} labels the case again"
+    document: dict[str, Any] = read_json(run.paths.case(number, case), LABELLED, remedy=remedy)
+    return document
 
 
 def round_members(run: Run, number: int) -> list[tuple[str, str]]:
@@ -98,7 +119,7 @@ def label_shard(run: Run, number: int, part: int, parts: int) -> dict[str, int]:
             than the preprocessed scans.
     """
     cases = shard(round_scans(run, number), part, parts)
-    todo = [case for case in cases if not run.paths.case(number, case.case).is_file()]
+    todo = [case for case in cases if not holds(run.paths.case(number, case.case), LABELLED)]
     if todo:
         predictor = _load_labeller(run, number)
         _check_input(run, run.model(number), predictor)
@@ -107,9 +128,9 @@ def label_shard(run: Run, number: int, part: int, parts: int) -> dict[str, int]:
             reason = failure(run.unlabelled_data, case.case)
             document = {"failed": reason} if reason is not None else _label_case(run, number, case, predictor, organs)
             write_json(run.paths.case(number, case.case), {"case": case.case, "round": number, **document})
-    failed = [c.case for c in cases if "failed" in read_json(run.paths.case(number, c.case))]
+    failed = [c.case for c in cases if "failed" in read_labelled(run, number, c.case)]
     if cases and len(failed) == len(cases):
-        first = read_json(run.paths.case(number, failed[0]))["failed"]
+        first = read_labelled(run, number, failed[0])["failed"]
         for name in failed:  # so that the next try labels them again
             run.paths.case(number, name).unlink()
         raise TaskError(f"none of {len(cases)} unlabelled cases could be labelled; the first, {failed[0]}: {first}")
@@ -118,7 +139,7 @@ def label_shard(run: Run, number: int, part: int, parts: int) -> dict[str, int]:
 
 def _check_input(run: Run, model: Path, predictor: Any) -> None:
     """The scans were preprocessed once, by the run's plans; a model that was given must expect just that input."""
-    ours = {**read_json(run.plans_file), **base_configuration(run.base)}
+    ours = {**read_plans(run.plans_file), **base_configuration(run.base)}
     theirs = {**predictor.plans_manager.plans, **predictor.configuration_manager.configuration}
     different = [
         f"{key} {theirs.get(key)} there, {ours.get(key)} here" for key in INPUT_KEYS if theirs.get(key) != ours.get(key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +16,23 @@ from nnunet_flare.rounds.paths import RunPaths
 from nnunet_flare.rounds.recipe import Recipe, recipe_from
 
 VERSION = 1
+DATASET = re.compile(r"Dataset\d{3}_.+")
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+OPTIONAL = ("final_plans_name", "coarse_plans_name", "init_model", "eval_images", "eval_labels")
+MANIFEST = {
+    "version": int,
+    "settings": {
+        **dict.fromkeys(("name", "dataset", "plans_name", "unlabelled_dir"), str),
+        **{f"{key}?": (str, None) for key in OPTIONAL},
+        "recipe": dict,
+        "folders": dict.fromkeys(FOLDERS, str),
+        "device": {"cuda", "cpu", "mps"},
+        "shards": int,
+        "init_folds?": [str],
+    },
+}
+REMEDY = "restore it from a copy, or remove it and give the same flare-pseudolabel run command again"
+STOP = {"last_labelled_round": int}
 PACKAGES = ("nnunet-flare", "nnunetv2", "torch", "numpy", "batchgeneratorsv2", "blosc2", "SimpleITK")
 
 
@@ -188,7 +205,11 @@ class Run:
     def last_round(self) -> int:
         """Number of the final training on all data: the recipe's rounds, or less after an early stop."""
         if self.paths.stop.is_file():
-            return int(read_json(self.paths.stop)["last_labelled_round"]) + 1
+            remedy = f"flare-pseudolabel retry -o {self.root} decides that again"
+            last: int = read_json(self.paths.stop, STOP, remedy=remedy)["last_labelled_round"]
+            if not 0 <= last < self.recipe.final_round:
+                raise InputError(f"{self.paths.stop}: found round {last}, the recipe has {self.recipe.final_round}")
+            return last + 1
         return self.recipe.final_round
 
     @property
@@ -237,15 +258,15 @@ def load_run(root: Path) -> Run:
     path = RunPaths(root).manifest
     if not path.is_file():
         raise InputError(f"{root} is no run folder: {path.name} is missing. Start one with flare-pseudolabel run")
-    try:
-        document = read_json(path)
-        if document["version"] != VERSION:
-            raise InputError(f"{path}: version {document['version']}, this package reads {VERSION}")
-        given = dict(document["settings"])
-        given["init_folds"] = tuple(given.get("init_folds", ()))
-        settings = Settings(**given)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: damaged ({type(error).__name__}: {error})") from error
+    document = read_json(path, MANIFEST, remedy=REMEDY)
+    if document["version"] != VERSION:
+        raise InputError(f"{path}: version {document['version']}, this package reads {VERSION}")
+    given = {**document["settings"], "init_folds": tuple(document["settings"].get("init_folds", ()))}
+    unknown = sorted(given.keys() - Settings.__dataclass_fields__.keys())
+    if unknown or given["shards"] < 1 or not DATASET.fullmatch(given["dataset"]) or not given["name"]:
+        wrong = f"unknown settings {unknown}" if unknown else "no run has such a dataset, name or number of shards"
+        raise InputError(f"{path}: {wrong}; the file is damaged: {REMEDY}")
+    settings = Settings(**given)
     return Run(root, settings, recipe_from(settings.recipe, f"{path}, recipe"))
 
 
@@ -258,7 +279,7 @@ def claim_name(settings: Settings, recipe: Recipe, root: Path) -> None:
     owners = Path(settings.folders["nnUNet_preprocessed"]) / settings.dataset / "flare_runs"
     owner = owners / f"{settings.name}.json"
     if owner.is_file():
-        other = Path(read_json(owner)["run_dir"])
+        other = Path(read_json(owner, {"run_dir": str}, remedy=f"remove it, if {root} has that name")["run_dir"])
         if other.resolve() != root.resolve() and RunPaths(other).manifest.is_file():
             raise InputError(
                 f"the name '{settings.name}' on {settings.dataset} belongs to the run in {other}, not to {root}. "

@@ -7,12 +7,14 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from nnunet_flare.cases import FILE_NAME, CaseTable, find_table
+from nnunet_flare import shapes
+from nnunet_flare.cases import FILE_NAME, CaseTable, find_table, read_table
 from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.rounds.arrays import ENDINGS, damage
@@ -23,6 +25,8 @@ from nnunet_flare.rounds.recipe import GIVEN_MODEL
 log = logging.getLogger(__name__)
 
 SPLITS = "splits_final.json"
+DATASET = {"labels": {str: object}, "file_ending": str, "channel_names": dict, "dataset?": {str: dict}}
+"""What dataset.json has at least."""
 
 INPUT_KEYS = (
     "spacing",
@@ -154,13 +158,26 @@ def _dataset_id(run: Run) -> int:
 def dataset_json(run: Run) -> dict[str, Any]:
     """dataset.json as the planner copied it, else the raw one."""
     copied = run.preprocessed / "dataset.json"
-    document: dict[str, Any] = read_json(copied if copied.is_file() else run.raw / "dataset.json")
+    return read_dataset(copied if copied.is_file() else run.raw / "dataset.json")
+
+
+def read_dataset(path: Path) -> dict[str, Any]:
+    """A dataset.json, checked to have what the loop reads of it."""
+    in_raw = "restore it from a copy; where it is the copy in nnUNet_preprocessed, copy it from nnUNet_raw"
+    document: dict[str, Any] = read_json(path, DATASET, remedy=in_raw)
     return document
+
+
+def read_plans(path: Path, shape: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A plans file, checked to have configurations and what ``shape`` names besides."""
+    remedy = "restore it from a copy, or remove it: flare-pseudolabel retry then plans anew"
+    plans: dict[str, Any] = read_json(path, {"configurations": {str: dict}, **(shape or {})}, remedy=remedy)
+    return plans
 
 
 def raw_cases(run: Run) -> list[str]:
     """Ids of the labelled and partial cases of the raw dataset (file names only; nothing is opened)."""
-    document = read_json(run.raw / "dataset.json")
+    document = read_dataset(run.raw / "dataset.json")
     if "dataset" in document:
         return sorted(document["dataset"])
     ending = document["file_ending"]
@@ -171,7 +188,7 @@ def raw_files(run: Run) -> dict[str, dict[str, Any]]:
     """Image and label files of the raw dataset by case."""
     document = dataset_json(run)
     ending = document["file_ending"]
-    raw = read_json(run.raw / "dataset.json")
+    raw = read_dataset(run.raw / "dataset.json")
     if "dataset" in raw:
         entries = {}
         for case, entry in raw["dataset"].items():
@@ -208,7 +225,7 @@ def _write_splits(run: Run, cases: list[str]) -> None:
         return
     path = run.preprocessed / SPLITS
     if path.is_file():
-        folds = len(read_json(path))
+        folds = len(read_json(path, shapes.SPLITS, remedy="remove it to have it made anew"))
         if folds < count:
             raise InputError(
                 f"{path} has {folds} folds, members.count is {count}. "
@@ -230,6 +247,7 @@ def copy_case_table(run: Run) -> None:
     """Carry ``flare_cases.json`` from the raw to the preprocessed dataset, once."""
     source, target = run.raw / FILE_NAME, run.preprocessed / FILE_NAME
     if source.is_file() and not target.is_file():
+        read_table(source)
         write_json(target, read_json(source))
 
 
@@ -246,17 +264,29 @@ def base_configuration(base: Base) -> dict[str, Any]:
     Raises:
         InputError: when the plans do not have it.
     """
-    return resolve(read_json(base.plans_file), base.configuration, base.plans_file)
+    return resolve(read_plans(base.plans_file), base.configuration, base.plans_file)
 
 
-def resolve(plans: dict[str, Any], name: str, where: Path) -> dict[str, Any]:
-    """One configuration of plans with everything that it inherits."""
-    configurations = plans["configurations"]
-    if name not in configurations:
-        raise InputError(f"{where}: has no configuration '{name}', only {', '.join(configurations)}")
-    configuration = dict(configurations[name])
-    parent = configuration.pop("inherits_from", None)
-    return configuration if parent is None else {**resolve(plans, parent, where), **configuration}
+def resolve(plans: dict[str, Any], name: str, where: Path, shape: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """One configuration of plans with everything that it inherits, which must have what ``shape`` names.
+
+    Raises:
+        InputError: for a configuration that is missing, inherits from itself, or lacks what is needed.
+    """
+    configurations, left = plans["configurations"], [name]
+    found: dict[str, Any] = {}
+    for wanted in left:
+        if wanted not in configurations:
+            raise InputError(f"{where}: has no configuration '{wanted}', only {', '.join(configurations)}")
+        found = {**configurations[wanted], **found}
+        parent = found.pop("inherits_from", None)
+        if parent in left:
+            raise InputError(f"{where}: configuration '{wanted}' inherits from '{parent}' and that from it; restore it")
+        left += [] if parent is None else [str(parent)]
+    problem = shapes.mismatch(found, shape or {}, f"configurations.{name}")
+    if problem is not None:
+        raise InputError(f"{where}: {problem}; restore it from a copy")
+    return found
 
 
 def configuration_hash(configuration: dict[str, Any]) -> str:
@@ -270,7 +300,9 @@ def check_base(run: Run, base: Base) -> None:
     Raises:
         TaskError: naming the plans file and what to do.
     """
-    marker = read_json(run.paths.done(base.task))
+    path = run.paths.done(base.task)
+    remedy = f"remove it, and flare-pseudolabel retry -o {run.root} looks at the plans again"
+    marker = read_json(path, {"result": {"base_hash": str}}, remedy=remedy)
     found = configuration_hash(base_configuration(base))
     if found != marker["result"]["base_hash"]:
         raise TaskError(
@@ -305,7 +337,7 @@ def add_configuration(
     from nnunet_flare.trainers.settings import KEY
 
     with LockFile(run.preprocessed / "flare_plans.lock", f"the plans of {run.settings.dataset}", wait=True):
-        plans = read_json(base.plans_file)
+        plans = read_plans(base.plans_file)
         entry: dict[str, Any] = {"inherits_from": base.configuration, KEY: training}
         if data_identifier is not None:
             entry["data_identifier"] = data_identifier

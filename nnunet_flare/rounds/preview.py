@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_flare.errors import FlareError
-from nnunet_flare.files import read_json
 from nnunet_flare.rounds.local import duration
 from nnunet_flare.rounds.manifest import Base, Run
 from nnunet_flare.rounds.passes import STOCK_ITERATIONS, iterations_of_pass, pass_of_round, stock_epochs
-from nnunet_flare.rounds.plans import base_configuration, dataset_json, num_processes
+from nnunet_flare.rounds.plans import base_configuration, dataset_json, num_processes, read_dataset
 from nnunet_flare.rounds.start import Plan, check_disk, disk_needed, prepares_again
 from nnunet_flare.rounds.tasks import Task, graph
 from nnunet_flare.rounds.unlabelled import find_sources, size_of
@@ -137,7 +136,7 @@ def _iteration_seconds(run: Run, base: Base) -> float | None:
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
     configuration = base_configuration(base)
-    dataset = read_json(run.preprocessed / "dataset.json")
+    dataset = read_dataset(run.preprocessed / "dataset.json")
     architecture = configuration["architecture"]
     device = torch.device(run.settings.device)
     network = get_network_from_plans(

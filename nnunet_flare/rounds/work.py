@@ -19,6 +19,7 @@ from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import write_json
 from nnunet_flare.rounds.locks import LockFile
 from nnunet_flare.rounds.manifest import Run
+from nnunet_flare.rounds.markers import is_marked
 from nnunet_flare.rounds.tasks import Task, is_done, train_arguments
 from nnunet_flare.signals import handling
 
@@ -43,7 +44,7 @@ def do_task(run: Run, task: Task) -> None:
             return
         _end_orphans(run, task)
         os.environ[TASK_VARIABLE] = _mark(run, task)
-        missing = [need for need in task.needs if not run.paths.done(need).is_file()]
+        missing = [need for need in task.needs if not is_marked(run.paths.done(need))]
         if missing:
             raise InputError(
                 f"task {task.name} needs {', '.join(missing)} first; flare-pseudolabel status shows the order"
