@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
 from fake_run import fake_run
 from fake_tasks import finish, make_run, notes
@@ -29,7 +30,6 @@ from nnunet_flare.rounds.preprocess import state_file
 from nnunet_flare.rounds.slurm import state_file as slurm_file
 from nnunet_flare.rounds.tasks import graph, is_done
 from nnunet_flare.rounds.unlabelled import read_list
-
 
 
 def inside_out(value: Any) -> Any:
