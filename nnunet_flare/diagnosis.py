@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import os
 import platform
 import shutil
@@ -23,6 +22,8 @@ from typing import Literal
 
 import nnunet_flare
 from nnunet_flare import plugin
+from nnunet_flare.documents import load_json
+from nnunet_flare.errors import InputError
 
 DISTRIBUTION = "nnunet-flare"
 EXTRAS = ("openvino", "dicom")
@@ -227,13 +228,13 @@ def check_rounds(preprocessed: Path) -> list[Finding]:
     findings = []
     for plans in sorted(preprocessed.glob("*.json")):
         try:
-            configurations = json.loads(plans.read_text(encoding="utf-8"))["configurations"]
+            configurations = load_json(plans, {"configurations": {str: dict}})["configurations"]
             ignoring = {
                 name: value[KEY]["ignore_label"]
                 for name, value in configurations.items()
                 if value.get(KEY, {}).get("ignore_label") is not None
             }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (InputError, TypeError, AttributeError):
             continue  # not a plans file
         for name, label in ignoring.items():
             marked = f"{plans.name}: configuration {name} marks uncertain voxels with {label}"

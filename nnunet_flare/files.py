@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+from nnunet_flare.documents import csv_text, load_json
+from nnunet_flare.errors import InputError
 
 
 @contextmanager
@@ -39,9 +42,35 @@ def write_json(path: Path, document: Any) -> None:
     write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file that this package wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_json(path: Path, shape: Any = dict, *, remedy: str = "restore it from a copy") -> Any:
+    """Read a JSON file that this package or nnU-Net wrote.
+
+    Args:
+        path: the file.
+        shape: what its document must look like (see :mod:`nnunet_flare.shapes`).
+        remedy: what to do when it is damaged.
+
+    Raises:
+        InputError: when it is missing, damaged or of another shape; the message ends with the remedy.
+    """
+    try:
+        return load_json(path, shape)
+    except InputError as error:
+        raise InputError(f"{error}; the file is damaged: {remedy}" if path.is_file() else str(error)) from error
+
+
+def holds(path: Path, shape: Any) -> bool:
+    """Whether a file is there and is JSON of a shape."""
+    try:
+        load_json(path, shape)
+    except InputError:
+        return False
+    return True
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write CSV by rename, guarded against formulas (see :func:`nnunet_flare.documents.csv_text`)."""
+    write_text(path, csv_text(rows))
 
 
 def link_or_copy(source: Path, target: Path) -> str:

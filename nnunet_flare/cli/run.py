@@ -143,9 +143,9 @@ def retry(arguments: argparse.Namespace) -> int:
     """Do again what failed; returns the exit code."""
     from nnunet_flare.rounds.executors.local import forget_failures
     from nnunet_flare.rounds.executors.slurm import state_file, stored_options
-    from nnunet_flare.rounds.run.manifest import load_run_to_write
+    from nnunet_flare.rounds.mending import load_mended
 
-    run = load_run_to_write(arguments.run_dir)
+    run = load_mended(arguments.run_dir)
     _keep_decisions(run, arguments.decisions)
     forget_failures(run)
     if state_file(run).is_file():
@@ -173,10 +173,10 @@ def _slurm_options(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 def _submit(root: Path, options: dict[str, dict[str, Any]]) -> int:
     from nnunet_flare.rounds.executors.slurm import submit
-    from nnunet_flare.rounds.run.manifest import load_run_to_write
+    from nnunet_flare.rounds.mending import load_mended
     from nnunet_flare.rounds.status import status
 
-    run = load_run_to_write(root)
+    run = load_mended(root)
     jobs = submit(run, options)
     show(status(run))
     print(f"{len(jobs)} jobs submitted; nothing of ours has to stay alive. flare-pseudolabel status -o {root}")
@@ -204,10 +204,10 @@ def _gpus(device: str, wanted: int | None, needed: int) -> list[int]:
 def _work(root: Path, gpus: Sequence[int], timeout_hours: float | None) -> int:
     from nnunet_flare.rounds.executors.local import run_local
     from nnunet_flare.rounds.executors.slurm import leave
-    from nnunet_flare.rounds.run.manifest import load_run_to_write
+    from nnunet_flare.rounds.mending import load_mended
     from nnunet_flare.rounds.status import failed_cases, status
 
-    run = load_run_to_write(root)
+    run = load_mended(root)
     leave(run)
     run_local(run, gpus, timeout_s=None if timeout_hours is None else timeout_hours * 3600)
     show(status(run))

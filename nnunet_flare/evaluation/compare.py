@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nnunet_flare.documents import csv_text
 from nnunet_flare.errors import InputError
 from nnunet_flare.evaluation.table import MEASURES, NOT_AN_ORGAN, ScoreTable
 from nnunet_flare.files import write_text
@@ -52,17 +51,13 @@ class Comparison:
 
     def csv_text(self) -> str:
         """One line per structure and measure, the organ mean first."""
-        stream = io.StringIO()
-        writer = csv.writer(stream, lineterminator="\n")
         columns = ["Mean_A", "Mean_B", "Difference", "CI95_Low", "CI95_High", "Wilcoxon_P", "Holm_P"]
-        writer.writerow(["Structure", "Measure", "Cases", *columns])
+        lines: list[list[Any]] = [["Structure", "Measure", "Cases", *columns]]
         for row in self.rows:
             figures = [row.mean_a, row.mean_b, row.difference, row.low, row.high]
             chances = [f"{p:.4g}" for p in (row.p, row.p_holm)]
-            writer.writerow(
-                [row.structure, row.measure, len(self.cases), *(f"{value:.4f}" for value in figures), *chances]
-            )
-        return stream.getvalue()
+            lines.append([row.structure, row.measure, len(self.cases), *(f"{v:.4f}" for v in figures), *chances])
+        return csv_text(lines)
 
     def write_csv(self, path: Path) -> None:
         """Write :meth:`csv_text` by rename."""

@@ -7,18 +7,17 @@ MiB.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from nnunet_flare.documents import load_rows
 from nnunet_flare.errors import InputError
 from nnunet_flare.evaluation.plots import curves
 from nnunet_flare.evaluation.sampling import INTERVAL_S, Recording, Sample
-from nnunet_flare.files import write_json, write_text
+from nnunet_flare.files import write_csv, write_json
 
 STABLE_SHARE = 0.02
 """FLARE22's maximum GPU memory is the largest value that more than this share of the samples has."""
@@ -138,22 +137,19 @@ def check_table(path: Path) -> list[list[str]]:
     if not path.exists():
         return []
     try:
-        lines = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); choose another name") from error
+        lines = [cells for _, cells in load_rows(path)]
+    except InputError as error:
+        raise InputError(f"{error}; choose another name") from error
     if not lines or lines[0] != [*OFFICIAL_COLUMNS, *EXTRA_COLUMNS]:
         raise InputError(f"{path}: exists and is no table of efficiency figures; choose another name")
-    return [line for line in lines[1:] if line]
+    return lines[1:]
 
 
 def add_row(path: Path, row: dict[str, str | float | None]) -> None:
     """Add a row to a table by rename; a row of the same name is replaced, the others are kept."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*OFFICIAL_COLUMNS, *EXTRA_COLUMNS])
-    writer.writerows(line for line in check_table(path) if line[0] != row["Name"])
-    writer.writerow(["" if row[c] is None else row[c] for c in (*OFFICIAL_COLUMNS, *EXTRA_COLUMNS)])
-    write_text(path, text.getvalue())
+    columns = (*OFFICIAL_COLUMNS, *EXTRA_COLUMNS)
+    others = [line for line in check_table(path) if line[0] != row["Name"]]
+    write_csv(path, [columns, *others, [row[column] for column in columns]])
 
 
 def write_curves(recording: Recording, stem: Path, *, name: str, command: Sequence[str]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_flare.documents import load_rows
+from nnunet_flare.documents import csv_text, load_rows
 from nnunet_flare.errors import InputError
 from nnunet_flare.evaluation.structures import Structure
-from nnunet_flare.files import write_json, write_text
+from nnunet_flare.files import write_csv, write_json, write_text
 
 MEASURES: tuple[str, ...] = ("DSC", "NSD")
 
@@ -104,12 +102,9 @@ class ScoreTable:
 
     def csv_text(self) -> str:
         """The official layout: Name, every structure's DSC, every structure's NSD."""
-        stream = io.StringIO()
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["Name", *(f"{s.short}_{measure}" for measure in MEASURES for s in self.structures)])
-        for row in self.rows:
-            writer.writerow([row.name, *(_of(row, measure)[s.id] for measure in MEASURES for s in self.structures)])
-        return stream.getvalue()
+        header = ["Name", *(f"{s.short}_{measure}" for measure in MEASURES for s in self.structures)]
+        rows = ([row.name, *(_of(row, m)[s.id] for m in MEASURES for s in self.structures)] for row in self.rows)
+        return csv_text([header, *rows])
 
     def write_csv(self, path: Path) -> None:
         """Write the official layout by rename."""
@@ -117,14 +112,12 @@ class ScoreTable:
 
     def write_summary_csv(self, path: Path) -> None:
         """Write the summary by rename, one line per structure and measure."""
-        stream = io.StringIO()
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["Structure", "Measure", "Cases", "Mean", "SD", "Median", "Worst_Cases"])
+        lines: list[list[Any]] = [["Structure", "Measure", "Cases", "Mean", "SD", "Median", "Worst_Cases"]]
         for row in self.summary():
             worst = " ".join(f"{name}={value:.4f}" for name, value in row.worst)
             figures = [f"{value:.4f}" for value in (row.mean, row.sd, row.median)]
-            writer.writerow([row.structure, row.measure, row.cases, *figures, worst])
-        write_text(path, stream.getvalue())
+            lines.append([row.structure, row.measure, row.cases, *figures, worst])
+        write_csv(path, lines)
 
     def to_json(self) -> dict[str, Any]:
         """Everything in the table as JSON values."""

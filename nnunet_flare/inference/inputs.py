@@ -5,7 +5,6 @@ Needs neither torch nor nnU-Net, so that reading starts before they are imported
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +13,15 @@ from typing import Any
 
 from nnunet_flare.dicom import read_series, series_folders
 from nnunet_flare.errors import CaseError, InputError
+from nnunet_flare.files import read_json
 from nnunet_flare.images import SUFFIXES, Volume, find_cases, read_volume, stem_of, suffix_of
 
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 """nnU-Net's image names without suffix: ``<case>_<channel>``."""
 
+
+MODEL_DATASET = {"labels": {str: object}, "file_ending": str}
+"""What a model's dataset.json has at least."""
 
 DICOM_OUTPUT = ".nii.gz"
 """Format of the label map of a DICOM series."""
@@ -49,13 +52,10 @@ def model_dataset(folder: Path) -> dict[str, Any]:
     """
     path = folder / "dataset.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise InputError(
-            f"{path}: no such file; expected the folder of a trained model (Trainer__Plans__configuration)"
-        ) from None
-    except ValueError as error:
-        raise InputError(f"{path}: is no JSON ({error}); copy it again") from error
+        document: dict[str, Any] = read_json(path, MODEL_DATASET, remedy="copy it again")
+    except InputError as error:
+        raise InputError(f"{error}; expected a trained model's folder (Trainer__Plans__configuration)") from error
+    return document
 
 
 def find_inputs(inputs: Sequence[Path], dataset_json: dict[str, Any]) -> list[Case]:

@@ -8,7 +8,6 @@ values, and the checkpoint's tensors are taken as its parameters as they lie in 
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,9 @@ from torch import nn
 from nnunet_flare import plugin, trusted_names
 from nnunet_flare.checkpoints import load_checkpoint, weights_of
 from nnunet_flare.errors import InputError
+from nnunet_flare.files import read_json
 from nnunet_flare.inference.export import check_resampling
+from nnunet_flare.inference.inputs import MODEL_DATASET
 
 Fold = int | str
 """A fold's number, or ``"all"``."""
@@ -31,6 +32,12 @@ DEFAULT_CHECKPOINT = "checkpoint_final.pth"
 
 STOCK_PLAN_TRAINER = re.compile(r"nnUNetTrainer(_\d+epochs?|NoMirroring|DA5|DAOrd0|NoDA)?")
 """Stock trainers that build the network of their plans unchanged."""
+
+DOCUMENTS: dict[str, Any] = {
+    "plans.json": {"plans_name": str, "image_reader_writer": str, "configurations": {str: dict}},
+    "dataset.json": MODEL_DATASET,
+}
+"""What the documents of a model's folder have at least."""
 
 READERS = ("SimpleITKIO", "NibabelIO", "SimpleITKIOWithReorient", "NibabelIOWithReorient")
 """Readers of volumes; the reorienting ones bring every scan to RAS first."""
@@ -200,13 +207,10 @@ _SHARED = {
 def _read(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(
-            f"{path}: no such file; expected a trained model's folder (Trainer__Plans__configuration)"
-        ) from None
-    except ValueError as error:
-        raise InputError(f"{path}: is no JSON ({error}); copy it again") from error
+        document: dict[str, Any] = read_json(path, DOCUMENTS[name], remedy="copy it again")
+    except InputError as error:
+        raise InputError(f"{error}; expected a trained model's folder (Trainer__Plans__configuration)") from error
+    return document
 
 
 def _fold(fold: Fold) -> Fold:

@@ -117,7 +117,7 @@ def _is_written(out: Path, settings: dict[str, Any]) -> bool:
         return False
     if not record.is_file():
         raise InputError(f"{out}: is not empty and holds no {RECORD}; choose another folder for the phantom")
-    document = read_json(record)
+    document = read_json(record, {"version": int, "settings": dict, "complete": bool}, remedy=f"delete {out}")
     found = {"version": document.get("version"), **document.get("settings", {})}
     differing = [key for key, value in {"version": VERSION, **settings}.items() if found.get(key) != value]
     if differing:

@@ -14,10 +14,10 @@ from typing import Any
 
 from nnunet_flare.cases import FILE_NAME, Case, write_table
 from nnunet_flare.errors import CaseError, InputError
-from nnunet_flare.files import link_or_copy, read_json, replacing, write_json
+from nnunet_flare.files import link_or_copy, replacing, write_json
 from nnunet_flare.organs import dataset_labels
 from nnunet_flare.preparation.annotated import read_annotated, role_of
-from nnunet_flare.preparation.examine import RECORD, Finding, examine_all
+from nnunet_flare.preparation.examine import RECORD, Finding, examine_all, read_record
 from nnunet_flare.preparation.layout import CHALLENGES, FILE_ENDING, GROUPS, Challenge, Scan, find_download
 
 TABLE_KEY = "table_sha256"
@@ -211,8 +211,7 @@ def _write_roles(prepared: Prepared, written: str | None) -> None:
 
 
 def _record(dataset: Path) -> dict[str, Any]:
-    record: dict[str, Any] = read_json(dataset / RECORD) if (dataset / RECORD).is_file() else {}
-    return record
+    return read_record(dataset / RECORD)
 
 
 def _sha256(path: Path) -> str:

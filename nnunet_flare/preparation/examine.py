@@ -89,10 +89,15 @@ def _is_current(scan: Scan, finding: Finding | None) -> bool:
     return finding is not None and not finding.problems and finding.stamp == stamp(scan)
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """What an earlier call found out; nothing where there was none."""
+    finding = {"stamp": [str], "problems": [str], "odd": [str], "present": [int]}
+    shape = {"origin": str, "cases": {str: finding}}
+    return read_json(path, shape, remedy="restore it, or remove the dataset's folder") if path.is_file() else {}
+
+
 def _read(record: Path) -> Mapping[str, Finding]:
-    if not record.is_file():
-        return {}
-    cases: dict[str, dict[str, Any]] = read_json(record)["cases"]
+    cases: dict[str, dict[str, Any]] = read_record(record).get("cases", {})
     return {case: Finding(**{key: tuple(value) for key, value in entry.items()}) for case, entry in cases.items()}
 
 

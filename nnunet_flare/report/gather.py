@@ -12,13 +12,15 @@ import numpy as np
 from nnunet_flare.errors import FlareError, InputError
 from nnunet_flare.files import read_json
 from nnunet_flare.recipes.load import load_recipe, shipped_recipes
-from nnunet_flare.rounds.run.configurations import resolve
+from nnunet_flare.rounds.markers import MARKER, is_marked
+from nnunet_flare.rounds.run.configurations import read_plans, resolve
 from nnunet_flare.rounds.run.dataset import organ_ids
 from nnunet_flare.rounds.run.ledger import Entry, read_decisions
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.tasks import graph
 from nnunet_flare.rounds.stages.arrays import read_array
 from nnunet_flare.rounds.stages.evaluate import held_out_dice
+from nnunet_flare.rounds.stages.label import LABELLED
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +91,8 @@ def gather(run: Run) -> Report:
 
 def _row(run: Run, entry: Entry, organs: dict[str, int], ranges: dict[str, tuple[float, float]]) -> Row:
     path = run.paths.case(entry.round, entry.case)
-    document = read_json(path) if path.is_file() else {}
+    remedy = f"remove it, and its volumes are left out; or flare-pseudolabel retry -o {run.root} labels the case again"
+    document = read_json(path, LABELLED, remedy=remedy) if path.is_file() else {}
     volumes = {organ: float(mm3) / 1000 for organ, mm3 in document.get("volume_mm3", {}).items() if organ in organs}
     present = document.get("present", {})
     seen = {o: v for o, v in entry.agreement.items() if o in organs and v is not None and present.get(o, True)}
@@ -124,8 +127,9 @@ def _validation_dice(run: Run, number: int) -> float | None:
     """Mean foreground Dice over the round's folds, from nnU-Net's own ``summary.json``; fold ``all`` has none."""
     values = []
     for path in run.round(number).model.glob("fold_[0-9]*/validation/summary.json"):
-        value = read_json(path)["foreground_mean"]["Dice"]
-        if value is not None and np.isfinite(value):
+        shape = {"foreground_mean": {"Dice": object}}
+        value = read_json(path, shape, remedy="remove it, and the report leaves it out")["foreground_mean"]["Dice"]
+        if isinstance(value, (int, float)) and np.isfinite(value):  # NaN where no validation case has an organ
             values.append(float(value))
     return float(np.mean(values)) if values else None
 
@@ -134,7 +138,7 @@ def labelled_volumes(run: Run, organs: dict[str, int]) -> dict[str, tuple[float,
     """Smallest and largest volume in ml of each organ over the labelled cases that have it, on the network grid."""
     if not run.plans_file.is_file():
         return {}
-    configuration = resolve(read_json(run.plans_file), run.recipe.configuration, run.plans_file)
+    configuration = resolve(read_plans(run.plans_file), run.recipe.configuration, run.plans_file, {"spacing": [float]})
     voxel_ml = float(np.prod(configuration["spacing"])) / 1000
     counted = []
     for path in sorted(run.base_data.glob("*_seg.b2nd")):
@@ -157,8 +161,8 @@ def _seconds(run: Run) -> dict[str, float]:
     used: dict[str, float] = {}
     for task in graph(run).values():
         path = run.paths.done(task.name)
-        if path.is_file():
-            used[task.stage] = used.get(task.stage, 0.0) + float(read_json(path)["seconds"])
+        if is_marked(path):
+            used[task.stage] = used.get(task.stage, 0.0) + float(read_json(path, MARKER)["seconds"])
     return used
 
 

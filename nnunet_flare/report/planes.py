@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_flare.files import read_json, replacing
+from nnunet_flare.files import replacing
 from nnunet_flare.images import Volume
 from nnunet_flare.report.pictures import WINDOW_HU, overlay, rgb, upright
-from nnunet_flare.rounds.run.configurations import resolve
+from nnunet_flare.rounds.run.configurations import read_plans, resolve
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.stages.arrays import network_spacing_mm, read_array, read_properties
 from nnunet_flare.rounds.stages.replanned import STOCK_PREPROCESSOR
@@ -51,8 +51,8 @@ def read_scene(run: Run, number: int, case: str) -> Scene:
     Raises:
         OSError: when one of its files is missing or damaged (``clean`` removes the members' label maps).
     """
-    plans = read_json(run.plans_file)
-    configuration = resolve(plans, run.recipe.configuration, run.plans_file)
+    plans = read_plans(run.plans_file, {"transpose_backward": [int]})
+    configuration = resolve(plans, run.recipe.configuration, run.plans_file, {"spacing": [float]})
     backward = plans["transpose_backward"]
     is_unlabelled = (run.unlabelled_data / f"{case}.pkl").is_file()  # else a partial case that a loop completes
     folder = run.unlabelled_data if is_unlabelled else run.base_data

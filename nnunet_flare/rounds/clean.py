@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_flare.files import remove_scratch
+from nnunet_flare.rounds.markers import is_marked
 from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.tasks import graph
@@ -54,7 +55,7 @@ def rounds_over(run: Run) -> list[int]:
     for number in range(run.final.number):
         own = [task.name for task in tasks.values() if task.round == number]
         following = [t.name for t in tasks.values() if t.round == number + 1 and t.stage in ("build", "train")]
-        if all(run.paths.done(name).is_file() for name in (*own, *following)):
+        if all(is_marked(run.paths.done(name)) for name in (*own, *following)):
             over.append(number)
     return over
 

@@ -25,7 +25,7 @@ from nnunet_flare.rounds.run.dataset import dataset_json, organ_ids
 from nnunet_flare.rounds.run.ledger import Entry, read_decisions
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.stages.build import build_training
-from nnunet_flare.rounds.stages.evaluate import predict_held_out, score_folder
+from nnunet_flare.rounds.stages.evaluate import DICE, predict_held_out, score_folder
 from nnunet_flare.rounds.start import Request, plan_run, start_run
 from nnunet_flare.rounds.true_dice import RANKED, ranking
 from nnunet_flare.wording import duration
@@ -101,7 +101,7 @@ def run_demo(output: Path, *, seed: int) -> Demo:
 
 
 def _measured(run: Run, number: int) -> dict[str, float]:
-    return _means(read_json(run.paths.evaluation(number) / "dice.json"))
+    return _means(read_json(run.paths.evaluation(number) / "dice.json", DICE))
 
 
 def _means(result: dict[str, Any]) -> dict[str, float]:
@@ -134,7 +134,7 @@ def _measure_arm(run: Run, name: str) -> dict[str, float]:
     cases = predict_held_out(run, _arm_model(run, name), [("all", "checkpoint_final.pth")], folder)
     labels = Path(str(run.settings.eval_labels))
     score_folder(folder, labels, cases, dataset_json(run)["file_ending"], organ_ids(run))
-    return _means(read_json(folder / "dice.json"))
+    return _means(read_json(folder / "dice.json", DICE))
 
 
 def _table(run: Run, arms: dict[str, dict[str, float]], spearman: dict[str, float], seed: int, seconds: float) -> str:

@@ -18,6 +18,7 @@ from nnunet_flare.children import python_module, safe_environment
 from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import last_lines, write_json
 from nnunet_flare.processes import UNKNOWN, namespace, namespace_of, numbers_are_ours
+from nnunet_flare.rounds.markers import is_marked
 from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Round
@@ -45,7 +46,7 @@ def do_task(run: Run, task: Task) -> None:
             return
         _end_orphans(run, task)
         os.environ[TASK_VARIABLE] = _mark(run, task)
-        missing = [need for need in task.needs if not run.paths.done(need).is_file()]
+        missing = [need for need in task.needs if not is_marked(run.paths.done(need))]
         if missing:
             raise InputError(
                 f"task {task.name} needs {', '.join(missing)} first; flare-pseudolabel status shows the order"

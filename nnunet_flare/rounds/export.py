@@ -8,8 +8,9 @@ from pathlib import Path
 
 from nnunet_flare.cases import FILE_NAME, Case, read_table, table_name, write_table
 from nnunet_flare.errors import InputError
-from nnunet_flare.files import link_or_copy, read_json, remove_scratch, write_json
-from nnunet_flare.rounds.run.dataset import base_table, dataset_json, organ_ids, raw_files
+from nnunet_flare.files import link_or_copy, remove_scratch, write_json
+from nnunet_flare.rounds.run.configurations import read_plans, resolve
+from nnunet_flare.rounds.run.dataset import base_table, dataset_json, organ_ids, raw_files, read_dataset
 from nnunet_flare.rounds.run.ledger import Entry, export_csv, read_decisions, read_ledger
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.unlabelled import read_list
@@ -96,9 +97,8 @@ def _has_ignore(run: Run, number: int, taken: Sequence[Entry]) -> bool:
     """Whether some exported label map holds the *ignore* value."""
     if not run.recipe.loops:
         return any(entry.ignored for entry in taken)
-    settings = read_json(run.round(number).base.plans_file)["configurations"][run.round(number).configuration].get(
-        KEY, {}
-    )
+    path = run.round(number).base.plans_file
+    settings = resolve(read_plans(path), run.round(number).configuration, path, shape={f"{KEY}?": dict}).get(KEY, {})
     return settings.get("ignore_label") is not None
 
 
@@ -117,8 +117,10 @@ def export_stock_model(run: Run, folder: Path) -> Path:
     source = model / "fold_all" / "checkpoint_final.pth"
     if not source.is_file():
         raise InputError(f"{source}: missing; the final training is not done, see flare-pseudolabel status")
-    plans = read_json(model / "plans.json")
-    network = plans["configurations"][final.base.configuration]["architecture"]["network_class_name"]
+    name, path = final.base.configuration, model / "plans.json"
+    plans = read_plans(path)
+    shape = {"architecture": {"network_class_name": str}}
+    network = resolve(plans, name, path, shape=shape)["architecture"]["network_class_name"]
     if network.startswith("nnunet_flare."):
         raise InputError(f"{model}: its network {network} is part of this package; stock nnU-Net cannot build it")
     for configuration in plans["configurations"].values():
@@ -128,6 +130,6 @@ def export_stock_model(run: Run, folder: Path) -> Path:
     checkpoint["init_args"] = {**checkpoint["init_args"], "plans": plans}
     (folder / "fold_all").mkdir(parents=True, exist_ok=True)
     write_json(folder / "plans.json", plans)
-    write_json(folder / "dataset.json", read_json(model / "dataset.json"))
+    write_json(folder / "dataset.json", read_dataset(model / "dataset.json"))
     torch.save(checkpoint, folder / "fold_all" / "checkpoint_final.pth")
     return folder

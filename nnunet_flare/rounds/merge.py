@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from nnunet_flare.cases import CaseTable, read_table
 from nnunet_flare.errors import CaseError, InputError
-from nnunet_flare.files import replacing
+from nnunet_flare.files import write_csv
 from nnunet_flare.fusion.ids import IdMap, load_id_map
 from nnunet_flare.fusion.partial import OnDisagree, Source, merge
 from nnunet_flare.images import Volume, geometry_difference, read_labels, stem_of, suffix_of, write_labels
@@ -235,11 +235,9 @@ def _check_grid(case: str, one: Volume, other: Volume, first: Path, second: Path
 
 
 def _write_table(path: Path, result: MergeResult) -> None:
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["case", "result", "disagreeing", "from_truth", "ignored", "reason"])
-        for case, o in result.outcomes.items():
-            word, why = ("dropped", "one value only") if o.is_constant else ("written", "")
-            writer.writerow([case, word, o.disagreeing, o.from_truth, o.ignored, why])
-        for case, reason in result.failed.items():
-            writer.writerow([case, "failed", "", "", "", reason])
+    rows: list[Sequence[Any]] = [["case", "result", "disagreeing", "from_truth", "ignored", "reason"]]
+    for case, o in result.outcomes.items():
+        word, why = ("dropped", "one value only") if o.is_constant else ("written", "")
+        rows.append([case, word, o.disagreeing, o.from_truth, o.ignored, why])
+    rows += [[case, "failed", "", "", "", reason] for case, reason in result.failed.items()]
+    write_csv(path, rows)

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_flare.errors import FlareError
-from nnunet_flare.files import read_json
 from nnunet_flare.parallel import num_processes
 from nnunet_flare.rounds.run.configurations import base_configuration, check_names
-from nnunet_flare.rounds.run.dataset import dataset_json
+from nnunet_flare.rounds.run.dataset import dataset_json, read_dataset
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Base
 from nnunet_flare.rounds.run.tasks import Task, graph
@@ -143,7 +142,7 @@ def _iteration_seconds(run: Run, base: Base) -> float | None:
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
     configuration = check_names(run, base)
-    dataset = read_json(run.preprocessed / "dataset.json")
+    dataset = read_dataset(run.preprocessed / "dataset.json")
     architecture = configuration["architecture"]
     device = torch.device(run.settings.device)
     network = get_network_from_plans(

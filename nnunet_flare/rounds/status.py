@@ -10,6 +10,7 @@ import numpy as np
 
 from nnunet_flare.files import read_json
 from nnunet_flare.rounds.executors.slurm import queue_rows, state_file
+from nnunet_flare.rounds.markers import MARKER, is_marked
 from nnunet_flare.rounds.run.home import other_home, words
 from nnunet_flare.rounds.run.ledger import Entry, read_ledger
 from nnunet_flare.rounds.run.manifest import Run
@@ -20,6 +21,7 @@ from nnunet_flare.rounds.stages.evaluate import held_out_dice
 from nnunet_flare.wording import duration
 
 WIDTH = 80
+FAILED = {"task": str, "exit_code": int, "last_lines": str}
 
 
 def status(run: Run) -> str:
@@ -43,7 +45,7 @@ def status(run: Run) -> str:
     lines += _time_rows(run, tasks, states)
     failed = [name for name, state in states.items() if state == "failed"]
     for name in failed:
-        document = read_json(run.paths.failed(name))
+        document = read_json(run.paths.failed(name), FAILED, remedy=f"flare-pseudolabel retry -o {run.root}")
         tail = [line for line in str(document["last_lines"]).splitlines() if line.strip()][-1:]
         lines.append(f"FAILED {name} (exit code {document['exit_code']}): {tail[0] if tail else 'no output'}")
         lines.append(f"       log: {run.paths.log(name)}")
@@ -59,7 +61,7 @@ def _unlabelled(run: Run) -> int:
 
 
 def _state(run: Run, task: Task) -> str:
-    if run.paths.done(task.name).is_file():
+    if is_marked(run.paths.done(task.name)):
         return "done"
     if run.paths.failed(task.name).is_file():
         return "failed"
@@ -130,7 +132,7 @@ def _time_rows(run: Run, tasks: dict[str, Task], states: dict[str, str]) -> list
     used: dict[str, list[float]] = {}
     for task in tasks.values():
         if states[task.name] == "done":
-            used.setdefault(task.stage, []).append(float(read_json(run.paths.done(task.name))["seconds"]))
+            used.setdefault(task.stage, []).append(float(read_json(run.paths.done(task.name), MARKER)["seconds"]))
     total = sum(sum(values) for values in used.values())
     if not total:
         return []

@@ -16,6 +16,7 @@ from nnunet_flare.cases import CaseTable, find_table
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.planners.fixed_size import NORMALISATIONS, WINDOWS_KEY
+from nnunet_flare.shapes import SPLITS
 from nnunet_flare.trainers.augmentation import (
     Geometry,
     jitter_transforms,
@@ -78,7 +79,7 @@ class CasesByRole(FlareTrainer):
             splits_file = Path(self.preprocessed_dataset_folder_base, "splits_final.json")
             if not splits_file.is_file():
                 write_json(splits_file, new_splits(true_cases))
-            splits = read_json(splits_file)
+            splits = read_json(splits_file, SPLITS, remedy="remove it to have it made anew")
         return fold_cases(
             self.fold,
             splits,

@@ -323,7 +323,7 @@ def test_model_faults_are_refused_in_one_line(images, tmp_path, capsys):
     torch.save(models.checkpoint(models.plans(), models.dataset_json(), fold=0, seed=0, trainer="MyTrainer"), path)
     assert "MyTrainer, which is not installed" in message(folder)
     (folder / "plans.json").write_text("{")
-    assert "is no JSON" in message(folder)
+    assert "copy it again" in message(folder)
 
 
 @pytest.mark.parametrize(

@@ -55,12 +55,14 @@
   }
 
   function csv() {
+    // a spreadsheet would run a text that starts so as a formula; the reader takes the apostrophe away again
+    const guarded = (text) => (/^'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]/.test(text) ? `'${text}` : text);
     const quoted = (text) => (/[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
     const lines = [["case", "decision", "organ", "comment"]];
     for (const [name, { word, organs, comment }] of decided().sort(([a], [b]) => (a < b ? -1 : 1))) {
       for (const organ of word === "organ-wrong" ? organs : [""]) lines.push([name, word, organ, comment]);
     }
-    return lines.map((line) => line.map(quoted).join(",")).join("\n") + "\n";
+    return lines.map((line) => line.map(guarded).map(quoted).join(",")).join("\n") + "\n";
   }
 
   $("download").addEventListener("click", () => {

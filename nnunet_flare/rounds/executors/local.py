@@ -21,10 +21,14 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from nnunet_flare.errors import FlareError, TaskError
 from nnunet_flare.files import last_lines, read_json, write_json
 from nnunet_flare.rounds.do_task import die_with_parent, end_group
+from nnunet_flare.rounds.markers import is_marked
+from nnunet_flare.rounds.mending import forget_damaged
 from nnunet_flare.rounds.run.locks import LockedError, LockFile
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.tasks import Task, graph, is_done, ready_tasks
 from nnunet_flare.rounds.run.unlabelled import read_list
+from nnunet_flare.rounds.stages.boxes import read_box
+from nnunet_flare.rounds.stages.label import LABELLED
 from nnunet_flare.rounds.stages.preprocess import failure, state_file
 from nnunet_flare.wording import duration
 
@@ -49,6 +53,7 @@ def run_local(run: Run, gpus: Sequence[int] = (), *, cpu_tasks: int = 1, timeout
     with LockFile(run.paths.driver_lock, f"the run in {run.root}"):
         for marker in run.root.glob("tasks/*.failed.json"):
             marker.unlink()
+        forget_damaged(run)
         executor = _Executor(run, gpus, cpu_tasks, timeout_s)
         try:
             executor.work()
@@ -198,10 +203,11 @@ def forget_failures(run: Run) -> None:
     A round that was judged already stays as it is; the scans that can be read now take part from the next round on.
     """
     with LockFile(run.paths.driver_lock, f"the run in {run.root}"):
+        forget_damaged(run)
         failed = [c.case for c in read_list(run.paths.unlabelled) if failure(run.unlabelled_data, c.case) is not None]
         for case in failed:
             state_file(run.unlabelled_data, case).unlink()
-            if run.paths.box(case).is_file() and "failed" in read_json(run.paths.box(case)):
+            if run.paths.box(case).is_file() and "failed" in read_box(run, case):
                 run.paths.box(case).unlink()
         if failed:
             log.info("%d scans that were set aside are tried again: %s", len(failed), ", ".join(failed[:5]))
@@ -209,9 +215,9 @@ def forget_failures(run: Run) -> None:
                 if task.stage in ("locate", "unlabelled"):
                     run.paths.done(task.name).unlink(missing_ok=True)
         for task in graph(run).values():
-            if task.stage == "label" and not run.paths.done(f"select-r{task.round}").is_file():
+            if task.stage == "label" and not is_marked(run.paths.done(f"select-r{task.round}")):
                 for path in (run.paths.round(task.round or 0) / "cases").glob("*.json"):
-                    if "failed" in read_json(path):
+                    if "failed" in read_json(path, LABELLED):
                         path.unlink()
                         run.paths.done(task.name).unlink(missing_ok=True)
 

@@ -23,6 +23,8 @@ from nnunet_flare.children import python_module
 from nnunet_flare.errors import FlareError, InputError, TaskError
 from nnunet_flare.files import read_json, write_json, write_text
 from nnunet_flare.rounds.executors.slurm_options import resources
+from nnunet_flare.rounds.markers import is_marked
+from nnunet_flare.rounds.mending import forget_damaged
 from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.tasks import Task, graph, is_done, stand_in
@@ -70,6 +72,13 @@ class Queued:
     reason: str
 
 
+STATE = {"options": {str: dict}, "submissions": [{"token": str, "tasks": [str], "job": (str, None)}]}
+REMEDY = (
+    "take the run's jobs out of the queue with scancel, remove the file, and give flare-pseudolabel run with "
+    "--executor slurm again"
+)
+
+
 def state_file(run: Run) -> Path:
     """Where the run keeps its submissions; its presence says that the run's executor is Slurm."""
     return run.root / "slurm.json"
@@ -77,7 +86,7 @@ def state_file(run: Run) -> Path:
 
 def stored_options(run: Run) -> dict[str, dict[str, Any]]:
     """The ``--slurm`` options of the last submission."""
-    options: dict[str, dict[str, Any]] = read_json(state_file(run))["options"]
+    options: dict[str, dict[str, Any]] = read_json(state_file(run), STATE, remedy=REMEDY)["options"]
     return options
 
 
@@ -89,6 +98,7 @@ def submit(run: Run, options: Mapping[str, Mapping[str, Any]]) -> list[str]:
         TaskError: when Slurm refuses a job; what was submitted before stays in the queue.
     """
     with LockFile(run.paths.driver_lock, f"the run in {run.root}"):
+        forget_damaged(run)
         submissions = _load(run)
         _store(run, options, submissions)
         tasks = graph(run)
@@ -159,7 +169,7 @@ def queue_rows(run: Run) -> list[str]:
     gone = [task for task in tasks.values() if not is_done(run, task) and task.name not in jobs]
     last = {name: job for s in _load(run) for name, job in _ids(s).items()}
     for task in gone:
-        if all(run.paths.done(need).is_file() for need in task.needs) and not run.paths.failed(task.name).is_file():
+        if all(is_marked(run.paths.done(need)) for need in task.needs) and not run.paths.failed(task.name).is_file():
             ended = _how_ended(last[task.name]) if task.name in last else "was never submitted"
             lines.append(f"ENDED {task.name} without a result: {ended}")
     if gone:
@@ -172,7 +182,8 @@ def _load(run: Run) -> list[Submission]:
     path = state_file(run)
     if not path.is_file():
         return []
-    return [Submission(s["token"], tuple(s["tasks"]), s["job"]) for s in read_json(path)["submissions"]]
+    known = read_json(path, STATE, remedy=REMEDY)["submissions"]
+    return [Submission(s["token"], tuple(s["tasks"]), s["job"]) for s in known]
 
 
 def _store(run: Run, options: Mapping[str, Mapping[str, Any]], submissions: Iterable[Submission]) -> None:
@@ -221,7 +232,7 @@ def _keep(run: Run, tasks: Mapping[str, Task], jobs: Mapping[str, Queued]) -> tu
         if task.name not in jobs:
             continue
         job = jobs[task.name]
-        met = all(need in kept or run.paths.done(need).is_file() for need in task.needs)
+        met = all(need in kept or is_marked(run.paths.done(need)) for need in task.needs)
         if met or job.state != "PENDING":
             kept[task.name] = job.job
         else:
@@ -239,7 +250,7 @@ def groups(tasks: Iterable[Task]) -> list[list[Task]]:
 
 def _dependencies(run: Run, group: Sequence[Task], placed: Mapping[str, tuple[str, int]]) -> list[str]:
     """Ids that a group waits for; an array whose every element is needed is named as a whole."""
-    needed = dict.fromkeys(n for task in group for n in task.needs if not run.paths.done(n).is_file())
+    needed = dict.fromkeys(n for task in group for n in task.needs if not is_marked(run.paths.done(n)))
     elements: dict[str, list[str]] = {}
     sizes: dict[str, int] = {}
     for need in needed:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nnunet_flare import shapes
 from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.rounds.run.locks import LockFile
@@ -31,25 +33,42 @@ INPUT_KEYS = (
 """What of plans and configuration decides how a scan becomes the network's input."""
 
 
+def read_plans(path: Path, shape: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A plans file, checked to have configurations and what ``shape`` names besides."""
+    remedy = "restore it from a copy, or remove it: flare-pseudolabel retry then plans anew"
+    plans: dict[str, Any] = read_json(path, {"configurations": {str: dict}, **(shape or {})}, remedy=remedy)
+    return plans
+
+
 def base_configuration(base: Base) -> dict[str, Any]:
     """The base configuration, inheritance resolved.
 
     Raises:
         InputError: when the plans do not have it.
     """
-    return resolve(read_json(base.plans_file), base.configuration, base.plans_file)
+    return resolve(read_plans(base.plans_file), base.configuration, base.plans_file)
 
 
-def resolve(plans: dict[str, Any], name: str, where: Path, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
-    """One configuration of plans with everything that it inherits; ``heirs`` are those that inherit from it."""
-    configurations = plans["configurations"]
-    if name in heirs:
-        raise InputError(f"{where}: configuration '{name}' inherits from itself ({' from '.join((*heirs, name))})")
-    if name not in configurations:
-        raise InputError(f"{where}: has no configuration '{name}', only {', '.join(configurations)}")
-    configuration = dict(configurations[name])
-    parent = configuration.pop("inherits_from", None)
-    return configuration if parent is None else {**resolve(plans, parent, where, (*heirs, name)), **configuration}
+def resolve(plans: dict[str, Any], name: str, where: Path, shape: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """One configuration of plans with everything that it inherits, which must have what ``shape`` names.
+
+    Raises:
+        InputError: for a configuration that is missing, inherits from itself, or lacks what is needed.
+    """
+    configurations, left = plans["configurations"], [name]
+    found: dict[str, Any] = {}
+    for wanted in left:
+        if wanted not in configurations:
+            raise InputError(f"{where}: has no configuration '{wanted}', only {', '.join(configurations)}")
+        found = {**configurations[wanted], **found}
+        parent = found.pop("inherits_from", None)
+        if parent in left:
+            raise InputError(f"{where}: configuration '{wanted}' inherits from '{parent}' and that from it; restore it")
+        left += [] if parent is None else [str(parent)]
+    problem = shapes.mismatch(found, shape or {}, f"configurations.{name}")
+    if problem is not None:
+        raise InputError(f"{where}: {problem}; restore it from a copy")
+    return found
 
 
 def configuration_hash(configuration: dict[str, Any]) -> str:
@@ -65,7 +84,7 @@ def check_names(run: Run, base: Base) -> dict[str, Any]:
     """
     configuration = base_configuration(base)
     trusted = run.settings.trust_checkpoint
-    check_plans(read_json(base.plans_file), configuration, base.plans_file, trusted=trusted)
+    check_plans(read_plans(base.plans_file), configuration, base.plans_file, trusted=trusted)
     return configuration
 
 
@@ -75,7 +94,9 @@ def check_base(run: Run, base: Base) -> None:
     Raises:
         TaskError: naming the plans file and what to do.
     """
-    marker = read_json(run.paths.done(base.task))
+    path = run.paths.done(base.task)
+    remedy = f"remove it, and flare-pseudolabel retry -o {run.root} looks at the plans again"
+    marker = read_json(path, {"result": {"base_hash": str}}, remedy=remedy)
     found = configuration_hash(base_configuration(base))
     if found != marker["result"]["base_hash"]:
         raise TaskError(
@@ -109,7 +130,7 @@ def add_configuration(
     from nnunet_flare.trainers.settings import KEY
 
     with LockFile(run.preprocessed / "flare_plans.lock", f"the plans of {run.settings.dataset}", wait=True):
-        plans = read_json(base.plans_file)
+        plans = read_plans(base.plans_file)
         entry: dict[str, Any] = {"inherits_from": base.configuration, KEY: training}
         if data_identifier is not None:
             entry["data_identifier"] = data_identifier

@@ -10,17 +10,26 @@ from nnunet_flare.cases import CaseTable, find_table
 from nnunet_flare.files import read_json
 from nnunet_flare.rounds.run.manifest import Run
 
+DATASET = {"labels": {str: object}, "file_ending": str, "channel_names": dict, "dataset?": {str: dict}}
+"""What dataset.json has at least."""
+
 
 def dataset_json(run: Run) -> dict[str, Any]:
     """dataset.json as the planner copied it, else the raw one."""
     copied = run.preprocessed / "dataset.json"
-    document: dict[str, Any] = read_json(copied if copied.is_file() else run.raw / "dataset.json")
+    return read_dataset(copied if copied.is_file() else run.raw / "dataset.json")
+
+
+def read_dataset(path: Path) -> dict[str, Any]:
+    """A dataset.json, checked to have what the loop reads of it."""
+    in_raw = "restore it from a copy; where it is the copy in nnUNet_preprocessed, copy it from nnUNet_raw"
+    document: dict[str, Any] = read_json(path, DATASET, remedy=in_raw)
     return document
 
 
 def raw_cases(run: Run) -> list[str]:
     """Ids of the labelled and partial cases of the raw dataset (file names only; nothing is opened)."""
-    document = read_json(run.raw / "dataset.json")
+    document = read_dataset(run.raw / "dataset.json")
     if "dataset" in document:
         return sorted(document["dataset"])
     ending = document["file_ending"]
@@ -31,7 +40,7 @@ def raw_files(run: Run) -> dict[str, dict[str, Any]]:
     """Image and label files of the raw dataset by case."""
     document = dataset_json(run)
     ending = document["file_ending"]
-    raw = read_json(run.raw / "dataset.json")
+    raw = read_dataset(run.raw / "dataset.json")
     if "dataset" in raw:
         entries = {}
         for case, entry in raw["dataset"].items():

@@ -7,14 +7,15 @@ earlier one said about the same case.
 
 from __future__ import annotations
 
-import csv
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from nnunet_flare.documents import load_rows
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json, write_json
+from nnunet_flare.rounds.markers import is_marked
 from nnunet_flare.rounds.run.dataset import organ_ids
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.unlabelled import read_list
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 COLUMNS = ("case", "decision", "organ", "comment")
 WORDS = ("accept", "reject", "organ-wrong")
+REVIEWS = {"cases": [{"case": str, "decision": set(WORDS), "organs": [str], "comment": str}]}
 
 
 @dataclass(frozen=True)
@@ -58,18 +60,16 @@ def read_reviews(path: Path, cases: Collection[str], organs: Collection[str]) ->
         InputError: all problems at once, each with its line.
     """
     try:
-        with open(path, newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            missing = [name for name in COLUMNS[:2] if name not in (reader.fieldnames or ())]
-            if missing:
-                raise InputError(
-                    f"{path}, line 1: no column {', '.join(missing)}; expected the columns {','.join(COLUMNS)}"
-                )
-            rows = [(reader.line_num, {k: (row.get(k) or "").strip() for k in COLUMNS}) for row in reader]
-    except OSError as error:
-        raise InputError(f"--decisions {path}: cannot be read ({error.strerror or error})") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"--decisions {path}: no CSV in UTF-8 ({error})") from error
+        (_, header), *lines = load_rows(path) or [(1, [])]
+    except InputError as error:
+        raise InputError(f"--decisions {error}") from error
+    missing = [name for name in COLUMNS[:2] if name not in header]
+    if missing:
+        raise InputError(f"{path}, line 1: no column {', '.join(missing)}; expected the columns {','.join(COLUMNS)}")
+    rows = []
+    for number, cells in lines:
+        row = dict(zip(header, cells, strict=False))
+        rows.append((number, {column: row.get(column, "").strip() for column in COLUMNS}))
     problems: list[str] = []
     reviews: dict[str, Review] = {}
     for line, row in rows:
@@ -118,9 +118,9 @@ def keep_reviews(run: Run, path: Path) -> int:
     left = [
         each.number
         for each in run.rounds
-        if each.labels_cases and not run.paths.done(f"select-r{each.number}").is_file()
+        if each.labels_cases and not is_marked(run.paths.done(f"select-r{each.number}"))
     ]
-    if run.recipe.is_online and not run.paths.done("build-r0").is_file():
+    if run.recipe.is_online and not is_marked(run.paths.done("build-r0")):
         log.info("decisions on %d cases: the training leaves out those that were rejected", len(new))
     elif left:
         log.info("decisions on %d cases, honoured from round %d on", len(new), left[0])
@@ -133,5 +133,5 @@ def load_reviews(run: Run) -> dict[str, Review]:
     """The decisions kept with a run, by case."""
     if not run.paths.reviews.is_file():
         return {}
-    entries: Sequence[dict[str, str]] = read_json(run.paths.reviews)["cases"]
+    entries = read_json(run.paths.reviews, REVIEWS, remedy="remove it and give --decisions again")["cases"]
     return {e["case"]: Review(e["case"], e["decision"], tuple(e["organs"]), e["comment"]) for e in entries}

@@ -6,8 +6,8 @@ select task that holds the run); a rollback journal, because the file may lie on
 
 from __future__ import annotations
 
-import csv
 import json
+import logging
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_flare.errors import InputError
-from nnunet_flare.files import read_json, replacing, write_json
+from nnunet_flare.files import read_json, replacing, write_csv, write_json
 from nnunet_flare.rounds.run.paths import RunPaths
+
+log = logging.getLogger(__name__)
 
 BUSY_SECONDS = 30.0
 
@@ -43,6 +45,15 @@ class Entry:
     model: str
     recipe_hash: str
     label_sha256: str | None
+
+
+def decisions_shape(number: int) -> Any:
+    """What a round's ``decisions.json`` must look like."""
+    optional, shares = (float, None), {str: (float, None)}
+    text = dict.fromkeys(("case", "role", "reason", "model", "recipe_hash"), str)
+    numbers = dict.fromkeys(("score", "mean_organ", "min_organ"), optional)
+    entry = {**text, **numbers, "agreement": shares, "ignored": {str: float}, "label_sha256": (str, None)}
+    return {"cases": [{**entry, "round": {number}, "decision": {"taken", "refused", "odd", "failed"}}]}
 
 
 COLUMNS = tuple(field.name for field in fields(Entry))
@@ -81,30 +92,57 @@ def _insert(path: Path, number: int, entries: Sequence[Entry]) -> None:
 def read_decisions(paths: RunPaths, number: int) -> list[Entry]:
     """A round's decisions from its JSON file; empty when the round was not selected yet."""
     path = paths.decisions(number)
-    return [Entry(**entry) for entry in read_json(path)["cases"]] if path.is_file() else []
+    if not path.is_file():
+        return []
+    remedy = f"flare-pseudolabel retry -o {paths.root} decides again"
+    document = read_json(path, decisions_shape(number), remedy=remedy)
+    return [Entry(**{name: entry[name] for name in COLUMNS}) for entry in document["cases"]]
 
 
 def rebuild(paths: RunPaths) -> int:
     """Make the ledger anew from the rounds' JSON files; returns the number of rounds found."""
-    found = sorted(paths.root.glob("rounds/r*/decisions.json"))
+    found = _decided(paths)
     with replacing(paths.ledger) as temporary:
         with _open(temporary):
             pass
-        for path in found:
-            number = int(path.parent.name[1:])
+        for number in found:
             _insert(temporary, number, read_decisions(paths, number))
     return len(found)
 
 
+def _decided(paths: RunPaths) -> list[int]:
+    """The rounds that have a file of decisions."""
+    names = (path.parent.name[1:] for path in paths.root.glob("rounds/r*/decisions.json"))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
 def read_ledger(paths: RunPaths) -> list[Entry]:
-    """Every row of the ledger by round and case; a lost or damaged one is rebuilt first."""
+    """Every case in every round, by round and case.
+
+    The rounds' JSON files are believed: a ledger that is lost, damaged, empty or says otherwise is mended.
+    """
+    decided = {number: sorted(read_decisions(paths, number), key=_by_case) for number in _decided(paths)}
+    held: dict[int, list[Entry]] = {}
     try:
-        if not paths.ledger.is_file():
-            rebuild(paths)
-        return list(_rows(paths.ledger))
-    except sqlite3.DatabaseError:
+        for row in _rows(paths.ledger) if paths.ledger.is_file() else ():
+            held.setdefault(row.round, []).append(row)
+        wrong = [number for number in decided if decided[number] != sorted(held.get(number, []), key=_by_case)]
+        if wrong:
+            log.info("%s: rounds %s are written again from their decisions.json", paths.ledger, wrong)
+        for number in wrong:
+            _insert(paths.ledger, number, decided[number])
+    except (sqlite3.OperationalError, InputError) as error:  # in use by another program, or a disk for reading only
+        log.warning("%s: left as it is (%s)", paths.ledger, error)
+    except (sqlite3.DatabaseError, ValueError, TypeError) as error:
+        log.info("%s: made anew from the rounds' decisions.json (%s)", paths.ledger, error)
+        held = {}
         rebuild(paths)
-        return list(_rows(paths.ledger))
+    together = {**held, **decided}
+    return [entry for number in sorted(together) for entry in together[number]]
+
+
+def _by_case(entry: Entry) -> str:
+    return entry.case
 
 
 def _rows(path: Path) -> Iterator[Entry]:
@@ -119,10 +157,5 @@ def _rows(path: Path) -> Iterator[Entry]:
 def export_csv(entries: Sequence[Entry], organs: Sequence[str], path: Path) -> None:
     """The ledger as CSV: one row per case and round, one agreement column per organ."""
     plain = [name for name in COLUMNS if name not in JSON_COLUMNS]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow([*plain, *organs])
-        for entry in entries:
-            row = asdict(entry)
-            writer.writerow([*(row[name] for name in plain), *(entry.agreement.get(organ) for organ in organs)])
+    rows = ([*(getattr(e, name) for name in plain), *(e.agreement.get(organ) for organ in organs)] for e in entries)
+    write_csv(path, [[*plain, *organs], *rows])

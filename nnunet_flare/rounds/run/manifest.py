@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +23,23 @@ from nnunet_flare.rounds.run.settings import RunSettings
 from nnunet_flare.trainers.settings import TRUST_VARIABLE
 
 VERSION = 1
+DATASET = re.compile(r"Dataset\d{3}_.+")
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+OPTIONAL = ("final_plans_name", "coarse_plans_name", "init_model", "eval_images", "eval_labels")
+MANIFEST = {
+    "version": int,
+    "settings": {
+        **dict.fromkeys(("name", "dataset", "plans_name", "unlabelled_dir"), str),
+        **{f"{key}?": (str, None) for key in OPTIONAL},
+        "recipe": dict,
+        "folders": dict.fromkeys(FOLDERS, str),
+        "device": {"cuda", "cpu", "mps"},
+        "shards": int,
+        "init_folds?": [str],
+    },
+}
+REMEDY = "restore it from a copy, or remove it and give the same flare-pseudolabel run command again"
+STOP = {"last_labelled_round": int}
 PACKAGES = ("nnunet-flare", "nnunetv2", "torch", "numpy", "batchgeneratorsv2", "blosc2", "SimpleITK")
 
 
@@ -42,7 +59,13 @@ class Run:
     def current(self) -> Run:
         """The run with the early stop that its folder says by now."""
         stop = self.paths.stop
-        return replace(self, stopped_after=int(read_json(stop)["last_labelled_round"]) if stop.is_file() else None)
+        if not stop.is_file():
+            return self.as_planned()
+        remedy = f"flare-pseudolabel retry -o {self.root} decides that again"
+        last: int = read_json(stop, STOP, remedy=remedy)["last_labelled_round"]
+        if not 0 <= last < self.recipe.final_round:
+            raise InputError(f"{stop}: found round {last}, the recipe has {self.recipe.final_round}")
+        return replace(self, stopped_after=last)
 
     def as_planned(self) -> Run:
         """The run without an early stop."""
@@ -192,7 +215,7 @@ def create_run(root: Path, settings: RunSettings, recipe: Recipe) -> Run:
     """
     paths = RunPaths(root)
     if paths.manifest.is_file():
-        run = load_run(root)
+        run = read_manifest(root)
         known = replace(run.settings, recipe=run.recipe.model_dump(mode="json"))  # with keys that are new since then
         known = replace(known, trust_checkpoint=settings.trust_checkpoint)  # changes no result
         differences = _differences(known, settings)
@@ -216,7 +239,12 @@ def create_run(root: Path, settings: RunSettings, recipe: Recipe) -> Run:
 
 
 def load_run(root: Path) -> Run:
-    """The run of a folder.
+    """The run of a folder, with its early stop where it had one; errors are those of :func:`read_manifest`."""
+    return read_manifest(root).current()
+
+
+def read_manifest(root: Path) -> Run:
+    """The run of a folder as it was planned: nothing but its manifest is read.
 
     Raises:
         InputError: when there is none, or it was written by another version.
@@ -224,16 +252,16 @@ def load_run(root: Path) -> Run:
     path = RunPaths(root).manifest
     if not path.is_file():
         raise InputError(f"{root} is no run folder: {path.name} is missing. Start one with flare-pseudolabel run")
-    try:
-        document = read_json(path)
-        if document["version"] != VERSION:
-            raise InputError(f"{path}: version {document['version']}, this package reads {VERSION}")
-        given = dict(document["settings"])
-        given["init_folds"] = tuple(given.get("init_folds", ()))
-        settings = RunSettings(**given)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: damaged ({type(error).__name__}: {error})") from error
-    return Run(root, settings, recipe_from(settings.recipe, f"{path}, recipe")).current()
+    document = read_json(path, MANIFEST, remedy=REMEDY)
+    if document["version"] != VERSION:
+        raise InputError(f"{path}: version {document['version']}, this package reads {VERSION}")
+    given = {**document["settings"], "init_folds": tuple(document["settings"].get("init_folds", ()))}
+    unknown = sorted(given.keys() - RunSettings.__dataclass_fields__.keys())
+    if unknown or given["shards"] < 1 or not DATASET.fullmatch(given["dataset"]) or not given["name"]:
+        wrong = f"unknown settings {unknown}" if unknown else "no run has such a dataset, name or number of shards"
+        raise InputError(f"{path}: {wrong}; the file is damaged: {REMEDY}")
+    settings = RunSettings(**given)
+    return Run(root, settings, recipe_from(settings.recipe, f"{path}, recipe"))
 
 
 def load_run_to_write(root: Path) -> Run:
@@ -255,7 +283,7 @@ def claim_name(settings: RunSettings, root: Path) -> None:
     """
     owner = owner_file(settings)
     if owner.is_file():
-        other = Path(read_json(owner)["run_dir"])
+        other = Path(read_json(owner, {"run_dir": str}, remedy=f"remove it, if {root} has that name")["run_dir"])
         if other.resolve() != root.resolve() and RunPaths(other).manifest.is_file():
             raise InputError(
                 f"the name '{settings.name}' on {settings.dataset} belongs to the run in {other}, not to {root}. "

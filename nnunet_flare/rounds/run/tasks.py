@@ -13,6 +13,7 @@ from typing import Literal
 
 from nnunet_flare.children import python_module
 from nnunet_flare.errors import InputError
+from nnunet_flare.rounds.markers import is_marked
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Round
 
@@ -182,8 +183,8 @@ def stand_in(run: Run, name: str) -> Task | None:
 
 
 def is_done(run: Run, task: Task) -> bool:
-    """Whether a task's marker is there."""
-    return run.paths.done(task.name).is_file()
+    """Whether a task's marker is there and whole."""
+    return is_marked(run.paths.done(task.name))
 
 
 def ready_tasks(run: Run, tasks: Mapping[str, Task]) -> list[Task]:
@@ -191,5 +192,5 @@ def ready_tasks(run: Run, tasks: Mapping[str, Task]) -> list[Task]:
     return [
         task
         for task in tasks.values()
-        if not is_done(run, task) and all(run.paths.done(need).is_file() for need in task.needs)
+        if not is_done(run, task) and all(is_marked(run.paths.done(need)) for need in task.needs)
     ]

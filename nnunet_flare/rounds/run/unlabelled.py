@@ -18,6 +18,8 @@ from nnunet_flare.images import SUFFIXES, Volume, stem_of, suffix_of, write_volu
 log = logging.getLogger(__name__)
 
 TABLE = "flare_unlabelled.json"
+LIST = {"cases": [{"case": str, "source": str, "images": [str], "size_bytes": int}]}
+"""What ``unlabelled.json`` of a run looks like."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ def freeze(
         target = preprocessed / "imagesUn"
         target.mkdir(parents=True, exist_ok=True)
     table = preprocessed / TABLE
-    known = read_json(table)["cases"] if table.is_file() else {}
+    shape, remedy = {"cases": {str: {"source": str}}}, "remove it; runs keep lists of their own"
+    known = read_json(table, shape, remedy=remedy)["cases"] if table.is_file() else {}
     cases = []
     for case, files in sources.items():
         source = os.path.realpath(files[0])  # unlike Path.resolve, no error for a link to itself
@@ -145,9 +148,10 @@ def write_list(path: Path, cases: Sequence[UnlabelledCase]) -> None:
 
 def read_list(path: Path) -> list[UnlabelledCase]:
     """The frozen list of a run."""
+    remedy = "restore it from a copy, or remove it and give the same flare-pseudolabel run command again"
     return [
         UnlabelledCase(entry["case"], entry["source"], tuple(entry["images"]), entry["size_bytes"])
-        for entry in read_json(path)["cases"]
+        for entry in read_json(path, LIST, remedy=remedy)["cases"]
     ]
 
 

@@ -10,10 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nnunet_flare.files import read_json
+
 if TYPE_CHECKING:
     from nnunet_flare.orientation import Turn
+    from nnunet_flare.rounds.run.manifest import Run
 
 Box = Sequence[Sequence[int]]
+
+BOX = ({"failed": str}, {"box": ([[int]], None)})
+"""What is kept of a coarse pass: why it failed, or the box, null where nothing was found."""
+
+
+def read_box(run: Run, case: str) -> dict[str, Any]:
+    """What the coarse pass found in a case."""
+    remedy = f"flare-pseudolabel retry -o {run.root} locates the organs again"
+    document: dict[str, Any] = read_json(run.paths.box(case), BOX, remedy=remedy)
+    return document
 
 
 def turned(box: Box, shape: Sequence[int], turn: Turn) -> list[list[int]]:

@@ -23,6 +23,9 @@ from nnunet_flare.selection.agreement import pairwise_dice
 
 log = logging.getLogger(__name__)
 
+DICE = {"mean": float, "organs": {str: float}, "cases": {str: dict}}
+"""What ``dice.json`` looks like."""
+
 
 def check_held_out(
     images: Path,
@@ -113,4 +116,5 @@ def score_folder(
 def held_out_dice(run: Run, number: int) -> float | None:
     """Mean Dice of a round on the held-out cases, where it was measured."""
     path = run.paths.evaluation(number) / "dice.json"
-    return float(read_json(path)["mean"]) if path.is_file() else None
+    remedy = f"flare-pseudolabel retry -o {run.root} measures again"
+    return float(read_json(path, DICE, remedy=remedy)["mean"]) if path.is_file() else None

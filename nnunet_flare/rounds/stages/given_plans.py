@@ -12,9 +12,9 @@ from typing import Any
 from nnunet_flare import plugin
 from nnunet_flare.documents import load_json
 from nnunet_flare.errors import InputError, TaskError
-from nnunet_flare.files import read_json, write_json
+from nnunet_flare.files import write_json
 from nnunet_flare.planners.topology import override_configuration
-from nnunet_flare.rounds.run.configurations import INPUT_KEYS, base_configuration, resolve
+from nnunet_flare.rounds.run.configurations import INPUT_KEYS, base_configuration, read_plans, resolve
 from nnunet_flare.rounds.run.dataset import dataset_json
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Base
@@ -79,7 +79,7 @@ def check_soft_teacher(run: Run) -> None:
     plans, configuration = model_plans(Path(run.settings.init_model), trusted=run.settings.trust_checkpoint)
     theirs = {**plans, **configuration}
     base = run.final_base
-    ours = {**read_json(base.plans_file), **base_configuration(base)}
+    ours = {**read_plans(base.plans_file), **base_configuration(base)}
     different = [key for key in SAME_INPUT if ours.get(key) != theirs.get(key)]
     if different:
         raise TaskError(

@@ -19,10 +19,10 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunet_flare.errors import TaskError
-from nnunet_flare.files import read_json, replacing, write_json
+from nnunet_flare.files import holds, read_json, replacing, write_json
 from nnunet_flare.fusion.members import class_locations, training_label
 from nnunet_flare.images import read_labels
-from nnunet_flare.rounds.run.configurations import INPUT_KEYS, base_configuration
+from nnunet_flare.rounds.run.configurations import INPUT_KEYS, base_configuration, read_plans
 from nnunet_flare.rounds.run.dataset import dataset_json, organ_ids
 from nnunet_flare.rounds.run.loops import TrainingScan, round_organs, round_scans
 from nnunet_flare.rounds.run.manifest import Run
@@ -42,6 +42,27 @@ from nnunet_flare.selection.change import label_change
 from nnunet_flare.selection.rule import Rule
 
 log = logging.getLogger(__name__)
+
+LABELLED = (
+    {"failed": str},
+    {
+        "agreement": {str: (float, None)},
+        "volume_mm3": {str: float},
+        "members": int,
+        "odd": [str],
+        "label_sha256": str,
+        "present?": {str: bool},
+        "change?": (float, None),
+    },
+)
+"""What a case's document of a round looks like: it was set aside, or labelled."""
+
+
+def read_labelled(run: Run, number: int, case: str) -> dict[str, Any]:
+    """A case's document of a round."""
+    remedy = f"flare-pseudolabel retry -o {run.root} labels the case again"
+    document: dict[str, Any] = read_json(run.paths.case(number, case), LABELLED, remedy=remedy)
+    return document
 
 
 def labelling_members(run: Run, of: Round) -> tuple[tuple[str, str], ...]:
@@ -101,7 +122,7 @@ def label_shard(run: Run, of: Round, part: int, parts: int) -> dict[str, int]:
     """
     number = of.number
     cases = shard(round_scans(run, of), part, parts)
-    todo = [case for case in cases if not run.paths.case(number, case.case).is_file()]
+    todo = [case for case in cases if not holds(run.paths.case(number, case.case), LABELLED)]
     if todo:
         predictor = _load_labeller(run, of)
         _check_input(run, of.model, predictor)
@@ -110,9 +131,9 @@ def label_shard(run: Run, of: Round, part: int, parts: int) -> dict[str, int]:
             reason = failure(run.unlabelled_data, case.case)
             document = {"failed": reason} if reason is not None else _label_case(run, of, case, predictor, organs)
             write_json(run.paths.case(number, case.case), {"case": case.case, "round": number, **document})
-    failed = [c.case for c in cases if "failed" in read_json(run.paths.case(number, c.case))]
+    failed = [c.case for c in cases if "failed" in read_labelled(run, number, c.case)]
     if cases and len(failed) == len(cases):
-        first = read_json(run.paths.case(number, failed[0]))["failed"]
+        first = read_labelled(run, number, failed[0])["failed"]
         for name in failed:  # so that the next try labels them again
             run.paths.case(number, name).unlink()
         raise TaskError(f"none of {len(cases)} unlabelled cases could be labelled; the first, {failed[0]}: {first}")
@@ -121,7 +142,7 @@ def label_shard(run: Run, of: Round, part: int, parts: int) -> dict[str, int]:
 
 def _check_input(run: Run, model: Path, predictor: Any) -> None:
     """The scans were preprocessed once, by the run's plans; a model that was given must expect just that input."""
-    ours = {**read_json(run.plans_file), **base_configuration(run.base)}
+    ours = {**read_plans(run.plans_file), **base_configuration(run.base)}
     theirs = {**predictor.plans_manager.plans, **predictor.configuration_manager.configuration}
     different = [
         f"{key} {theirs.get(key)} there, {ours.get(key)} here" for key in INPUT_KEYS if theirs.get(key) != ours.get(key)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_flare.files import link_or_copy, read_json
+from nnunet_flare.files import link_or_copy
 from nnunet_flare.images import read_labels, write_labels
+from nnunet_flare.rounds.run.configurations import read_plans
 from nnunet_flare.rounds.run.dataset import organ_ids
 from nnunet_flare.rounds.run.ledger import Entry
 from nnunet_flare.rounds.run.manifest import Run
@@ -41,7 +42,7 @@ def _to_image_grid(run: Run, number: int, case: str, mask: np.ndarray) -> np.nda
 
     from nnunet_flare.inference.export import labels_on_image_grid
 
-    plans = PlansManager(read_json(run.plans_file))
+    plans = PlansManager(read_plans(run.plans_file))
     scores = torch.from_numpy(np.stack([~mask, mask]).astype(np.float32))
     two_classes = plans.get_label_manager({"labels": {"background": 0, "uncertain": 1}})
     properties = read_properties(run.paths.properties(number, case))

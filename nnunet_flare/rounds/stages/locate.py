@@ -17,15 +17,15 @@ from tqdm import tqdm
 
 from nnunet_flare.cases import table_name, write_table
 from nnunet_flare.errors import CaseError, InputError
-from nnunet_flare.files import read_json, write_json
+from nnunet_flare.files import holds, write_json
 from nnunet_flare.images import Volume, check_values
 from nnunet_flare.recipes.parts import Roi
-from nnunet_flare.rounds.run.configurations import add_configuration, base_configuration
+from nnunet_flare.rounds.run.configurations import add_configuration, base_configuration, read_plans
 from nnunet_flare.rounds.run.dataset import base_table, raw_cases
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Base
 from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, read_list, read_scans, shard
-from nnunet_flare.rounds.stages.boxes import turned
+from nnunet_flare.rounds.stages.boxes import BOX, read_box, turned
 from nnunet_flare.rounds.stages.epoch_lengths import iterations_of_pass, samples_of_pass
 from nnunet_flare.rounds.stages.plan import plan_and_preprocess
 
@@ -71,7 +71,7 @@ def locate_shard(run: Run, part: int, parts: int) -> dict[str, int]:
     Returns how many were located, in how many the coarse model saw nothing, and how many could not be read.
     """
     cases = shard(read_list(run.paths.unlabelled), part, parts)
-    todo = [case for case in cases if not run.paths.box(case.case).is_file()]
+    todo = [case for case in cases if not holds(run.paths.box(case.case), BOX)]
     if todo:
         coarse = open_coarse(run)
         for case in tqdm(todo, desc="locating the organs", disable=None, unit="scan"):
@@ -80,7 +80,7 @@ def locate_shard(run: Run, part: int, parts: int) -> dict[str, int]:
             except CaseError as error:
                 document = {"failed": error.reason}
             write_json(run.paths.box(case.case), {"case": case.case, **document})
-    documents = [read_json(run.paths.box(case.case)) for case in cases]
+    documents = [read_box(run, case.case) for case in cases]
     failed = sum("failed" in document for document in documents)
     nothing = sum(document.get("box", ...) is None for document in documents)
     return {"located": len(cases) - failed - nothing, "nothing found": nothing, "failed": failed}
@@ -113,7 +113,7 @@ def _locate(run: Run, coarse: Segmenter, case: UnlabelledCase) -> dict[str, Any]
     if found is None:
         log.warning("%s: the coarse model found nothing; the whole scan is taken", case.case)
         return {"box": None}
-    turn = turn_for_reader(read_json(run.plans_file)["image_reader_writer"], volumes[0])
+    turn = turn_for_reader(read_plans(run.plans_file, {"image_reader_writer": str})["image_reader_writer"], volumes[0])
     return {"box": turned(found, volumes[0].array.shape, turn)}
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nnunet_flare.cases import FILE_NAME
+from nnunet_flare import shapes
+from nnunet_flare.cases import FILE_NAME, read_table
 from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.parallel import num_processes
@@ -154,7 +155,7 @@ def _write_splits(run: Run, cases: list[str]) -> None:
         return
     path = run.preprocessed / SPLITS
     if path.is_file():
-        folds = len(read_json(path))
+        folds = len(read_json(path, shapes.SPLITS, remedy="remove it to have it made anew"))
         if folds < count:
             raise InputError(
                 f"{path} has {folds} folds, members.count is {count}. "
@@ -176,4 +177,5 @@ def copy_case_table(run: Run) -> None:
     """Carry ``flare_cases.json`` from the raw to the preprocessed dataset, once."""
     source, target = run.raw / FILE_NAME, run.preprocessed / FILE_NAME
     if source.is_file() and not target.is_file():
+        read_table(source)
         write_json(target, read_json(source))

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunet_flare.errors import CaseError
-from nnunet_flare.files import read_json, write_json
+from nnunet_flare.files import holds, read_json, write_json
 from nnunet_flare.images import check_values, oddities
 from nnunet_flare.parallel import num_processes
 from nnunet_flare.rounds.run.dataset import dataset_json
@@ -24,7 +24,7 @@ from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, read_list, read_scans
 from nnunet_flare.rounds.stages.arrays import ENDINGS, write_array, write_properties
-from nnunet_flare.rounds.stages.boxes import Box, preprocess_box
+from nnunet_flare.rounds.stages.boxes import Box, preprocess_box, read_box
 
 log = logging.getLogger(__name__)
 
@@ -36,21 +36,29 @@ def state_file(folder: Path, case: str) -> Path:
     return folder.with_name(f"{folder.name}_state") / f"{case}.json"
 
 
+STATE = {"source": str, "odd?": [str], "failed?": str}
+
+
+def read_state(folder: Path, case: str) -> dict[str, Any]:
+    """What is known of a case; nothing where it was not preprocessed."""
+    path = state_file(folder, case)
+    remedy = "flare-pseudolabel retry preprocesses the scan again"
+    return read_json(path, STATE, remedy=remedy) if path.is_file() else {}
+
+
 def is_ready(folder: Path, case: str) -> bool:
     """Whether a case's three arrays and its state are there."""
-    return state_file(folder, case).is_file() and all((folder / f"{case}{e}").is_file() for e in ENDINGS)
+    return holds(state_file(folder, case), STATE) and all((folder / f"{case}{e}").is_file() for e in ENDINGS)
 
 
 def failure(folder: Path, case: str) -> str | None:
     """Why a case was set aside, or None."""
-    path = state_file(folder, case)
-    return read_json(path).get("failed") if path.is_file() else None
+    return read_state(folder, case).get("failed")
 
 
 def odd(folder: Path, case: str) -> list[str]:
     """What is odd about a case's scan."""
-    path = state_file(folder, case)
-    return list(read_json(path).get("odd", [])) if path.is_file() else []
+    return list(read_state(folder, case).get("odd", []))
 
 
 def preprocess_unlabelled(run: Run, *, retry_failed: bool = False) -> dict[str, int]:
@@ -73,7 +81,7 @@ def _preprocess_missing(run: Run, retry_failed: bool) -> dict[str, int]:
     ]
     if todo:
         documents = _documents(run)
-        boxes = {} if run.recipe.roi is None else {case.case: read_json(run.paths.box(case.case)) for case in todo}
+        boxes = {} if run.recipe.roi is None else {case.case: read_box(run, case.case) for case in todo}
         workers = num_processes(len(todo))
         log.info("preprocessing %d unlabelled scans", len(todo))
         bar = tqdm(total=len(todo), desc="unlabelled scans", disable=None, unit="scan")
@@ -106,7 +114,7 @@ def preprocess_again(run: Run, case: UnlabelledCase) -> None:
     Raises:
         CaseError: when the scan cannot be preprocessed any more.
     """
-    located = None if run.recipe.roi is None else read_json(run.paths.box(case.case))
+    located = None if run.recipe.roi is None else read_box(run, case.case)
     _preprocess_case(case, run.unlabelled_data, *_documents(run), located)
     reason = failure(run.unlabelled_data, case.case)
     if reason is not None:

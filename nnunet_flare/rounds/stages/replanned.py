@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from nnunet_flare.files import link_or_copy, read_json, write_json
+from nnunet_flare.files import holds, link_or_copy, read_json, write_json
 from nnunet_flare.fusion.members import class_locations, training_label
 from nnunet_flare.images import read_volume
 from nnunet_flare.parallel import num_processes
-from nnunet_flare.rounds.run.configurations import INPUT_KEYS, base_configuration
+from nnunet_flare.rounds.run.configurations import INPUT_KEYS, base_configuration, read_plans
 from nnunet_flare.rounds.run.dataset import dataset_json
 from nnunet_flare.rounds.run.ledger import Entry
 from nnunet_flare.rounds.run.manifest import Run
@@ -35,12 +35,14 @@ from nnunet_flare.rounds.stages.label_maps import write_label_map
 log = logging.getLogger(__name__)
 
 LABEL_KEYS = ("resampling_fn_seg", "resampling_fn_seg_kwargs")
+MADE = {"made_from": str, "failed?": str}
+"""What is kept of a case."""
 STOCK_PREPROCESSOR = "DefaultPreprocessor"
 
 
 def input_of(base: Base) -> dict[str, Any]:
     """What decides how a scan becomes the input of a network with these plans."""
-    together = {**read_json(base.plans_file), **base_configuration(base)}
+    together = {**read_plans(base.plans_file), **base_configuration(base)}
     return {key: together.get(key) for key in INPUT_KEYS}
 
 
@@ -127,7 +129,7 @@ def preprocess_scans(run: Run, base: Base, data: Path, scans: Sequence[LabelledS
                 future.result()
                 bar.update()
     bar.close()
-    states = {scan.case: read_json(folder / f"{scan.case}.json") for scan in scans}
+    states = {scan.case: read_json(folder / f"{scan.case}.json", MADE) for scan in scans}
     return {case: state["failed"] for case, state in states.items() if "failed" in state}
 
 
@@ -135,7 +137,7 @@ def _is_done(folder: Path, scan: LabelledScan) -> bool:
     state = folder / f"{scan.case}.json"
     if not state.is_file() or not all((folder / f"{scan.case}{ending}").is_file() for ending in ENDINGS):
         return False
-    return bool(read_json(state).get("made_from") == scan.made_from)
+    return holds(state, {**MADE, "made_from": {scan.made_from}})
 
 
 def _prepare(scan: LabelledScan, folder: Path, plans_file: str, configuration: str, dataset: dict[str, Any]) -> None:

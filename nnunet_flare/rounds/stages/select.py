@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from nnunet_flare.errors import TaskError
-from nnunet_flare.files import read_json, replacing, write_json
+from nnunet_flare.files import write_csv, write_json
 from nnunet_flare.recipes.parts import RoundSelection
 from nnunet_flare.rounds.run.decisions import Review, load_reviews
 from nnunet_flare.rounds.run.ledger import Entry, read_decisions, write_round
 from nnunet_flare.rounds.run.loops import TrainingScan, round_organs, round_scans
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Round
+from nnunet_flare.rounds.stages.label import read_labelled
 from nnunet_flare.selection.choose import Decision, accepted_organs, select
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def select_round(run: Run, of: Round) -> dict[str, Any]:
     number = of.number
     organs = list(round_organs(run, of))
     scans = round_scans(run, of)
-    documents = {scan.case: read_json(run.paths.case(number, scan.case)) for scan in scans}
+    documents = {scan.case: read_labelled(run, number, scan.case) for scan in scans}
     roles = {scan.case: "partial" if isinstance(scan, TrainingScan) else "pseudo" for scan in scans}
     judged = [case for case, document in documents.items() if "failed" not in document]
     reviews = load_reviews(run)
@@ -98,7 +98,7 @@ def _judged_table(
 
 
 def _change(run: Run, number: int, case: str) -> float:
-    value = read_json(run.paths.case(number, case)).get("change")
+    value = read_labelled(run, number, case).get("change")
     return float("nan") if value is None else float(value)
 
 
@@ -220,7 +220,7 @@ def write_scores(
     for case, row, count in zip(cases, np.nan_to_num(table), members, strict=True):
         numbers = [*row, row.mean(), row.min()]
         rows.append([case, *(f"{v:.6f}" if count > 1 else "" for v in numbers), count])
-    _write_csv(path, ["case", *organs, "mean_organ", "min_organ", "members"], rows)
+    write_csv(path, [["case", *organs, "mean_organ", "min_organ", "members"], *rows])
 
 
 def write_changes(path: Path, cases: Sequence[str], table: np.ndarray) -> None:
@@ -229,7 +229,7 @@ def write_changes(path: Path, cases: Sequence[str], table: np.ndarray) -> None:
     for case, row in zip(cases, table, strict=True):
         rows.append([case, *("" if np.isnan(v) else f"{v:.6f}" for v in (*row, row.mean())), len(row) + 1])
     steps = [f"{number} to {number + 1}" for number in range(1, table.shape[1] + 1)]
-    _write_csv(path, ["case", *steps, "mean_change", "members"], rows)
+    write_csv(path, [["case", *steps, "mean_change", "members"], *rows])
 
 
 def write_selection(path: Path, decisions: Sequence[tuple[str, bool, float | None, str]]) -> None:
@@ -237,12 +237,4 @@ def write_selection(path: Path, decisions: Sequence[tuple[str, bool, float | Non
     rows = [
         [case, int(taken), "" if score is None else f"{score:.6f}", reason] for case, taken, score, reason in decisions
     ]
-    _write_csv(path, ["case", "taken", "score", "reason"], rows)
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(header)
-        writer.writerows(rows)
+    write_csv(path, [["case", "taken", "score", "reason"], *rows])
