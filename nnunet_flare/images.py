@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 
 from nnunet_flare.errors import CaseError, InputError
-from nnunet_flare.nifti import check_nifti, is_whole
+from nnunet_flare.formats import check_format
+from nnunet_flare.nifti import is_whole
 
 SUFFIXES: tuple[str, ...] = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 """File name endings of single-file images, longest first."""
-
-NIFTI_SUFFIXES = (".nii.gz", ".nii")
 
 CT_RANGE_HU = (-2048.0, 8192.0)
 """Values outside are no CT numbers (air is -1000, metal saturates near 3071 or, on extended scales, 8191)."""
@@ -82,8 +81,7 @@ def read_volume(path: Path, case: str | None = None) -> Volume:
         raise CaseError(case, f"{path}: no such file" if not path.exists() else f"{path}: not a file")
     if path.stat().st_size == 0:
         raise CaseError(case, f"{path}: the file is empty (0 bytes); copy it again")
-    if suffix_of(path) in NIFTI_SUFFIXES:
-        check_nifti(path, case)
+    check_format(path, case)
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
@@ -122,6 +120,11 @@ def check_grid(volume: Volume, case: str, path: Path | str = "image") -> None:
         )
     if not all(np.isfinite(s) and s > 0 for s in volume.spacing_mm):
         raise CaseError(case, f"{path}: spacing (z, y, x) {volume.spacing_mm} mm, expected three numbers above 0")
+    if not np.isfinite([*volume.origin, *volume.direction]).all():
+        raise CaseError(
+            case,
+            f"{path}: origin {volume.origin} and direction {volume.direction} hold NaN or infinity",
+        )
 
 
 def check_values(volume: Volume, case: str, path: Path | str = "image") -> None:
