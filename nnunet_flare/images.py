@@ -19,6 +19,7 @@ import numpy as np
 
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.formats import check_format
+from nnunet_flare.hounsfield import SMALLEST_SPAN, not_hounsfield
 from nnunet_flare.nifti import is_whole
 
 SUFFIXES: tuple[str, ...] = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
@@ -29,6 +30,9 @@ CT_RANGE_HU = (-2048.0, 8192.0)
 
 SPACING_RANGE_MM = (0.2, 15.0)
 """Spacings outside are odd for an abdominal CT."""
+
+LARGEST_EXTENT_MM = 2500.0
+"""No body is longer; a scan that is has a wrong spacing in its header."""
 
 GEOMETRY_TOLERANCE_MM = 1e-3
 """Two grids are the same when no spacing, origin or direction entry differs by more."""
@@ -128,8 +132,16 @@ def check_grid(volume: Volume, case: str, path: Path | str = "image") -> None:
 
 
 def check_values(volume: Volume, case: str, path: Path | str = "image") -> None:
-    """Raise :class:`CaseError` for NaN, infinite or constant images."""
+    """Raise :class:`CaseError` for NaN, infinite or constant images, and for a scan longer than any body."""
     array = volume.array
+    extent = tuple(round(n * mm) for n, mm in zip(array.shape, volume.spacing_mm, strict=True))
+    if max(extent) > LARGEST_EXTENT_MM:
+        spacing = tuple(round(mm, 3) for mm in volume.spacing_mm)
+        raise CaseError(
+            case,
+            f"{path}: extends over (z, y, x) {extent} mm at a spacing of {spacing} mm, expected at most "
+            f"{LARGEST_EXTENT_MM:g} mm; the spacing is wrong",
+        )
     if array.dtype.kind not in "iuf":
         raise CaseError(case, f"{path}: voxels are of type {array.dtype}, expected real numbers")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -145,8 +157,10 @@ def oddities(volume: Volume) -> list[str]:
     low, high = float(volume.array.min()), float(volume.array.max())
     if low < CT_RANGE_HU[0] or high > CT_RANGE_HU[1]:
         found.append(f"values from {low:g} to {high:g}, outside CT's {CT_RANGE_HU[0]:g} to {CT_RANGE_HU[1]:g} HU")
-    elif low >= 0 and high <= 255:
+    elif low >= 0 and SMALLEST_SPAN <= high <= 255:
         found.append(f"values from {low:g} to {high:g}, which look like an 8-bit picture and not like CT numbers")
+    elif (problem := not_hounsfield(volume.array)) is not None:
+        found.append(problem)
     if min(volume.spacing_mm) < SPACING_RANGE_MM[0] or max(volume.spacing_mm) > SPACING_RANGE_MM[1]:
         spacing = tuple(round(s, 3) for s in volume.spacing_mm)
         found.append(f"spacing (z, y, x) {spacing} mm, outside {SPACING_RANGE_MM[0]:g} to {SPACING_RANGE_MM[1]:g} mm")

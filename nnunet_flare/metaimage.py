@@ -15,6 +15,11 @@ LAST_FIELD = "ElementDataFile"
 HEADER_LIMIT = 1 << 16
 """Bytes in which a header must end."""
 
+GRID_FIELDS = (
+    "Offset", "Origin", "Position", "TransformMatrix", "Rotation", "Orientation", "ElementSpacing", "ElementSize",
+)  # fmt: skip
+"""Fields of numbers of which the reader takes what is none as 0."""
+
 BYTES = {
     "MET_CHAR": 1, "MET_UCHAR": 1, "MET_SHORT": 2, "MET_USHORT": 2, "MET_INT": 4, "MET_UINT": 4, "MET_LONG": 4,
     "MET_ULONG": 4, "MET_LONG_LONG": 8, "MET_ULONG_LONG": 8, "MET_FLOAT": 4, "MET_DOUBLE": 8,
@@ -73,10 +78,13 @@ def _payload(path: Path, case: str, fields: dict[str, str], end: int) -> Payload
         packed = fields.get("CompressedData", "False").lower() in ("true", "1")
         stored = int(float(fields["CompressedDataSize"])) if "CompressedDataSize" in fields else None
         channels = int(fields.get("ElementNumberOfChannels", 1))
+        grid = [float(number) for name in GRID_FIELDS for number in fields.get(name, "").split()]
     except (KeyError, ValueError, OverflowError) as error:
         raise CaseError(
             case, f"{path}: cannot be read: the header's numbers are missing or damaged ({error})"
         ) from error
+    if not all(math.isfinite(number) for number in grid):
+        raise CaseError(case, f"{path}: origin, direction or spacing hold NaN or infinity in the header")
     bytes_each = BYTES.get(fields.get("ElementType", ""))
     if bytes_each is None or not sizes or min(sizes) < 1 or fields.get("BinaryData", "True").lower() in ("false", "0"):
         return None
