@@ -2,22 +2,20 @@
 
 The slices are sorted by their position along the slice normal, never by name or number. What cannot be one evenly
 spaced, upright scan is refused: several series, orientations or pixel spacings, missing, doubled, shifted or short
-slices.
+slices, and files that may be slices and cannot be read. Every slice has its own rescale slope and intercept; the
+scan's voxel type holds the values of all.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from nnunet_flare.dicom_files import dicom_files, doubtful_files
+from nnunet_flare.dicom_slices import IDENTITY, IMAGE_IO, Slice, read_header, voxel_types
 from nnunet_flare.errors import CaseError
 from nnunet_flare.images import Volume, from_sitk, read_volume
-
-MAGIC = b"DICM"
-MAGIC_OFFSET = 128
-"""A DICOM file has these letters after its preamble."""
 
 SPACING_TOLERANCE = 0.02
 """Distances of neighbouring slices may differ from their median by this share (rounded positions do)."""
@@ -27,66 +25,6 @@ ORIENTATION_TOLERANCE = 1e-3
 
 SHIFT_TOLERANCE = 0.02
 """A slice may lie beside the line through the first along the normal by this share of their distance."""
-
-SERIES, POSITION, ORIENTATION, SPACING = "0020|000e", "0020|0032", "0020|0037", "0028|0030"
-ROWS, COLUMNS, SAMPLES, BITS = "0028|0010", "0028|0011", "0028|0002", "0028|0100"
-
-TRANSFER_SYNTAX = b"\x02\x00\x10\x00UI"
-UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
-"""Transfer syntaxes whose voxels lie in the file as they are, so that its size tells whether they are all there."""
-
-
-@dataclass(frozen=True)
-class Slice:
-    """One file of a series: where it lies (mm), how it is oriented (two direction cosines), spacing, and its series."""
-
-    path: Path
-    series: str
-    position: tuple[float, ...]
-    orientation: tuple[float, ...]
-    spacing_mm: tuple[float, ...]
-
-    @property
-    def normal(self) -> np.ndarray:
-        """Unit vector along the slices' axis."""
-        return np.cross(self.orientation[:3], self.orientation[3:])
-
-    @property
-    def along_normal(self) -> float:
-        """Position along the slice normal, mm."""
-        return float(np.dot(self.normal, self.position))
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether a file begins as DICOM files do."""
-    try:
-        with open(path, "rb") as stream:
-            return stream.read(MAGIC_OFFSET + len(MAGIC))[MAGIC_OFFSET:] == MAGIC
-    except OSError:
-        return False
-
-
-def dicom_files(folder: Path) -> list[Path]:
-    """The DICOM files of a folder (the index file DICOMDIR is none), sorted by name."""
-    return [path for path in _plain_files(folder) if is_dicom(path)]
-
-
-def series_folders(folder: Path) -> list[Path]:
-    """The folder itself, or those folders in it, that hold DICOM files."""
-    if _holds_dicom(folder):
-        return [folder]
-    return [path for path in sorted(folder.iterdir()) if path.is_dir() and _holds_dicom(path)]
-
-
-def _plain_files(folder: Path) -> list[Path]:
-    return [
-        path for path in sorted(folder.iterdir()) if path.is_file() and path.name[0] != "." and path.name != "DICOMDIR"
-    ]
-
-
-def _holds_dicom(folder: Path) -> bool:
-    """Whether any file is DICOM; looks no further than the first that is."""
-    return any(is_dicom(path) for path in _plain_files(folder))
 
 
 def read_scan(path: Path, case: str) -> Volume:
@@ -106,9 +44,9 @@ def read_series(folder: Path, case: str) -> Volume:
     """
     import SimpleITK as sitk
 
-    files = ordered_files(folder, case)
+    slices = _ordered_slices(folder, case)
     try:
-        image = sitk.ReadImage([str(path) for path in files])
+        image = sitk.ReadImage([str(one.path) for one in slices], _type_for_all(slices), IMAGE_IO)
     except RuntimeError as error:
         raise CaseError(case, f"{folder}: cannot be read ({str(error).strip().splitlines()[-1]})") from error
     return from_sitk(image, case, folder)
@@ -120,19 +58,45 @@ def ordered_files(folder: Path, case: str) -> list[Path]:
     Raises:
         CaseError: as :func:`read_series`, for what the headers tell.
     """
-    slices = [_read_header(path, case) for path in dicom_files(folder)]
+    return [one.path for one in _ordered_slices(folder, case)]
+
+
+def _ordered_slices(folder: Path, case: str) -> list[Slice]:
+    files = dicom_files(folder)
+    doubtful = doubtful_files(folder, files)
+    if doubtful:
+        more = f" and {len(doubtful) - 5} more" if len(doubtful) > 5 else ""
+        raise CaseError(
+            case,
+            f"{folder}: {', '.join(doubtful[:5])}{more}; may be slices, so that the scan may not be whole. Copy them "
+            "again, unpack them, or move what is no slice out of the folder",
+        )
+    slices = [read_header(path, case) for path in files]
     if not slices:
         raise CaseError(case, f"{folder}: no DICOM file")
-    empty = [path.name for path in _plain_files(folder) if path.stat().st_size == 0]
-    if empty:
-        raise CaseError(case, f"{folder}: {', '.join(empty[:5])} is empty (0 bytes) and may be a slice; copy it again")
     series = sorted({one.series for one in slices})
     if len(series) > 1:
         counts = [sum(one.series == uid for one in slices) for uid in series]
         raise CaseError(
             case, f"{folder}: holds {len(series)} series of {counts} files; expected one, move each to its own folder"
         )
-    return [one.path for one in _in_order(slices, folder, case)]
+    bare = [one.path.name for one in slices if one.rescale is None]
+    if bare and any(one.rescale not in (None, IDENTITY) for one in slices):
+        raise CaseError(
+            case,
+            f"{folder}: {len(bare)} of {len(slices)} slices lack the rescale intercept that the others have "
+            f"({', '.join(bare[:5])}); their values would be of another scale. Export the series again",
+        )
+    return _in_order(slices, folder, case)
+
+
+def _type_for_all(slices: list[Slice]) -> int:
+    """SimpleITK's number of the smallest voxel type that holds the values of every slice.
+
+    The reader alone would take the first slice's, and wrap or cut the values of the others.
+    """
+    common = np.result_type(*(one.voxels for one in slices))
+    return next(number for number, dtype in voxel_types().items() if dtype == common)
 
 
 def _in_order(slices: list[Slice], folder: Path, case: str) -> list[Slice]:
@@ -167,46 +131,3 @@ def _in_order(slices: list[Slice], folder: Path, case: str) -> list[Slice]:
             "sheared scan cannot be used, resample it first",
         )
     return ordered
-
-
-def _read_header(path: Path, case: str) -> Slice:
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.SetImageIO("GDCMImageIO")
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise CaseError(case, f"{path}: is no readable DICOM image ({str(error).strip().splitlines()[-1]})") from error
-    keys = set(reader.GetMetaDataKeys())
-    needed = (SERIES, POSITION, ORIENTATION, SPACING)
-    missing = [name for name in needed if name not in keys]
-    if missing:
-        raise CaseError(
-            case, f"{path}: lacks {', '.join(missing)}, which tell series, position, orientation and pixel spacing"
-        )
-    try:
-        position, orientation, spacing = (
-            tuple(float(number) for number in reader.GetMetaData(name).split("\\")) for name in needed[1:]
-        )
-    except ValueError as error:
-        raise CaseError(case, f"{path}: position, orientation or pixel spacing is no number ({error})") from error
-    if len(position) != 3 or len(orientation) != 6 or len(spacing) != 2 or min(spacing) <= 0:
-        raise CaseError(
-            case,
-            f"{path}: position {position}, orientation {orientation}, pixel spacing {spacing}; expected 3 numbers, 6 "
-            "numbers, and 2 above 0",
-        )
-    voxels = np.prod([int(reader.GetMetaData(name)) for name in (ROWS, COLUMNS, SAMPLES, BITS) if name in keys]) // 8
-    if _is_uncompressed(path) and path.stat().st_size < voxels:
-        raise CaseError(case, f"{path}: has {path.stat().st_size} bytes, its voxels alone need {voxels}; copy it again")
-    return Slice(path, reader.GetMetaData(SERIES).strip("\0 "), position, orientation, spacing)
-
-
-def _is_uncompressed(path: Path) -> bool:
-    """Whether the file says, in its first bytes, that its voxels are stored as they are."""
-    with open(path, "rb") as stream:
-        _, found, rest = stream.read(4096).partition(TRANSFER_SYNTAX)
-    length = int.from_bytes(rest[:2], "little")
-    return bool(found) and rest[2 : 2 + length].strip(b"\0 ").decode("ascii", "replace") in UNCOMPRESSED

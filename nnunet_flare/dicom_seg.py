@@ -80,7 +80,7 @@ def write_dicom_seg(path: Path, labels: np.ndarray, series: Path, names: Mapping
     import pydicom
 
     files = ordered_files(series, case)
-    sources = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
+    sources = [pydicom.dcmread(file, stop_before_pixels=True, force=True) for file in files]
     number = np.zeros(256, np.uint8)
     number[list(names)] = np.arange(1, len(names) + 1)
     try:

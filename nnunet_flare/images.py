@@ -18,18 +18,21 @@ from typing import Any
 import numpy as np
 
 from nnunet_flare.errors import CaseError, InputError
-from nnunet_flare.nifti import check_nifti, is_whole
+from nnunet_flare.formats import check_format
+from nnunet_flare.hounsfield import SMALLEST_SPAN, not_hounsfield
+from nnunet_flare.nifti import is_whole
 
 SUFFIXES: tuple[str, ...] = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 """File name endings of single-file images, longest first."""
-
-NIFTI_SUFFIXES = (".nii.gz", ".nii")
 
 CT_RANGE_HU = (-2048.0, 8192.0)
 """Values outside are no CT numbers (air is -1000, metal saturates near 3071 or, on extended scales, 8191)."""
 
 SPACING_RANGE_MM = (0.2, 15.0)
 """Spacings outside are odd for an abdominal CT."""
+
+LARGEST_EXTENT_MM = 2500.0
+"""No body is longer; a scan that is has a wrong spacing in its header."""
 
 GEOMETRY_TOLERANCE_MM = 1e-3
 """Two grids are the same when no spacing, origin or direction entry differs by more."""
@@ -82,8 +85,7 @@ def read_volume(path: Path, case: str | None = None) -> Volume:
         raise CaseError(case, f"{path}: no such file" if not path.exists() else f"{path}: not a file")
     if path.stat().st_size == 0:
         raise CaseError(case, f"{path}: the file is empty (0 bytes); copy it again")
-    if suffix_of(path) in NIFTI_SUFFIXES:
-        check_nifti(path, case)
+    check_format(path, case)
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
@@ -122,11 +124,24 @@ def check_grid(volume: Volume, case: str, path: Path | str = "image") -> None:
         )
     if not all(np.isfinite(s) and s > 0 for s in volume.spacing_mm):
         raise CaseError(case, f"{path}: spacing (z, y, x) {volume.spacing_mm} mm, expected three numbers above 0")
+    if not np.isfinite([*volume.origin, *volume.direction]).all():
+        raise CaseError(
+            case,
+            f"{path}: origin {volume.origin} and direction {volume.direction} hold NaN or infinity",
+        )
 
 
 def check_values(volume: Volume, case: str, path: Path | str = "image") -> None:
-    """Raise :class:`CaseError` for NaN, infinite or constant images."""
+    """Raise :class:`CaseError` for NaN, infinite or constant images, and for a scan longer than any body."""
     array = volume.array
+    extent = tuple(round(n * mm) for n, mm in zip(array.shape, volume.spacing_mm, strict=True))
+    if max(extent) > LARGEST_EXTENT_MM:
+        spacing = tuple(round(mm, 3) for mm in volume.spacing_mm)
+        raise CaseError(
+            case,
+            f"{path}: extends over (z, y, x) {extent} mm at a spacing of {spacing} mm, expected at most "
+            f"{LARGEST_EXTENT_MM:g} mm; the spacing is wrong",
+        )
     if array.dtype.kind not in "iuf":
         raise CaseError(case, f"{path}: voxels are of type {array.dtype}, expected real numbers")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -142,8 +157,10 @@ def oddities(volume: Volume) -> list[str]:
     low, high = float(volume.array.min()), float(volume.array.max())
     if low < CT_RANGE_HU[0] or high > CT_RANGE_HU[1]:
         found.append(f"values from {low:g} to {high:g}, outside CT's {CT_RANGE_HU[0]:g} to {CT_RANGE_HU[1]:g} HU")
-    elif low >= 0 and high <= 255:
+    elif low >= 0 and SMALLEST_SPAN <= high <= 255:
         found.append(f"values from {low:g} to {high:g}, which look like an 8-bit picture and not like CT numbers")
+    elif (problem := not_hounsfield(volume.array)) is not None:
+        found.append(problem)
     if min(volume.spacing_mm) < SPACING_RANGE_MM[0] or max(volume.spacing_mm) > SPACING_RANGE_MM[1]:
         spacing = tuple(round(s, 3) for s in volume.spacing_mm)
         found.append(f"spacing (z, y, x) {spacing} mm, outside {SPACING_RANGE_MM[0]:g} to {SPACING_RANGE_MM[1]:g} mm")

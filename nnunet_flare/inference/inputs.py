@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_flare.dicom import read_series, series_folders
+from nnunet_flare.dicom import read_series
+from nnunet_flare.dicom_files import series_folders
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.files import read_json
 from nnunet_flare.images import SUFFIXES, Volume, find_cases, read_volume, stem_of, suffix_of

@@ -8,6 +8,7 @@ that resampling does not look at.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,15 +83,8 @@ def preprocess(
     arrays = [array[inside] for array in arrays]
     shape_before = tuple(arrays[0].shape)
     properties["shape_after_cropping_and_before_resampling"] = shape_before
-    target = list(configuration_manager.spacing)
-    if len(target) < len(spacing):
-        target = [spacing[0], *target]
-    shape = new_shape(shape_before, spacing, target)
-    if min(shape) < 1 or float(np.prod(shape, dtype=float)) > MAX_NETWORK_VOXELS:
-        raise ValueError(
-            f"shape {shape_before} at spacing {tuple(spacing)} mm becomes {shape} at the model's "
-            f"{tuple(target)} mm, which cannot be predicted; check the spacing"
-        )
+    target = target_spacing(spacing, configuration_manager.spacing)
+    shape = network_shape(shape_before, spacing, target)
     data = np.empty((len(arrays), *shape), np.float32)
     for channel, array in enumerate(arrays):
         scheme = configuration_manager.normalization_schemes[channel]
@@ -106,6 +100,26 @@ def preprocess(
             else:
                 data[channel] = resample_image(run(array), shape, spacing, target, configuration_manager)
     return Prepared(data, properties)
+
+
+def target_spacing(spacing: Sequence[float], wanted: Sequence[float]) -> list[float]:
+    """The network's spacing of three axes; a 2-D configuration keeps a scan's first."""
+    return [*spacing[: len(spacing) - len(wanted)], *wanted]
+
+
+def network_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequence[float]) -> tuple[int, ...]:
+    """Shape of a scan on the network's grid, known before anything of that size is made.
+
+    Raises:
+        ValueError: when it has fewer than one voxel along an axis, or more than can be meant.
+    """
+    found = new_shape(shape, spacing, target)
+    if min(found) < 1 or float(np.prod(found, dtype=float)) > MAX_NETWORK_VOXELS:
+        raise ValueError(
+            f"shape {tuple(shape)} at spacing {tuple(spacing)} mm becomes {found} at the model's "
+            f"{tuple(target)} mm, which cannot be predicted; check the spacing"
+        )
+    return found
 
 
 def nonzero_box(arrays: list[np.ndarray]) -> list[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -121,6 +122,91 @@ def no_dicom(folder: Path) -> None:
     (folder / "IM000.dcm").write_bytes(bytes(128) + b"DICM" + b"and then nothing of the kind")
 
 
+def stored_as(z: int, one: Any, *, slope: float = 1, intercept: float = 0, signed: bool = True) -> None:
+    """The same HU, kept with another slope, intercept and sign."""
+    hu = scan()[:, :, z].T.astype(float)
+    one.RescaleSlope, one.RescaleIntercept, one.PixelRepresentation = slope, intercept, int(signed)
+    one.PixelData = np.rint((hu - intercept) / slope).astype("<i2" if signed else "<u2").tobytes()
+
+
+def unsigned_after_first(z: int, one: Any) -> None:
+    """The first slice unsigned and without offset, its air at 0; the others with one, as some scanners mix them."""
+    if z == 0:
+        one.PixelData = scan()[:, :, 0].T.clip(0).astype("<u2").tobytes()
+        one.PixelRepresentation = 0
+    else:
+        stored_as(z, one, intercept=-1200, signed=False)
+
+
+def half_units_after_first(z: int, one: Any) -> None:
+    if z:
+        stored_as(z, one, slope=0.5, intercept=-1024)
+
+
+def signs_in_turn(z: int, one: Any) -> None:
+    if z % 2:
+        stored_as(z, one, intercept=-1200, signed=False)
+
+
+def no_rescale_of_one(z: int, one: Any) -> None:
+    stored_as(z, one, intercept=-1200, signed=False)
+    if z == 5:
+        del one.RescaleSlope, one.RescaleIntercept
+
+
+def colour_of_one(z: int, one: Any) -> None:
+    if z == 5:
+        coloured(z, one)
+
+
+def last(spoil: Callable[[Path], Any]) -> Callable[[Path], None]:
+    """A good series whose last slice, which no gap betrays, is changed afterwards."""
+    return then(lambda folder: spoil(file(folder, 19)))
+
+
+def gzipped(path: Path) -> None:
+    path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+
+
+def bare(path: Path) -> None:
+    """Without preamble and file meta information, as old PACS keep slices."""
+    import pydicom
+    from pydicom.filebase import DicomBytesIO
+    from pydicom.filewriter import write_dataset
+
+    plain = DicomBytesIO()
+    plain.is_little_endian, plain.is_implicit_VR = True, True
+    write_dataset(plain, pydicom.dcmread(path))
+    path.write_bytes(plain.getvalue())
+
+
+def without_preamble(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[132:])
+
+
+def of_all(spoil: Callable[[Path], Any]) -> Callable[[Path], None]:
+    return then(lambda folder: [spoil(file(folder, z)) for z in range(20)])
+
+
+def linked_to_nothing(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("gone.dcm")
+
+
+def unfinished(path: Path) -> None:
+    path.rename(path.with_name(f"{path.name}.part"))
+    path.with_name(f"{path.name}.part").write_bytes(b"\1" * 500)
+
+
+def nan_position(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"0.0\\0.0\\161.5", b"0.0\\0.0\\nan  "))
+
+
+def two_frames(z: int, one: Any) -> None:
+    one.NumberOfFrames, one.PixelData = 2, one.PixelData * 2
+
+
 STEP = SPACING_MM[2]
 
 _KINDS = [
@@ -160,6 +246,33 @@ _KINDS = [
     Kind("compressed_garbage", "refused", series(compressed), "compressed_garbage"),
     Kind("coloured", "refused", series(coloured), "coloured"),
     Kind("constant", "refused", series(with_values(PixelData=bytes(32 * 32 * 2))), "constant"),
+    Kind("unsigned_after_first", "fine", series(unsigned_after_first), "unsigned_after_first"),
+    Kind("half_units_after_first", "fine", series(half_units_after_first), "half_units_after_first"),
+    Kind("signs_in_turn", "fine", series(signs_in_turn), "signs_in_turn"),
+    Kind("no_rescale_of_one", "refused", series(no_rescale_of_one), "no_rescale_of_one"),
+    Kind("slope_zero_of_one", "refused", series(with_values(at=5, RescaleSlope=0)), "slope_zero_of_one"),
+    Kind("inverted", "refused", series(with_values(PhotometricInterpretation="MONOCHROME1")), "inverted"),
+    Kind("inverted_one", "refused", series(with_values(at=5, PhotometricInterpretation="MONOCHROME1")), "inverted_one"),
+    Kind("colour_of_one", "refused", series(colour_of_one), "colour_of_one"),
+    Kind("two_frames", "refused", series(two_frames), "two_frames"),
+    Kind("two_frames_alone", "refused", series(two_frames, stop=1), "two_frames_alone"),
+    Kind("position_nan", "refused", then(lambda folder: nan_position(file(folder, 19))), "position_nan"),
+    Kind("slices_of_900_mm", "refused", series(with_values(ImagePositionPatient=lambda z: [0, 0, 900 * z])), "thick"),
+    # ---- the last file of the series
+    Kind("last_gzipped", "refused", last(gzipped), "last_gzipped"),
+    Kind("last_gzipped_in_place", "refused", last(lambda p: p.write_bytes(gzip.compress(p.read_bytes()))), "last_gz"),
+    Kind("all_gzipped", "refused", of_all(gzipped), "all_gzipped"),
+    Kind("last_bare", "fine", last(bare), "last_bare"),
+    Kind("all_bare", "fine", of_all(bare), "all_bare"),
+    Kind("last_without_preamble", "fine", last(without_preamble), "last_without_preamble"),
+    Kind("all_without_preamble", "fine", of_all(without_preamble), "all_without_preamble"),
+    Kind("last_cut_to_1", "refused", last(lambda p: p.write_bytes(p.read_bytes()[:1])), "last_cut_to_1"),
+    Kind("last_cut_to_100", "refused", last(lambda p: p.write_bytes(p.read_bytes()[:100])), "last_cut_to_100"),
+    Kind("last_cut_by_2", "refused", last(lambda p: p.write_bytes(p.read_bytes()[:-2])), "last_cut_by_2"),
+    Kind("last_zeros", "refused", last(lambda p: p.write_bytes(bytes(3000))), "last_zeros"),
+    Kind("last_error_page", "refused", last(lambda p: p.write_bytes(b"<html>403</html>" * 90)), "last_error_page"),
+    Kind("last_link_to_nothing", "refused", last(linked_to_nothing), "last_link_to_nothing"),
+    Kind("last_unfinished", "refused", last(unfinished), "last_unfinished"),
     # ---- files
     Kind("cut_in_half", "refused", then(cut(0.5)), "cut_in_half"),
     Kind("last_bytes_missing", "refused", then(cut(0.98)), "last_bytes_missing"),

@@ -1,4 +1,4 @@
-"""More than sixty kinds of scans as they come: broken, odd, or named to do harm, each a function that writes one.
+"""More than a hundred kinds of scans as they come: broken, odd, or named to do harm, each a function that writes one.
 
 Every kind says what must happen to it: ``refused`` (set aside with one line), ``fine`` (it can be used), or ``either``
 where readers differ and only silence or a traceback would be wrong.
@@ -6,9 +6,11 @@ where readers differ and only silence or a traceback would be wrong.
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import os
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,12 +121,76 @@ def big_endian(path: Path) -> None:
 
 
 def meta_image(path: Path, *, keep: float = 1.0, dims: str = "32 32 20") -> None:
-    lines = [
-        "ObjectType = Image", "NDims = 3", "BinaryData = True", f"DimSize = {dims}", "ElementSpacing = 5 5 8",
-        "ElementType = MET_SHORT", "ElementDataFile = LOCAL",
-    ]  # fmt: skip
-    voxels = scan().tobytes()
-    path.write_bytes(("\n".join(lines) + "\n").encode() + voxels[: int(len(voxels) * keep)])
+    voxels = stored()
+    meta(voxels[: int(len(voxels) * keep)], DimSize=dims)(path)
+
+
+def stored() -> bytes:
+    """The voxels of a good scan as they lie in a file."""
+    return scan().T.tobytes()
+
+
+def big_endian_bytes() -> bytes:
+    return scan().T.astype(">i2").tobytes()
+
+
+def meta(voxels: bytes, *, beside: dict[str, bytes] | None = None, **fields: Any) -> Callable[[Path], None]:
+    """A MetaImage of some fields and bytes, with other files beside it."""
+
+    def write(path: Path) -> None:
+        known = {"ObjectType": "Image", "NDims": 3, "BinaryData": True, "DimSize": "32 32 20"}
+        known |= {"ElementSpacing": "5 5 8", "ElementType": "MET_SHORT", **fields}
+        known["ElementDataFile"] = known.pop("ElementDataFile", "LOCAL")
+        path.write_bytes("".join(f"{name} = {value}\n" for name, value in known.items()).encode() + voxels)
+        for name, content_of_it in (beside or {}).items():
+            (path.parent / name).write_bytes(content_of_it)
+
+    return write
+
+
+def packed_meta(packed: bytes, **fields: Any) -> Callable[[Path], None]:
+    return meta(packed, CompressedData=True, CompressedDataSize=len(packed), **fields)
+
+
+def nrrd(voxels: bytes, *, beside: dict[str, bytes] | None = None, **fields: Any) -> Callable[[Path], None]:
+    """A NRRD of some fields (``_`` for a space) and bytes, with other files beside it."""
+
+    def write(path: Path) -> None:
+        known = {"type": "short", "dimension": 3, "sizes": "32 32 20", "spacings": "5 5 8", "endian": "little"}
+        known |= {"encoding": "raw", **{name.replace("_", " "): value for name, value in fields.items()}}
+        lines = "".join(f"{name}: {value}\n" for name, value in known.items())
+        path.write_bytes(f"NRRD0004\n# made\n{lines}\n".encode() + voxels)
+        for name, content_of_it in (beside or {}).items():
+            (path.parent / name).write_bytes(content_of_it)
+
+    return write
+
+
+def zeroed(packed: bytes, count: int = 40) -> bytes:
+    """Some bytes in the middle lost, as a bad disk loses them."""
+    middle = len(packed) // 2
+    return packed[:middle] + bytes(count) + packed[middle + count :]
+
+
+def linked_out(path: Path) -> None:
+    """Its data file is a link to a file elsewhere on the machine."""
+    (path.parent / "linked_out.raw").symlink_to("/dev/zero")
+    meta(b"", ElementDataFile="linked_out.raw")(path)
+
+
+def fields(*changes: tuple[Any, ...]) -> Callable[[Path], None]:
+    """A good file with several header fields overwritten: (offset, form, values ...)."""
+
+    def write(path: Path) -> None:
+        data = raw_bytes()
+        for offset, form, *new in changes:
+            struct.pack_into(f"<{form}", data, offset, *new)
+        path.write_bytes(gzip.compress(bytes(data)))
+
+    return write
+
+
+NAN = float("nan")
 
 
 SX, SY, SZ = SPACING_MM
@@ -150,17 +216,31 @@ KINDS: list[Kind] = [
     Kind("header_only", "refused", lambda path: path.write_bytes(gzip.compress(bytes(raw_bytes()[:352])))),
     Kind("voxels_missing", "refused", lambda path: path.write_bytes(gzip.compress(bytes(raw_bytes()[:9000])))),
     # ---- header
-    Kind("wrong_magic", "either", header(344, "4s", b"abcd")),  # type: ignore[arg-type]
-    Kind("header_size_zero", "either", header(0, "i", 0)),
+    Kind("wrong_magic", "refused", header(344, "4s", b"abcd")),  # type: ignore[arg-type]
+    Kind("header_size_zero", "refused", header(0, "i", 0)),
     Kind("voxels_beyond_the_file", "refused", header(108, "f", 1e8)),
-    Kind("voxels_within_the_header", "either", header(108, "f", 0.0)),
+    Kind("voxels_within_the_header", "refused", header(108, "f", 0.0)),
     Kind("no_dimensions", "refused", header(40, "h", 0)),
     Kind("nine_dimensions", "refused", header(40, "h", 9)),
     Kind("huge", "refused", header(40, "4h", 3, 32767, 32767, 32767)),
     Kind("negative_axis", "refused", header(42, "h", -32)),
     Kind("empty_axis", "refused", header(46, "h", 0)),
     Kind("unknown_voxel_type", "refused", header(70, "h", 9999)),
-    Kind("wrong_voxel_size", "either", header(72, "h", 64)),
+    Kind("wrong_voxel_size", "refused", header(72, "h", 64)),
+    Kind("voxel_size_zero", "refused", header(72, "h", 0)),
+    Kind("voxel_size_negative", "refused", header(72, "h", -16)),
+    Kind("voxel_size_of_another_type", "refused", header(72, "h", 8)),
+    Kind("voxels_before_the_file", "refused", header(108, "f", -1.0)),
+    Kind("voxels_at_nan", "refused", header(108, "f", NAN)),
+    Kind("voxels_at_infinity", "refused", header(108, "f", float("inf"))),
+    Kind("voxels_one_byte_early", "refused", header(108, "f", 351.0)),
+    Kind("voxels_at_half_a_byte", "refused", header(108, "f", 352.5)),
+    Kind("voxels_in_another_file", "refused", header(344, "4s", b"ni1\0")),  # type: ignore[arg-type]
+    Kind("two_negative_axes", "refused", header(42, "2h", -32, -32)),
+    Kind("fourth_axis_empty", "refused", header(40, "5h", 4, 32, 32, 20, 0)),
+    Kind("axes_below_zero", "refused", header(40, "h", -1)),
+    Kind("a_slice_not_told_of", "refused", header(46, "h", 19)),
+    Kind("intercept_nan", "refused", fields((112, "2f", 1.0, NAN))),
     Kind("slope_nan", "either", header(112, "f", float("nan"))),
     Kind("slope_huge", "either", header(112, "f", 1e30)),
     Kind("big_endian", "fine", big_endian),
@@ -174,6 +254,9 @@ KINDS: list[Kind] = [
     Kind("absurd_values", "either", values(lambda a: a.astype(np.float32) * 1e30)),
     Kind("wrapped_to_bytes", "fine", values(lambda a: a.astype(np.uint8))),
     Kind("unsigned_with_offset", "fine", values(lambda a: (a.astype(np.int32) + 1200).clip(0).astype(np.uint16))),
+    Kind("shifted_by_1024", "fine", values(lambda a: a + np.int16(1024))),
+    Kind("z_scores", "fine", values(lambda a: ((a - a.mean()) / a.std()).astype(np.float32))),
+    Kind("minus_one_to_one", "fine", values(lambda a: (a / 1200).astype(np.float32))),
     Kind("four_byte_whole_numbers", "fine", values(lambda a: a.astype(np.int32))),
     Kind("doubles", "fine", values(lambda a: a.astype(np.float64))),
     Kind("complex", "refused", values(lambda a: a.astype(np.complex64))),
@@ -197,7 +280,12 @@ KINDS: list[Kind] = [
     Kind("spacing_large", "fine", grid(np.diag([30, 30, 40, 1]))),
     Kind("sheared", "either", grid([[SX, 2, 0, 0], [0, SY, 0, 0], [0, 0, SZ, 0], [0, 0, 0, 1]])),
     Kind("no_direction", "either", header(280, "12f", *[0.0] * 12)),
-    Kind("direction_nan", "either", header(280, "12f", *[float("nan")] * 12)),
+    Kind("direction_nan", "refused", header(280, "12f", *[NAN] * 12)),
+    Kind("one_direction_nan", "refused", header(280, "f", NAN)),
+    Kind("quaternion_nan", "refused", fields((252, "2h", 1, 0), (256, "6f", *[NAN] * 6))),
+    Kind("unused_quaternion_nan", "fine", header(256, "6f", *[NAN] * 6)),
+    Kind("slices_of_900_mm", "refused", grid(np.diag([SX, SY, 900, 1]))),
+    Kind("length_of_a_street", "refused", grid(np.diag([100, 100, SZ, 1]))),
     Kind("axes_swapped", "fine", grid([[0, 0, SZ, 0], [SX, 0, 0, 0], [0, SY, 0, 0], [0, 0, 0, 1]])),
     Kind("axes_flipped", "fine", grid(np.diag([-SX, -SY, SZ, 1]))),
     Kind("left_handed", "fine", grid(np.diag([SX, -SY, SZ, 1]))),
@@ -218,12 +306,125 @@ KINDS: list[Kind] = [
 ]
 """Kinds of files that every command that reads scans must survive."""
 
+
+def other(name: str, fate: Fate, write: Callable[[Path], Any]) -> Kind:
+    """A kind of another format; ``name`` with its ending."""
+    stem, _, ending = name.partition(".")
+    return Kind(stem, fate, write, f"{stem}_0000.{ending}")
+
+
+DEFLATED, GZIPPED = zlib.compress(stored()), gzip.compress(stored())
+
 OTHER_FORMATS: list[Kind] = [
-    Kind("meta_cut", "refused", lambda path: meta_image(path, keep=0.3), "meta_cut_0000.mha"),
-    Kind("meta_huge", "refused", lambda path: meta_image(path, dims="30000 30000 30000"), "meta_huge_0000.mha"),
-    Kind("meta_good", "fine", meta_image, "meta_good_0000.mha"),
+    other("meta_cut.mha", "refused", lambda path: meta_image(path, keep=0.3)),
+    other("meta_huge.mha", "refused", lambda path: meta_image(path, dims="30000 30000 30000")),
+    other("meta_good.mha", "fine", meta_image),
+    other("meta_a_voxel_missing.mha", "refused", meta(stored()[:-2])),
+    other("meta_packed.mha", "fine", packed_meta(DEFLATED)),
+    other("meta_zeroed.mha", "refused", packed_meta(zeroed(DEFLATED))),
+    other("meta_checksum.mha", "refused", packed_meta(DEFLATED[:-4] + b"sums")),
+    other("meta_packed_short.mha", "refused", packed_meta(zlib.compress(stored()[:20_000]))),
+    other("meta_packed_long.mha", "refused", packed_meta(zlib.compress(stored() * 2))),
+    other("meta_packed_cut.mha", "refused", packed_meta(DEFLATED[:-9000])),
+    Kind(
+        "meta_size_wrong",
+        "refused",
+        meta(DEFLATED, CompressedData=True, CompressedDataSize=99),
+        "meta_size_wrong_0000.mha",
+    ),
+    Kind(
+        "meta_size_missing",
+        "refused",
+        meta(DEFLATED, CompressedData=True),
+        "meta_size_missing_0000.mha",
+    ),
+    Kind(
+        "meta_two_streams",
+        "refused",
+        packed_meta(zlib.compress(stored()[:9000]) + zlib.compress(stored()[9000:])),
+        "meta_two_streams_0000.mha",
+    ),
+    other("meta_header_size_wrong.mha", "refused", meta(stored(), HeaderSize=80)),
+    other("meta_voxels_at_the_end.mha", "fine", meta(b"junk" + stored(), HeaderSize=-1)),
+    other("meta_big_endian.mha", "fine", meta(big_endian_bytes(), BinaryDataByteOrderMSB=True)),
+    other("meta_origin_nan.mha", "refused", meta(stored(), Offset="nan 0 0")),
+    Kind(
+        "meta_beside",
+        "fine",
+        meta(b"", ElementDataFile="beside.raw", beside={"beside.raw": stored()}),
+        "meta_beside_0000.mhd",
+    ),
+    Kind(
+        "meta_beside_short",
+        "refused",
+        meta(b"", ElementDataFile="short.raw", beside={"short.raw": stored()[:-2]}),
+        "meta_beside_short_0000.mhd",
+    ),
+    other("meta_device.mhd", "refused", meta(b"", ElementDataFile="/dev/zero")),
+    Kind(
+        "meta_climbs_to_device",
+        "refused",
+        meta(b"", ElementDataFile="../" * 30 + "dev/zero"),
+        "meta_climbs_to_device_0000.mha",
+    ),
+    other("meta_linked_out.mhd", "refused", linked_out),
+    other("meta_list.mhd", "refused", meta(b"beside.raw\n", ElementDataFile="LIST")),
+    other("meta_pattern.mhd", "refused", meta(b"", ElementDataFile="slice%02d.raw 1 20 1")),
     Kind("meta_without_voxels", "refused", plain(b"NDims = 3\nElementDataFile = gone.raw\n"), "gone_0000.mhd"),
-    Kind("nrrd_text", "refused", plain(b"NRRD0004\ntype: banana\n\n"), "nrrd_text_0000.nrrd"),
+    other("nrrd_text.nrrd", "refused", plain(b"NRRD0004\ntype: banana\n\n")),
+    other("nrrd_good.nrrd", "fine", nrrd(stored())),
+    other("nrrd_cut.nrrd", "refused", nrrd(stored()[:-2])),
+    other("nrrd_big_endian.nrrd", "fine", nrrd(big_endian_bytes(), endian="big")),
+    other("nrrd_gzip.nrrd", "fine", nrrd(GZIPPED, encoding="gzip")),
+    Kind(
+        "nrrd_gzip_two",
+        "fine",
+        nrrd(gzip.compress(stored()[:999]) + gzip.compress(stored()[999:]), encoding="gz"),
+        "nrrd_gzip_two_0000.nrrd",
+    ),
+    Kind(
+        "nrrd_gzip_two_short",
+        "refused",
+        nrrd(gzip.compress(stored()[:999]) + gzip.compress(stored()[1999:]), encoding="gz"),
+        "nrrd_gzip_two_short_0000.nrrd",
+    ),
+    other("nrrd_gzip_long.nrrd", "refused", nrrd(gzip.compress(stored() * 2), encoding="gzip")),
+    Kind(
+        "nrrd_gzip_zeroed",
+        "refused",
+        nrrd(zeroed(GZIPPED), encoding="gzip"),
+        "nrrd_gzip_zeroed_0000.nrrd",
+    ),
+    Kind(
+        "nrrd_gzip_without_end",
+        "refused",
+        nrrd(GZIPPED[:-4], encoding="gzip"),
+        "nrrd_gzip_without_end_0000.nrrd",
+    ),
+    other("nrrd_bzip2.nrrd", "refused", nrrd(bz2.compress(stored()), encoding="bzip2")),
+    other("nrrd_hex.nrrd", "fine", nrrd(stored().hex().encode(), encoding="hex")),
+    other("nrrd_hex_cut.nrrd", "refused", nrrd(stored().hex().encode()[:-200], encoding="hex")),
+    Kind(
+        "nrrd_beside",
+        "fine",
+        nrrd(b"", data_file="of_nrrd.raw", beside={"of_nrrd.raw": stored()}),
+        "nrrd_beside_0000.nrrd",
+    ),
+    Kind(
+        "nrrd_beside_short",
+        "refused",
+        nrrd(b"", data_file="cut.raw", beside={"cut.raw": stored()[:-2]}),
+        "nrrd_beside_short_0000.nrrd",
+    ),
+    other("nrrd_device.nrrd", "refused", nrrd(b"", datafile="/dev/zero")),
+    Kind(
+        "nrrd_climbs_to_device",
+        "refused",
+        nrrd(b"", data_file="../" * 30 + "dev/zero"),
+        "nrrd_climbs_to_device_0000.nrrd",
+    ),
+    other("nrrd_standard_input.nrrd", "refused", nrrd(b"", data_file="-")),
+    other("nrrd_list.nrrd", "refused", nrrd(b"of_nrrd.raw\n", data_file="LIST")),
 ]
 """Kinds that only commands see which take other formats than the dataset's."""
 

@@ -6,10 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from bad_dicom import DICOM_KINDS
 from bad_labels import good_labels
-from bad_scans import KINDS, OTHER_FORMATS, Kind, write_corpus
+from bad_scans import KINDS, OTHER_FORMATS, Kind, scan, write_corpus
 
 from nnunet_flare.cli import doctor
 from nnunet_flare.dicom import read_scan
@@ -42,8 +43,31 @@ def test_a_scan_is_read_or_refused_with_one_line(tmp_path: Path, kind: Kind) -> 
     assert kind.fate in (fate, "either")
 
 
+CHANGED = ("wrapped", "unsigned_with", "shifted", "z_scores", "minus_one", "two_slices", "unsigned_after_first")
+"""Fine kinds whose values are meant to be others than the scan's."""
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in EVERY if kind.fate == "fine" and not kind.name.startswith(CHANGED)], ids=named
+)
+def test_what_is_read_holds_the_values_that_were_written(tmp_path: Path, kind: Kind) -> None:
+    path = tmp_path / kind.file_name
+    kind.write(path)
+    np.testing.assert_array_equal(read_scan(path, "case").array.T, scan())
+
+
+def test_slices_of_several_voxel_types_keep_their_own_values(tmp_path: Path) -> None:
+    (kind,) = (kind for kind in DICOM_KINDS if kind.name == "unsigned_after_first")
+    kind.write(tmp_path / "series")
+    expected = scan()
+    expected[:, :, 0] = expected[:, :, 0].clip(0)
+    found = read_scan(tmp_path / "series", "case").array
+    assert found.min() < -1000, "air wrapped to large values"
+    np.testing.assert_array_equal(found.T, expected)
+
+
 def test_there_are_enough_kinds() -> None:
-    assert len(KINDS) >= 60 and len(DICOM_KINDS) >= 30
+    assert len(KINDS) >= 95 and len(OTHER_FORMATS) >= 40 and len(DICOM_KINDS) >= 60
     for kinds in (KINDS, DICOM_KINDS):
         assert {kind.fate for kind in kinds} == {"refused", "fine", "either"}
         assert len({kind.name for kind in kinds}) == len(kinds)

@@ -231,7 +231,8 @@ def test_a_dataset_without_a_labelled_case_is_refused(run, capsys):
     assert code == 2 and "imagesTr: no image named" in error
 
 
-def test_bad_and_odd_scans_are_set_aside_or_flagged_one_by_one(run):
+def test_bad_and_odd_scans_are_set_aside_or_flagged_one_by_one(run, monkeypatch):
+    monkeypatch.setattr("nnunet_flare.inference.preprocessing.MAX_NETWORK_VOXELS", 10**6)
     good = read_volume(Path(read_list(run.paths.unlabelled)[0].images[0]))
     folder = run.raw / "imagesUn"
     hu = good.array.astype(np.float32)
@@ -246,6 +247,11 @@ def test_bad_and_odd_scans_are_set_aside_or_flagged_one_by_one(run):
         "series": lambda p: sitk.WriteImage(sitk.JoinSeries([to_sitk(good), to_sitk(good)]), str(p)),
         "picture": lambda p: write_volume(p, good.with_array(np.clip(good.array, 0, 255).astype(np.uint8))),
         "coarse": lambda p: write_volume(p, Volume(good.array, (40.0, 5.0, 5.0))),
+        "shifted": lambda p: write_volume(p, good.with_array((good.array + 1024).astype(np.int16))),
+        "scores": lambda p: write_volume(p, good.with_array((hu - hu.mean()) / hu.std())),
+        "unit": lambda p: write_volume(p, good.with_array(hu / 2000)),
+        "far_too_long": lambda p: write_volume(p, Volume(good.array, (900.0, 5.0, 5.0))),
+        "huge": lambda p: write_volume(p, Volume(good.array, (77.0, 52.0, 39.0))),
     }
     cases = []
     for name, make in makers.items():
@@ -253,13 +259,16 @@ def test_bad_and_odd_scans_are_set_aside_or_flagged_one_by_one(run):
         make(path)
         cases.append(UnlabelledCase(name, str(path), (str(path),), 1))
     write_list(run.paths.unlabelled, cases)
-    assert preprocess_unlabelled(run) == {"ready": 2, "failed": 8}
+    assert preprocess_unlabelled(run) == {"ready": 5, "failed": 10}
     reasons = {name: failure(run.unlabelled_data, name) for name in makers}
     said = {"nan": "NaN", "infinite": "infinite", "constant": "empty", "one_slice": "fewer than 2 voxels"}
     said |= {"empty_file": "0 bytes", "missing": "no such file", "flat": "dimensions", "series": "4"}
+    said |= {"far_too_long": "the spacing is wrong", "huge": "cannot be predicted; check the spacing"}
     for name, word in said.items():
         assert word in reasons[name] and f"{name}_0000.nii.gz" in reasons[name], (name, reasons[name])
     assert reasons["picture"] is None and "8-bit picture" in odd(run.unlabelled_data, "picture")[0]
+    for name, word in (("shifted", "rescale intercept"), ("scores", "a few units"), ("unit", "a few units")):
+        assert reasons[name] is None and word in odd(run.unlabelled_data, name)[0], name
     assert reasons["coarse"] is None and "spacing" in odd(run.unlabelled_data, "coarse")[0]
 
 

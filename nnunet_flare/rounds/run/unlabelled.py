@@ -10,7 +10,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nnunet_flare.dicom import dicom_files, read_scan, series_folders
+from nnunet_flare.dicom import read_scan
+from nnunet_flare.dicom_files import dicom_files, series_folders
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.files import link_or_copy, read_json, write_json
 from nnunet_flare.images import SUFFIXES, Volume, stem_of, suffix_of, write_volume

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from nnunet_flare.errors import CaseError
 from nnunet_flare.files import holds, read_json, write_json
-from nnunet_flare.images import check_values, oddities
+from nnunet_flare.images import Volume, check_values, oddities
 from nnunet_flare.parallel import num_processes
 from nnunet_flare.rounds.run.dataset import dataset_json
 from nnunet_flare.rounds.run.locks import LockFile
@@ -27,6 +27,9 @@ from nnunet_flare.rounds.stages.arrays import ENDINGS, write_array, write_proper
 from nnunet_flare.rounds.stages.boxes import Box, preprocess_box, read_box
 
 log = logging.getLogger(__name__)
+
+CT = "ct"
+"""Name of a channel, in small letters, that nnU-Net takes for CT numbers."""
 
 NOTHING_FOUND = "the coarse model found no organ; the whole scan is taken"
 
@@ -132,13 +135,13 @@ def _preprocess_case(
     """Write a case's arrays and state; ``located`` is what its coarse pass found, where there was one."""
     state: dict[str, Any] = {"source": case.source}
     try:
-        state["odd"] = _check(case, len(dataset.get("channel_names", dataset.get("modality", {}))))
+        state["odd"], scan = _check(case, dataset)
         if located is not None and "failed" in located:
             raise CaseError(case.case, located["failed"])
         box = None if located is None else located["box"]
         if located is not None and box is None:
             state["odd"].append(NOTHING_FOUND)
-        _write_arrays(case, folder, plans_file, configuration, dataset, box)
+        _write_arrays(case, scan, folder, plans_file, configuration, dataset, box)
     except CaseError as error:
         state["failed"] = error.reason
     except Exception as error:  # whatever one scan does to the readers must not end a run over thousands
@@ -148,19 +151,23 @@ def _preprocess_case(
     write_json(state_file(folder, case.case), state)
 
 
-def _check(case: UnlabelledCase, channels: int) -> list[str]:
-    """Read and check every channel; returns what is odd."""
-    if len(case.images) != channels:
-        raise CaseError(case.case, f"{case.source}: {len(case.images)} channel(s), the dataset has {channels}")
+def _check(case: UnlabelledCase, dataset: dict[str, Any]) -> tuple[list[str], Volume]:
+    """Read and check every channel; returns what is odd in channels of CT, and the first channel."""
+    names = list(dataset.get("channel_names", dataset.get("modality", {})).values())
+    if len(case.images) != len(names):
+        raise CaseError(case.case, f"{case.source}: {len(case.images)} channel(s), the dataset has {len(names)}")
     found: list[str] = []
-    for image, volume in zip(case.images, read_scans(case), strict=True):
+    volumes = read_scans(case)
+    for image, volume, name in zip(case.images, volumes, names, strict=True):
         check_values(volume, case.case, Path(image))
-        found += oddities(volume)
-    return found
+        if name.casefold() == CT:
+            found += oddities(volume)
+    return found, volumes[0]
 
 
 def _write_arrays(
     case: UnlabelledCase,
+    scan: Volume,
     folder: Path,
     plans_file: str,
     configuration: str,
@@ -169,12 +176,21 @@ def _write_arrays(
 ) -> None:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+    from nnunet_flare.inference.preprocessing import STOCK_PREPROCESSOR, network_shape, target_spacing
+
     plans = PlansManager(plans_file)
     manager = plans.get_configuration(configuration)
     preprocessor = manager.preprocessor_class(verbose=False)
     if hasattr(preprocessor, "makes_training_cases"):
         preprocessor.makes_training_cases = True  # of another size than what is only predicted
     if box is None:
+        if manager.preprocessor_name == STOCK_PREPROCESSOR:
+            spacing = [scan.spacing_mm[axis] for axis in plans.transpose_forward]
+            shape = [scan.array.shape[axis] for axis in plans.transpose_forward]
+            try:
+                network_shape(shape, spacing, target_spacing(spacing, manager.spacing))
+            except ValueError as error:
+                raise CaseError(case.case, f"{case.source}: {error}") from error
         data, seg, properties = preprocessor.run_case(list(case.images), None, plans, manager, dataset)
     else:
         data, seg, properties = preprocess_box(preprocessor, case.images, box, plans, manager, dataset)

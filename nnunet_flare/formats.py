@@ -1,0 +1,28 @@
+"""One door to what each format's own check finds in a file, before a reader repairs it in silence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nnunet_flare.metaimage import check_metaimage
+from nnunet_flare.nifti import check_nifti
+from nnunet_flare.nrrd import check_nrrd
+
+CHECKS = {
+    (".nii.gz", ".nii"): check_nifti,
+    (".mha", ".mhd"): check_metaimage,
+    (".nrrd", ".nhdr"): check_nrrd,
+}
+"""File name endings, small letters, and the check of the format."""
+
+
+def check_format(path: Path, case: str) -> None:
+    """Refuse a file that a reader would take only by changing it; of other formats nothing is known.
+
+    Raises:
+        CaseError: with what was found.
+    """
+    name = path.name.lower()
+    for endings, check in CHECKS.items():
+        if name.endswith(endings):
+            check(path, case)

@@ -1,0 +1,101 @@
+"""What a MetaImage (.mha, .mhd) says of its voxels, and whether they are there."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from nnunet_flare.errors import CaseError
+from nnunet_flare.payload import Payload, beside, check_payload
+
+LOCAL = "LOCAL"
+LAST_FIELD = "ElementDataFile"
+"""Ends the header; the voxels follow it where its value is ``LOCAL``."""
+
+HEADER_LIMIT = 1 << 16
+"""Bytes in which a header must end."""
+
+GRID_FIELDS = (
+    "Offset", "Origin", "Position", "TransformMatrix", "Rotation", "Orientation", "ElementSpacing", "ElementSize",
+)  # fmt: skip
+"""Fields of numbers of which the reader takes what is none as 0."""
+
+BYTES = {
+    "MET_CHAR": 1, "MET_UCHAR": 1, "MET_SHORT": 2, "MET_USHORT": 2, "MET_INT": 4, "MET_UINT": 4, "MET_LONG": 4,
+    "MET_ULONG": 4, "MET_LONG_LONG": 8, "MET_ULONG_LONG": 8, "MET_FLOAT": 4, "MET_DOUBLE": 8,
+}  # fmt: skip
+"""Bytes of a voxel by its type."""
+
+
+def check_metaimage(path: Path, case: str) -> None:
+    """Refuse a MetaImage whose voxels are damaged, incomplete, in several files, or outside the header's folder.
+
+    Raises:
+        CaseError: with what was found.
+    """
+    fields, end = _fields(path, case)
+    payload = _payload(path, case, fields, end)
+    if payload is not None:
+        check_payload(payload, path, case)
+
+
+def _fields(path: Path, case: str) -> tuple[dict[str, str], int]:
+    """The header's fields, and the byte after it."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(HEADER_LIMIT)
+    except OSError as error:
+        raise CaseError(case, f"{path}: cannot be read ({error.strerror or error})") from error
+    fields: dict[str, str] = {}
+    end = 0
+    for line in start.splitlines(keepends=True) if b"\n" in start else ():
+        end += len(line)
+        text = line.decode("utf-8", "surrogateescape").strip()
+        separator = min((mark for mark in "=:" if mark in text), key=text.index, default=None)
+        if separator is None:
+            continue
+        name, _, value = text.partition(separator)
+        fields[name.strip()] = value.strip()
+        if name.strip() == LAST_FIELD:
+            return fields, end
+    raise CaseError(
+        case, f"{path}: cannot be read: no {LAST_FIELD}, with which a MetaImage header ends; damaged or another format"
+    )
+
+
+def _payload(path: Path, case: str, fields: dict[str, str], end: int) -> Payload | None:
+    """Where the voxels are; None where the header's other fields are left to the reader, which refuses them."""
+    name = fields[LAST_FIELD]
+    if name.upper().split()[:1] == ["LIST"] or "%" in name:
+        raise CaseError(
+            case, f"{path}: names several data files ({name}); expected one. Convert the scan to a single file"
+        )
+    is_local = name.upper() == LOCAL
+    file = path if is_local else beside(path, name, case)
+    try:
+        sizes = [int(size) for size in fields["DimSize"].split()]
+        skipped = int(fields.get("HeaderSize", 0))
+        packed = fields.get("CompressedData", "False").lower() in ("true", "1")
+        stored = int(float(fields["CompressedDataSize"])) if "CompressedDataSize" in fields else None
+        channels = int(fields.get("ElementNumberOfChannels", 1))
+        grid = [float(number) for name in GRID_FIELDS for number in fields.get(name, "").split()]
+    except (KeyError, ValueError, OverflowError) as error:
+        raise CaseError(
+            case, f"{path}: cannot be read: the header's numbers are missing or damaged ({error})"
+        ) from error
+    if not all(math.isfinite(number) for number in grid):
+        raise CaseError(case, f"{path}: origin, direction or spacing hold NaN or infinity in the header")
+    bytes_each = BYTES.get(fields.get("ElementType", ""))
+    if bytes_each is None or not sizes or min(sizes) < 1 or fields.get("BinaryData", "True").lower() in ("false", "0"):
+        return None
+    if (skipped > 0 and (packed or (is_local and skipped < end))) or (skipped < 0 and packed):
+        raise CaseError(
+            case,
+            f"{path}: HeaderSize is {skipped}, but the header has {end} bytes and the voxels are "
+            f"{'compressed' if packed else 'not compressed'}; the voxels' place is not clear",
+        )
+    if packed and is_local and not stored:
+        raise CaseError(case, f"{path}: lacks CompressedDataSize, without which the voxels cannot be read")
+    voxels = math.prod(sizes) * channels * bytes_each
+    start = skipped if skipped != 0 else (end if is_local else 0)
+    return Payload(file, start, voxels, voxels // sizes[-1], "zlib" if packed else "raw", stored=stored)
