@@ -2,6 +2,7 @@
 
 It is used only when it belongs to this user and nobody else may write to it, because what lies there is executed.
 Entries are made under a temporary name and renamed; the oldest go when there are more than :data:`KEPT_ENTRIES`.
+An entry says what its files hold (:data:`CHECKSUMS`); one that holds something else is made anew.
 """
 
 from __future__ import annotations
@@ -17,12 +18,18 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+from nnunet_flare.digests import file_digest
+from nnunet_flare.files import read_json, write_json
+
 log = logging.getLogger(__name__)
 
 VARIABLE = "NNUNET_FLARE_CACHE"
 """Environment variable that names another folder; empty turns the cache off."""
 
 KEPT_ENTRIES = 16
+
+CHECKSUMS = "checksums.json"
+"""The digest of each of an entry's files."""
 
 
 def cache_folder(kind: str) -> Path | None:
@@ -52,27 +59,26 @@ def key_of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def file_identity(path: Path) -> list[Any]:
-    """What tells that a file is still the same: place, size and time of change."""
-    found = path.stat()
-    return [str(path.resolve()), found.st_size, found.st_mtime_ns]
-
-
 def cached(folder: Path | None, key: str, make: Callable[[Path], None]) -> Path | None:
-    """The entry's folder, made by ``make`` (given an empty folder) when it is missing.
+    """The entry's folder, made by ``make`` (given an empty folder) when it is missing or damaged, which is said.
 
     None when there is no cache or the entry cannot be written; then nothing was kept.
     """
     if folder is None:
         return None
     entry = folder / key
-    if entry.is_dir():
-        os.utime(entry)
-        return entry
     temporary = None
     try:
+        if entry.is_dir():
+            wrong = damage(entry)
+            if wrong is None:
+                os.utime(entry)
+                return entry
+            log.warning("the cache's entry %s is damaged (%s); it is made anew", entry, wrong)
+            shutil.rmtree(entry)
         temporary = Path(mkdtemp(prefix=".tmp-", dir=folder))
         make(temporary)
+        write_json(temporary / CHECKSUMS, {path.name: file_digest(path) for path in sorted(temporary.iterdir())})
         try:
             temporary.rename(entry)
         except OSError:
@@ -86,6 +92,18 @@ def cached(folder: Path | None, key: str, make: Callable[[Path], None]) -> Path 
             shutil.rmtree(temporary, ignore_errors=True)
     _prune(folder)
     return entry
+
+
+def damage(entry: Path) -> str | None:
+    """What is wrong with an entry, in words, or None; its files are read whole."""
+    try:
+        known = read_json(entry / CHECKSUMS)
+        if not isinstance(known, dict) or not known:
+            return f"{CHECKSUMS} names no file"
+        different = [name for name, digest in known.items() if file_digest(entry / name) != digest]
+    except (OSError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return f"{', '.join(different)} changed since it was written" if different else None
 
 
 def _prune(folder: Path) -> None:

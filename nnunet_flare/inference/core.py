@@ -17,9 +17,9 @@ import torch
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.images import Volume
-from nnunet_flare.inference.augment import central_crop, flipped, flips_of
+from nnunet_flare.inference.augment import central_crop
 from nnunet_flare.inference.export import SliceExporter
-from nnunet_flare.inference.memory import Need, affordable, else_on_cpu, need, sums_device
+from nnunet_flare.inference.memory import Need, affordable, need, sums_device
 from nnunet_flare.inference.model import (
     DEFAULT_CHECKPOINT,
     Fold,
@@ -29,10 +29,11 @@ from nnunet_flare.inference.model import (
     find_folds,
     open_model,
 )
+from nnunet_flare.inference.networks import Networks
 from nnunet_flare.inference.profile import Profile
-from nnunet_flare.inference.runtimes import averaged, choose_backend, choose_precision, open_runtime, stacked
+from nnunet_flare.inference.runtimes import averaged, stacked
 from nnunet_flare.inference.scans import Scan, prepare_scan, value_oddities
-from nnunet_flare.inference.settings import Settings, open_device
+from nnunet_flare.inference.settings import Settings
 from nnunet_flare.inference.sliding import Slider
 from nnunet_flare.inference.windows import Forward
 
@@ -63,14 +64,11 @@ class Segmenter:
         self.models = list(models)
         self.settings = settings
         self.profile = profile or Profile()
-        self.device = open_device(settings.device)
-        self.precision = choose_precision(settings.precision, self.device)
-        self.backend = choose_backend(settings.backend, self.device)
         self.plans_manager = models[0].plans_manager
         self.configuration_manager = models[0].configuration_manager
         self.label_manager = models[0].label_manager
         self._slider = Slider(models[0], settings, self.profile)
-        self._forwards: list[Forward] = []
+        self._networks = Networks(self.models, settings, self.profile, patch=self.patch, two_d=self._slider.two_d)
 
     @classmethod
     def from_model_folder(
@@ -119,17 +117,7 @@ class Segmenter:
 
     def load(self) -> None:
         """Build the networks now and not at the first scan."""
-        if self._forwards:
-            return
-        if self.settings.tta == "mirror" and not any(model.mirroring_axes for model in self.models):
-            log.warning("trained without mirroring, so that --tta mirror changes nothing")
-        with self.profile.stage("model"):
-            self._forwards = [
-                flipped(
-                    self._runtime(model), flips_of(self.settings.tta, model.mirroring_axes, two_d=self._slider.two_d)
-                )
-                for model in self.models
-            ]
+        self._networks.load()
 
     def prepare(self, volumes: Sequence[Volume], case: str = "image") -> Scan:
         """Check a scan's channels and bring them to the network's grid.
@@ -173,12 +161,10 @@ class Segmenter:
         """
         if members and self.settings.windows != "all":
             raise InputError(f"--save_members needs --windows all, not {self.settings.windows}")
-        self.load()
-        count = len(self._forwards) if members and len(self._forwards) > 1 else 1
+        count = len(self.models) if members and len(self.models) > 1 else 1
         maps = count + (count > 1)
-        forward = averaged(self._forwards) if count == 1 else stacked(self._forwards)
 
-        def work(device: torch.device, policy: str) -> list[np.ndarray]:
+        def work(forwards: list[Forward], device: torch.device, policy: str) -> list[np.ndarray]:
             exporters = [self._exporter(scan) for _ in range(maps)]
 
             def consume(block: torch.Tensor) -> None:
@@ -193,7 +179,7 @@ class Segmenter:
 
             self._slider.run(
                 scan.prepared.data,
-                forward,
+                averaged(forwards) if count == 1 else stacked(forwards),
                 consume,
                 device=device,
                 members=count,
@@ -212,9 +198,8 @@ class Segmenter:
         Raises:
             CaseError: when that would need more memory than allowed.
         """
-        self.load()
 
-        def work(device: torch.device, policy: str) -> np.ndarray:
+        def work(forwards: list[Forward], device: torch.device, policy: str) -> np.ndarray:
             labels = np.empty(scan.shape, np.uint8)
             done = 0
 
@@ -225,7 +210,7 @@ class Segmenter:
                 done += block.shape[1]
 
             self._slider.run(
-                scan.prepared.data, averaged(self._forwards), consume, device=device, policy=policy, progress=progress
+                scan.prepared.data, averaged(forwards), consume, device=device, policy=policy, progress=progress
             )
             return labels
 
@@ -233,13 +218,10 @@ class Segmenter:
 
     def logits(self, data: np.ndarray) -> torch.Tensor:
         """The members' averaged logits (K, z, y, x), float32, of a preprocessed scan (C, z, y, x)."""
-        self.load()
 
-        def work(device: torch.device) -> torch.Tensor:
+        def work(forwards: list[Forward], device: torch.device) -> torch.Tensor:
             blocks: list[torch.Tensor] = []
-            self._slider.run(
-                data, averaged(self._forwards), lambda block: blocks.append(block.cpu().clone()), device=device
-            )
+            self._slider.run(data, averaged(forwards), lambda block: blocks.append(block.cpu().clone()), device=device)
             return torch.cat(blocks, dim=1)
 
         return self._on_best_device(data.shape[1:], work)
@@ -251,38 +233,34 @@ class Segmenter:
             data: a preprocessed scan (C, z, y, x), float32.
             only: the classes that the members were trained for; the softmax of the others is added to the background's.
         """
-        self.load()
-        mean = torch.zeros((self.heads, *data.shape[1:]), dtype=torch.float32)
         others = [] if only is None else [head for head in range(1, self.heads) if head not in only]
-        labels = [self._add_member(data, forward, mean, others) for forward in self._forwards]
-        return MembersPrediction(labels, mean.div_(len(self._forwards)))
+
+        def work(forwards: list[Forward], device: torch.device) -> MembersPrediction:
+            mean = torch.zeros((self.heads, *data.shape[1:]), dtype=torch.float32)
+            labels = [self._add_member(data, forward, device, mean, others) for forward in forwards]
+            return MembersPrediction(labels, mean.div_(len(forwards)))
+
+        return self._on_best_device(data.shape[1:], work)
 
     def _add_member(
-        self, data: np.ndarray, forward: Forward, mean: torch.Tensor, merged: Sequence[int] = ()
+        self, data: np.ndarray, forward: Forward, device: torch.device, mean: torch.Tensor, merged: Sequence[int]
     ) -> np.ndarray:
         """A member's label map; its probabilities are added to ``mean``, those of ``merged`` classes as background."""
         labels = np.zeros(data.shape[1:], np.uint8)
-        added = 0  # slices that are in the mean already: a second attempt does not add them again
+        done = 0
 
-        def work(device: torch.device) -> None:
-            done = 0
+        def consume(block: torch.Tensor) -> None:
+            nonlocal done
+            last = done + block.shape[1]
+            probabilities = self.label_manager.apply_inference_nonlin(block).cpu()
+            if merged:
+                probabilities[0] += probabilities[list(merged)].sum(0)
+                probabilities[list(merged)] = 0
+            labels[done:last] = np.asarray(self.label_manager.convert_probabilities_to_segmentation(probabilities))
+            mean[:, done:last] += probabilities
+            done = last
 
-            def consume(block: torch.Tensor) -> None:
-                nonlocal added, done
-                last = done + block.shape[1]
-                probabilities = self.label_manager.apply_inference_nonlin(block).cpu()
-                if merged:
-                    probabilities[0] += probabilities[list(merged)].sum(0)
-                    probabilities[list(merged)] = 0
-                labels[done:last] = np.asarray(self.label_manager.convert_probabilities_to_segmentation(probabilities))
-                if done >= added:
-                    mean[:, done:last] += probabilities
-                    added = last
-                done = last
-
-            self._slider.run(data, forward, consume, device=device)
-
-        self._on_best_device(data.shape[1:], work)
+        self._slider.run(data, forward, consume, device=device)
         return labels
 
     def _within_limits(
@@ -291,22 +269,27 @@ class Segmenter:
         policies: Sequence[str],
         heads: int,
         maps: int,
-        work: Callable[[torch.device, str], Result],
+        work: Callable[[list[Forward], torch.device, str], Result],
     ) -> Result:
         """What ``work`` makes with the first of the window policies that keeps to the memory limits."""
+        self.load()
 
         def wanted(policy: str) -> Need:
             return self._need(scan.shape, scan.grid.array.shape, heads, maps, policy)
 
         policy = affordable(scan.name, self.settings.max_memory_gb, policies, wanted)
-        device = sums_device(self.device, self.settings.gpu_memory_gb, wanted(policy).sums)
-        return else_on_cpu(scan.name, device, lambda there: work(there, policy))
+        return self._attempt(scan.name, wanted(policy).sums, lambda forwards, sums: work(forwards, sums, policy))
 
-    def _on_best_device(self, shape: Sequence[int], work: Callable[[torch.device], Result]) -> Result:
-        """What ``work`` makes of a preprocessed scan of this shape (z, y, x), the sums on the GPU where they fit."""
+    def _on_best_device(self, shape: Sequence[int], work: Callable[[list[Forward], torch.device], Result]) -> Result:
+        """What ``work`` makes of a preprocessed scan of this shape (z, y, x)."""
+        self.load()
         wanted = self._need(shape, shape, self.heads, 1, self.settings.windows)
-        device = sums_device(self.device, self.settings.gpu_memory_gb, wanted.sums)
-        return else_on_cpu("preprocessed scan", device, work)
+        return self._attempt("preprocessed scan", wanted.sums, work)
+
+    def _attempt(self, case: str, sums: int, work: Callable[[list[Forward], torch.device], Result]) -> Result:
+        """What ``work`` makes with the networks and the sums where they fit, in a precision that suffices."""
+        device = sums_device(self._networks.device, self.settings.gpu_memory_gb, sums)
+        return self._networks.attempt(case, device, work)
 
     def _need(self, grid: Sequence[int], image: Sequence[int], heads: int, maps: int, policy: str) -> Need:
         middle = None
@@ -318,15 +301,4 @@ class Segmenter:
     def _exporter(self, scan: Scan) -> SliceExporter:
         return SliceExporter(
             scan.shape, scan.prepared.properties, self.plans_manager, self.configuration_manager, self.label_manager
-        )
-
-    def _runtime(self, model: Model) -> Forward:
-        return open_runtime(
-            model,
-            backend=self.backend,
-            fall_back=self.settings.backend == "auto",
-            device=self.device,
-            precision=self.precision,
-            patch=self.patch,
-            two_d=self._slider.two_d,
         )

@@ -12,7 +12,6 @@ Equal to stock but for ties: stock rounds the interpolated scores to half precis
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.grids import ANISOTROPY_THRESHOLD, linear, nearest, separate_axis
+from nnunet_flare.inference.held import ONE_THREAD
 
 REGION_THRESHOLD = 0.5
 """A region holds a voxel where its probability is above this (stock nnU-Net)."""
@@ -92,7 +92,9 @@ class SliceExporter:
 
     def consume(self, scores: torch.Tensor) -> None:
         """Take the next slices (K, n, y, x) along the network's first axis, on any device."""
-        with _one_thread():
+        with (
+            ONE_THREAD.hold()
+        ):  # a plane is too little work to share: on a busy machine threads would wait for each other
             for plane in scores.unbind(1):
                 self._consume_plane(plane.float())
                 self._seen += 1
@@ -208,17 +210,6 @@ def check_resampling(configuration_manager: Any) -> None:
             f"the plans resample predictions with {name}({kwargs}); flare-predict knows {SEPARABLE[0]} of order 1 and "
             f"order_z 0, and {SEPARABLE[1]} in linear mode: predict this model with nnUNetv2_predict"
         )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One plane is too little work to share: on a busy machine threads would wait for each other ten times longer."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _default_force(configuration_manager: Any) -> bool | None:

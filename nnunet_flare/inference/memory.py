@@ -4,6 +4,9 @@ The sums over windows cover one patch depth (``windows.slide``): the volume is d
 overlap by a patch, so that a block's result is the whole volume's. ``skip-empty`` needs the sums of the whole volume,
 and gives way to all windows where a limit asks for it. On a GPU the sums lie there when they leave room for the
 network, else on the CPU; a limit that cannot be kept is said before the work and not by the kernel's killer.
+
+A limit of GPU memory is one of the card, as challenges measure it: what PyTorch's allocator may take is the limit less
+what the CUDA context and its kernels take beside it.
 """
 
 from __future__ import annotations
@@ -12,11 +15,10 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 
-from nnunet_flare.errors import CaseError
+from nnunet_flare.errors import CaseError, InputError
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +32,8 @@ GPU_SHARE = 0.5
 
 GIGABYTE = 2**30
 
-Result = TypeVar("Result")
+CONTEXT = (GIGABYTE // 2, GIGABYTE)
+"""Least and most that a CUDA context with its kernels is taken to hold on the card."""
 
 
 @dataclass(frozen=True)
@@ -127,26 +130,59 @@ def sums_device(device: torch.device, gpu_memory_gb: float | None, sums: int) ->
     """Where the sums lie: on the GPU when they leave room for the network there, else on the CPU."""
     if device.type != "cuda":
         return device
-    free, total = torch.cuda.mem_get_info(device)
-    budget = free if gpu_memory_gb is None else min(free, int(gpu_memory_gb * GIGABYTE))
-    if gpu_memory_gb is not None:
-        torch.cuda.set_per_process_memory_fraction(min(1.0, gpu_memory_gb * GIGABYTE / total), device)
+    free, _ = torch.cuda.mem_get_info(device)
+    budget = free if gpu_memory_gb is None else min(free, keep_to(device, gpu_memory_gb))
     if sums_fit_on_gpu(sums, budget):
         return device
     log.info("sums of %.2f GB go to the CPU", sums / GIGABYTE)
     return torch.device("cpu")
 
 
-def else_on_cpu(case: str, device: torch.device, work: Callable[[torch.device], Result]) -> Result:
-    """What ``work`` makes with the sums on a device; on the CPU where the GPU's memory does not suffice, which is said.
+def keep_to(device: torch.device, gpu_memory_gb: float) -> int:
+    """Limit PyTorch's allocator so that the process keeps to a limit of the card; returns the bytes it may take.
 
-    ``work`` is called a second time then and must start anew.
+    Raises:
+        InputError: for a limit that the CUDA context alone takes.
     """
+    limit, (_, total) = int(gpu_memory_gb * GIGABYTE), torch.cuda.mem_get_info(device)
+    allowed = limit - beside_allocator(device)
+    if limit <= CONTEXT[0]:
+        raise InputError(
+            f"--gpu_memory {gpu_memory_gb:g}: the CUDA context alone takes about {CONTEXT[0] / GIGABYTE:g} GB of the "
+            "card; give more, or use -device cpu"
+        )
+    torch.cuda.set_per_process_memory_fraction(min(1.0, max(0, allowed) / total), device)
+    return max(0, allowed)
+
+
+def beside_allocator(device: torch.device) -> int:
+    """Bytes that this process holds on the card beside PyTorch's allocator: context, kernels, libraries.
+
+    The card tells what all programs hold together, so that it is what the allocator does not explain, within
+    :data:`CONTEXT`.
+    """
+    free, total = torch.cuda.mem_get_info(device)
+    return min(max(total - free - torch.cuda.memory_reserved(device), CONTEXT[0]), CONTEXT[1])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a GPU's memory did not suffice: to PyTorch, to CUDA's context or to its libraries."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("CUDA error: out of memory" in text or "_STATUS_ALLOC_FAILED" in text)
+
+
+def gpu_figures(device: torch.device) -> str:
+    """What a GPU holds, as the end of a message; nothing where it cannot be asked."""
+    if device.type != "cuda":
+        return ""
     try:
-        return work(device)
-    except torch.cuda.OutOfMemoryError:
-        if device.type == "cpu":
-            raise
-    log.warning("%s: out of GPU memory; once more with the sums on the CPU", case)
-    torch.cuda.empty_cache()
-    return work(torch.device("cpu"))
+        free, total = torch.cuda.mem_get_info(device)
+    except RuntimeError:  # no room even for a context
+        return ""
+    held = torch.cuda.memory_allocated(device)
+    return (
+        f" (the GPU has {total / GIGABYTE:.1f} GB, {free / GIGABYTE:.1f} GB of it free; the network and its windows "
+        f"held {held / GIGABYTE:.1f} GB)"
+    )

@@ -1,7 +1,8 @@
 """The network executed by OpenVINO on a CPU: about twice as fast as PyTorch in the same precision.
 
 The network is converted from the PyTorch module in memory; the converted one is kept in the cache, so that conversion
-(some seconds) is paid once per checkpoint. Its window size is fixed, which is what sliding windows have.
+(some seconds) is paid once per checkpoint: the key holds a digest of the weights themselves. Its window size is fixed,
+which is what sliding windows have.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from nnunet_flare.inference.cache import cache_folder, cached, file_identity, key_of
+from nnunet_flare.digests import digest_of
+from nnunet_flare.inference.cache import cache_folder, cached, key_of
 from nnunet_flare.inference.openvino_norms import average_in_blocks
 
 if TYPE_CHECKING:
@@ -30,7 +33,7 @@ CONVERTED = "network.xml"
 REPORTING = "openvino_telemetry"
 """The package through which OpenVINO reports."""
 
-FORMAT = 3
+FORMAT = 4
 """Counts up when the conversion changes."""
 
 ANY_SIZE = "dynamic_network_architectures.architectures."
@@ -42,7 +45,7 @@ PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16"}
 class OpenVinoRuntime:
     """A network compiled for windows of one size: a window (1, C, z, y, x) to scores (K, z, y, x).
 
-    The result's memory is used again by the next call.
+    The result's memory is used again by the same thread's next call; every thread has its own.
     """
 
     def __init__(
@@ -78,13 +81,19 @@ class OpenVinoRuntime:
 
         entry = cached(cache_folder("openvino"), _key(model, shape, exact=exact), make)
         source: Any = str(entry / CONVERTED) if entry is not None else _convert(network, shape, example, exact=exact)
-        self._request = core.compile_model(source, "CPU", options).create_infer_request()
+        self._compiled = core.compile_model(source, "CPU", options)
+        self._own = threading.local()
 
     def __call__(self, window: torch.Tensor) -> torch.Tensor:
         array = (window[:, :, 0] if self._two_d else window).float().contiguous().numpy()
-        result = self._request.infer({0: array}, share_inputs=True, share_outputs=True)[0]
+        if not hasattr(self._own, "request"):
+            self._own.request = self._compiled.create_infer_request()
+        result = self._own.request.infer({0: array}, share_inputs=True, share_outputs=True)[0]
         scores = torch.from_numpy(result)[0]
         return scores[:, None] if self._two_d else scores
+
+
+_IMPORTING = threading.Lock()
 
 
 def silent_openvino() -> Any:
@@ -93,13 +102,14 @@ def silent_openvino() -> Any:
     Its import and every conversion tell its makers, by default, from processes that it forks. A prediction contacts
     nobody, and a process that is forked while another thread multiplies matrices may stop both for ever.
     """
-    if "openvino" not in sys.modules:
-        sys.modules[REPORTING] = None  # type: ignore[assignment]  # not importable: openvino then does without
-    try:
-        import openvino
-    finally:
-        if sys.modules.get(REPORTING, ...) is None:
-            del sys.modules[REPORTING]
+    with _IMPORTING:
+        if "openvino" not in sys.modules:
+            sys.modules[REPORTING] = None  # type: ignore[assignment]  # not importable: openvino then does without
+        try:
+            import openvino
+        finally:
+            if sys.modules.get(REPORTING, ...) is None:
+                del sys.modules[REPORTING]
     return openvino
 
 
@@ -108,7 +118,18 @@ def _key(model: Model, shape: Sequence[int], *, exact: bool) -> str:
 
     architecture = model.configuration_manager.configuration["architecture"]
     versions = version("openvino"), version("torch")
-    return key_of(FORMAT, *versions, list(shape), exact, architecture, file_identity(model.member.path))
+    return key_of(FORMAT, *versions, list(shape), exact, architecture, _layout(model), _digest(model))
+
+
+def _layout(model: Model) -> list[Any]:
+    """Name, shape and type of every weight: what :func:`_digest` does not say."""
+    return [[name, list(value.shape), str(value.dtype)] for name, value in model.weights.items()]
+
+
+def _digest(model: Model) -> str:
+    """The digest of all weights, as they lie in memory; the file's other half, the optimiser's state, is not read."""
+    values = [value.detach().cpu().contiguous().reshape(-1) for value in model.weights.values()]
+    return digest_of(value.view(torch.uint8).numpy() for value in values)
 
 
 def _convert(network: nn.Module, shape: Sequence[int], example: Sequence[int], *, exact: bool) -> Any:
@@ -118,12 +139,15 @@ def _convert(network: nn.Module, shape: Sequence[int], example: Sequence[int], *
         RuntimeError: when the network has an operation that OpenVINO does not convert.
     """
     log.info("converting the network for OpenVINO (once per checkpoint)")
+    level = logging.root.level
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the tracer's remarks about shapes
             converted = silent_openvino().convert_model(network, example_input=torch.zeros(list(example)))
     except Exception as error:  # what the tracer and the converter raise has nothing in common
         raise RuntimeError(_reason(error)) from error
+    finally:
+        logging.root.setLevel(level)  # the converter quietens the whole process
     converted.reshape(list(shape))
     if exact:
         average_in_blocks(converted)

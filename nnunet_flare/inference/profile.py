@@ -1,4 +1,8 @@
-"""Wall time per stage of a prediction."""
+"""Wall time per stage of a prediction.
+
+A GPU works behind the program's back. With ``waits`` a stage ends when the GPU has done what the stage asked of it, so
+that the network's time is not booked where its result is first looked at; without, nothing waits.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class Profile:
     """Adds up seconds and calls per stage; stages of several threads overlap, so that they may exceed the wall time."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, waits: bool = False) -> None:
+        self._waits = waits
         self._lock = threading.Lock()
         self._start = time.perf_counter()
         self.seconds: dict[str, float] = {}
@@ -37,6 +43,16 @@ class Profile:
             self.add(name, seconds, calls=int(within is None))
             if within is not None:
                 self.add(within, -seconds, calls=0)
+
+    def settle(self, device: Any) -> None:
+        """Wait, at the end of a stage, for the torch device that it used."""
+        if self._waits and device.type in ("cuda", "mps"):
+            import torch
+
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            else:
+                torch.mps.synchronize()
 
     def add(self, name: str, seconds: float, calls: int = 1) -> None:
         """Add a time measured elsewhere."""

@@ -7,7 +7,7 @@ import logging
 import os
 import platform
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from nnunet_flare.errors import InputError
+from nnunet_flare.inference.held import BENCHMARK, EXACT
 from nnunet_flare.inference.windows import Forward
 
 if TYPE_CHECKING:
@@ -93,25 +94,32 @@ def usable_cpus(quota_file: Path = CPU_QUOTA) -> int:
     return count if quota == "max" else max(1, min(count, round(int(quota) / int(period))))
 
 
+HALF_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
 class TorchRuntime:
-    """A network on a device, in one precision: a window (1, C, z, y, x) to scores (K, z, y, x)."""
+    """A network on a device, in one precision: a window (1, C, z, y, x) to scores (K, z, y, x).
+
+    Half precision is autocast's, as in stock nnU-Net: products are computed in it, while weights, running statistics
+    and what normalisations learn stay in single precision. Single precision on CUDA is no TF32.
+    """
 
     def __init__(self, network: nn.Module, *, device: torch.device, precision: str, two_d: bool = False) -> None:
         self._device, self._precision, self._two_d = device, precision, two_d
-        self._dtype = torch.float16 if precision == "fp16" else torch.float32
-        self._network = network.to(device, self._dtype)
+        self._network = network.to(device, torch.float32)
 
     def __call__(self, window: torch.Tensor) -> torch.Tensor:
-        window = window.to(self._device, self._dtype)
-        with self._autocast():
+        window = window.to(self._device, torch.float32)
+        with ExitStack() as stack:
+            if self._precision in HALF_TYPES:
+                stack.enter_context(torch.autocast(self._device.type, dtype=HALF_TYPES[self._precision]))
+            if self._device.type == "cuda":
+                stack.enter_context(BENCHMARK.hold())
+                if self._precision == "fp32":
+                    stack.enter_context(EXACT.hold())
             if self._two_d:
                 return self._network(window[:, :, 0])[0][:, None]
             return self._network(window)[0]
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self._precision == "bf16":
-            return torch.autocast(self._device.type, dtype=torch.bfloat16)
-        return nullcontext()
 
 
 def open_runtime(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from nnunet_flare.errors import InputError
+from nnunet_flare.inference.attempts import Watch
 from nnunet_flare.inference.augment import average_with, central_crop
 from nnunet_flare.inference.model import Model
 from nnunet_flare.inference.profile import Profile
@@ -68,6 +69,9 @@ class Slider:
             members: how many members' scores ``forward`` returns one after the other.
             policy: which windows are visited; the settings' without it.
             progress: told the number of windows done since its last call.
+
+        Raises:
+            NotFiniteError: when a network gave infinite scores or NaN, before they are handed on.
         """
 
         def one_pass(part: np.ndarray, consume: Consume) -> None:
@@ -91,9 +95,14 @@ class Slider:
         members: int,
         progress: Callable[[int], None] | None,
     ) -> None:
+        watch = Watch()
+        watching, consume = watch.watched(forward), watch.before(consume)
+
         def timed(window: torch.Tensor) -> torch.Tensor:
             with self._profile.stage("network"):
-                return forward(window)
+                scores = watching(window)
+                self._profile.settle(scores.device)
+                return scores
 
         tensor = torch.from_numpy(np.ascontiguousarray(data, np.float32))
         common: dict[str, Any] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,63 @@ def test_converted_network_is_kept_and_made_anew_for_other_weights(case, tmp_pat
     assert not torch.allclose(first, other)
     torch_scores = logits(folder, data, backend="torch", precision="fp32", folds=[0])
     assert (other - torch_scores).abs().max() < 0.02 * torch_scores.std()
+
+
+@pytest.fixture
+def other_weights(case) -> tuple[Path, np.ndarray]:
+    """A model that was predicted with, whose checkpoint was replaced by one of equal size and time."""
+    folder, data = case
+    logits(folder, data, backend="openvino", precision="fp32", folds=[0])
+    path = folder / "fold_0" / "checkpoint_final.pth"
+    before = path.stat()
+    models.write_model(folder, seed=5, plan=models.plans(features=(4, 8, 16)))
+    assert path.stat().st_size == before.st_size
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    return folder, data
+
+
+@needs_openvino
+def test_a_checkpoint_of_equal_size_and_time_is_not_taken_for_the_one_before(other_weights):
+    folder, data = other_weights
+    scores = logits(folder, data, backend="openvino", precision="fp32", folds=[0])
+    expected = logits(folder, data, backend="torch", precision="fp32", folds=[0])
+    assert (scores - expected).abs().max() < 0.02 * expected.std()
+
+
+@needs_openvino
+def test_the_same_weights_elsewhere_are_not_converted_again(case, tmp_path, caplog):
+    folder, data = case
+    logits(folder, data, backend="openvino", precision="fp32", folds=[0])
+    shutil.copytree(folder, tmp_path / "copy")
+    with caplog.at_level("INFO"):
+        logits(tmp_path / "copy", data, backend="openvino", precision="fp32", folds=[0])
+    assert "converting" not in caplog.text
+
+
+DAMAGES = {
+    "a changed byte": lambda path: path.write_bytes(path.read_bytes()[:-9] + b"\x7f" + path.read_bytes()[-8:]),
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "empty": lambda path: path.write_bytes(b""),
+    "gone": lambda path: path.unlink(),
+}
+
+
+@needs_openvino
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["network.bin", "network.xml", "checksums.json"])
+def test_a_damaged_converted_network_is_said_and_made_anew(case, caplog, name, damage):
+    folder, data = case
+    expected = logits(folder, data, backend="openvino", precision="fp32", folds=[0])
+    (stored,) = cache.cache_folder("openvino").glob(f"*/{name}")
+    whole = stored.read_bytes()
+    DAMAGES[damage](stored)
+    assert torch.equal(logits(folder, data, backend="openvino", precision="fp32", folds=[0]), expected)
+    assert "is damaged" in caplog.text and "made anew" in caplog.text
+    if name == "network.bin":
+        assert stored.read_bytes() == whole
+    caplog.clear()
+    logits(folder, data, backend="openvino", precision="fp32", folds=[0])
+    assert "damaged" not in caplog.text
 
 
 @needs_openvino

@@ -1,0 +1,114 @@
+"""The networks of an ensemble, built where they fit and in the precision that is asked for, once for all threads."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+from nnunet_flare.errors import InputError
+from nnunet_flare.inference.attempts import CPU, Way, attempt
+from nnunet_flare.inference.augment import flipped, flips_of
+from nnunet_flare.inference.memory import gpu_figures, is_out_of_memory, keep_to
+from nnunet_flare.inference.model import Model
+from nnunet_flare.inference.profile import Profile
+from nnunet_flare.inference.runtimes import choose_backend, choose_precision, open_runtime
+from nnunet_flare.inference.settings import Settings, open_device
+from nnunet_flare.inference.windows import Forward
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+class Networks:
+    """One network per member, test-time augmentation included."""
+
+    def __init__(
+        self, models: Sequence[Model], settings: Settings, profile: Profile, *, patch: Sequence[int], two_d: bool
+    ) -> None:
+        """Nothing is built yet; device, precision and backend are chosen.
+
+        Raises:
+            InputError: for a device, precision or backend that does not exist here or do not go together.
+        """
+        self._models, self._settings, self._profile = models, settings, profile
+        self._patch, self._two_d = patch, two_d
+        self.device = open_device(settings.device)
+        self.precision = choose_precision(settings.precision, self.device)
+        self._built: dict[tuple[str, str], list[Forward]] = {}
+        self._lock = threading.Lock()
+        backend = choose_backend(settings.backend, self.device)
+        if settings.gpu_memory_gb is not None and self.device.type != "cuda":
+            raise InputError(f"--gpu_memory goes with -device cuda; -device {settings.device} is {self.device} here")
+        if settings.device == "auto" or settings.precision == "auto":
+            log.info("device %s, precision %s, backend %s", _named(self.device), self.precision, backend)
+
+    def load(self) -> None:
+        """Build the networks now; on the CPU from now on where the GPU has no room for them, which is said."""
+        try:
+            self._forwards(self.device, self.precision)
+            return
+        except RuntimeError as error:
+            if self.device.type == "cpu" or not is_out_of_memory(error):
+                raise
+        log.warning("the GPU has no room for the network; the CPU predicts%s", gpu_figures(self.device))
+        torch.cuda.empty_cache()
+        self.precision = _on(CPU, self.precision)
+        self.device = CPU
+        self._forwards(self.device, self.precision)
+
+    def attempt(self, case: str, sums: torch.device, work: Callable[[list[Forward], torch.device], Result]) -> Result:
+        """What ``work`` makes of the networks and the device of the sums, in the first way that succeeds.
+
+        Raises:
+            CaseError: as :func:`nnunet_flare.inference.attempts.attempt`.
+        """
+        return attempt(
+            case,
+            Way(self.device, self.precision, sums),
+            lambda way: work(self._forwards(way.device, _on(way.device, way.precision)), way.sums),
+        )
+
+    def _forwards(self, device: torch.device, precision: str) -> list[Forward]:
+        with self._lock:
+            known = self._built.get((str(device), precision))
+            if known is not None:
+                return known
+            axes = [model.mirroring_axes for model in self._models]
+            if not self._built and self._settings.tta == "mirror" and not any(axes):
+                log.warning("trained without mirroring, so that --tta mirror changes nothing")
+            if device.type == "cuda" and self._settings.gpu_memory_gb is not None:
+                keep_to(device, self._settings.gpu_memory_gb)
+            with self._profile.stage("model"):
+                made = [
+                    flipped(
+                        self._runtime(model, device, precision), flips_of(self._settings.tta, its, two_d=self._two_d)
+                    )
+                    for model, its in zip(self._models, axes, strict=True)
+                ]
+            self._built[str(device), precision] = made
+            return made
+
+    def _runtime(self, model: Model, device: torch.device, precision: str) -> Forward:
+        return open_runtime(
+            model,
+            backend=choose_backend(self._settings.backend, device),
+            fall_back=self._settings.backend == "auto",
+            device=device,
+            precision=precision,
+            patch=self._patch,
+            two_d=self._two_d,
+        )
+
+
+def _on(device: torch.device, precision: str) -> str:
+    """The precision after a fall from the GPU to the CPU, which has no fp16."""
+    return choose_precision("auto", device) if device.type == "cpu" and precision == "fp16" else precision
+
+
+def _named(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
