@@ -151,10 +151,11 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _cancel(arguments: argparse.Namespace) -> int:
-    from nnunet_flare.rounds.cancel import cancel
+    from nnunet_flare.rounds.executors.executor import executor_of
     from nnunet_flare.rounds.run.manifest import load_run_to_write
 
-    print(cancel(load_run_to_write(arguments.run_dir)))
+    run = load_run_to_write(arguments.run_dir)
+    print(executor_of(run).cancel(run))
     return 0
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nnunet_flare.cli.common import nnunet_folder, parse_settings
 from nnunet_flare.cli.terminal import show
+from nnunet_flare.errors import InputError
 
 if TYPE_CHECKING:
+    from nnunet_flare.rounds.executors.executor import Executor
     from nnunet_flare.rounds.run.manifest import Run
-
-SLURM_SHARDS = 4
-"""Parts that labelling is split into on a cluster, where the number of GPUs is not known."""
 
 
 def add_preprocess_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,12 +76,21 @@ def add_timeout(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Start a run, or go on with one; returns the exit code."""
     from nnunet_flare.recipes.load import load_recipe
+    from nnunet_flare.rounds.executors.executor import Options, executor_class
     from nnunet_flare.rounds.start import Request, plan_run, start_run
 
     recipe = load_recipe(arguments.recipe, parse_settings(arguments.settings))
-    options = _slurm_options(arguments)
-    gpus = _gpus(arguments.device, arguments.num_gpus, recipe.num_gpus) if arguments.executor == "local" else []
-    shards = SLURM_SHARDS if arguments.executor == "slurm" or arguments.slurm else max(1, len(gpus))
+    executor = executor_class(arguments.executor)(
+        Options(
+            device=arguments.device,
+            num_gpus=arguments.num_gpus,
+            gpus_each=recipe.num_gpus,
+            task_hours=arguments.task_timeout,
+            slurm=arguments.slurm,
+        )
+    )
+    if arguments.shards is not None and arguments.shards < 1:
+        raise InputError(f"--shards {arguments.shards}: expected 1 or more")
     images, labels = arguments.eval or (None, None)
     request = Request(
         dataset=arguments.dataset,
@@ -91,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
         run_dir=arguments.run_dir,
         name=arguments.name,
         device=arguments.device,
-        shards=shards if arguments.shards is None else arguments.shards,
+        shards=executor.shards if arguments.shards is None else arguments.shards,
         init_model=arguments.init_model,
         init_folds=arguments.folds,
         eval_images=images,
@@ -106,17 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     run = start_run(plan)
     _keep_decisions(run, arguments.decisions)
-    if arguments.executor == "print":
-        from nnunet_flare.rounds.executors.script import write_script, write_submission
-
-        if arguments.slurm:
-            print(f"{write_submission(run, options)}\nRun it with bash where sbatch works; it submits every job.")
-        else:
-            print(f"{write_script(run)}\nRun it with sh; every task can be run again.")
-        return 0
-    if arguments.executor == "slurm":
-        return _submit(run.root, options)
-    return _work(run.root, gpus, arguments.task_timeout)
+    return _go_on(executor, run.root)
 
 
 def preprocess(arguments: argparse.Namespace) -> int:
@@ -141,82 +138,51 @@ def preprocess(arguments: argparse.Namespace) -> int:
 
 def retry(arguments: argparse.Namespace) -> int:
     """Do again what failed; returns the exit code."""
-    from nnunet_flare.rounds.executors.local import forget_failures
-    from nnunet_flare.rounds.executors.slurm import state_file, stored_options
+    from nnunet_flare.rounds.executors.executor import Options, executor_of
     from nnunet_flare.rounds.mending import load_mended
+    from nnunet_flare.rounds.retry import forget_failures
 
     run = load_mended(arguments.run_dir)
+    options = Options(
+        device=run.settings.device,
+        num_gpus=arguments.num_gpus,
+        gpus_each=run.recipe.num_gpus,
+        task_hours=arguments.task_timeout,
+        slurm=None,
+    )
+    executor = executor_of(run)(options)
     _keep_decisions(run, arguments.decisions)
     forget_failures(run)
-    if state_file(run).is_file():
-        return _submit(run.root, stored_options(run))
-    return _work(run.root, _gpus(run.settings.device, arguments.num_gpus, run.recipe.num_gpus), arguments.task_timeout)
+    return _go_on(executor, run.root)
 
 
 def _folders() -> dict[str, Path]:
     return {name: nnunet_folder(name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
 
 
-def _slurm_options(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """The validated ``--slurm`` options; a mistake in them is said before anything is started."""
-    from nnunet_flare.errors import InputError
-    from nnunet_flare.rounds.executors.slurm_options import parse_options
-
-    if arguments.slurm and arguments.executor == "local":
-        raise InputError("--slurm needs --executor slurm or print, not local")
-    if arguments.task_timeout is not None and (arguments.task_timeout <= 0 or arguments.executor != "local"):
-        raise InputError(f"--task_timeout {arguments.task_timeout:g}: expected hours above 0, with --executor local")
-    if arguments.shards is not None and arguments.shards < 1:
-        raise InputError(f"--shards {arguments.shards}: expected 1 or more")
-    return parse_options(arguments.slurm)
-
-
-def _submit(root: Path, options: dict[str, dict[str, Any]]) -> int:
-    from nnunet_flare.rounds.executors.slurm import submit
-    from nnunet_flare.rounds.mending import load_mended
-    from nnunet_flare.rounds.status import status
-
-    run = load_mended(root)
-    jobs = submit(run, options)
-    show(status(run))
-    print(f"{len(jobs)} jobs submitted; nothing of ours has to stay alive. flare-pseudolabel status -o {root}")
-    return 0
-
-
-def _gpus(device: str, wanted: int | None, needed: int) -> list[int]:
-    """The GPUs of this machine that tasks may use; none for other devices."""
-    from nnunet_flare.errors import InputError
-    from nnunet_flare.rounds.executors.local import visible_gpus
-
-    if device != "cuda":
-        if wanted not in (None, 0):
-            raise InputError(f"-num_gpus {wanted} needs -device cuda, not {device}")
-        return []
-    gpus = visible_gpus(wanted)
-    if len(gpus) < needed:
-        raise InputError(
-            f"-device cuda: this machine shows {len(gpus)} GPU(s), a training needs {needed} "
-            "(training.num_gpus). Use -device cpu on a machine without"
-        )
-    return gpus
-
-
-def _work(root: Path, gpus: Sequence[int], timeout_hours: float | None) -> int:
-    from nnunet_flare.rounds.executors.local import run_local
-    from nnunet_flare.rounds.executors.slurm import leave
+def _go_on(executor: Executor, root: Path) -> int:
+    """Bring a run's tasks to where they are done, and show its state; returns the exit code."""
+    from nnunet_flare.rounds.executors.executor import executor_of
     from nnunet_flare.rounds.mending import load_mended
     from nnunet_flare.rounds.status import failed_cases, status
 
     run = load_mended(root)
-    leave(run)
-    run_local(run, gpus, timeout_s=None if timeout_hours is None else timeout_hours * 3600)
-    show(status(run))
+    former = executor_of(run)
+    if not isinstance(executor, former) and not executor.needs_a_person:
+        former.leave(run)
+    told = executor.submit(run)
+    is_finished = executor.wait(run)
+    if not executor.needs_a_person:
+        show(status(run.current()))
+    if not is_finished:
+        print(told)
+        return 0
     failed = failed_cases(run)
     for case, reason in failed.items():
         print(f"set aside: {case}: {reason}")
     if (page := run.paths.report / "index.html").is_file():
         print(f"report: {page}")
-    print(f"final model: {run.rounds[-1].model}")
+    print(f"final model: {run.current().rounds[-1].model}")
     return 1 if failed else 0
 
 

@@ -19,7 +19,7 @@ from nnunet_flare.children import python_module
 from nnunet_flare.errors import TaskError
 from nnunet_flare.files import read_json, write_json, write_text
 from nnunet_flare.recipes.load import load_recipe
-from nnunet_flare.rounds.do_task import run_child
+from nnunet_flare.rounds.executors.child import run_child
 from nnunet_flare.rounds.executors.local import run_local
 from nnunet_flare.rounds.run.dataset import dataset_json, organ_ids
 from nnunet_flare.rounds.run.ledger import Entry, read_decisions

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
-import signal
-import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
-from typing import IO, Any
+from typing import Any
 
-from nnunet_flare.children import python_module, safe_environment
+from nnunet_flare.children import python_module
 from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import last_lines, write_json
-from nnunet_flare.processes import UNKNOWN, namespace, namespace_of, numbers_are_ours
+from nnunet_flare.processes import UNKNOWN, namespace, namespace_of
+from nnunet_flare.rounds.executors.child import END_SECONDS, run_child
 from nnunet_flare.rounds.markers import is_marked
 from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Round
 from nnunet_flare.rounds.run.tasks import Task, is_done, train_arguments
-from nnunet_flare.signals import handling
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +27,6 @@ TASK_VARIABLE = "NNUNET_FLARE_TASK"
 """Environment variable that marks every process of a task, so that orphans of a killed one are found and ended."""
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
-END_SECONDS = 10.0
 
 
 def do_task(run: Run, task: Task) -> None:
@@ -194,76 +189,6 @@ def _round(run: Run, task: Task) -> Round:
 
 def _mark(run: Run, task: Task) -> str:
     return f"{run.root.resolve()}:{task.name}"
-
-
-def run_child(command: list[str], *, environment: dict[str, str] | None = None, output: IO[bytes] | None = None) -> int:
-    """Run a command whose whole process group ends when we are asked to end, and which dies with us.
-
-    Args:
-        command: the command.
-        environment: its environment; None: ours.
-        output: where its output goes; None: where ours goes.
-    """
-    child = subprocess.Popen(
-        command,
-        env=safe_environment(environment),
-        stdout=output,
-        stderr=None if output is None else subprocess.STDOUT,
-        start_new_session=True,
-        preexec_fn=die_with_parent,
-    )
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        end_group(child.pid)
-        raise SystemExit(128 + number)
-
-    try:
-        with handling(forward, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            return child.wait()
-    finally:
-        end_group(child.pid)  # data loader processes that outlive a trainer that crashed
-
-
-def die_with_parent() -> None:
-    """In a child before exec: ask Linux to end it when its parent dies, however that happens."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 = PR_SET_PDEATHSIG
-
-
-def end_group(group: int) -> None:
-    """End every process of a group: asked first, killed after :data:`END_SECONDS`."""
-    if not _group_lives(group):
-        return
-    for number, patience in ((signal.SIGTERM, END_SECONDS), (signal.SIGKILL, END_SECONDS)):
-        try:
-            os.killpg(group, number)
-        except (ProcessLookupError, PermissionError):
-            return
-        waited = 0.0
-        while waited < patience and _group_lives(group):
-            time.sleep(0.05)
-            waited += 0.05
-        if not _group_lives(group):
-            return
-
-
-def _group_lives(group: int) -> bool:
-    import psutil
-
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    if not numbers_are_ours():  # /proc is of another PID namespace: its numbers mean other processes
-        return True
-    for process in psutil.process_iter(["pid", "status"]):
-        if process.info["status"] != psutil.STATUS_ZOMBIE:
-            with suppress(OSError):
-                if os.getpgid(process.info["pid"]) == group:
-                    return True
-    return False
 
 
 def _end_orphans(run: Run, task: Task) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nnunet_flare.files import read_json
-from nnunet_flare.rounds.executors.slurm import queue_rows, state_file
+from nnunet_flare.rounds.executors.executor import executor_of
 from nnunet_flare.rounds.markers import MARKER, is_marked
 from nnunet_flare.rounds.run.home import other_home, words
 from nnunet_flare.rounds.run.ledger import Entry, read_ledger
@@ -49,9 +49,9 @@ def status(run: Run) -> str:
         tail = [line for line in str(document["last_lines"]).splitlines() if line.strip()][-1:]
         lines.append(f"FAILED {name} (exit code {document['exit_code']}): {tail[0] if tail else 'no output'}")
         lines.append(f"       log: {run.paths.log(name)}")
-    if state_file(run).is_file():
-        lines += queue_rows(run)
-    elif failed:
+    under_way = executor_of(run).status(run)
+    lines += under_way
+    if failed and not under_way:
         lines.append(f"Mend the cause, then: flare-pseudolabel retry -o {run.root}")
     return "\n".join(lines)
 

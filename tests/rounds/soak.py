@@ -28,7 +28,7 @@ from typing import Any
 import psutil
 
 from nnunet_flare.files import read_json, write_json
-from nnunet_flare.rounds.do_task import die_with_parent
+from nnunet_flare.rounds.executors.child import start_child
 from nnunet_flare.rounds.run.ledger import read_ledger
 from nnunet_flare.rounds.run.manifest import Run, load_run
 from nnunet_flare.rounds.run.tasks import graph, is_done
@@ -211,9 +211,9 @@ class Soak:
         for mark in (self.folder / "began").iterdir():
             mark.unlink()
         with open(self.folder / "driver.log", "ab") as stream:
-            return subprocess.Popen(
+            return start_child(
                 [sys.executable, "-m", "nnunet_flare.cli.pseudolabel", *self.command],
-                env={
+                environment={
                     **os.environ,
                     **self.environment,
                     "FLARE_SOAK_FOLDER": str(self.folder),
@@ -221,10 +221,7 @@ class Soak:
                         filter(None, [str(self.folder / "site"), os.environ.get("PYTHONPATH")])
                     ),
                 },
-                stdout=stream,
-                stderr=stream,
-                start_new_session=True,
-                preexec_fn=die_with_parent,
+                output=stream,
             )
 
     def _one(self, number: int, loop: int, wanted: str, usual: Mapping) -> None:

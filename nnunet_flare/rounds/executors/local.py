@@ -18,23 +18,64 @@ from pathlib import Path
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from nnunet_flare.errors import FlareError, TaskError
-from nnunet_flare.files import last_lines, read_json, write_json
-from nnunet_flare.rounds.do_task import die_with_parent, end_group
-from nnunet_flare.rounds.markers import is_marked
+from nnunet_flare.errors import FlareError, InputError, TaskError
+from nnunet_flare.files import last_lines, write_json
+from nnunet_flare.rounds.executors.child import end_group, start_child
+from nnunet_flare.rounds.executors.driver_end import cancel_driver
+from nnunet_flare.rounds.executors.executor import Options
 from nnunet_flare.rounds.mending import forget_damaged
-from nnunet_flare.rounds.run.locks import LockedError, LockFile
+from nnunet_flare.rounds.run.locks import LockedError, LockFile, living_owner
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.tasks import Task, graph, is_done, ready_tasks
-from nnunet_flare.rounds.run.unlabelled import read_list
-from nnunet_flare.rounds.stages.boxes import read_box
-from nnunet_flare.rounds.stages.label import LABELLED
-from nnunet_flare.rounds.stages.preprocess import failure, state_file
 from nnunet_flare.wording import duration
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
+
+
+class LocalExecutor:
+    """This machine: one task on each GPU at a time."""
+
+    needs_a_person = False
+
+    def __init__(self, options: Options) -> None:
+        if options.slurm:
+            raise InputError("--slurm needs --executor slurm or print, not local")
+        hours = options.task_hours
+        if hours is not None and not 0 < hours < float("inf"):
+            raise InputError(f"--task_timeout {hours:g}: expected hours above 0")
+        self._gpus = usable_gpus(options)
+        self._timeout_s = None if hours is None else hours * 3600
+        self.shards = max(1, len(self._gpus))
+
+    def submit(self, run: Run) -> str:
+        """Nothing: :meth:`wait` starts the tasks."""
+        return ""
+
+    def wait(self, run: Run) -> bool:
+        """Run every task; see :func:`run_local`."""
+        run_local(run, self._gpus, timeout_s=self._timeout_s)
+        return True
+
+    @staticmethod
+    def owns(run: Run) -> bool:
+        """Whether a driver works on the run."""
+        return living_owner(run.paths.driver_lock) is not None
+
+    @staticmethod
+    def leave(run: Run) -> None:
+        """Nothing: the driver's lock keeps others out."""
+
+    @staticmethod
+    def cancel(run: Run) -> str:
+        """End the driver on this machine and its tasks."""
+        return cancel_driver(run)
+
+    @staticmethod
+    def status(run: Run) -> list[str]:
+        """Nothing besides the tasks' own states."""
+        return []
 
 
 def run_local(run: Run, gpus: Sequence[int] = (), *, cpu_tasks: int = 1, timeout_s: float | None = None) -> None:
@@ -54,7 +95,7 @@ def run_local(run: Run, gpus: Sequence[int] = (), *, cpu_tasks: int = 1, timeout
         for marker in run.root.glob("tasks/*.failed.json"):
             marker.unlink()
         forget_damaged(run)
-        executor = _Executor(run, gpus, cpu_tasks, timeout_s)
+        executor = _Driver(run, gpus, cpu_tasks, timeout_s)
         try:
             executor.work()
         finally:
@@ -63,7 +104,7 @@ def run_local(run: Run, gpus: Sequence[int] = (), *, cpu_tasks: int = 1, timeout
             raise TaskError("; ".join(executor.failed.values()))
 
 
-class _Executor:
+class _Driver:
     """Starts ready tasks on free slots until nothing is left to start."""
 
     def __init__(self, run: Run, gpus: Sequence[int], cpu_tasks: int, timeout_s: float | None) -> None:
@@ -139,15 +180,7 @@ class _Executor:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
         log.info("%s: started%s", task.name, f" on GPU {', '.join(map(str, gpus))}" if gpus else "")
         with open(path, "ab") as stream:
-            child = subprocess.Popen(
-                task.command(self.run),
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-                preexec_fn=die_with_parent,
-            )
+            child = start_child(task.command(self.run), environment=environment, output=stream)
         self.children[task.name] = (child, stack, gpus, time.monotonic())
 
     def _collect(self) -> bool:
@@ -197,34 +230,28 @@ class _Executor:
         self.children.clear()
 
 
-def forget_failures(run: Run) -> None:
-    """Make a run try again what failed: tasks, and scans that preprocessing set aside.
-
-    A round that was judged already stays as it is; the scans that can be read now take part from the next round on.
-    """
-    with LockFile(run.paths.driver_lock, f"the run in {run.root}"):
-        forget_damaged(run)
-        failed = [c.case for c in read_list(run.paths.unlabelled) if failure(run.unlabelled_data, c.case) is not None]
-        for case in failed:
-            state_file(run.unlabelled_data, case).unlink()
-            if run.paths.box(case).is_file() and "failed" in read_box(run, case):
-                run.paths.box(case).unlink()
-        if failed:
-            log.info("%d scans that were set aside are tried again: %s", len(failed), ", ".join(failed[:5]))
-            for task in graph(run).values():
-                if task.stage in ("locate", "unlabelled"):
-                    run.paths.done(task.name).unlink(missing_ok=True)
-        for task in graph(run).values():
-            if task.stage == "label" and not is_marked(run.paths.done(f"select-r{task.round}")):
-                for path in (run.paths.round(task.round or 0) / "cases").glob("*.json"):
-                    if "failed" in read_json(path, LABELLED):
-                        path.unlink()
-                        run.paths.done(task.name).unlink(missing_ok=True)
-
-
 def gpu_lock(gpu: int) -> Path:
     """The machine's lock file of a GPU, shared by all drivers of this user."""
     return Path(tempfile.gettempdir()) / f"nnunet-flare-{os.getuid()}" / f"gpu-{gpu}.lock"
+
+
+def usable_gpus(options: Options) -> list[int]:
+    """The GPUs of this machine that tasks may use; none for other devices.
+
+    Raises:
+        InputError: when there are fewer than a training needs.
+    """
+    if options.device != "cuda":
+        if options.num_gpus not in (None, 0):
+            raise InputError(f"-num_gpus {options.num_gpus} needs -device cuda, not {options.device}")
+        return []
+    gpus = visible_gpus(options.num_gpus)
+    if len(gpus) < options.gpus_each:
+        raise InputError(
+            f"-device cuda: this machine shows {len(gpus)} GPU(s), a training needs {options.gpus_each} "
+            "(training.num_gpus). Use -device cpu on a machine without"
+        )
+    return gpus
 
 
 def visible_gpus(wanted: int | None) -> list[int]:

@@ -14,8 +14,9 @@ from typing import Any
 
 from nnunet_flare.children import SAFE_PATH
 from nnunet_flare.files import write_text
-from nnunet_flare.rounds.executors.slurm import SBATCH_OPTIONS, batch_script, groups
-from nnunet_flare.rounds.executors.slurm_options import resources
+from nnunet_flare.rounds.executors.executor import Options
+from nnunet_flare.rounds.executors.slurm import SBATCH_OPTIONS, SHARDS, batch_script, groups
+from nnunet_flare.rounds.executors.slurm_options import parse_options, resources
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.tasks import Task, graph
 
@@ -26,6 +27,47 @@ submit() {
 }
 mkdir -p "$RUN_DIR"/logs/slurm
 """
+
+
+class ScriptExecutor:
+    """A person, or another scheduler: the tasks are written down."""
+
+    needs_a_person = True
+
+    def __init__(self, options: Options) -> None:
+        options.refuse_time_limit()
+        self._options = parse_options(options.slurm) if options.slurm else None
+        self.shards = 1 if self._options is None else SHARDS
+
+    def submit(self, run: Run) -> str:
+        """Write the script; see :func:`write_script` and :func:`write_submission`."""
+        if self._options is not None:
+            path = write_submission(run, self._options)
+            return f"{path}\nRun it with bash where sbatch works; it submits every job."
+        return f"{write_script(run)}\nRun it with sh; every task can be run again."
+
+    def wait(self, run: Run) -> bool:
+        """No: a person does the work."""
+        return False
+
+    @staticmethod
+    def owns(run: Run) -> bool:
+        """Never: a script that was written says nothing about who runs it."""
+        return False
+
+    @staticmethod
+    def leave(run: Run) -> None:
+        """Nothing: the script stays where it is."""
+
+    @staticmethod
+    def cancel(run: Run) -> str:
+        """Nothing can be ended from here."""
+        return "nothing to cancel: end what runs the script"
+
+    @staticmethod
+    def status(run: Run) -> list[str]:
+        """Nothing besides the tasks' own states."""
+        return []
 
 
 def write_script(run: Run) -> Path:

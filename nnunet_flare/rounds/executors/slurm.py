@@ -22,7 +22,8 @@ from uuid import uuid4
 from nnunet_flare.children import python_module
 from nnunet_flare.errors import FlareError, InputError, TaskError
 from nnunet_flare.files import read_json, write_json, write_text
-from nnunet_flare.rounds.executors.slurm_options import resources
+from nnunet_flare.rounds.executors.executor import Options
+from nnunet_flare.rounds.executors.slurm_options import parse_options, resources
 from nnunet_flare.rounds.markers import is_marked
 from nnunet_flare.rounds.mending import forget_damaged
 from nnunet_flare.rounds.run.locks import LockFile
@@ -35,6 +36,9 @@ SIGNAL_SECONDS = 120
 """How long before the walltime a job is told: ending a trainer's processes takes up to 20 s, and Slurm may be late."""
 
 COMMAND_SECONDS = 60.0
+
+SHARDS = 4
+"""Parts that labelling is split into on a cluster, where the number of GPUs is not known."""
 
 SBATCH_OPTIONS = (
     "--output=logs/slurm/%j.out",  # below --chdir: Slurm reads % and \ of a folder's name as a pattern
@@ -77,6 +81,47 @@ REMEDY = (
     "take the run's jobs out of the queue with scancel, remove the file, and give flare-pseudolabel run with "
     "--executor slurm again"
 )
+
+
+class SlurmExecutor:
+    """A cluster with Slurm: everything is submitted at once."""
+
+    needs_a_person = False
+    shards = SHARDS
+
+    def __init__(self, options: Options) -> None:
+        options.refuse_time_limit()
+        self._options = None if options.slurm is None else parse_options(options.slurm)
+
+    def submit(self, run: Run) -> str:
+        """Submit what is neither done nor in the queue, as :func:`submit` does."""
+        jobs = submit(run, stored_options(run) if self._options is None else self._options)
+        again = f"flare-pseudolabel status -o {shlex.quote(str(run.root))}"
+        return f"{len(jobs)} jobs submitted; nothing of ours has to stay alive. {again}"
+
+    def wait(self, run: Run) -> bool:
+        """No: Slurm does the work."""
+        return False
+
+    @staticmethod
+    def owns(run: Run) -> bool:
+        """Whether jobs of the run were submitted."""
+        return state_file(run).is_file()
+
+    @staticmethod
+    def leave(run: Run) -> None:
+        """Forget the submissions, unless jobs are in the queue; see :func:`leave`."""
+        leave(run)
+
+    @staticmethod
+    def cancel(run: Run) -> str:
+        """Take every job out of the queue."""
+        return f"{cancel(run)} tasks were taken out of Slurm's queue"
+
+    @staticmethod
+    def status(run: Run) -> list[str]:
+        """What is in the queue, what ended without a result, what will not start any more."""
+        return queue_rows(run)
 
 
 def state_file(run: Run) -> Path:
@@ -306,7 +351,7 @@ def batch_script(run: Run, tasks: Sequence[str]) -> str:
         run=run.settings.name,
         tasks=" ".join(map(shlex.quote, tasks)),
         exports="\n".join(f"export {name}={shlex.quote(folder)}" for name, folder in run.settings.folders.items()),
-        python=shlex.join(python_module("nnunet_flare.rounds.job")),
+        python=shlex.join(python_module("nnunet_flare.rounds.executors.slurm_job")),
         root=shlex.quote(str(run.root)),
     )
 

@@ -1,4 +1,4 @@
-"""``flare-pseudolabel cancel``: stop a run wherever it works; what is done is kept and ``retry`` goes on."""
+"""Ending a driver of this machine and its tasks; what is done is kept and ``retry`` goes on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import psutil
 
 from nnunet_flare.errors import TaskError
 from nnunet_flare.processes import is_judged_by_number
-from nnunet_flare.rounds.executors import slurm
 from nnunet_flare.rounds.run.locks import living_owner
 from nnunet_flare.rounds.run.manifest import Run
 
@@ -16,14 +15,12 @@ END_SECONDS = 60.0
 """How long a driver may take to end its tasks."""
 
 
-def cancel(run: Run) -> str:
-    """Take the run's jobs out of Slurm's queue, or end its driver on this machine; returns what was done.
+def cancel_driver(run: Run) -> str:
+    """End a run's driver on this machine; returns what was done.
 
     Raises:
         TaskError: when the driver works on another machine, or does not end.
     """
-    if slurm.state_file(run).is_file():
-        return f"{slurm.cancel(run)} tasks were taken out of Slurm's queue"
     owner = living_owner(run.paths.driver_lock)
     if owner is None:
         return f"nothing to cancel: no driver works on the run in {run.root}"
