@@ -15,12 +15,12 @@ from nnunet_flare.recipes.load import load_recipe, shipped_recipes
 from nnunet_flare.rounds.markers import MARKER, is_marked
 from nnunet_flare.rounds.run.configurations import read_plans, resolve
 from nnunet_flare.rounds.run.dataset import organ_ids
+from nnunet_flare.rounds.run.labelled_case import LabelledCase, read_labelled_case
 from nnunet_flare.rounds.run.ledger import Entry, read_decisions
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.tasks import graph
 from nnunet_flare.rounds.stages.arrays import read_array
 from nnunet_flare.rounds.stages.evaluate import held_out_dice
-from nnunet_flare.rounds.stages.label import LABELLED
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Round:
+class RoundFigures:
     """One round's figures; ``validation`` is the members' mean Dice on their own validation folds."""
 
     number: int
@@ -64,7 +64,7 @@ class Report:
     run: Run
     organs: dict[str, int]
     rows: list[Row]
-    rounds: list[Round]
+    rounds: list[RoundFigures]
     ranges: dict[str, tuple[float, float]]
     seconds: dict[str, float]
     settings: list[tuple[str, str, str | None]]
@@ -92,27 +92,26 @@ def gather(run: Run) -> Report:
 def _row(run: Run, entry: Entry, organs: dict[str, int], ranges: dict[str, tuple[float, float]]) -> Row:
     path = run.paths.case(entry.round, entry.case)
     remedy = f"remove it, and its volumes are left out; or flare-pseudolabel retry -o {run.root} labels the case again"
-    document = read_json(path, LABELLED, remedy=remedy) if path.is_file() else {}
-    volumes = {organ: float(mm3) / 1000 for organ, mm3 in document.get("volume_mm3", {}).items() if organ in organs}
-    present = document.get("present", {})
-    seen = {o: v for o, v in entry.agreement.items() if o in organs and v is not None and present.get(o, True)}
+    labelled = read_labelled_case(path, remedy=remedy) if path.is_file() else LabelledCase()
+    volumes = {organ: float(mm3) / 1000 for organ, mm3 in labelled.volume_mm3.items() if organ in organs}
+    seen = {o: v for o, v in entry.agreement.items() if o in organs and v is not None and labelled.present.get(o, True)}
     outside = [o for o, ml in volumes.items() if o in ranges and not ranges[o][0] <= ml <= ranges[o][1]]
     least = min(seen, key=lambda organ: seen[organ]) if seen else None
-    return Row(entry, _mean(entry), least, volumes, tuple(outside), int(document.get("members", 0)))
+    return Row(entry, _mean(entry), least, volumes, tuple(outside), labelled.members)
 
 
 def _mean(entry: Entry) -> float | None:
     return entry.mean_organ if any(value is not None for value in entry.agreement.values()) else None
 
 
-def _round(run: Run, number: int, entries: Sequence[Entry], organs: Sequence[str]) -> Round:
+def _round(run: Run, number: int, entries: Sequence[Entry], organs: Sequence[str]) -> RoundFigures:
     means = [mean for entry in entries if (mean := _mean(entry)) is not None]
     agreement = {}
     for organ in organs:
         values = [value for entry in entries if (value := entry.agreement.get(organ)) is not None]
         if values:
             agreement[organ] = [float(q) for q in np.quantile(values, QUANTILES)]
-    return Round(
+    return RoundFigures(
         number=number,
         name=run.round(number).name,
         counts={d: sum(entry.decision == d for entry in entries) for d in DECISIONS} if entries else {},

@@ -17,6 +17,7 @@ from nnunet_flare.files import holds
 from nnunet_flare.rounds.markers import is_marked
 from nnunet_flare.rounds.run.configurations import read_plans
 from nnunet_flare.rounds.run.dataset import raw_cases
+from nnunet_flare.rounds.run.labelled_case import LABELLED
 from nnunet_flare.rounds.run.ledger import decisions_shape
 from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.manifest import STOP, Run, load_run_to_write, read_manifest
@@ -26,7 +27,6 @@ from nnunet_flare.rounds.run.unlabelled import read_list
 from nnunet_flare.rounds.stages.arrays import ENDINGS, is_cut
 from nnunet_flare.rounds.stages.boxes import BOX
 from nnunet_flare.rounds.stages.evaluate import DICE
-from nnunet_flare.rounds.stages.label import LABELLED
 from nnunet_flare.rounds.stages.preprocess import STATE, state_file
 
 log = logging.getLogger(__name__)

@@ -244,11 +244,11 @@ def test_a_spoiled_member_lowers_exactly_its_organ_and_flips_the_decision(tiny_e
     run = copy_of(tiny_environment.run(), tmp_path)
     organs = organ_ids(run)
     case = min(by_decision(run, "taken"))
-    original = labelling.load_predictor
+    original = labelling.open_members
     for path in run.paths.round(0).glob("cases/*.json"):
         if path.stem == case:
             path.unlink()
-    monkeypatch.setattr(labelling, "load_predictor", lambda *a: SpoiledMember(original(*a), organs["spleen"]))
+    monkeypatch.setattr(labelling, "open_members", lambda *a: SpoiledMember(original(*a), organs["spleen"]))
     label_shard(run, run.round(0), 0, 1)
     agreement = read_json(run.paths.case(0, case))["agreement"]
     assert agreement["spleen"] == 0.0

@@ -146,7 +146,7 @@ def test_labels_of_a_loop_hold_its_organs_alone_and_others_count_as_background(f
             assert set(np.unique(read_labels(path).array)) <= allowed
     case = next(entry.case for entry in read_decisions(finished.paths, 3) if entry.role == "pseudo")
     data = read_array(finished.unlabelled_data / f"{case}.b2nd")
-    predictor = _load_labeller(finished, 3)
+    predictor = _load_labeller(finished, finished.round(3))
     softmax = predictor.predict_members(data).mean_softmax
     merged = predictor.predict_members(data, only=[TUMOUR])
     others = softmax[:TUMOUR].sum(0)

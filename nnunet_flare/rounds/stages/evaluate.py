@@ -17,7 +17,7 @@ from nnunet_flare.images import find_cases, read_labels, write_labels
 from nnunet_flare.rounds.run.dataset import dataset_json, organ_ids
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Round
-from nnunet_flare.rounds.stages.label import load_predictor
+from nnunet_flare.rounds.stages.label import open_members
 from nnunet_flare.rounds.stages.locate import whole_scan_labels
 from nnunet_flare.selection.agreement import pairwise_dice
 
@@ -81,7 +81,7 @@ def predict_held_out(run: Run, model: Path, members: Sequence[tuple[str, str]], 
     cases = find_cases(images, ending, len(document["channel_names"]))
     todo = [case for case in cases if not (folder / f"{case}{ending}").is_file()]
     if todo:
-        predict = whole_scan_labels(run, load_predictor(run, model, members))
+        predict = whole_scan_labels(run, open_members(run, model, members))
         for case in tqdm(todo, desc="held-out cases", disable=None, unit="case"):
             reference = read_labels(labels / f"{case}{ending}", case)
             write_labels(folder / f"{case}{ending}", predict(cases[case]), reference)

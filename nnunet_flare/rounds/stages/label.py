@@ -13,17 +13,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
 from nnunet_flare.errors import TaskError
-from nnunet_flare.files import holds, read_json, replacing, write_json
+from nnunet_flare.files import holds, replacing
 from nnunet_flare.fusion.members import class_locations, training_label
 from nnunet_flare.images import read_labels
 from nnunet_flare.rounds.run.configurations import INPUT_KEYS, base_configuration, read_plans
 from nnunet_flare.rounds.run.dataset import dataset_json, organ_ids
+from nnunet_flare.rounds.run.labelled_case import LABELLED, LabelledCase, read_labelled_case, write_labelled_case
 from nnunet_flare.rounds.run.loops import TrainingScan, round_organs, round_scans
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Round
@@ -41,28 +42,19 @@ from nnunet_flare.selection.agreement import Agreement, pairwise_dice
 from nnunet_flare.selection.change import label_change
 from nnunet_flare.selection.rule import Rule
 
+if TYPE_CHECKING:
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+    from nnunet_flare.inference.core import MembersPrediction, Segmenter
+
 log = logging.getLogger(__name__)
 
-LABELLED = (
-    {"failed": str},
-    {
-        "agreement": {str: (float, None)},
-        "volume_mm3": {str: float},
-        "members": int,
-        "odd": [str],
-        "label_sha256": str,
-        "present?": {str: bool},
-        "change?": (float, None),
-    },
-)
-"""What a case's document of a round looks like: it was set aside, or labelled."""
 
-
-def read_labelled(run: Run, number: int, case: str) -> dict[str, Any]:
-    """A case's document of a round."""
+def read_labelled(run: Run, number: int, case: str) -> LabelledCase:
+    """What the labelling of a round says of a case."""
     remedy = f"flare-pseudolabel retry -o {run.root} labels the case again"
-    document: dict[str, Any] = read_json(run.paths.case(number, case), LABELLED, remedy=remedy)
-    return document
+    return read_labelled_case(run.paths.case(number, case), remedy=remedy)
 
 
 def labelling_members(run: Run, of: Round) -> tuple[tuple[str, str], ...]:
@@ -70,44 +62,64 @@ def labelling_members(run: Run, of: Round) -> tuple[tuple[str, str], ...]:
     return of.members[-1:] if run.recipe.fusion.method == "last" else of.members
 
 
+class Labeller(Protocol):
+    """What labels a preprocessed scan: a :class:`Segmenter`, or the last of several checkpoints."""
+
+    @property
+    def plans_manager(self) -> PlansManager: ...
+
+    @property
+    def configuration_manager(self) -> ConfigurationManager: ...
+
+    @property
+    def label_manager(self) -> LabelManager: ...
+
+    def predict_members(self, data: np.ndarray, *, only: Sequence[int] | None = None) -> MembersPrediction:
+        """Every member's label map and the mean of their softmax."""
+        ...
+
+
 class _LastCheckpoint:
     """Labels by the last of several checkpoints with test-time augmentation, judged by all of them without (Fosun)."""
 
-    def __init__(self, judges: Any, labeller: Any) -> None:
+    def __init__(self, judges: Segmenter, labeller: Segmenter) -> None:
         self._judges, self._labeller = judges, labeller
         self.plans_manager = labeller.plans_manager
         self.configuration_manager = labeller.configuration_manager
         self.label_manager = labeller.label_manager
 
-    def predict_members(self, data: np.ndarray, *, only: Sequence[int] | None = None) -> Any:
+    def predict_members(self, data: np.ndarray, *, only: Sequence[int] | None = None) -> MembersPrediction:
         """The label map of every checkpoint, and the softmax of the last one augmented."""
         judged = self._judges.predict_members(data, only=only).labels
         return replace(self._labeller.predict_members(data, only=only), labels=judged)
 
 
-def _load_labeller(run: Run, of: Round) -> Any:
+def _load_labeller(run: Run, of: Round) -> Labeller:
     """What labels the cases of a round and gives the members' label maps beside."""
     labelling = labelling_members(run, of)
-    labeller = load_predictor(run, of.model, labelling)
+    labeller = open_members(run, of.model, labelling)
     if labelling == of.members:
         return labeller
-    return _LastCheckpoint(load_predictor(run, of.model, of.members, tta="none"), labeller)
+    return _LastCheckpoint(open_members(run, of.model, of.members, tta="none"), labeller)
 
 
-def load_predictor(run: Run, folder: Path, members: Sequence[tuple[str, str]], *, tta: str | None = None) -> Any:
-    """The members of a model folder as one predictor with the recipe's settings, or other test-time augmentation."""
+def open_members(run: Run, folder: Path, members: Sequence[tuple[str, str]], *, tta: str | None = None) -> Segmenter:
+    """The members of a model folder, opened with the recipe's settings, or other test-time augmentation."""
+    from nnunet_flare.inference.core import Segmenter
     from nnunet_flare.inference.model import Member
-    from nnunet_flare.inference.predictor import FlarePredictor
+    from nnunet_flare.inference.settings import Settings
 
     predict = run.recipe.predict
-    return FlarePredictor.from_members(
-        [Member(folder, fold if fold == "all" else int(fold), checkpoint) for fold, checkpoint in members],
+    settings = Settings(
         step_size=predict.step_size,
         tta=tta or predict.tta,
         precision=predict.precision,
         backend=predict.backend,
         device=run.settings.device,
         trust_checkpoint=run.settings.trust_checkpoint,
+    )
+    return Segmenter.from_members(
+        [Member(folder, fold if fold == "all" else int(fold), checkpoint) for fold, checkpoint in members], settings
     )
 
 
@@ -129,18 +141,18 @@ def label_shard(run: Run, of: Round, part: int, parts: int) -> dict[str, int]:
         organs = round_organs(run, of)
         for case in tqdm(todo, desc=f"round {number}: labelling", disable=None, unit="case"):
             reason = failure(run.unlabelled_data, case.case)
-            document = {"failed": reason} if reason is not None else _label_case(run, of, case, predictor, organs)
-            write_json(run.paths.case(number, case.case), {"case": case.case, "round": number, **document})
-    failed = [c.case for c in cases if "failed" in read_labelled(run, number, c.case)]
+            labelled = LabelledCase(reason) if reason is not None else _label_case(run, of, case, predictor, organs)
+            write_labelled_case(run.paths.case(number, case.case), case.case, number, labelled)
+    failed = [c.case for c in cases if read_labelled(run, number, c.case).failed is not None]
     if cases and len(failed) == len(cases):
-        first = read_labelled(run, number, failed[0])["failed"]
+        first = read_labelled(run, number, failed[0]).failed
         for name in failed:  # so that the next try labels them again
             run.paths.case(number, name).unlink()
         raise TaskError(f"none of {len(cases)} unlabelled cases could be labelled; the first, {failed[0]}: {first}")
     return {"labelled": len(cases) - len(failed), "failed": len(failed)}
 
 
-def _check_input(run: Run, model: Path, predictor: Any) -> None:
+def _check_input(run: Run, model: Path, predictor: Labeller) -> None:
     """The scans were preprocessed once, by the run's plans; a model that was given must expect just that input."""
     ours = {**read_plans(run.plans_file), **base_configuration(run.base)}
     theirs = {**predictor.plans_manager.plans, **predictor.configuration_manager.configuration}
@@ -154,8 +166,8 @@ def _check_input(run: Run, model: Path, predictor: Any) -> None:
         )
 
 
-def _label_case(run: Run, of: Round, case: UnlabelledCase, predictor: Any, organs: dict[str, int]) -> dict[str, Any]:
-    """Label one case, write its files and return what its JSON says; a case that fails says why."""
+def _label_case(run: Run, of: Round, case: UnlabelledCase, predictor: Labeller, organs: dict[str, int]) -> LabelledCase:
+    """Label one case and write its arrays; a case that fails says why."""
     started = time.monotonic()
     try:
         name, number = case.case, of.number
@@ -182,19 +194,19 @@ def _label_case(run: Run, of: Round, case: UnlabelledCase, predictor: Any, organ
         if isinstance(error, OSError) and error.errno in (28, 30, 122, 13):  # full or read-only disk, quota, permission
             raise
         log.exception("%s could not be labelled", case.case)
-        return {"failed": f"labelling failed ({type(error).__name__}: {error})"}
+        return LabelledCase(f"labelling failed ({type(error).__name__}: {error})")
     voxel_mm3 = float(np.prod(spacing))
     counts = np.bincount(fused.ravel(), minlength=max(organs.values()) + 1)
-    return {
-        "agreement": {n: None if agreement is None else float(per_organ[i - 1]) for n, i in organs.items()},
-        "present": {n: bool(agreement is None or agreement.present[i - 1]) for n, i in organs.items()},
-        "volume_mm3": {n: float(counts[i] * voxel_mm3) for n, i in organs.items()},
-        "members": len(prediction.labels),
-        "change": change,
-        "label_sha256": label_hash(fused),
-        "odd": odd(run.unlabelled_data, case.case),
-        "seconds": round(time.monotonic() - started, 3),
-    }
+    return LabelledCase(
+        agreement={n: None if agreement is None else float(per_organ[i - 1]) for n, i in organs.items()},
+        present={n: bool(agreement is None or agreement.present[i - 1]) for n, i in organs.items()},
+        volume_mm3={n: float(counts[i] * voxel_mm3) for n, i in organs.items()},
+        members=len(prediction.labels),
+        change=change,
+        label_sha256=label_hash(fused),
+        odd=tuple(odd(run.unlabelled_data, case.case)),
+        seconds=round(time.monotonic() - started, 3),
+    )
 
 
 def _cleaned(run: Run, labels: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
@@ -256,7 +268,9 @@ def judged_by(agreement: Agreement | None, rule: Rule) -> np.ndarray:
     return agreement.with_last if rule.table == "last" else agreement.per_organ
 
 
-def _write_label(run: Run, number: int, case: str, predictor: Any, prediction: Any, properties: dict[str, Any]) -> None:
+def _write_label(
+    run: Run, number: int, case: str, predictor: Labeller, prediction: MembersPrediction, properties: dict[str, Any]
+) -> None:
     """Write the fused label map on the image's own grid, through the reader of the plans."""
     from nnunet_flare.inference.export import labels_on_image_grid
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from nnunet_flare.cases import table_name, write_table
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.files import holds, write_json
-from nnunet_flare.images import Volume, check_values
+from nnunet_flare.images import check_values
 from nnunet_flare.recipes.parts import Roi
 from nnunet_flare.rounds.run.configurations import add_configuration, base_configuration, read_plans
 from nnunet_flare.rounds.run.dataset import base_table, raw_cases
@@ -31,6 +31,7 @@ from nnunet_flare.rounds.stages.plan import plan_and_preprocess
 
 if TYPE_CHECKING:
     from nnunet_flare.inference.core import Segmenter
+    from nnunet_flare.inference.folder import PredictsScans
 
 log = logging.getLogger(__name__)
 
@@ -125,18 +126,19 @@ def margin_mm(run: Run) -> float:
     return float(base_configuration(run.base).get(MARGIN_KEY, MARGIN_MM)) if own is None else own
 
 
-def whole_scan_labels(run: Run, predictor: Any) -> Callable[[Sequence[Path]], np.ndarray]:
+def whole_scan_labels(run: Run, segmenter: Segmenter) -> Callable[[Sequence[Path]], np.ndarray]:
     """A function from a scan's files to its label map (Z, Y, X), coarse to fine where the recipe has it."""
-    if run.recipe.roi is None:
-        return lambda files: np.asarray(predictor.predict(list(files)))
     from nnunet_flare.images import read_volume
     from nnunet_flare.inference.coarse_to_fine import RoiSegmenter
 
-    roi = wanted(run)
-    both = RoiSegmenter(open_coarse(run), predictor.segmenter, rule=roi.rule, margin_mm=roi.test_margin_mm)
+    used: PredictsScans = segmenter
+    if run.recipe.roi is not None:
+        roi = wanted(run)
+        used = RoiSegmenter(open_coarse(run), segmenter, rule=roi.rule, margin_mm=roi.test_margin_mm)
 
     def predict(files: Sequence[Path]) -> np.ndarray:
-        volumes: list[Volume] = [read_volume(Path(file)) for file in files]
-        return both.segment(both.prepare(volumes, Path(files[0]).name))[0]
+        case = Path(files[0]).name
+        labels, _ = used.segment(used.prepare([read_volume(Path(file)) for file in files], case))
+        return labels
 
     return predict

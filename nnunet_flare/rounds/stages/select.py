@@ -14,6 +14,7 @@ from nnunet_flare.errors import TaskError
 from nnunet_flare.files import write_csv, write_json
 from nnunet_flare.recipes.parts import RoundSelection
 from nnunet_flare.rounds.run.decisions import Review, load_reviews
+from nnunet_flare.rounds.run.labelled_case import LabelledCase
 from nnunet_flare.rounds.run.ledger import Entry, read_decisions, write_round
 from nnunet_flare.rounds.run.loops import TrainingScan, round_organs, round_scans
 from nnunet_flare.rounds.run.manifest import Run
@@ -35,25 +36,26 @@ def select_round(run: Run, of: Round) -> dict[str, Any]:
     scans = round_scans(run, of)
     documents = {scan.case: read_labelled(run, number, scan.case) for scan in scans}
     roles = {scan.case: "partial" if isinstance(scan, TrainingScan) else "pseudo" for scan in scans}
-    judged = [case for case, document in documents.items() if "failed" not in document]
+    judged = [case for case, document in documents.items() if document.failed is None]
     reviews = load_reviews(run)
     for case in judged:
         if case in reviews:
-            documents[case]["agreement"].update(dict.fromkeys(reviews[case].organs, 0.0))
-    table = np.array([[_value(documents[case], organ) for organ in organs] for case in judged]).reshape(-1, len(organs))
+            agreement = {**documents[case].agreement, **dict.fromkeys(reviews[case].organs, 0.0)}
+            documents[case] = replace(documents[case], agreement=agreement)
+    table = np.array([[documents[case].value(organ) for organ in organs] for case in judged]).reshape(-1, len(organs))
     rule = run.recipe.selection_of(number)
     for row, column in np.argwhere(np.isnan(table)):
-        if not rule.rule.judges_agreement and documents[judged[row]]["members"] < 2:
+        if not rule.rule.judges_agreement and documents[judged[row]].members < 2:
             continue  # one member has no agreement, and these rules ask for none
         log.warning("%s: agreement of %s could not be computed; it counts as 0", judged[row], organs[column])
-    eligible = [row for row, case in enumerate(judged) if rule.keep_odd or not documents[case]["odd"]]
+    eligible = [row for row, case in enumerate(judged) if rule.keep_odd or not documents[case].odd]
     decisions: dict[str, Decision] = {}
     uncertain: dict[str, list[str]] = {}
     for rejected in (False, True):  # a rejected case has a score, but takes no other's place in a top fraction
         rows = [row for row in eligible if (judged[row] in reviews and reviews[judged[row]].is_rejected) == rejected]
         names = [judged[row] for row in rows]
         judged_by = _judged_table(run, number, names, table[rows], organs)
-        lacking = {name: _lacking(documents[name]) for name in names} if rule.complete else None
+        lacking = {name: documents[name].lacking for name in names} if rule.complete else None
         decided, missing = _decide(run, rule, names, *judged_by, lacking=lacking)
         decisions |= decided
         uncertain |= missing
@@ -65,7 +67,7 @@ def select_round(run: Run, of: Round) -> dict[str, Any]:
         known_of_case = {**known_of_all, "role": roles[case]}
         entry = _entry(known_of_case, case, document, decisions.get(case), uncertain.get(case, []))
         entries.append(_reviewed(entry, reviews.get(case)))
-    write_scores(run.paths.scores(number), judged, table, organs, [documents[case]["members"] for case in judged])
+    write_scores(run.paths.scores(number), judged, table, organs, [documents[case].members for case in judged])
     write_selection(run.paths.selection(number), [(e.case, e.decision == "taken", e.score, e.reason) for e in entries])
     write_round(run.paths, number, entries)
     taken = [entry for entry in entries if entry.decision == "taken"]
@@ -78,11 +80,6 @@ def select_round(run: Run, of: Round) -> dict[str, Any]:
     judgement = "no agreement" if mean is None else f"mean agreement {mean:.3f}"
     log.info("round %d: %s, %s", number, ", ".join(f"{n} {d}" for d, n in counts.items() if n), judgement)
     return {**counts, "mean_agreement": mean}
-
-
-def _value(document: dict[str, Any], organ: str) -> float:
-    value = document["agreement"][organ]
-    return float("nan") if value is None else float(value)
 
 
 def _judged_table(
@@ -98,13 +95,8 @@ def _judged_table(
 
 
 def _change(run: Run, number: int, case: str) -> float:
-    value = read_labelled(run, number, case).get("change")
+    value = read_labelled(run, number, case).change
     return float("nan") if value is None else float(value)
-
-
-def _lacking(document: dict[str, Any]) -> list[str]:
-    """Organs that a case's pseudo-label does not have."""
-    return [organ for organ, volume in document["volume_mm3"].items() if not volume]
 
 
 def _decide(
@@ -148,25 +140,25 @@ def _decide(
 
 
 def _entry(
-    known: dict[str, Any], case: str, document: dict[str, Any], decision: Decision | None, uncertain: Sequence[str]
+    known: dict[str, Any], case: str, labelled: LabelledCase, decision: Decision | None, uncertain: Sequence[str]
 ) -> Entry:
     base = {**known, "case": case}
-    if "failed" in document:
+    if labelled.failed is not None:
         return Entry(
-            **base, decision="failed", reason=document["failed"], score=None, mean_organ=None, min_organ=None,
+            **base, decision="failed", reason=labelled.failed, score=None, mean_organ=None, min_organ=None,
             agreement={}, ignored={}, label_sha256=None,
         )  # fmt: skip
-    alone = document["members"] < 2
-    values = np.nan_to_num([_value(document, organ) for organ in document["agreement"]])
+    alone = labelled.members < 2
+    values = np.nan_to_num([labelled.value(organ) for organ in labelled.agreement])
     if decision is None:
-        outcome, reason = "odd", f"{'; '.join(document['odd'])} (selection.keep_odd=true would judge it)"
+        outcome, reason = "odd", f"{'; '.join(labelled.odd)} (selection.keep_odd=true would judge it)"
     else:
         outcome, reason = ("taken" if decision.taken else "refused"), decision.reason
     return Entry(
         **base, decision=outcome, reason=reason, score=None if decision is None else decision.score,
         mean_organ=None if alone else float(values.mean()), min_organ=None if alone else float(values.min()),
-        agreement={} if alone else document["agreement"],
-        ignored=dict.fromkeys(uncertain, 0.0), label_sha256=document["label_sha256"],
+        agreement={} if alone else dict(labelled.agreement),
+        ignored=dict.fromkeys(uncertain, 0.0), label_sha256=labelled.label_sha256,
     )  # fmt: skip
 
 
