@@ -102,8 +102,7 @@ def _label(run: Run, task: Task) -> dict[str, Any]:
 def _select(run: Run, task: Task) -> dict[str, Any]:
     from nnunet_flare.rounds.stages.select import select_round
 
-    with LockFile(run.paths.ledger.with_suffix(".lock"), "the ledger", wait=True):
-        return select_round(run, _round(run, task))
+    return select_round(run, _round(run, task))
 
 
 def _report(run: Run, task: Task) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The ledger: one SQLite table of every case in every round, with the reason for each decision.
 
-It is derived from the ``decisions.json`` of each round and rebuilt from them when it is lost. One writer at a time (the
-select task that holds the run); a rollback journal, because the file may lie on a network file system.
+It is derived from the ``decisions.json`` of each round and rebuilt from them when it is lost. One writer at a time:
+select and build tasks write under the ledger's lock. A rollback journal, because the file may lie on a network file
+system.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json, replacing, write_csv, write_json
+from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.paths import RunPaths
 
 log = logging.getLogger(__name__)
@@ -73,9 +75,11 @@ def _open(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def write_round(paths: RunPaths, number: int, entries: Sequence[Entry]) -> None:
-    """Keep a round's decisions: the JSON file first, then the ledger, in one transaction."""
-    write_json(paths.decisions(number), {"version": 1, "round": number, "cases": [asdict(entry) for entry in entries]})
-    _insert(paths.ledger, number, entries)
+    """Keep a round's decisions, under the ledger's lock: the JSON file first, then the table, in one transaction."""
+    document = {"version": 1, "round": number, "cases": [asdict(entry) for entry in entries]}
+    with LockFile(paths.ledger.with_suffix(".lock"), "the ledger", wait=True):
+        write_json(paths.decisions(number), document)
+        _insert(paths.ledger, number, entries)
 
 
 def _insert(path: Path, number: int, entries: Sequence[Entry]) -> None:
