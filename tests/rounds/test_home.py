@@ -18,11 +18,12 @@ from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.processes import this_process
-from nnunet_flare.rounds import job, work
-from nnunet_flare.rounds.home import other_home, owner_file
-from nnunet_flare.rounds.local import run_local
-from nnunet_flare.rounds.manifest import create_run, load_run, load_run_to_write
-from nnunet_flare.rounds.tasks import find_task, graph
+from nnunet_flare.rounds import do_task as work
+from nnunet_flare.rounds import job
+from nnunet_flare.rounds.executors.local import run_local
+from nnunet_flare.rounds.run.home import other_home, owner_file
+from nnunet_flare.rounds.run.manifest import create_run, load_run, load_run_to_write
+from nnunet_flare.rounds.run.tasks import find_task, graph
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import pytest
 from fake_tasks import make_run
 
 from nnunet_flare.files import write_json, write_text
-from nnunet_flare.rounds.script import write_script
-from nnunet_flare.rounds.slurm import batch_script
-from nnunet_flare.rounds.tasks import graph
+from nnunet_flare.rounds.executors.script import write_script
+from nnunet_flare.rounds.executors.slurm import batch_script
+from nnunet_flare.rounds.run.tasks import graph
 
 
 @pytest.fixture
