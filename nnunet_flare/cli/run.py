@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunet_flare.cli.common import nnunet_folder, parse_settings
+from nnunet_flare.cli.common import nnunet_folder, number, parse_settings, whole
 from nnunet_flare.cli.terminal import show
 
 if TYPE_CHECKING:
@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decisions", type=Path, metavar="CSV", help="a person's decisions, from the report's download"
     )
-    parser.add_argument("-num_gpus", type=int, metavar="N", help="GPUs to use, one task on each (default: all visible)")
+    parser.add_argument(
+        "-num_gpus", type=whole(0, 1024), metavar="N", help="GPUs to use, one task on each (default: all visible)"
+    )
     parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"))
     parser.add_argument(
         "--executor",
@@ -55,7 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE,...|FILE.yaml",
         help="partition, time, gres, cpus, mem, extra for every job; the file has a block per stage",
     )
-    parser.add_argument("--shards", type=int, metavar="N", help="parts of labelling (default: one per GPU; slurm: 4)")
+    parser.add_argument(
+        "--shards", type=whole(1, 10_000), metavar="N", help="parts of labelling (default: one per GPU; slurm: 4)"
+    )
     add_timeout(parser)
     parser.add_argument(
         "--dry_run", action="store_true", help="show every task, its command, hours and disk; do nothing"
@@ -65,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_timeout(parser: argparse.ArgumentParser) -> None:
     """Add ``--task_timeout``."""
     text = "end a task that takes longer and report it (local executor; Slurm: --slurm time=)"
-    parser.add_argument("--task_timeout", type=float, metavar="HOURS", help=text)
+    parser.add_argument("--task_timeout", type=number(0, 100_000, "hours", above=True), metavar="HOURS", help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -149,10 +153,8 @@ def _slurm_options(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
     if arguments.slurm and arguments.executor == "local":
         raise InputError("--slurm needs --executor slurm or print, not local")
-    if arguments.task_timeout is not None and (arguments.task_timeout <= 0 or arguments.executor != "local"):
-        raise InputError(f"--task_timeout {arguments.task_timeout:g}: expected hours above 0, with --executor local")
-    if arguments.shards is not None and arguments.shards < 1:
-        raise InputError(f"--shards {arguments.shards}: expected 1 or more")
+    if arguments.task_timeout is not None and arguments.executor != "local":
+        raise InputError(f"--task_timeout {arguments.task_timeout:g}: goes with --executor local")
     return parse_options(arguments.slurm)
 
 

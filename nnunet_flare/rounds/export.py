@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nnunet_flare.cases import FILE_NAME, Case, read_table, table_name, write_table
 from nnunet_flare.errors import InputError
-from nnunet_flare.files import link_or_copy, write_json
+from nnunet_flare.files import link_or_copy, replacing, write_json
 from nnunet_flare.rounds.label_maps import ignore_label, write_label_map
 from nnunet_flare.rounds.labelling import organ_ids
 from nnunet_flare.rounds.ledger import Entry, export_csv, read_decisions, read_ledger
@@ -132,5 +132,6 @@ def export_stock_model(run: Run, folder: Path) -> Path:
     (folder / "fold_all").mkdir(parents=True, exist_ok=True)
     write_json(folder / "plans.json", plans)
     write_json(folder / "dataset.json", read_dataset(model / "dataset.json"))
-    torch.save(checkpoint, folder / "fold_all" / "checkpoint_final.pth")
+    with replacing(folder / "fold_all" / "checkpoint_final.pth") as temporary:
+        torch.save(checkpoint, temporary)
     return folder

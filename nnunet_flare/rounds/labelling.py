@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from nnunet_flare.disks import concerns_disk
 from nnunet_flare.errors import TaskError
 from nnunet_flare.files import holds, read_json, replacing, write_json
 from nnunet_flare.fusion.members import class_locations, training_label
@@ -176,7 +177,7 @@ def _label_case(run: Run, number: int, case: UnlabelledCase, predictor: Any, org
     except MemoryError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (28, 30, 122, 13):  # full or read-only disk, quota, permission
+        if concerns_disk(error):  # the next case would meet it too
             raise
         log.exception("%s could not be labelled", case.case)
         return {"failed": f"labelling failed ({type(error).__name__}: {error})"}

@@ -37,7 +37,7 @@ from nnunet_flare.rounds.recipe_parts import (
     of_round,
     without_teacher,
 )
-from nnunet_flare.trainers.settings import TrainingSettings
+from nnunet_flare.trainers.settings import MAX_EPOCHS, MAX_SEED, TrainingSettings
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 """Names of runs: letters, digits, hyphen."""
@@ -69,7 +69,7 @@ class Recipe(Part):
     planner: str = "nnUNetPlannerFlare"
     configuration: str = "3d_fullres"
     trainer: str = "nnUNetTrainerFlareST"
-    rounds: int = Field(1, ge=1, description="how many times the unlabelled cases are labelled and selected")
+    rounds: int = Field(1, ge=1, le=100, description="how many times the unlabelled cases are labelled and selected")
     plan: PlanChanges = PlanChanges()
     members: Members = Members()
     training: dict[str, Any] = {}
@@ -81,7 +81,7 @@ class Recipe(Part):
     fusion: Fusion = Fusion()
     final: Final = Final()
     stop: Stop = Stop()
-    seed: int | None = Field(None, ge=0)
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
 
     @field_validator("name")
     @classmethod
@@ -99,10 +99,14 @@ class Recipe(Part):
     def _training_is_valid(self) -> Recipe:
         epochs = self.training.get("num_epochs", 1000)
         each = epochs if isinstance(epochs, list) else [epochs]
-        if not each or not all(type(n) is int and n > 0 for n in each):
+        if not each or not all(type(n) is int and 0 < n <= MAX_EPOCHS for n in each):
             raise ValueError(
-                f"training.num_epochs: found {epochs!r}, expected a whole number above 0, or one per round"
+                f"training.num_epochs: found {epochs!r}, expected a whole number from 1 to {MAX_EPOCHS}, or one per "
+                "round"
             )
+        gpus = self.training.get("num_gpus", 1)
+        if type(gpus) is not int or not 1 <= gpus <= 1024:
+            raise ValueError(f"training.num_gpus: found {gpus!r}, expected a whole number from 1 to 1024")
         if self.is_online:
             check_online(self)
         if self.loops:

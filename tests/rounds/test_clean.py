@@ -33,7 +33,7 @@ def run(tmp_path):
         write(run.paths.training_label(number, "c"))
         write(run.paths.label(number, "c", ".nii.gz"))
         write(run.paths.case(number, "c"))
-        run.data(number + 1).mkdir(parents=True)
+        run.data(number + 1).mkdir(parents=True, exist_ok=True)
         os.link(image, run.data(number + 1) / "c.b2nd")
         os.link(run.paths.training_label(number, "c"), run.data(number + 1) / "c_seg.b2nd")
     write(run.base_data / "a.b2nd")
