@@ -11,17 +11,28 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from nnunet_flare.disks import naming_disk_errors
 from nnunet_flare.documents import csv_text, load_json
 from nnunet_flare.errors import InputError
 
 
+def temporary_prefix() -> str:
+    """What the name of a file begins with while it is being written; always of the same length."""
+    return f".tmp-{uuid4().hex[:12]}-"
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` that keeps its suffixes; renamed to ``path`` on success, removed on failure."""
-    temporary = path.with_name(f".tmp-{uuid4().hex[:12]}-{path.name}")
+    """A temporary name beside ``path`` that keeps its suffixes; renamed to ``path`` on success, removed on failure.
+
+    Raises:
+        OSError: what the disk says, whatever the writer made of it.
+    """
+    temporary = path.with_name(f"{temporary_prefix()}{path.name}")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with naming_disk_errors(path):  # asked while the half-written file still takes its room
+            yield temporary
+            os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_flare.disks import naming_disk_errors
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.formats import check_format
 from nnunet_flare.hounsfield import SMALLEST_SPAN, not_hounsfield
@@ -227,13 +228,13 @@ def write_volume(path: Path, volume: Volume) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     # A folder of its own, because the header of .mhd names its second file: both must have their final names.
-    with TemporaryDirectory(prefix=".tmp-", dir=path.parent) as folder:
+    with TemporaryDirectory(prefix=".tmp-", dir=path.parent) as folder, naming_disk_errors(path):
         try:
             sitk.WriteImage(to_sitk(volume), str(Path(folder) / path.name), useCompression=True)
         except RuntimeError as error:
             raise OSError(f"{path}: cannot be written ({_last_line(error)})") from error
         if path.name.lower().endswith((".nii", ".nii.gz")) and not is_whole(Path(folder) / path.name):
-            raise OSError(f"{path}: could not be written whole; is the disk full?")
+            raise OSError(f"{path}: could not be written whole")
         for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):
             os.replace(file, path.with_name(file.name))
 

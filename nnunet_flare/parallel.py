@@ -11,7 +11,7 @@ from multiprocessing import get_context
 from types import TracebackType
 from typing import TypeVar
 
-from nnunet_flare.errors import CaseError, FlareError
+from nnunet_flare.errors import CaseError, FlareError, InputError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -82,5 +82,9 @@ def _guarded(function: Callable[[T], R], case: T) -> R | CaseError:
 
 def num_processes(cases: int) -> int:
     """Worker processes for preprocessing: nnU-Net's own variable, never more than cores or cases."""
-    wanted = int(os.environ.get("nnUNet_def_n_proc", "8"))  # noqa: SIM112 (nnU-Net spells it so)
-    return max(1, min(wanted, os.cpu_count() or 1, cases))
+    text = os.environ.get("nnUNet_def_n_proc", "8").strip()  # noqa: SIM112 (nnU-Net spells it so)
+    if not text.isdecimal() or not 1 <= len(text.lstrip("0")) <= 4:
+        raise InputError(
+            f"environment variable nnUNet_def_n_proc: found {text[:40]!r}, expected a number from 1 to 9999"
+        )
+    return max(1, min(int(text), os.cpu_count() or 1, cases))

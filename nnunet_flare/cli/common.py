@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nnunet_flare.children import safe_children
@@ -31,24 +31,61 @@ class _Terminal(logging.StreamHandler):
     """The one handler of our commands, known again when a command runs twice in one process."""
 
 
+def open_streams() -> None:
+    """Give a process that was started with closed standard streams (``2>&-``) the null device in their place.
+
+    Otherwise the next file that it opens gets their number, and what is printed goes into that file. To be called
+    before anything is opened.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+            os.set_inheritable(opened, True)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
 def run_command(program: str, function: Callable[[], int]) -> int:
     """Run a command's body: our errors and the system's become one line and an exit code, Ctrl-C becomes 130."""
     try:
         with safe_children():
-            return function()
+            code = function()
     except FlareError as error:
-        sys.stderr.write(f"{program}: error: {error}\n")
-        return error.exit_code
+        _say(f"{program}: error: {error}")
+        code = error.exit_code
     except BrokenPipeError:  # the reader of our output (head, less) has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        code = 0
     except (OSError, MemoryError) as error:
         logging.getLogger(__name__).debug("where it happened", exc_info=True)
-        sys.stderr.write(f"{program}: error: {_in_words(error)}\n")
-        return 1
+        _say(f"{program}: error: {_in_words(error)}")
+        code = 1
     except KeyboardInterrupt:
-        sys.stderr.write(f"{program}: interrupted\n")
-        return 130
+        _say(f"{program}: interrupted")
+        code = 130
+    try:
+        sys.stdout.flush()  # here, where it can still be said that the output is on a full disk
+    except BrokenPipeError:
+        _discard_output()
+    except OSError as error:
+        _discard_output()
+        _say(f"{program}: error: the output cannot be written: {_in_words(error)}")
+        code = code or 1
+    return code
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # whoever read our errors has gone
+        sys.stderr.write(line + "\n")
+
+
+def _discard_output() -> None:
+    """What is left in the buffer of stdout goes nowhere, so that the interpreter does not fail with it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError):
+        sys.stdout.flush()
 
 
 @contextmanager
@@ -85,6 +122,43 @@ def nnunet_folder(variable: str) -> Path:
     if not value:
         raise InputError(f"the environment variable {variable} is not set; export {variable}=FOLDER as for nnU-Net")
     return Path(value)
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """The type of an option that takes a whole number from ``low`` to ``high``."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"found {text[:40]!r}, expected a whole number from {low} to {high}")
+        return value
+
+    return parse
+
+
+def number(low: float, high: float, unit: str = "", *, above: bool = False) -> Callable[[str], float]:
+    """The type of an option that takes a number from ``low`` (or only ``above`` it) to ``high``, never NaN."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high or (above and value == low):
+            words = (
+                f"a number {'above' if above else 'from'} {low:g} {'up ' if above else ''}to {high:g} {unit}".rstrip()
+            )
+            raise argparse.ArgumentTypeError(f"found {text[:40]!r}, expected {words}")
+        return value
+
+    return parse
+
+
+PROCESSES = whole(1, 4096)
+SEED = whole(0, 2**32 - 1)
 
 
 class HyphenParser(argparse.ArgumentParser):

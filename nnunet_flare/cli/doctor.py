@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_flare.cli.common import HyphenParser, nnunet_folder, run_command, setup_logging
+from nnunet_flare.cli.common import HyphenParser, nnunet_folder, open_streams, run_command, setup_logging
 from nnunet_flare.cli.terminal import show
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ PREPROCESSED = "nnUNet_preprocessed"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns 0 when nothing is wrong, 1 when a problem was found, 2 for wrong usage."""
+    open_streams()
     arguments = _parser().parse_args(argv)
     setup_logging()
     return run_command(PROGRAM, lambda: _diagnose(arguments.dataset))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunet_flare.cli.common import HyphenParser, run_command, setup_logging
+from nnunet_flare.cli.common import PROCESSES, HyphenParser, number, open_streams, run_command, setup_logging, whole
 from nnunet_flare.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ OFFICIAL_MISSING: dict[str, Missing] = {"flare22": "skip", "flare23": "stop"}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 all cases scored, 1 some failed, 2 wrong usage or input."""
+    open_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["efficiency"]:
         return run_command(PROGRAM, lambda: _efficiency(words[1:]))
@@ -67,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--tolerance_mm",
-        type=float,
+        type=number(0, 1000, "mm"),
         default=None,
         metavar="MM",
         help="NSD tolerance of structures of a dataset.json that FLARE has no tolerance for (default 2)",
@@ -83,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="compare voxel by voxel whatever the headers say, as the official script",
     )
-    parser.add_argument("-np", type=int, default=None, metavar="N", help="worker processes (default: one per core)")
+    parser.add_argument(
+        "-np", type=PROCESSES, default=None, metavar="N", help="worker processes (default: one per core)"
+    )
     parser.add_argument("--verbose", action="store_true", help="more detail in the log")
     return parser
 
@@ -107,10 +110,6 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError("give either -pred DIR or --compare A B")
     if args.pred and not args.ref:
         raise InputError("-pred needs -ref DIR, the reference label maps")
-    if args.np is not None and args.np < 1:
-        raise InputError(f"-np {args.np}: expected a number of processes from 1 up")
-    if args.tolerance_mm is not None and not 0 <= args.tolerance_mm < float("inf"):
-        raise InputError(f"--tolerance_mm {args.tolerance_mm:g}: expected millimetres from 0 up")
     if args.o.suffix != ".csv":
         raise InputError(f"-o {args.o}: expected a name that ends in .csv")
 
@@ -131,7 +130,7 @@ def _table(args: argparse.Namespace, predictions: Path, structures: Sequence[Str
 
 
 def _write(args: argparse.Namespace, table: ScoreTable) -> None:
-    from nnunet_flare.evaluation.plots import box_plots
+    from nnunet_flare.evaluation.plots import box_plots, draw
 
     if not table.rows:
         reasons = "; ".join(f"{case}: {reason}" for case, reason in table.failed)
@@ -139,7 +138,8 @@ def _write(args: argparse.Namespace, table: ScoreTable) -> None:
     table.write_csv(args.o)
     table.write_summary_csv(args.o.with_name(f"{args.o.stem}_summary.csv"))
     table.write_json(args.o.with_suffix(".json"))
-    box_plots({args.o.stem: table}, args.o.with_suffix(".png"))
+    picture = args.o.with_suffix(".png")
+    draw(lambda: box_plots({args.o.stem: table}, picture), picture)
     _print_summary(table)
 
 
@@ -159,7 +159,7 @@ def _print_summary(table: ScoreTable) -> None:
 
 def _compare(args: argparse.Namespace, structures: Sequence[Structure]) -> int:
     from nnunet_flare.evaluation.compare import compare
-    from nnunet_flare.evaluation.plots import box_plots
+    from nnunet_flare.evaluation.plots import box_plots, draw
     from nnunet_flare.evaluation.table import read_csv
     from nnunet_flare.files import write_json
 
@@ -172,7 +172,8 @@ def _compare(args: argparse.Namespace, structures: Sequence[Structure]) -> int:
     comparison = compare(*tables.values())
     comparison.write_csv(args.o)
     write_json(args.o.with_suffix(".json"), {"a": names[0], "b": names[1], **comparison.to_json()})
-    box_plots(tables, args.o.with_suffix(".png"))
+    picture = args.o.with_suffix(".png")
+    draw(lambda: box_plots(tables, picture), picture)
     for name, only in zip(names, (comparison.only_a, comparison.only_b), strict=True):
         if only:
             print(f"only in {name}, left out: {', '.join(only)}")
@@ -191,6 +192,8 @@ def _compare(args: argparse.Namespace, structures: Sequence[Structure]) -> int:
 
 
 def _distinct_names(paths: Sequence[Path]) -> list[str]:
+    if paths[0].resolve() == paths[1].resolve():
+        raise InputError(f"--compare {paths[0]} {paths[1]}: the same twice; give two methods")
     names = [path.stem if path.suffix == ".csv" else path.resolve().name for path in paths]
     return names if names[0] != names[1] else [str(path) for path in paths]
 
@@ -213,16 +216,18 @@ def _efficiency(words: list[str]) -> int:
     )
     parser.add_argument("-o", type=Path, required=True, metavar="OUT.csv", help="table of efficiency figures")
     parser.add_argument("--name", help="name of the row, such as the case's file name (default: the command's)")
-    parser.add_argument("--gpu", type=int, default=0, metavar="N", help="index of the GPU to watch (default 0)")
-    parser.add_argument("--interval", type=float, default=0.1, metavar="S", help="seconds between samples (0.1)")
+    parser.add_argument(
+        "--gpu", type=whole(0, 1023), default=0, metavar="N", help="index of the GPU to watch (default 0)"
+    )
+    parser.add_argument(
+        "--interval", type=number(0.01, 60, "seconds"), default=0.1, metavar="S", help="seconds between samples (0.1)"
+    )
     split = words.index("--") if "--" in words else len(words)
     args = parser.parse_args(words[:split])
     command = words[split + 1 :]
     setup_logging()
     if not command:
         raise InputError("no command; write it after two hyphens: flare-evaluate efficiency -o OUT.csv -- COMMAND ...")
-    if not 0.01 <= args.interval <= 60:
-        raise InputError(f"--interval {args.interval:g}: expected seconds from 0.01 to 60")
     return _measure(args, command)
 
 

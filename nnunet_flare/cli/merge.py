@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from nnunet_flare.cli.common import PROCESSES, whole
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options to the parser of the command."""
@@ -31,13 +33,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="voxels on which base and teachers differ: ignored (default), background, or the base's",
     )
     parser.add_argument(
-        "--union", nargs="+", type=int, default=[], metavar="ID", help="no vote: teachers add these ids to the base"
+        "--union",
+        nargs="+",
+        type=whole(1, 255),
+        default=[],
+        metavar="ID",
+        help="no vote: teachers add these ids to the base",
     )
     parser.add_argument(
-        "--protect", nargs="+", type=int, default=[], metavar="ID", help="ids that win wherever one source has them"
+        "--protect",
+        nargs="+",
+        type=whole(1, 255),
+        default=[],
+        metavar="ID",
+        help="ids that win wherever one source has them",
     )
     parser.add_argument("--labels", choices=("flare22", "flare23"), default="flare23", help="default flare23")
-    parser.add_argument("-np", dest="processes", type=int, metavar="N", help="processes (default: one per core)")
+    parser.add_argument("-np", dest="processes", type=PROCESSES, metavar="N", help="processes (default: one per core)")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunet_flare.cli.common import HyphenParser, run_command, setup_logging
-from nnunet_flare.errors import InputError
+from nnunet_flare.cli.common import PROCESSES, HyphenParser, number, open_streams, run_command, setup_logging
 
 PROGRAM = "flare-postprocess"
 
@@ -17,6 +16,7 @@ LABELS_HELP = "label set of the maps: flare22 (default), flare23 (with lesions),
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 all cases done, 1 some failed, 2 wrong usage or input."""
+    open_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["learn"]:
         return run_command(PROGRAM, lambda: _learn(words[1:]))
@@ -77,15 +77,13 @@ def _learn(words: list[str]) -> int:
     )
     parser.add_argument(
         "--fraction",
-        type=float,
+        type=number(0, 1, above=True),
         default=0.5,
         metavar="F",
         help="an organ goes below this share of its smallest volume (default 0.5, as Radboud's)",
     )
     parser.add_argument("--labels", metavar="SET", help=LABELS_HELP)
     args = _parse(parser, words)
-    if not 0 < args.fraction <= 1:
-        raise InputError(f"--fraction {args.fraction:g}: expected a share above 0 and up to 1")
     from nnunet_flare.postprocessing.document import learned_notes, write_pipeline
     from nnunet_flare.postprocessing.learn import smallest_organs, with_learned_volumes
     from nnunet_flare.postprocessing.pipeline import load_pipeline
@@ -112,7 +110,7 @@ def _tune(words: list[str]) -> int:
     parser.add_argument("-o", type=Path, required=True, metavar="FILE.yaml", help="pipeline to write")
     parser.add_argument(
         "--max_loss",
-        type=float,
+        type=number(0, 1),
         default=0.0,
         metavar="D",
         help="mean Dice that one organ may lose by a step (default 0, nnU-Net's rule)",
@@ -124,8 +122,6 @@ def _tune(words: list[str]) -> int:
     )
     parser.add_argument("--labels", default="flare22", metavar="SET", help=LABELS_HELP)
     args = _parse(parser, words)
-    if not 0 <= args.max_loss <= 1:
-        raise InputError(f"--max_loss {args.max_loss:g}: expected a Dice from 0 to 1")
     from nnunet_flare.postprocessing.document import tuned_notes, write_pipeline
     from nnunet_flare.postprocessing.labelset import label_set
     from nnunet_flare.postprocessing.learn import volumes_of
@@ -144,11 +140,11 @@ def _tune(words: list[str]) -> int:
 
 
 def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
-    parser.add_argument("-np", type=int, default=None, metavar="N", help="worker processes (default: one per core)")
+    parser.add_argument(
+        "-np", type=PROCESSES, default=None, metavar="N", help="worker processes (default: one per core)"
+    )
     args = parser.parse_args(words)
     setup_logging()
-    if args.np is not None and args.np < 1:
-        raise InputError(f"-np {args.np}: expected a number of processes from 1 up")
     return args
 
 

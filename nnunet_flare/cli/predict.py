@@ -9,7 +9,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunet_flare.cli.common import HyphenParser, nnunet_folder, run_command, seldom_collecting, setup_logging
+from nnunet_flare.cli.common import (
+    HyphenParser,
+    nnunet_folder,
+    number,
+    open_streams,
+    run_command,
+    seldom_collecting,
+    setup_logging,
+    whole,
+)
 from nnunet_flare.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument(
         "-step_size",
         "--step_size",
-        type=float,
+        type=number(0, 1, above=True),
         default=0.9,
         help="distance of windows as a share of the patch (default 0.9)",
     )
@@ -88,10 +97,17 @@ def parser() -> argparse.ArgumentParser:
         help="what counts for the box: union (default), all that was found; fosun: no specks, and one outlying "
         "organ left out above and below; sztu: each organ's largest piece",
     )
-    how.add_argument("--roi_margin", type=float, metavar="MM", help="around the box (default 20)")
-    how.add_argument("--max_memory", type=float, metavar="GB", help="set cases aside that would need more memory")
+    how.add_argument("--roi_margin", type=number(0, 10_000, "mm"), metavar="MM", help="around the box (default 20)")
+    how.add_argument(
+        "--max_memory",
+        type=number(0, 1_000_000, "GB", above=True),
+        metavar="GB",
+        help="set cases aside that would need more memory",
+    )
     text = "memory of the GPU to keep to"
-    how.add_argument("--gpu_memory", "--gpu_memory_gb", type=float, metavar="GB", help=text)
+    how.add_argument(
+        "--gpu_memory", "--gpu_memory_gb", type=number(0, 10_000, "GB", above=True), metavar="GB", help=text
+    )
     how.add_argument("--disable_tta", action="store_true", help="the default here; accepted as in nnU-Net")
     how.add_argument(
         "--precision",
@@ -107,8 +123,10 @@ def parser() -> argparse.ArgumentParser:
     )
     how.add_argument("-device", "--device", default="cuda" if _has_cuda() else "cpu", help="cuda, cpu or mps")
     out = p.add_argument_group("cases and output")
-    out.add_argument("-num_parts", "--num_parts", type=int, default=1, help="split the cases into this many parts")
-    out.add_argument("-part_id", "--part_id", type=int, default=0, help="predict this part, from 0")
+    out.add_argument(
+        "-num_parts", "--num_parts", type=whole(1, 1_000_000), default=1, help="split the cases into this many parts"
+    )
+    out.add_argument("-part_id", "--part_id", type=whole(0, 1_000_000), default=0, help="predict this part, from 0")
     out.add_argument("--continue_prediction", "--c", action="store_true", help="skip cases whose label map exists")
     out.add_argument(
         "--postprocess",
@@ -133,6 +151,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
+    open_streams()
     args = parser().parse_args(argv)
     setup_logging(args.verbose)
     with seldom_collecting():

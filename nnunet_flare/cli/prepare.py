@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from nnunet_flare.cli.common import nnunet_folder
+from nnunet_flare.cli.common import nnunet_folder, whole
 
 NOTES_SHOWN = 20
 
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("flare22", "flare23"):
         text = f"the unpacked download of {name.upper()}; files are found by their names, in any folders below"
         which.add_argument(f"--{name}", type=Path, metavar="DIR", help=text)
-    parser.add_argument("-d", dest="dataset_id", type=int, metavar="ID", help="dataset id (default 22 or 23)")
+    parser.add_argument("-d", dest="dataset_id", type=whole(1, 999), metavar="ID", help="dataset id (default 22 or 23)")
     text = "case,annotated: the annotated organs of FLARE23 cases (default: those present in the label map)"
     parser.add_argument("--annotated", type=Path, metavar="CSV", help=text)
     parser.add_argument("--copy", action="store_true", help="copy the files; by default they are linked")

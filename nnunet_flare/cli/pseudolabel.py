@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nnunet_flare.cli import merge, prepare, run
-from nnunet_flare.cli.common import HyphenParser, run_command, setup_logging
+from nnunet_flare.cli.common import SEED, HyphenParser, number, open_streams, run_command, setup_logging, whole
 from nnunet_flare.cli.terminal import show
 from nnunet_flare.selection.rules import RULES
 
@@ -17,6 +17,7 @@ PROGRAM = "flare-pseudolabel"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code (0 done, 1 something failed, 2 wrong usage or input)."""
+    open_streams()
     arguments = _parser().parse_args(argv)
     setup_logging(arguments.verbose)
     command: Callable[[argparse.Namespace], int] = arguments.command
@@ -40,16 +41,22 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = add("demo", _demo, "synthetic data, the whole loop and a table of results; minutes, no GPU, no download")
     demo.add_argument("-o", dest="output", type=Path, default=Path("flare_demo"), metavar="DIR")
-    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--seed", type=SEED, default=0)
 
     phantom = add(
         "phantom", _phantom, "write synthetic abdominal CTs as a dataset, an unlabelled folder and a test set"
     )
     phantom.add_argument("-o", dest="output", type=Path, required=True, metavar="DIR")
     for name, default in (("labelled", 6), ("partial", 0), ("unlabelled", 12), ("test", 4), ("seed", 0)):
-        phantom.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"default {default}")
+        phantom.add_argument(
+            f"--{name}",
+            type=SEED if name == "seed" else whole(0, 100_000),
+            default=default,
+            metavar="N",
+            help=f"default {default}",
+        )
     phantom.add_argument("--lesions", action="store_true", help="with lesions (label 14, as FLARE23)")
-    phantom.add_argument("--size", type=int, nargs=3, default=(48, 96, 96), metavar=("Z", "Y", "X"))
+    phantom.add_argument("--size", type=whole(1, 4096), nargs=3, default=(48, 96, 96), metavar=("Z", "Y", "X"))
 
     for name, function, text in (
         ("status", _status, "rounds, stages, cases taken, agreement per organ, time used and left"),
@@ -59,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         sub = add(name, function, text)
         sub.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR")
         if name == "retry":
-            sub.add_argument("-num_gpus", type=int, metavar="N")
+            sub.add_argument("-num_gpus", type=whole(0, 1024), metavar="N")
             run.add_timeout(sub)
             sub.add_argument("--decisions", type=Path, metavar="CSV", help="a person's decisions, as for run")
 
@@ -79,8 +86,10 @@ def _parser() -> argparse.ArgumentParser:
 
     export = add("export", _export, "write a round as a plain nnU-Net dataset, or the final model for stock nnU-Net")
     export.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR")
-    export.add_argument("--round", type=int, metavar="R", help="round whose training data is exported (default: final)")
-    export.add_argument("--dataset", type=int, metavar="ID", help="new dataset id (in nnUNet_raw)")
+    export.add_argument(
+        "--round", type=whole(0, 100_000), metavar="R", help="round whose training data is exported (default: final)"
+    )
+    export.add_argument("--dataset", type=whole(1, 999), metavar="ID", help="new dataset id (in nnUNet_raw)")
     export.add_argument("--ledger", type=Path, metavar="CSV", help="write the ledger as CSV")
     export.add_argument("--stock_model", type=Path, metavar="DIR", help="write the final model as nnUNetTrainer's")
 
@@ -101,10 +110,13 @@ def _parser() -> argparse.ArgumentParser:
     choose = add("select", _select, "select cases of a scores.csv")
     choose.add_argument("-i", dest="input", type=Path, required=True, metavar="scores.csv")
     choose.add_argument("-o", dest="output", type=Path, required=True, metavar="selection.csv")
-    choose.add_argument("--threshold", type=float, default=0.9, help="smallest score that is taken (default 0.9)")
+    text = "smallest score that is taken (default 0.9)"
+    choose.add_argument("--threshold", type=number(0, 1), default=0.9, help=text)
     text = "; ".join(f"{rule.name}: {rule.summary}" for rule in RULES.values())
     choose.add_argument("--rule", default="min-organ", choices=tuple(RULES), help=f"default min-organ. {text}")
-    choose.add_argument("--top_fraction", type=float, metavar="F", help="largest share of the cases that is taken")
+    choose.add_argument(
+        "--top_fraction", type=number(0, 1, above=True), metavar="F", help="largest share of the cases that is taken"
+    )
     text = "smallest agreement of single organs, for example --per_organ pancreas=0.7"
     choose.add_argument("--per_organ", nargs="+", default=[], metavar="ORGAN=T", help=text)
     text = "make an nnU-Net dataset and a folder of unlabelled scans of a FLARE22 or FLARE23 download"
@@ -115,13 +127,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
+    from nnunet_flare.evaluation.plots import draw
     from nnunet_flare.report.pictures import compare
     from nnunet_flare.rounds.demo import run_demo
 
     output = arguments.output.absolute()
     demo = run_demo(output, seed=arguments.seed)
-    compare(demo.scan, demo.maps, output / "demo.png")
-    print(f"{demo.text}\n\nin {output}: demo.txt, demo.json, demo.png (a test case), run (flare-pseudolabel status -o)")
+    picture = output / "demo.png"
+    drawn = "demo.png (a test case), " if draw(lambda: compare(demo.scan, demo.maps, picture), picture) else ""
+    print(f"{demo.text}\n\nin {output}: demo.txt, demo.json, {drawn}run (flare-pseudolabel status -o)")
     return 0
 
 

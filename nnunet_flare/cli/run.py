@@ -6,9 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_flare.cli.common import nnunet_folder, parse_settings
+from nnunet_flare.cli.common import nnunet_folder, number, parse_settings, whole
 from nnunet_flare.cli.terminal import show
-from nnunet_flare.errors import InputError
 
 if TYPE_CHECKING:
     from nnunet_flare.rounds.executors.executor import Executor
@@ -45,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decisions", type=Path, metavar="CSV", help="a person's decisions, from the report's download"
     )
-    parser.add_argument("-num_gpus", type=int, metavar="N", help="GPUs to use, one task on each (default: all visible)")
+    parser.add_argument(
+        "-num_gpus", type=whole(0, 1024), metavar="N", help="GPUs to use, one task on each (default: all visible)"
+    )
     parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"))
     parser.add_argument(
         "--executor",
@@ -60,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE,...|FILE.yaml",
         help="partition, time, gres, cpus, mem, extra for every job; the file has a block per stage",
     )
-    parser.add_argument("--shards", type=int, metavar="N", help="parts of labelling (default: one per GPU; slurm: 4)")
+    parser.add_argument(
+        "--shards", type=whole(1, 10_000), metavar="N", help="parts of labelling (default: one per GPU; slurm: 4)"
+    )
     add_timeout(parser)
     parser.add_argument(
         "--dry_run", action="store_true", help="show every task, its command, hours and disk; do nothing"
@@ -70,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_timeout(parser: argparse.ArgumentParser) -> None:
     """Add ``--task_timeout``."""
     text = "end a task that takes longer and report it (local executor; Slurm: --slurm time=)"
-    parser.add_argument("--task_timeout", type=float, metavar="HOURS", help=text)
+    parser.add_argument("--task_timeout", type=number(0, 100_000, "hours", above=True), metavar="HOURS", help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -89,8 +92,6 @@ def run(arguments: argparse.Namespace) -> int:
             slurm=arguments.slurm,
         )
     )
-    if arguments.shards is not None and arguments.shards < 1:
-        raise InputError(f"--shards {arguments.shards}: expected 1 or more")
     images, labels = arguments.eval or (None, None)
     request = Request(
         dataset=arguments.dataset,

@@ -15,7 +15,7 @@ import numpy as np
 
 from nnunet_flare.documents import load_rows
 from nnunet_flare.errors import InputError
-from nnunet_flare.evaluation.plots import curves
+from nnunet_flare.evaluation.plots import curves, draw
 from nnunet_flare.evaluation.sampling import INTERVAL_S, Recording, Sample
 from nnunet_flare.files import write_csv, write_json
 
@@ -165,4 +165,5 @@ def write_curves(recording: Recording, stem: Path, *, name: str, command: Sequen
     }
     if any(value is not None for value in series["gpu_mb"]):
         panels["GPU memory [MiB]"] = {"device": series["gpu_mb"], "process tree": series["tree_gpu_mb"]}
-    curves(series["seconds"], panels, f"{name}: {recording.seconds:.1f} s", stem.with_name(stem.name + ".png"))
+    picture = stem.with_name(stem.name + ".png")
+    draw(lambda: curves(series["seconds"], panels, f"{name}: {recording.seconds:.1f} s", picture), picture)

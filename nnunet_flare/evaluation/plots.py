@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,31 @@ import numpy as np
 from nnunet_flare.evaluation.table import MEASURES, ScoreTable
 from nnunet_flare.files import replacing
 
+log = logging.getLogger(__name__)
+
 COLOURS: tuple[str, ...] = ("#0072b2", "#d55e00")
 """Blue and vermilion of Okabe and Ito: told apart by colour-blind readers and in grey."""
 
 POINTS_UP_TO = 200
 """Single cases are drawn as points up to this many; more would hide the boxes."""
+
+
+def draw(drawing: Callable[[], None], picture: Path) -> bool:
+    """Draw a picture of results that are written already; where it cannot be drawn that is said, and nothing else.
+
+    matplotlib needs fonts and a folder to write to, which a locked-down account may lack. A picture of an earlier call,
+    which no longer shows the results, is removed.
+    """
+    try:
+        drawing()
+        return True
+    except Exception as error:
+        log.warning(
+            "%s was not drawn (%s: %s)", picture, type(error).__name__, " ".join(str(error).split()) or "no reason"
+        )
+        with suppress(OSError):
+            picture.unlink()
+        return False
 
 
 def box_plots(tables: Mapping[str, ScoreTable], path: Path) -> None:

@@ -7,6 +7,7 @@ An entry says what its files hold (:data:`CHECKSUMS`); one that holds something 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -15,7 +16,7 @@ import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import gettempdir, mkdtemp
 from typing import Any
 
 from nnunet_flare.digests import file_digest
@@ -37,13 +38,13 @@ def cache_folder(kind: str) -> Path | None:
     setting = os.environ.get(VARIABLE)
     if setting == "":
         return None
-    base = Path(setting) if setting else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / kind if setting else base / "nnunet-flare" / kind
     try:
+        base = Path(setting) if setting else Path(os.environ.get("XDG_CACHE_HOME") or _home_cache())
+        folder = base / kind if setting else base / "nnunet-flare" / kind
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         found = folder.stat()
-    except (OSError, RuntimeError) as error:
-        log.info("no cache: %s (%s)", folder, error)
+    except OSError as error:
+        log.info("no cache for %s: %s; set %s to a folder of yours", kind, error, VARIABLE)
         return None
     if hasattr(os, "getuid") and found.st_uid != os.getuid():
         log.warning("cache not used: %s belongs to another user", folder)
@@ -51,6 +52,23 @@ def cache_folder(kind: str) -> Path | None:
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         log.warning("cache not used: others may write to %s (chmod go-w)", folder)
         return None
+    return folder
+
+
+def _home_cache() -> Path:
+    """``~/.cache``; of a user without a home (a container's nameless one) a folder of this user among temporary files.
+
+    Raises:
+        OSError: when that folder cannot be made, or another user made it.
+    """
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:
+        folder = Path(gettempdir()) / f"nnunet-flare-{os.getuid()}"
+        log.info("this user has no home folder (HOME is not set); the cache lies in %s", folder)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, "belongs to another user", str(folder))
     return folder
 
 

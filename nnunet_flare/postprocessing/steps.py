@@ -33,7 +33,7 @@ Organ = int | str
 Organs = Annotated[list[Organ], Field(min_length=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
-OddSize = Annotated[int, Field(ge=1), AfterValidator(_odd)]
+OddSize = Annotated[int, Field(ge=1, le=999), AfterValidator(_odd)]
 
 
 class UnknownOrgan(ValueError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from nnunet_flare import plugin
 from nnunet_flare.recipes.parts import Final, Fusion, Members, Part, Selection, Stop
 from nnunet_flare.recipes.recipe import Recipe
+from nnunet_flare.trainers.settings import MAX_EPOCHS
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -15,8 +16,13 @@ def check_recipe(recipe: Recipe) -> None:
     """
     epochs = recipe.training.get("num_epochs", 1000)
     each = epochs if isinstance(epochs, list) else [epochs]
-    if not each or not all(type(n) is int and n > 0 for n in each):
-        raise ValueError(f"training.num_epochs: found {epochs!r}, expected a whole number above 0, or one per round")
+    if not each or not all(type(n) is int and 0 < n <= MAX_EPOCHS for n in each):
+        raise ValueError(
+            f"training.num_epochs: found {epochs!r}, expected a whole number from 1 to {MAX_EPOCHS}, or one per round"
+        )
+    gpus = recipe.training.get("num_gpus", 1)
+    if type(gpus) is not int or not 1 <= gpus <= 1024:
+        raise ValueError(f"training.num_gpus: found {gpus!r}, expected a whole number from 1 to 1024")
     if recipe.is_online:
         check_online(recipe)
     if recipe.loops:

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 
 from nnunet_flare.selection.rule import Rule
 from nnunet_flare.selection.rules import RULES
-from nnunet_flare.trainers.settings import Augmentation, AugmentationSettings
+from nnunet_flare.trainers.settings import MAX_EPOCHS, Augmentation, AugmentationSettings
 
 Value = TypeVar("Value")
 
@@ -28,8 +28,9 @@ RuleName = Annotated[str, AfterValidator(_known_rule)]
 
 _Unit = Annotated[float, Field(ge=0, le=1)]
 _Share = Annotated[float, Field(gt=0, le=1)]
-_Size = Annotated[int, Field(ge=1)]
-_Mm = Annotated[float, Field(gt=0)]
+_Size = Annotated[int, Field(ge=1, le=10_000)]
+_Folds = Annotated[int, Field(ge=1, le=100)]
+_Mm = Annotated[float, Field(gt=0, le=1000)]
 
 ClassName = Annotated[str, Field(pattern=r"^([A-Za-z_][A-Za-z0-9_]*|given-model)$")]
 """A trainer's or planner's name: it becomes part of folders' names."""
@@ -45,7 +46,7 @@ def _form(value: Any) -> str:
 
 
 _Count = Annotated[
-    Annotated[_Size, Tag(ONE)] | Annotated[tuple[_Size, ...], Field(min_length=1), Tag(PER_ROUND)],
+    Annotated[_Folds, Tag(ONE)] | Annotated[tuple[_Folds, ...], Field(min_length=1), Tag(PER_ROUND)],
     Discriminator(_form),
 ]
 _Rules = Annotated[
@@ -84,11 +85,11 @@ class PlanChanges(Part):
 
     spacing_mm: tuple[_Mm, _Mm, _Mm] | None = None
     patch_size: tuple[_Size, _Size, _Size] | None = None
-    base_features: int | None = Field(None, ge=1)
-    max_features: int | None = Field(None, ge=1)
-    stages: int | None = Field(None, ge=3)
-    convs_per_stage: int | None = Field(None, ge=1)
-    batch_size: int | None = Field(None, ge=1)
+    base_features: int | None = Field(None, ge=1, le=100_000)
+    max_features: int | None = Field(None, ge=1, le=100_000)
+    stages: int | None = Field(None, ge=3, le=20)
+    convs_per_stage: int | None = Field(None, ge=1, le=100)
+    batch_size: int | None = Field(None, ge=1, le=10_000)
     dropout: float | None = Field(None, ge=0, lt=1, description="after every convolution, in all trainings of the run")
 
     def changes(self) -> dict[str, Any]:
@@ -169,7 +170,9 @@ class Fusion(Part):
 
     method: Literal["mean-softmax", "last"] = "mean-softmax"
     components: Literal["all", "largest"] = Field("all", description="largest: one component of each organ stays")
-    min_component_mm3: float = Field(10.0, ge=0, description="with 'largest': above this, or the organ is removed")
+    min_component_mm3: float = Field(
+        10.0, ge=0, le=1e9, description="with 'largest': above this, or the organ is removed"
+    )
     teachers: tuple[str, ...] = Field(
         (), description="folders of label maps <case>.nii.gz that the union of several loops must agree with"
     )
@@ -218,9 +221,12 @@ class Roi(Part):
     model: str | None = Field(None, min_length=1)
     rule: Literal["union", "fosun", "sztu"] = Field("union", description="what of the coarse map counts as organ")
     margin_mm: float | None = Field(
-        None, ge=0, description="around the box in unlabelled scans; default: the plans' own of labelled ones, or 40"
+        None,
+        ge=0,
+        le=10_000,
+        description="around the box in unlabelled scans; default: the plans' own of labelled ones, or 40",
     )
-    test_margin_mm: float = Field(20.0, ge=0, description="around the box in held-out scans (--eval)")
+    test_margin_mm: float = Field(20.0, ge=0, le=10_000, description="around the box in held-out scans (--eval)")
 
 
 class Loop(Part):
@@ -252,8 +258,8 @@ class Loop(Part):
 class FineTuning(Part):
     """One more training, of the final model on the labelled and partial cases alone."""
 
-    num_epochs: int = Field(100, ge=1)
-    initial_lr: float = Field(0.001, gt=0)
+    num_epochs: int = Field(100, ge=1, le=MAX_EPOCHS)
+    initial_lr: float = Field(0.001, gt=0, le=1000)
 
 
 class Final(Part):
@@ -266,7 +272,7 @@ class Final(Part):
     configuration: ConfigurationName | None = None
     trainer: ClassName | None = None
     plan: PlanChanges = PlanChanges()
-    num_epochs: int | None = Field(None, ge=1, description="default: as the last round")
+    num_epochs: int | None = Field(None, ge=1, le=MAX_EPOCHS, description="default: as the last round")
     start: Literal["scratch", "member"] = Field(
         "scratch", description="new weights, or those of a member of the last round"
     )
@@ -278,7 +284,7 @@ class Final(Part):
 class Stop(Part):
     """Early stop: after ``patience`` rounds without a gain of the mean agreement."""
 
-    patience: int | None = Field(None, ge=1)
+    patience: int | None = Field(None, ge=1, le=1000)
 
 
 def without_teacher(document: Any, planner: str) -> Any:

@@ -35,7 +35,7 @@ from nnunet_flare.recipes.parts import (
     of_round,
     without_teacher,
 )
-from nnunet_flare.trainers.settings import TrainingSettings
+from nnunet_flare.trainers.settings import MAX_SEED, TrainingSettings
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 """Names of runs: letters, digits, hyphen."""
@@ -61,7 +61,7 @@ class Recipe(Part):
     planner: ClassName = "nnUNetPlannerFlare"
     configuration: ConfigurationName = "3d_fullres"
     trainer: ClassName = "nnUNetTrainerFlareST"
-    rounds: int = Field(1, ge=1, description="how many times the unlabelled cases are labelled and selected")
+    rounds: int = Field(1, ge=1, le=100, description="how many times the unlabelled cases are labelled and selected")
     plan: PlanChanges = PlanChanges()
     members: Members = Members()
     training: dict[str, Any] = {}
@@ -73,7 +73,7 @@ class Recipe(Part):
     fusion: Fusion = Fusion()
     final: Final = Final()
     stop: Stop = Stop()
-    seed: int | None = Field(None, ge=0)
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
 
     @field_validator("name")
     @classmethod

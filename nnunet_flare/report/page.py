@@ -99,7 +99,7 @@ def _draw(report: Report, folder: Path, count: int | None, view3d: bool) -> None
             continue
         try:
             scene = read_scene(report.run, number, case)
-        except OSError as error:
+        except (OSError, ValueError, LookupError) as error:
             missing.append(f"{case}: {error}")
             continue
         organ = report.organs[row.least] if row.least else next(iter(report.organs.values()))

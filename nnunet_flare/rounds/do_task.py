@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_flare.children import python_module
+from nnunet_flare.disks import trouble
 from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import last_lines, write_json
 from nnunet_flare.processes import UNKNOWN, namespace, namespace_of
@@ -135,6 +136,7 @@ def _train(run: Run, task: Task) -> dict[str, Any]:
         path = run.paths.log(task.name)
         raise TaskError(
             f"nnUNetv2_train {' '.join(arguments)} ended with exit code {code}; see {path}{_memory_advice(path)}"
+            f"{_disk_advice(folder)}"
         )
     from nnunet_flare.checkpoints import load_checkpoint
 
@@ -165,6 +167,12 @@ def _memory_advice(log_file: Path) -> str:
         ". It ran out of GPU memory: end what else uses the GPU, then run the same command again; or start a run under "
         "another --name with a smaller plan.patch_size, or plan.batch_size=1"
     )
+
+
+def _disk_advice(folder: Path) -> str:
+    """What helps a training whose folder cannot be written any more."""
+    found = trouble(folder) if folder.is_dir() else None
+    return "" if found is None else f". {folder}: {found.strerror}; make room, then run the same command again"
 
 
 STAGES: dict[str, Callable[[Run, Task], dict[str, Any]]] = {

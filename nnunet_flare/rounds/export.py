@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nnunet_flare.cases import FILE_NAME, Case, read_table, table_name, write_table
 from nnunet_flare.errors import InputError
-from nnunet_flare.files import link_or_copy, remove_scratch, write_json
+from nnunet_flare.files import link_or_copy, remove_scratch, replacing, write_json
 from nnunet_flare.rounds.run.configurations import read_plans, resolve
 from nnunet_flare.rounds.run.dataset import base_table, dataset_json, organ_ids, raw_files, read_dataset
 from nnunet_flare.rounds.run.ledger import Entry, export_csv, read_decisions, read_ledger
@@ -131,5 +131,6 @@ def export_stock_model(run: Run, folder: Path) -> Path:
     (folder / "fold_all").mkdir(parents=True, exist_ok=True)
     write_json(folder / "plans.json", plans)
     write_json(folder / "dataset.json", read_dataset(model / "dataset.json"))
-    torch.save(checkpoint, folder / "fold_all" / "checkpoint_final.pth")
+    with replacing(folder / "fold_all" / "checkpoint_final.pth") as temporary:
+        torch.save(checkpoint, temporary)
     return folder

@@ -136,9 +136,9 @@ class FlareTrainer(nnUNetTrainer):
         text = os.environ.get(THREADS_VARIABLE, "").strip()
         if not text:
             return
-        if not text.isdigit() or int(text) < 1:
+        if not text.isdecimal() or len(text) > 4 or int(text) < 1:
             raise InputError(
-                f"environment variable {THREADS_VARIABLE}: found {text!r}, expected a whole number of at least 1"
+                f"environment variable {THREADS_VARIABLE}: found {text!r}, expected a whole number >= 1, at most 9999"
             )
         torch.set_num_threads(int(text))
 
@@ -308,10 +308,13 @@ class FlareTrainer(nnUNetTrainer):
         self.current_epoch += 1
 
     def plot_progress(self) -> None:
-        """Stock's ``progress.png``, and our curves below."""
-        self.logger.plot_progress_png(self.output_folder)
-        logged = self.logger.local_logger.my_fantastic_logging
-        add_panels(Path(self.output_folder, "progress.png"), {name: logged[name] for name in self.curves})
+        """Stock's ``progress.png``, and our curves below; a picture that cannot be drawn ends no training."""
+        try:
+            self.logger.plot_progress_png(self.output_folder)
+            logged = self.logger.local_logger.my_fantastic_logging
+            add_panels(Path(self.output_folder, "progress.png"), {name: logged[name] for name in self.curves})
+        except Exception as error:
+            self.print_to_log_file(f"progress.png was not drawn ({type(error).__name__}: {error})")
 
     # ------------------------------------------------------------------ checkpoints
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-PATTERN = re.compile(r"(?P<base>\w+)_(?P<epochs>[1-9]\d*)epochs")
+PATTERN = re.compile(r"(?P<base>\w+)_(?P<epochs>[1-9]\d{0,5})epochs")
 
 
 def class_with_length(name: str, namespace: dict[str, Any]) -> type:

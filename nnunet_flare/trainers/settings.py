@@ -20,6 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from nnunet_flare.errors import InputError
 
 KEY = "flare"
+MAX_EPOCHS = 1_000_000
+MAX_ITERATIONS = 1_000_000_000
+MAX_SEED = 2**63 - 1
+"""What a training may be asked for; more is a slip of the hand, which would fill the disk or never end."""
+
 ITERATIONS_VARIABLE = "NNUNET_FLARE_ITERATIONS"
 SEED_VARIABLE = "NNUNET_FLARE_SEED"
 TRUST_VARIABLE = "NNUNET_FLARE_TRUST_CHECKPOINT"
@@ -27,8 +32,8 @@ TRUST_VARIABLE = "NNUNET_FLARE_TRUST_CHECKPOINT"
 
 Augmentation = Literal["stock", "elastic", "weak", "jitter", "strong", "shift"]
 Fraction = Annotated[float, Field(gt=0, le=1)]
-_Positive = Annotated[float, Field(gt=0)]
-_NotNegative = Annotated[float, Field(ge=0)]
+_Positive = Annotated[float, Field(gt=0, le=1e6)]
+_NotNegative = Annotated[float, Field(ge=0, le=1e9)]
 _Momentum = Annotated[float, Field(ge=0, lt=1)]
 _Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -63,14 +68,18 @@ class AdversarialSettings(BaseModel):
     unlabelled: str | None = Field(
         None, min_length=1, description="data folder of the scans; None: that of the configuration with _un behind it"
     )
-    unlabelled_batch_size: int | None = Field(None, ge=1, description="None: half the plan's batch, at least 1")
+    unlabelled_batch_size: int | None = Field(
+        None, ge=1, le=10_000, description="None: half the plan's batch, at least 1"
+    )
     augmentation: Augmentation = Field("shift", description="of the unlabelled scans")
     noise_std: _NotNegative = Field(0.1, description="highest standard deviation of the noise on one of the two copies")
     warmup: _Share = Field(0.1, description="share of the epochs, at the start, that are supervised only")
     finish: _Share = Field(0.1, description="the same at the end")
     deep_supervision: bool = Field(False, description="True: the generator's loss counts lower resolutions too")
     poison_masks: bool = Field(False, description="True: the discriminator sees masks with random noise in them")
-    discriminator_features: int = Field(64, ge=1, description="channels of its streams; it ends with 8 times as many")
+    discriminator_features: int = Field(
+        64, ge=1, le=100_000, description="channels of its streams; it ends with 8 times as many"
+    )
     discriminator_lr: _Positive = Field(1e-3, description="learning rate of the discriminator, constant")
 
     @model_validator(mode="after")
@@ -87,9 +96,13 @@ class TrainingSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    num_epochs: int = Field(1000, ge=1, description="training length; _<N>epochs in the trainer's name wins")
-    iterations_per_epoch: int = Field(250, ge=1)
-    validation_iterations: int | None = Field(None, ge=1, description="None: a fifth of the iterations, at least 1")
+    num_epochs: int = Field(
+        1000, ge=1, le=MAX_EPOCHS, description="training length; _<N>epochs in the trainer's name wins"
+    )
+    iterations_per_epoch: int = Field(250, ge=1, le=MAX_ITERATIONS)
+    validation_iterations: int | None = Field(
+        None, ge=1, le=MAX_ITERATIONS, description="None: a fifth of the iterations, at least 1"
+    )
     augmentation: AugmentationSettings = AugmentationSettings()
     mirroring: bool = Field(True, description="False: no mirroring, neither in training nor allowed at inference")
     labelled_to_pseudo: tuple[_NotNegative, _NotNegative] | None = Field(
@@ -108,7 +121,9 @@ class TrainingSettings(BaseModel):
     lr_schedule: Literal["poly", "steps"] = Field(
         "poly", description="steps: x0.1 after 66 %, x0.05 after 86 % (Fosun)"
     )
-    warmup_iterations: int = Field(0, ge=0, description="iterations over which the rate rises linearly from zero")
+    warmup_iterations: int = Field(
+        0, ge=0, le=MAX_ITERATIONS, description="iterations over which the rate rises linearly from zero"
+    )
     class_weights: Literal["inverse-sqrt-frequency"] | tuple[_NotNegative, ...] | None = Field(
         None, description="weights of the classes, background first, in the cross-entropy"
     )
@@ -120,13 +135,17 @@ class TrainingSettings(BaseModel):
     adversarial: AdversarialSettings | None = Field(
         None, description="of nnUNetTrainerFlareAdversarial, which without it takes the defaults; refused by the others"
     )
-    ignore_label: int | None = Field(None, ge=1, description="value in a round's labels that the loss leaves out")
+    ignore_label: int | None = Field(
+        None, ge=1, le=65_535, description="value in a round's labels that the loss leaves out"
+    )
     final_validation: bool = Field(True, description="False: the validation after training is skipped")
     cpu_precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast and channels-last on the CPU")
     save_every: int = Field(
-        10, ge=1, description="epochs between two checkpoint_latest; at least every 15 minutes anyway"
+        10, ge=1, le=MAX_EPOCHS, description="epochs between two checkpoint_latest; at least every 15 minutes anyway"
     )
-    seed: int | None = Field(None, ge=0, description="all random streams derive from (seed, round, fold, epoch)")
+    seed: int | None = Field(
+        None, ge=0, le=MAX_SEED, description="all random streams derive from (seed, round, fold, epoch)"
+    )
     run: str | None = None
     round: int | None = Field(None, ge=0, description="set by flare-pseudolabel: the round that this configuration is")
     recipe_hash: str | None = None
@@ -216,12 +235,16 @@ def with_environment(settings: TrainingSettings, environment: Mapping[str, str] 
     """
     environment = os.environ if environment is None else environment
     changes: dict[str, Any] = {}
-    for variable, key, lowest in ((ITERATIONS_VARIABLE, "iterations_per_epoch", 1), (SEED_VARIABLE, "seed", 0)):
+    bounds = ((ITERATIONS_VARIABLE, "iterations_per_epoch", 1, MAX_ITERATIONS), (SEED_VARIABLE, "seed", 0, MAX_SEED))
+    for variable, key, lowest, highest in bounds:
         text = environment.get(variable, "").strip()
         if not text:
             continue
-        if not text.isdigit() or int(text) < lowest:
-            raise InputError(f"environment variable {variable}: found {text!r}, expected a whole number >= {lowest}")
+        if not text.isdecimal() or len(text) > 20 or not lowest <= int(text) <= highest:
+            raise InputError(
+                f"environment variable {variable}: found {text[:40]!r}, expected a whole number >= {lowest}, at most "
+                f"{highest}"
+            )
         changes[key] = int(text)
     if "iterations_per_epoch" in changes:
         changes["validation_iterations"] = None

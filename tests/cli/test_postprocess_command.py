@@ -108,11 +108,8 @@ def test_a_label_map_without_spacing_is_refused_with_its_file(folder, capsys):
         (["-i", "{d}/in", "-o", "{d}/out", "--pipeline", "flare99"], "flare99"),
         (["-i", "{d}/in", "-o", "{d}/out", "--labels", "flare99"], "flare99"),
         (["-i", "{d}/in", "-o", "{d}/out", "--image", "{d}/none"], "--image"),
-        (["-i", "{d}/in", "-o", "{d}/out", "-np", "0"], "-np"),
-        (["learn", "-i", "{d}/in", "-o", "{d}/p.yaml", "--fraction", "0"], "--fraction"),
         (["learn", "-i", "{d}/none", "-o", "{d}/p.yaml"], "no such"),
         (["tune", "-i", "{d}/in", "-ref", "{d}/none", "-o", "{d}/p.yaml"], "no such folder"),
-        (["tune", "-i", "{d}/in", "-ref", "{d}/in", "-o", "{d}/p.yaml", "--max_loss", "-1"], "--max_loss"),
         (["tune", "-i", "{d}/in", "-ref", "{d}/in", "-o", "{d}/p.yaml", "--volumes", "largest"], "learn"),
     ],
 )

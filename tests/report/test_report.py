@@ -19,6 +19,7 @@ import pytest
 from fake_run import ORGANS, SPACING_MM, boxes, fake_run, least_organ
 
 from nnunet_flare.cli.pseudolabel import main
+from nnunet_flare.errors import InputError
 from nnunet_flare.images import Volume, write_volume
 from nnunet_flare.recipes.load import shipped_recipes
 from nnunet_flare.report.gather import gather
@@ -148,12 +149,12 @@ def test_a_single_model_has_no_agreement_but_a_picture(tmp_path):
     assert len(list(run.paths.report.rglob("*.jpg"))) == 3
 
 
-def test_a_value_that_is_no_number_is_shown_as_missing(tmp_path):
+def test_a_value_that_is_no_number_is_named(tmp_path):
     run = fake_run(tmp_path, cases=CASES, rounds=1, pictured=0)
     entries = [replace(entry, score=float("inf")) for entry in read_decisions(run.paths, 0)]
     run.paths.decisions(0).write_text(json.dumps({"cases": [asdict(entry) for entry in entries]}))
-    write_report(run, pictures=0)
-    assert {row[3] for row in data_of(run)["rows"]} == {None}
+    with pytest.raises(InputError, match=r"decisions\.json: cases\[0\]\.score: found inf"):
+        write_report(run, pictures=0)
 
 
 def test_a_run_that_judged_nothing_yet_has_a_report(tmp_path):

@@ -10,7 +10,7 @@ from fake_run import fake_run
 
 from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.errors import InputError
-from nnunet_flare.files import read_json
+from nnunet_flare.files import read_json, write_json
 from nnunet_flare.rounds import do_task as work
 from nnunet_flare.rounds.run.decisions import keep_reviews, load_reviews
 from nnunet_flare.rounds.run.ledger import read_decisions, read_ledger
@@ -89,7 +89,7 @@ def test_decisions_that_come_too_late_are_said(run, caplog):
     caplog.set_level(logging.INFO, "nnunet_flare")
     decide(run, "case_000,reject,,")
     assert "honoured from round 1 on" in caplog.text
-    run.paths.done("select-r1").touch()
+    write_json(run.paths.done("select-r1"), {"task": "select-r1", "seconds": 1.0})
     decide(run, "case_000,reject,,")
     assert "no round of this run is left to select" in caplog.text
 

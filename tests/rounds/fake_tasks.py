@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nnunet_flare.cases import table_name, write_table
 from nnunet_flare.files import write_json
 from nnunet_flare.recipes.load import load_recipe
 from nnunet_flare.recipes.recipe import Recipe
@@ -78,10 +79,32 @@ def run_of(
     )  # fmt: skip
     run = create_run(root or folder / "run", settings, loaded)
     plan_tasks(run, {})
+    _planned(run)
     site = folder / "site"
     site.mkdir(exist_ok=True)
     (site / "sitecustomize.py").write_text(SITE)
     return run
+
+
+def _planned(run: Run) -> None:
+    """What the stand-ins of ``plan`` and ``build`` do not write: a dataset, plans and tables of no case."""
+    labels = {"background": 0, "liver": 1}
+    if not (run.raw / "dataset.json").is_file():
+        write_json(run.raw / "dataset.json", {"labels": labels, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"})
+    (run.raw / "labelsTr").mkdir(exist_ok=True)
+    plans: dict[Path, dict[str, Any]] = {}
+    for number in range(run.final_number + 1):
+        base, name = run.base_of(number), run.configuration(number)
+        plans.setdefault(base.plans_file, {})[name] = {"inherits_from": base.configuration}
+        write_table(run.preprocessed / table_name(name), {})
+        if 0 < number <= run.last_round:
+            run.data(number).mkdir(parents=True, exist_ok=True)
+    if run.coarse_base is not None:
+        plans[run.coarse_base.plans_file] = {run.coarse_configuration: {}}
+        write_table(run.preprocessed / table_name(run.coarse_configuration), {})
+    for path, configurations in plans.items():
+        if not path.is_file():
+            write_json(path, {"configurations": configurations})
 
 
 def plan_tasks(run: Run, plan: dict[str, dict[str, Any]]) -> None:

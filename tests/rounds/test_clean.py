@@ -33,7 +33,7 @@ def run(tmp_path):
         write(run.paths.training_label(number, "c"))
         write(run.paths.label(number, "c", ".nii.gz"))
         write(run.paths.case(number, "c"))
-        run.round(number + 1).data.mkdir(parents=True)
+        run.round(number + 1).data.mkdir(parents=True, exist_ok=True)
         os.link(image, run.round(number + 1).data / "c.b2nd")
         os.link(run.paths.training_label(number, "c"), run.round(number + 1).data / "c_seg.b2nd")
     write(run.base_data / "a.b2nd")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import subprocess
@@ -17,7 +18,9 @@ from fake_tasks import finish, make_run, notes, plan_tasks
 
 from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.errors import InputError, TaskError
-from nnunet_flare.files import write_json
+from nnunet_flare.files import replacing, write_json
+from nnunet_flare.images import Volume, write_volume
+from nnunet_flare.rounds import do_task as work
 from nnunet_flare.rounds.do_task import TASK_VARIABLE
 from nnunet_flare.rounds.executors.local import run_local
 from nnunet_flare.rounds.run import ledger
@@ -164,6 +167,88 @@ def _fill(path: Path) -> None:
                 stream.write(b"\0" * 4096)
         except OSError:
             return
+
+
+def _weights(path: Path) -> None:
+    import torch
+
+    with replacing(path) as temporary:
+        torch.save({"weights": torch.randn(400_000)}, temporary)
+
+
+def _zip_of_numpy(path: Path) -> None:
+    with replacing(path) as temporary:
+        np.savez(temporary, np.random.default_rng(0).normal(size=200_000))
+
+
+def _scan(path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(90, 64, 64)).astype(np.float32)
+    write_volume(path, Volume(values, (1.0, 1.0, 1.0)))
+
+
+def _stored_array(path: Path) -> None:
+    write_array(path, np.random.default_rng(0).normal(size=(1, 40, 96, 96)).astype(np.float32), [40, 96, 96])
+
+
+def _compressed_by_blosc2_itself(path: Path) -> None:
+    import blosc2
+
+    with replacing(path) as temporary:
+        blosc2.asarray(np.random.default_rng(0).normal(size=(40, 96, 96)), urlpath=str(temporary), contiguous=True)
+
+
+def _own_error(path: Path) -> None:
+    """A writer whose error says nothing, as torch's zip writer: "unexpected pos 1876928 vs 1876822"."""
+    with replacing(path) as temporary:
+        _fill(temporary)
+        raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 1876928 vs 1876822")
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("checkpoint.pth", _weights), ("a.npz", _zip_of_numpy), ("a.nii.gz", _scan), ("a.nii", _scan), ("a.mha", _scan),
+        ("a.nrrd", _scan), ("a.b2nd", _stored_array), ("a.b2nd", _compressed_by_blosc2_itself), ("x.bin", _own_error),
+        ("a.json", lambda path: write_json(path, {"text": "x" * 2_000_000})),
+    ],
+)  # fmt: skip
+def test_every_writer_names_a_full_disk_and_the_file(small_disk, name, write):
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write(small_disk / name)
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(small_disk / name)
+    assert list(small_disk.iterdir()) == [], "nothing half-written is left"
+
+
+def test_an_error_of_a_writer_on_a_disk_with_room_stays_what_it_is(tmp_path):
+    with pytest.raises(RuntimeError, match="unexpected pos"), replacing(tmp_path / "a") as temporary:
+        temporary.write_bytes(b"half")
+        raise RuntimeError("unexpected pos 12")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_ledger_on_a_full_disk_is_not_said_to_be_in_use(small_disk, tmp_path):
+    run = make_run(tmp_path, root=small_disk / "run")
+    write_round(run.paths, 0, [entry("a")])
+    ballast = small_disk / "ballast"
+    _fill(ballast)
+    many = [entry(f"case{number}" * 30) for number in range(500)]
+    with pytest.raises(OSError, match="No space left") as caught:
+        ledger._insert(run.paths.ledger, 0, many)
+    assert caught.value.filename == str(run.paths.ledger)
+    ballast.unlink()
+    assert [e.case for e in read_ledger(run.paths)] == ["a"]
+
+
+def test_a_training_on_a_full_disk_says_so(small_disk, tmp_path, monkeypatch):
+    run = make_run(tmp_path)
+    task = graph(run)["train-r0-f0"]
+    folder = run.model(0) / "fold_0"
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(small_disk)
+    _fill(small_disk / "ballast")
+    monkeypatch.setattr(work, "run_child", lambda command: 1)
+    with pytest.raises(TaskError, match=r"exit code 1.*fold_0: No space left on device; make room"):
+        work.STAGES["train"](run, task)
 
 
 STOCK_SAVES = """

@@ -32,7 +32,7 @@ class Resources(BaseModel):
     partition: str | None = None
     time: str | None = Field(None, pattern=r"^[0-9:-]+$")
     gres: str | None = None
-    cpus: int | None = Field(None, ge=1)
+    cpus: int | None = Field(None, ge=1, le=10_000)
     mem: str | None = Field(None, pattern=r"^[0-9]+[KMGTkmgt]?$")
     extra: tuple[str, ...] = ()
 

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from nnunet_flare.disks import trouble
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json, replacing, write_csv, write_json
 from nnunet_flare.rounds.run.locks import LockFile
@@ -90,6 +91,8 @@ def _insert(path: Path, number: int, entries: Sequence[Entry]) -> None:
             connection.execute("DELETE FROM cases WHERE round = ?", (number,))
             connection.executemany(f"INSERT INTO cases VALUES ({marks})", rows)
     except sqlite3.OperationalError as error:
+        if (cause := trouble(path.parent)) is not None:
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
         raise InputError(f"{path}: the ledger cannot be written ({error}); is another program using it?") from error
 
 
@@ -135,7 +138,11 @@ def read_ledger(paths: RunPaths) -> list[Entry]:
             log.info("%s: rounds %s are written again from their decisions.json", paths.ledger, wrong)
         for number in wrong:
             _insert(paths.ledger, number, decided[number])
-    except (sqlite3.OperationalError, InputError) as error:  # in use by another program, or a disk for reading only
+    except (
+        sqlite3.OperationalError,
+        InputError,
+        OSError,
+    ) as error:  # in use, or for reading only
         log.warning("%s: left as it is (%s)", paths.ledger, error)
     except (sqlite3.DatabaseError, ValueError, TypeError) as error:
         log.info("%s: made anew from the rounds' decisions.json (%s)", paths.ledger, error)

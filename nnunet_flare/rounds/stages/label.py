@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
+from nnunet_flare.disks import concerns_disk
 from nnunet_flare.errors import TaskError
 from nnunet_flare.files import holds, replacing
 from nnunet_flare.fusion.members import class_locations, training_label
@@ -191,7 +192,7 @@ def _label_case(run: Run, of: Round, case: UnlabelledCase, predictor: Labeller, 
     except MemoryError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (28, 30, 122, 13):  # full or read-only disk, quota, permission
+        if concerns_disk(error):  # the next case would meet it too
             raise
         log.exception("%s could not be labelled", case.case)
         return LabelledCase(f"labelling failed ({type(error).__name__}: {error})")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from nnunet_flare.disks import concerns_disk
 from nnunet_flare.errors import CaseError
 from nnunet_flare.files import holds, read_json, write_json
 from nnunet_flare.images import Volume, check_values, oddities
@@ -145,7 +146,7 @@ def _preprocess_case(
     except CaseError as error:
         state["failed"] = error.reason
     except Exception as error:  # whatever one scan does to the readers must not end a run over thousands
-        if isinstance(error, OSError) and error.errno in (28, 30, 122, 13):  # full or read-only disk, quota, permission
+        if concerns_disk(error):  # the next case would meet it too
             raise
         state["failed"] = f"{case.source}: preprocessing failed ({type(error).__name__}: {error})"
     write_json(state_file(folder, case.case), state)

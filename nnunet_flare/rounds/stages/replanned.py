@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from nnunet_flare.disks import concerns_disk
 from nnunet_flare.files import holds, link_or_copy, read_json, write_json
 from nnunet_flare.fusion.members import class_locations, training_label
 from nnunet_flare.images import read_volume
@@ -160,7 +161,7 @@ def _prepare(scan: LabelledScan, folder: Path, plans_file: str, configuration: s
         write_array(folder / f"{scan.case}_seg.b2nd", seg.astype(np.int16, copy=False), manager.patch_size)
         write_properties(folder / f"{scan.case}.pkl", properties)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (28, 30, 122, 13):  # full or read-only disk, quota, permission
+        if concerns_disk(error):  # the next case would meet it too
             raise
         state["failed"] = f"preprocessing for the final model failed ({type(error).__name__}: {error})"
         log.warning("%s: %s", scan.case, state["failed"])
