@@ -27,6 +27,7 @@ from nnunet_flare.rounds.label_maps import write_label_map
 from nnunet_flare.rounds.ledger import Entry
 from nnunet_flare.rounds.manifest import Base, Run
 from nnunet_flare.rounds.plans import INPUT_KEYS, base_configuration, dataset_json, num_processes
+from nnunet_flare.rounds.sources import stamp_of
 from nnunet_flare.rounds.unlabelled import read_list
 
 log = logging.getLogger(__name__)
@@ -132,14 +133,20 @@ def _is_done(folder: Path, scan: LabelledScan) -> bool:
     state = folder / f"{scan.case}.json"
     if not state.is_file() or not all((folder / f"{scan.case}{ending}").is_file() for ending in ENDINGS):
         return False
-    return bool(read_json(state).get("made_from") == scan.made_from)
+    known = read_json(state)
+    return bool(known.get("made_from") == scan.made_from and known.get("stamps") == _stamps(scan))
+
+
+def _stamps(scan: LabelledScan) -> list[Any]:
+    """What tells that the scan's files are still the same."""
+    return [stamp_of(Path(image)) for image in scan.images]
 
 
 def _prepare(scan: LabelledScan, folder: Path, plans_file: str, configuration: str, dataset: dict[str, Any]) -> None:
     """Preprocess one case; whatever its files do to the readers ends this case, not the build."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    state = {"made_from": scan.made_from}
+    state: dict[str, Any] = {"made_from": scan.made_from, "stamps": _stamps(scan)}
     plans = PlansManager(plans_file)
     manager = plans.get_configuration(configuration)
     try:

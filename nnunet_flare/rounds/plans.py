@@ -19,6 +19,8 @@ from nnunet_flare.rounds.arrays import ENDINGS, damage
 from nnunet_flare.rounds.locks import LockFile
 from nnunet_flare.rounds.manifest import Base, Run
 from nnunet_flare.rounds.recipe import GIVEN_MODEL
+from nnunet_flare.rounds.refresh import changed_cases, preprocess_cases, present_sources, refresh_ground_truth
+from nnunet_flare.rounds.sources import table_path, write_table
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +68,8 @@ def planner_class(planner: str) -> Any:
 def plan_and_preprocess(run: Run, base: Base | None = None) -> str:
     """Fingerprint, plan and preprocess the labelled cases, as far as that was not done before.
 
+    Cases whose scan or label map was changed since then are preprocessed anew.
+
     Args:
         run: the run.
         base: what is planned; None: what the rounds build on.
@@ -77,7 +81,10 @@ def plan_and_preprocess(run: Run, base: Base | None = None) -> str:
         if not base.plans_file.is_file():
             _plan(run, base)
         configuration = base_configuration(base)
+        other_labels = _refresh_dataset_json(run)
         labelled = raw_cases(run)
+        files = raw_files(run)
+        now = present_sources(base.data, files)
         if _not_whole(base, labelled):
             _preprocess(run, base)
             problems = _not_whole(base, labelled)
@@ -86,6 +93,15 @@ def plan_and_preprocess(run: Run, base: Base | None = None) -> str:
                     f"{len(problems)} of {len(labelled)} labelled cases are not whole after preprocessing; the first: "
                     f"{problems[0]}. {_room(base)}"
                 )
+        else:
+            changed = changed_cases(base.data, now)
+            if other_labels:
+                changed = {case: changed.get(case, ["dataset.json"]) for case in labelled}
+            _preprocess_changed(run, base, files, changed)
+        write_table(table_path(base.data), now)
+        copied = refresh_ground_truth(run.preprocessed / "gt_segmentations", files, dataset_json(run)["file_ending"])
+        if copied:
+            log.info("label maps copied again for validation: %s", ", ".join(copied))
         _write_splits(run, labelled)
         copy_case_table(run)
     return configuration_hash(configuration)
@@ -134,6 +150,38 @@ def _preprocess(run: Run, base: Base) -> None:
             f"preprocessing the labelled cases failed ({error}). Worker processes that end without an error mostly "
             f"lacked disk space or memory. {_room(base)}"
         ) from error
+
+
+def _preprocess_changed(run: Run, base: Base, files: dict[str, Any], changed: dict[str, list[str]]) -> None:
+    """Make the arrays anew of the cases whose files are other ones than they were made from."""
+    if not changed:
+        return
+    names = "; ".join(f"{case} ({', '.join(found)})" for case, found in sorted(changed.items()))
+    log.warning("%s: changed since they were preprocessed, made anew: %s", base.data.name, names)
+    arguments = (files, base.data, base.plans_file, base.configuration, dataset_json(run))
+    preprocess_cases(sorted(changed), *arguments, workers=num_processes(len(changed)))
+
+
+def _refresh_dataset_json(run: Run) -> bool:
+    """Copy dataset.json again where the raw one says something else; returns whether its labels are others.
+
+    Raises:
+        TaskError: when its channels are others, which the plans were made for.
+    """
+    raw, copy = run.raw / "dataset.json", run.preprocessed / "dataset.json"
+    if not copy.is_file():
+        return False
+    new, old = read_json(raw), read_json(copy)
+    if new == old:
+        return False
+    if new.get("channel_names") != old.get("channel_names"):
+        raise TaskError(
+            f"{raw}: has the channels {new.get('channel_names')}, but the plans in {run.preprocessed} were made for "
+            f"{old.get('channel_names')}. Plan the dataset anew (remove that folder), or restore dataset.json"
+        )
+    log.warning("%s changed since the dataset was planned; it is copied again", raw)
+    write_json(copy, new)
+    return bool(new.get("labels") != old.get("labels"))
 
 
 def _room(base: Base) -> str:
@@ -227,10 +275,17 @@ def _write_splits(run: Run, cases: list[str]) -> None:
 
 
 def copy_case_table(run: Run) -> None:
-    """Carry ``flare_cases.json`` from the raw to the preprocessed dataset, once."""
+    """Carry ``flare_cases.json`` from the raw to the preprocessed dataset, again where the raw one changed."""
     source, target = run.raw / FILE_NAME, run.preprocessed / FILE_NAME
-    if source.is_file() and not target.is_file():
-        write_json(target, read_json(source))
+    if not source.is_file():
+        return
+    if target.is_file():
+        found = source.stat()
+        is_newer = max(found.st_mtime_ns, found.st_ctime_ns) > target.stat().st_mtime_ns
+        if not is_newer or read_json(source) == read_json(target):
+            return
+        log.warning("%s changed since it was copied; it is copied again", source)
+    write_json(target, read_json(source))
 
 
 def base_table(run: Run) -> CaseTable:
