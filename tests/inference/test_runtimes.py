@@ -138,6 +138,7 @@ def test_the_same_weights_elsewhere_are_not_converted_again(case, tmp_path, capl
     folder, data = case
     logits(folder, data, backend="openvino", precision="fp32", folds=[0])
     shutil.copytree(folder, tmp_path / "copy")
+    caplog.clear()
     with caplog.at_level("INFO"):
         logits(tmp_path / "copy", data, backend="openvino", precision="fp32", folds=[0])
     assert "converting" not in caplog.text

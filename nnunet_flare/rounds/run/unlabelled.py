@@ -15,6 +15,7 @@ from nnunet_flare.dicom_files import dicom_files, series_folders
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.files import link_or_copy, read_json, write_json
 from nnunet_flare.images import SUFFIXES, Volume, stem_of, suffix_of, write_volume
+from nnunet_flare.rounds.run.sources import stamp_of
 
 log = logging.getLogger(__name__)
 
@@ -105,11 +106,15 @@ def freeze(
                 f"{known[case]['source']} under that id. Rename one of the files"
             )
         images = [target / f"{case}_{channel:04d}{file_ending}" for channel in range(len(files))]
-        for file, image in zip(files, images, strict=True):
-            _provide(file, image, case, file_ending)
+        stamps = [stamp_of(file) for file in files]
+        before = known.get(case, {})
+        noted = before.get("stamps") if before.get("source") in (source, None) else []
+        for channel, (file, image) in enumerate(zip(files, images, strict=True)):
+            is_same = None if noted is None else noted[channel : channel + 1] == [stamps[channel]]
+            _provide(file, image, case, file_ending, is_same=is_same)
         size = sum(size_of(file) for file in files)
         cases.append(UnlabelledCase(case, source, tuple(str(image) for image in images), size))
-        known[case] = {"source": source, "images": [str(image) for image in images]}
+        known[case] = {"source": source, "images": [str(image) for image in images], "stamps": stamps}
     write_json(table, {"version": 1, "cases": dict(sorted(known.items()))})
     return cases
 
@@ -124,13 +129,19 @@ def size_of(file: Path) -> int:
         return 0
 
 
-def _provide(file: Path, image: Path, case: str, file_ending: str) -> None:
-    """Make ``image`` the scan ``file``: a link, or a converted copy when the format differs."""
-    if image.exists() and image.stat().st_mtime >= file.stat().st_mtime:
-        return
+def _provide(file: Path, image: Path, case: str, file_ending: str, *, is_same: bool | None) -> None:
+    """Make ``image`` the scan ``file``: a link, or a converted copy when the format differs.
+
+    ``is_same``: whether ``file`` looks as it did when ``image`` was made; None where that was not noted.
+    """
+    if image.exists():
+        if file.exists() and os.path.samefile(file, image):
+            return
+        if image.stat().st_mtime >= file.stat().st_mtime if is_same is None else is_same and not image.is_symlink():
+            return
+    with suppress(FileNotFoundError):
+        image.unlink()
     if file.name.lower().endswith(file_ending):
-        with suppress(FileNotFoundError):
-            image.unlink()
         try:
             os.symlink(os.path.realpath(file), image)
         except OSError:

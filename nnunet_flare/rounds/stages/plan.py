@@ -16,11 +16,13 @@ from nnunet_flare.files import read_json, write_json
 from nnunet_flare.parallel import num_processes
 from nnunet_flare.recipes.recipe import GIVEN_MODEL
 from nnunet_flare.rounds.run.configurations import check_names, configuration_hash
-from nnunet_flare.rounds.run.dataset import raw_cases
+from nnunet_flare.rounds.run.dataset import dataset_json, raw_cases, raw_files
 from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Base
+from nnunet_flare.rounds.run.sources import table_path, write_table
 from nnunet_flare.rounds.stages.arrays import ENDINGS, damage
+from nnunet_flare.rounds.stages.refresh import changed_cases, preprocess_cases, present_sources, refresh_ground_truth
 from nnunet_flare.trusted_names import check_name
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,8 @@ def planner_class(planner: str) -> Any:
 def plan_and_preprocess(run: Run, base: Base | None = None) -> str:
     """Fingerprint, plan and preprocess the labelled cases, as far as that was not done before.
 
+    Cases whose scan or label map was changed since then are preprocessed anew.
+
     Args:
         run: the run.
         base: what is planned; None: what the rounds build on.
@@ -68,7 +72,10 @@ def plan_and_preprocess(run: Run, base: Base | None = None) -> str:
         if not base.plans_file.is_file():
             _plan(run, base)
         configuration = check_names(run, base)
+        other_labels = _refresh_dataset_json(run)
         labelled = raw_cases(run)
+        files = raw_files(run)
+        now = present_sources(base.data, files)
         if _not_whole(base, labelled):
             _preprocess(run, base)
             problems = _not_whole(base, labelled)
@@ -77,6 +84,15 @@ def plan_and_preprocess(run: Run, base: Base | None = None) -> str:
                     f"{len(problems)} of {len(labelled)} labelled cases are not whole after preprocessing; the first: "
                     f"{problems[0]}. {_room(base)}"
                 )
+        else:
+            changed = changed_cases(base.data, now)
+            if other_labels:
+                changed = {case: changed.get(case, ["dataset.json"]) for case in labelled}
+            _preprocess_changed(run, base, files, changed)
+        write_table(table_path(base.data), now)
+        copied = refresh_ground_truth(run.preprocessed / "gt_segmentations", files, dataset_json(run)["file_ending"])
+        if copied:
+            log.info("label maps copied again for validation: %s", ", ".join(copied))
         _write_splits(run, labelled)
         copy_case_table(run)
     return configuration_hash(configuration)
@@ -127,6 +143,38 @@ def _preprocess(run: Run, base: Base) -> None:
         ) from error
 
 
+def _preprocess_changed(run: Run, base: Base, files: dict[str, Any], changed: dict[str, list[str]]) -> None:
+    """Make the arrays anew of the cases whose files are other ones than they were made from."""
+    if not changed:
+        return
+    names = "; ".join(f"{case} ({', '.join(found)})" for case, found in sorted(changed.items()))
+    log.warning("%s: changed since they were preprocessed, made anew: %s", base.data.name, names)
+    arguments = (files, base.data, base.plans_file, base.configuration, dataset_json(run))
+    preprocess_cases(sorted(changed), *arguments, workers=num_processes(len(changed)))
+
+
+def _refresh_dataset_json(run: Run) -> bool:
+    """Copy dataset.json again where the raw one says something else; returns whether its labels are others.
+
+    Raises:
+        TaskError: when its channels are others, which the plans were made for.
+    """
+    raw, copy = run.raw / "dataset.json", run.preprocessed / "dataset.json"
+    if not copy.is_file():
+        return False
+    new, old = read_json(raw), read_json(copy)
+    if new == old:
+        return False
+    if new.get("channel_names") != old.get("channel_names"):
+        raise TaskError(
+            f"{raw}: has the channels {new.get('channel_names')}, but the plans in {run.preprocessed} were made for "
+            f"{old.get('channel_names')}. Plan the dataset anew (remove that folder), or restore dataset.json"
+        )
+    log.warning("%s changed since the dataset was planned; it is copied again", raw)
+    write_json(copy, new)
+    return bool(new.get("labels") != old.get("labels"))
+
+
 def _room(base: Base) -> str:
     free = shutil.disk_usage(base.data.parent).free
     return f"{base.data.parent} has {free / 1e9:.1f} GB free; make room, then run the same command again"
@@ -174,8 +222,15 @@ def _write_splits(run: Run, cases: list[str]) -> None:
 
 
 def copy_case_table(run: Run) -> None:
-    """Carry ``flare_cases.json`` from the raw to the preprocessed dataset, once."""
+    """Carry ``flare_cases.json`` from the raw to the preprocessed dataset, again where the raw one changed."""
     source, target = run.raw / FILE_NAME, run.preprocessed / FILE_NAME
-    if source.is_file() and not target.is_file():
-        read_table(source)
+    if not source.is_file():
+        return
+    if target.is_file():
+        found = source.stat()
+        is_newer = max(found.st_mtime_ns, found.st_ctime_ns) > target.stat().st_mtime_ns
+        if not is_newer or read_json(source) == read_json(target):
+            return
+        log.warning("%s changed since it was copied; it is copied again", source)
+    read_table(source)
         write_json(target, read_json(source))

@@ -23,6 +23,7 @@ from nnunet_flare.parallel import num_processes
 from nnunet_flare.rounds.run.dataset import dataset_json
 from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.sources import changed_files, sources_of
 from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, read_list, read_scans
 from nnunet_flare.rounds.stages.arrays import ENDINGS, write_array, write_properties
 from nnunet_flare.rounds.stages.boxes import Box, preprocess_box, read_box
@@ -78,14 +79,19 @@ def _preprocess_missing(run: Run, retry_failed: bool) -> dict[str, int]:
     cases = read_list(run.paths.unlabelled)
     for stray in folder.glob(".tmp-*"):
         stray.unlink(missing_ok=True)
+    boxes = {} if run.recipe.roi is None else {case.case: read_box(run, case.case) for case in cases}
+    changed = {case.case: names for case in cases if (names := _changed(case, folder, boxes.get(case.case)))}
+    if changed:
+        shown = "; ".join(f"{case} ({', '.join(names)})" for case, names in changed.items())
+        log.warning("unlabelled scans changed since they were preprocessed, made anew: %s", shown)
     todo = [
         case
         for case in cases
-        if not is_ready(folder, case.case) and (retry_failed or failure(folder, case.case) is None)
+        if case.case in changed
+        or (not is_ready(folder, case.case) and (retry_failed or failure(folder, case.case) is None))
     ]
     if todo:
         documents = _documents(run)
-        boxes = {} if run.recipe.roi is None else {case.case: read_box(run, case.case) for case in todo}
         workers = num_processes(len(todo))
         log.info("preprocessing %d unlabelled scans", len(todo))
         bar = tqdm(total=len(todo), desc="unlabelled scans", disable=None, unit="scan")
@@ -106,6 +112,25 @@ def _preprocess_missing(run: Run, retry_failed: bool) -> dict[str, int]:
     for name in failed:
         log.warning("set aside: %s: %s", name, failure(folder, name))
     return {"ready": len(cases) - len(failed), "failed": len(failed)}
+
+
+def _changed(case: UnlabelledCase, folder: Path, located: dict[str, Any] | None) -> list[str]:
+    """What a case's arrays, or the reason why it was set aside, were made from and is another thing now; by name.
+
+    What was not noted yet, or only looks different, is noted.
+    """
+    path = state_file(folder, case.case)
+    if not path.is_file():
+        return []
+    state = read_json(path)
+    before = state.get("sources")
+    now = sources_of([Path(image) for image in case.images], before or ())
+    names = changed_files(folder, case.case, before, now)
+    if located is not None and "located" in state and state["located"] != located.get("box"):
+        names.append("the coarse model's box")
+    if not names and before != now:
+        write_json(path, {**state, "sources": now})
+    return names
 
 
 def _documents(run: Run) -> tuple[str, str, dict[str, Any]]:
@@ -134,7 +159,9 @@ def _preprocess_case(
     located: dict[str, Any] | None,
 ) -> None:
     """Write a case's arrays and state; ``located`` is what its coarse pass found, where there was one."""
-    state: dict[str, Any] = {"source": case.source}
+    state: dict[str, Any] = {"source": case.source, "sources": sources_of([Path(image) for image in case.images])}
+    if located is not None:
+        state["located"] = located.get("box")
     try:
         state["odd"], scan = _check(case, dataset)
         if located is not None and "failed" in located:

@@ -29,6 +29,7 @@ from nnunet_flare.rounds.run.dataset import dataset_json
 from nnunet_flare.rounds.run.ledger import Entry
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Base
+from nnunet_flare.rounds.run.sources import stamp_of
 from nnunet_flare.rounds.run.unlabelled import read_list
 from nnunet_flare.rounds.stages.arrays import ENDINGS, read_array, read_properties, write_array, write_properties
 from nnunet_flare.rounds.stages.label_maps import write_label_map
@@ -36,7 +37,7 @@ from nnunet_flare.rounds.stages.label_maps import write_label_map
 log = logging.getLogger(__name__)
 
 LABEL_KEYS = ("resampling_fn_seg", "resampling_fn_seg_kwargs")
-MADE = {"made_from": str, "failed?": str}
+MADE = {"made_from": str, "stamps": [object], "failed?": str}
 """What is kept of a case."""
 STOCK_PREPROCESSOR = "DefaultPreprocessor"
 
@@ -138,14 +139,19 @@ def _is_done(folder: Path, scan: LabelledScan) -> bool:
     state = folder / f"{scan.case}.json"
     if not state.is_file() or not all((folder / f"{scan.case}{ending}").is_file() for ending in ENDINGS):
         return False
-    return holds(state, {**MADE, "made_from": {scan.made_from}})
+    return holds(state, {**MADE, "made_from": {scan.made_from}}) and read_json(state, MADE)["stamps"] == _stamps(scan)
+
+
+def _stamps(scan: LabelledScan) -> list[Any]:
+    """What tells that the scan's files are still the same."""
+    return [stamp_of(Path(image)) for image in scan.images]
 
 
 def _prepare(scan: LabelledScan, folder: Path, plans_file: str, configuration: str, dataset: dict[str, Any]) -> None:
     """Preprocess one case; whatever its files do to the readers ends this case, not the build."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    state = {"made_from": scan.made_from}
+    state: dict[str, Any] = {"made_from": scan.made_from, "stamps": _stamps(scan)}
     plans = PlansManager(plans_file)
     manager = plans.get_configuration(configuration)
     try:
