@@ -233,4 +233,4 @@ def copy_case_table(run: Run) -> None:
             return
         log.warning("%s changed since it was copied; it is copied again", source)
     read_table(source)
-        write_json(target, read_json(source))
+    write_json(target, read_json(source))
