@@ -72,6 +72,20 @@ def run(*words: object) -> int:
     return predict.main([str(word) for word in (*words, "--backend", "torch", "--precision", "fp32")])
 
 
+@pytest.mark.parametrize("with_meta", [True, False])
+def test_a_series_with_slices_without_preamble_is_referred_to(series, tmp_path, with_meta):
+    labels = (np.arange(np.prod(SHAPE)).reshape(SHAPE) % 3).astype(np.uint8)
+    for path in list(series.iterdir())[:2]:
+        data = path.read_bytes()
+        meta = 132 + 12 + int.from_bytes(data[140:144], "little")  # preamble, letters, the length of the meta group
+        path.write_bytes(data[132:] if with_meta else data[meta:])
+    write_dicom_seg(tmp_path / "seg.dcm", labels, series, {1: "liver", 2: "spleen"}, "patient")
+    document = highdicom.seg.segread(tmp_path / "seg.dcm")
+    sources = [pydicom.dcmread(file, force=True).SOPInstanceUID for file in ordered_files(series, "patient")]
+    back = document.get_pixels_by_source_instance(sources, combine_segments=True, ignore_spatial_locations=True)
+    np.testing.assert_array_equal(back, labels)
+
+
 def test_the_segmentation_reads_back_equal(series, tmp_path):
     model = models.write_model(tmp_path / "model")
     assert run("-i", series.parent, "-o", tmp_path / "out", "-m", model, "--dicom_seg") == 0

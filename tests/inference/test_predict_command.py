@@ -291,6 +291,8 @@ def test_broken_cases_are_set_aside_with_a_line_each_and_the_others_written(mode
         (scans.blobs((4, 20, 20)), "smaller than its patch"),
         (scans.blobs(SMALL, spacing=(20.0, 1.7, 2.3)), "outside 0.2 to 15 mm"),
         (scans.blobs(SMALL).with_array(scans.blobs(SMALL).array.astype(np.int32) * 100), "outside CT's"),
+        (scans.blobs(SMALL).with_array(scans.blobs(SMALL).array + np.int16(1024)), "rescale intercept"),
+        (scans.blobs(SMALL).with_array(scans.blobs(SMALL).array.astype(np.float32) / 150), "a few units"),
     ],
 )
 def test_odd_scans_are_predicted_with_a_warning(model, tmp_path, capsys, volume, says):
@@ -298,6 +300,15 @@ def test_odd_scans_are_predicted_with_a_warning(model, tmp_path, capsys, volume,
     assert run("-i", tmp_path / "odd.nii.gz", "-o", tmp_path / "out", "-m", model, "-f", 0) == 0
     assert says in capsys.readouterr().err
     assert read_volume(tmp_path / "out" / "odd.nii.gz").array.shape == volume.array.shape
+
+
+def test_a_scan_longer_than_any_body_is_set_aside_before_any_work(model, tmp_path, capsys, monkeypatch):
+    write_volume(tmp_path / "in" / "long_0000.nii.gz", scans.blobs(SMALL, spacing=(900.0, 1.7, 2.3)))
+    monkeypatch.setattr("nnunet_flare.inference.scans.preprocess", lambda *args: pytest.fail("it was resampled"))
+    assert run("-i", tmp_path / "in", "-o", tmp_path / "out", "-m", model, "-f", 0) == 1
+    printed = "".join(capsys.readouterr())
+    assert "long: " in printed and "(9000, 61, 92) mm" in printed and "the spacing is wrong" in printed
+    assert not (tmp_path / "out" / "long.nii.gz").exists()
 
 
 def test_model_faults_are_refused_in_one_line(images, tmp_path, capsys):
