@@ -21,6 +21,7 @@ from tqdm import tqdm
 from nnunet_flare.cases import FILE_NAME, Case, read_table
 from nnunet_flare.documents import load_json
 from nnunet_flare.errors import CaseError, InputError
+from nnunet_flare.files import name_problem
 from nnunet_flare.images import SUFFIXES, Volume, check_values, geometry_difference, read_labels, read_volume
 from nnunet_flare.trusted_names import check_name
 
@@ -235,7 +236,8 @@ def _read_cases(
 
 def _check_case(item: tuple[str, TrainingCase], *, allowed: set[int] | None, table: Mapping[str, Case]) -> list[str]:
     case, files = item
-    problems: list[str] = []
+    too_long = name_problem(case, files.label.parent)
+    problems: list[str] = [] if too_long is None else [f"{files.label.parent}: {too_long}"]
     grids = [_read(problems, partial(_read_image, path, case)) for path in files.images]
     label = _read(
         problems, partial(read_labels, files.label, case, allowed=None if allowed is None else sorted(allowed))

@@ -21,6 +21,32 @@ def temporary_prefix() -> str:
     return f".tmp-{uuid4().hex[:12]}-"
 
 
+LOOP_FILES = ("{}_seg.b2nd", "{}_0000.nii.gz", "label_{}.nii.gz")
+"""The longest names of files that the loop makes of a case; each is written under :func:`temporary_prefix` first."""
+
+
+def name_problem(case: str, folder: Path, patterns: Sequence[str] = LOOP_FILES, *, renamed: bool = True) -> str | None:
+    """Why a case's name is too long for the files that are written from it, in words; None where they all fit.
+
+    Args:
+        case: the id.
+        folder: where they are written, or will be; its file system says how many bytes a name may have.
+        patterns: names of the files, ``{}`` for the id.
+        renamed: whether they are first written under :func:`temporary_prefix`.
+    """
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    try:
+        limit = os.pathconf(place, "PC_NAME_MAX")
+    except (OSError, ValueError, AttributeError):
+        limit = 255
+    own = len(os.fsencode(case))
+    added = max(len(os.fsencode(pattern.replace("{}", ""))) for pattern in patterns)
+    room = limit - added - (len(temporary_prefix()) if renamed else 0)
+    if own <= room:
+        return None
+    return f"the name of case '{case[:30]}...' has {own} bytes, at most {room} fit with what is added to it; rename it"
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path`` that keeps its suffixes; renamed to ``path`` on success, removed on failure.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_flare.files import link_or_copy, read_json, replacing, write_json, write_text
+from nnunet_flare.files import LOOP_FILES, link_or_copy, name_problem, read_json, replacing, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -143,3 +143,27 @@ def test_a_dangling_link_is_replaced(source: Path, tmp_path: Path) -> None:
     target.symlink_to(tmp_path / "gone")
     assert link_or_copy(source, target) == "hard link"
     assert target.read_bytes() == b"voxels"
+
+
+# ------------------------------------------------------------------ long names
+
+
+@pytest.mark.parametrize("letter", ["a", "ä", "肝"])
+def test_a_name_fits_exactly_when_every_file_of_it_can_be_written(tmp_path: Path, letter: str) -> None:
+    for length in range(60, 240):
+        case = letter * length
+        fits = True
+        for pattern in LOOP_FILES:
+            try:
+                write_text(tmp_path / pattern.replace("{}", case), "")
+            except OSError as error:
+                assert error.errno == errno.ENAMETOOLONG
+                fits = False
+        assert (name_problem(case, tmp_path) is None) == fits, length
+    problem = name_problem(letter * 240, tmp_path / "not" / "made" / "yet")
+    assert problem is not None and f"has {240 * len(letter.encode())} bytes, at most 224 fit" in problem
+
+
+def test_names_are_measured_by_what_is_written_from_them(tmp_path: Path) -> None:
+    assert name_problem("a" * 248, tmp_path, ["{}.nii.gz"], renamed=False) is None
+    assert name_problem("a" * 249, tmp_path, ["{}.nii.gz"], renamed=False) is not None

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from nnunet_flare.errors import CaseError, FlareError, InputError
+from nnunet_flare.files import name_problem
 from nnunet_flare.images import Volume, write_labels
 from nnunet_flare.inference.inputs import Case, check_channel_count
 from nnunet_flare.inference.profile import Profile
@@ -116,6 +117,13 @@ def predict_cases(
     check_writable(output)
     todo = []
     for case in cases:
+        problem = name_problem(case.name, output, [f"{{}}{case.suffix}"], renamed=False)
+        if problem is None and also_write is not None:
+            problem = name_problem(case.name, output, [f"{{}}{also_write.suffix}"])
+        if problem is not None:
+            report.failed[case.name] = problem
+            log.error("%s: set aside: %s", case.name, problem)
+            continue
         wanted = [_target(output, case)]
         if also_write is not None:
             wanted.append(output / f"{case.name}{also_write.suffix}")

@@ -14,7 +14,7 @@ from typing import Any
 
 from nnunet_flare.cases import FILE_NAME, Case, write_table
 from nnunet_flare.errors import CaseError, InputError
-from nnunet_flare.files import link_or_copy, replacing, write_json
+from nnunet_flare.files import link_or_copy, name_problem, replacing, write_json
 from nnunet_flare.organs import dataset_labels
 from nnunet_flare.preparation.annotated import read_annotated, role_of
 from nnunet_flare.preparation.examine import RECORD, Finding, examine_all, read_record
@@ -121,6 +121,10 @@ def _enter(
     copy: bool,
 ) -> None:
     """Link a good case into its group's folders; set a bad one aside."""
+    too_long = name_problem(scan.case, prepared.dataset)
+    if too_long is not None:
+        prepared.set_aside[scan.case] = f"{scan.image}: {too_long}"
+        return
     if finding.problems:
         prepared.set_aside[scan.case] = "; ".join(finding.problems)
         return

@@ -73,6 +73,18 @@ def test_a_folder_of_series_is_predicted_each_on_its_own_grid(tmp_path, volume):
     np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("more", [[], ["--continue_prediction"]])
+def test_a_name_too_long_for_its_label_map_sets_that_case_aside_and_the_others_are_written(
+    tmp_path, volume, capsys, more
+):
+    write_series(tmp_path / "in" / ("s" * 250), volume)
+    write_series(tmp_path / "in" / "good", volume)
+    words = ["-i", tmp_path / "in", "-m", models.write_model(tmp_path / "model"), "-o", tmp_path / "out", *more]
+    assert predict.main([str(word) for word in (*words, "--backend", "torch")]) == 1
+    assert "has 250 bytes, at most 248 fit" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.nii.gz"]
+
+
 def test_gaps_are_refused_naming_the_slices(tmp_path, volume):
     write_series(tmp_path / "s", volume, skip=4)
     with pytest.raises(CaseError, match=r"a gap of 8\.00 mm between IM\d+\.dcm and IM\d+\.dcm.*4\.00 mm apart"):

@@ -314,3 +314,13 @@ def test_an_odd_scan_is_prepared_and_noted(flare22, raw, patient):
     made = prepare("flare22", flare22, raw)
     assert "Case_00002" in made.cases["unlabelled"] and not made.set_aside
     assert made.notes[0].startswith("Case_00002: values from")
+
+
+def test_cases_whose_names_are_too_long_for_what_follows_are_set_aside_and_the_others_are_prepared(
+    flare22, raw, monkeypatch
+):
+    monkeypatch.setattr("os.pathconf", lambda path, name: 45)  # an encrypted file system has fewer bytes too
+    made = prepare("flare22", flare22, raw)
+    assert sorted(made.set_aside) == ["FLARE22_Tr_0001", "FLARE22_Tr_0002", "FLARE22_Tr_0003"]
+    assert "has 15 bytes, at most 14 fit" in made.set_aside["FLARE22_Tr_0001"]
+    assert made.cases["training"] == [] and len(made.cases["unlabelled"]) == 4

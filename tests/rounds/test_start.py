@@ -315,3 +315,36 @@ def test_scans_that_a_coarse_model_crops_cannot_be_preprocessed_ahead_of_its_tra
     assert main(["preprocess", "-d", "22", "-u", str(data / "unlabelled"), "--recipe", "selective"]) == 2
     assert "by the coarse model that the run trains first" in capsys.readouterr().err
     assert not list((data / "nnUNet_preprocessed").rglob("*.b2nd"))
+
+
+# ------------------------------------------------------------------ names too long for what is written from them
+
+
+def test_an_unlabelled_scan_whose_name_leaves_no_room_is_refused_before_anything_is_written(data, capsys):
+    scan = next((data / "unlabelled").iterdir())
+    scan.rename(scan.with_name("u" * 236 + "_0000.nii.gz"))
+    error = refused(data, capsys)
+    assert "1 name(s) are too long: the name of case 'uuuuu" in error and "has 236 bytes, at most 224 fit" in error
+    assert not list((data / "nnUNet_results").rglob("run.json"))
+    assert main(["preprocess", "-d", "22", "-u", str(data / "unlabelled"), "--recipe", "demo"]) == 2
+    assert "has 236 bytes" in capsys.readouterr().err
+
+
+def test_a_labelled_and_a_held_out_case_with_such_names_are_refused(data, capsys):
+    label = sorted((raw(data) / "labelsTr").iterdir())[0]
+    case = label.name.removesuffix(".nii.gz")
+    label.rename(label.with_name("l" * 236 + ".nii.gz"))
+    (raw(data) / "imagesTr" / f"{case}_0000.nii.gz").rename(raw(data) / "imagesTr" / ("l" * 236 + "_0000.nii.gz"))
+    test = data / "test"
+    image = sorted((test / "images").iterdir())[0]
+    held = image.name.removesuffix("_0000.nii.gz")
+    image.rename(image.with_name("t" * 230 + "_0000.nii.gz"))
+    (test / "labels" / f"{held}.nii.gz").rename(test / "labels" / ("t" * 230 + ".nii.gz"))
+    error = refused(data, capsys, "--eval", str(test / "images"), str(test / "labels"))
+    assert "has 236 bytes" in error and "has 230 bytes" in error
+
+
+def test_the_longest_name_that_fits_is_taken(data):
+    scan = next((data / "unlabelled").iterdir())
+    scan.rename(scan.with_name("u" * 224 + "_0000.nii.gz"))
+    assert "u" * 224 in find_sources(data / "unlabelled", 1)

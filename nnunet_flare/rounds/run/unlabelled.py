@@ -13,7 +13,7 @@ from pathlib import Path
 from nnunet_flare.dicom import read_scan
 from nnunet_flare.dicom_files import dicom_files, series_folders
 from nnunet_flare.errors import CaseError, InputError
-from nnunet_flare.files import link_or_copy, read_json, write_json
+from nnunet_flare.files import link_or_copy, name_problem, read_json, write_json
 from nnunet_flare.images import SUFFIXES, Volume, stem_of, suffix_of, write_volume
 from nnunet_flare.rounds.run.sources import stamp_of
 
@@ -54,6 +54,9 @@ def find_sources(folder: Path, channels: int) -> dict[str, list[Path]]:
         if channel in files:
             clashes.append(f"{files[channel].name} and {path.name} both give the case '{safe_id(name)}'")
         files[channel] = path
+    too_long = [problem for case in found if (problem := name_problem(case, folder)) is not None]
+    if too_long:
+        raise InputError(f"-u {folder}: {len(too_long)} name(s) are too long: {'; '.join(too_long)}")
     if clashes:
         raise InputError(f"-u {folder}: {'; '.join(clashes)}. Rename or remove one of each")
     if not found:
