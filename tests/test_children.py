@@ -64,6 +64,7 @@ def test_worker_processes_of_our_children_are_safe_too(poisoned: Path, tmp_path:
     assert done.stdout == "3\n" and not marker(tmp_path), done.stderr
 
 
+@pytest.mark.slow
 def test_preprocessing_with_nnunets_worker_processes_runs_nothing_of_the_current_folder(
     poisoned: Path, tmp_path: Path
 ) -> None:
