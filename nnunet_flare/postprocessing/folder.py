@@ -10,6 +10,7 @@ import numpy as np
 
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.images import SUFFIXES, Volume, read_labels, read_volume, stem_of, suffix_of, write_labels
+from nnunet_flare.outputs import check_outputs
 from nnunet_flare.parallel import Workers
 from nnunet_flare.postprocessing.pipeline import Pipeline
 
@@ -59,6 +60,7 @@ def postprocess_folder(
         raise InputError(f"-o {target}: is the folder of the input; choose another, so that nothing is processed twice")
     if images is not None and not images.is_dir():
         raise InputError(f"--image {images}: no such folder of images")
+    check_outputs([target / path.name for path in files], [*files, images, Path(pipeline.name)])
     target.mkdir(parents=True, exist_ok=True)
     work = partial(_postprocess_file, target=target, pipeline=pipeline, images=images)
     changes, failed = [], []

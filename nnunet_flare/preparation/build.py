@@ -14,7 +14,7 @@ from typing import Any
 
 from nnunet_flare.cases import FILE_NAME, Case, write_table
 from nnunet_flare.errors import CaseError, InputError
-from nnunet_flare.files import link_or_copy, read_json, replacing, write_json
+from nnunet_flare.files import link_or_copy, read_json, remove_leftovers, replacing, write_json
 from nnunet_flare.organs import dataset_labels
 from nnunet_flare.preparation.annotated import read_annotated, role_of
 from nnunet_flare.preparation.examine import RECORD, Finding, examine_all
@@ -77,8 +77,7 @@ def prepare(
         raise InputError(f"--annotated {annotated}: all label maps of {challenge.name} are complete; leave it out")
     stated = {} if annotated is None else read_annotated(annotated, training, challenge.organs)
     dataset.mkdir(parents=True, exist_ok=True)
-    for stray in dataset.rglob(".tmp-*"):  # of a killed copy; nnU-Net would take one in imagesTr for a case
-        stray.unlink()
+    remove_leftovers(dataset, below=True)  # nnU-Net would take one in imagesTr for a case
     labels = dataset_labels(challenge.organs)
     origin = f"{challenge.name} in {download_folder.absolute()}"
     scans = list(download.scans.values())

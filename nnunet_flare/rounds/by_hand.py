@@ -12,6 +12,7 @@ from nnunet_flare.documents import load_json, load_rows
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.images import geometry_difference, read_labels, stem_of, suffix_of
 from nnunet_flare.organs import FLARE22
+from nnunet_flare.outputs import check_document
 from nnunet_flare.rounds.choose import write_changes, write_scores, write_selection
 from nnunet_flare.selection.agreement import pairwise_dice
 from nnunet_flare.selection.change import label_change
@@ -21,6 +22,9 @@ COMPARISONS = ("pairs", "last", "rounds")
 """What :func:`score_folders` compares: every two folders, each with the last one, or each with the next one."""
 
 MEAN_CHANGE = "mean_change"
+TABLES = (".csv", ".tsv", ".txt")
+"""Endings of tables that may be replaced."""
+
 FIXED_COLUMNS = ("mean_organ", "min_organ", MEAN_CHANGE, "members")
 
 
@@ -51,12 +55,13 @@ def score_folders(folders: Sequence[Path], output: Path, *, compare: str = "pair
         if not folder.is_dir():
             raise InputError(f"score: {folder}: no such folder")
     organs = _organs(folders)
-    found = [
-        {stem_of(p): p for p in sorted(f.iterdir()) if suffix_of(p) and not p.name.startswith(".")} for f in folders
-    ]
+    found = [_label_maps(folder) for folder in folders]
     cases = sorted(set().union(*found))
     if not cases:
         raise InputError(f"score: no label map in {folders[0]}")
+    check_document(
+        output, TABLES, [*(p for maps in found for p in maps.values()), *(f / "dataset.json" for f in folders)]
+    )
     rows, scored, failed = [], [], {}
     for case in cases:
         try:
@@ -136,6 +141,7 @@ def select_from_scores(
         raise InputError(f"--top_fraction {top_fraction:g}: expected a number above 0, at most 1")
     if not scores.is_file():
         raise InputError(f"{scores}: no such file; flare-pseudolabel score writes one")
+    check_document(output, TABLES, [scores])
     (_, columns), *rows = load_rows(scores) or [(1, [])]
     organs = [column for column in columns if column not in ("case", *FIXED_COLUMNS)]
     if "case" not in columns or not organs or len(set(columns)) < len(columns):

@@ -13,13 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 
 from nnunet_flare.cases import Case, table_name, write_table
 from nnunet_flare.errors import TaskError
-from nnunet_flare.files import link_or_copy
+from nnunet_flare.files import link_or_copy, temporary_prefix
 from nnunet_flare.fusion.members import class_locations, ignore_uncertain
 from nnunet_flare.rounds.arrays import ENDINGS, label_hash, read_array, read_properties, write_array, write_properties
 from nnunet_flare.rounds.decisions import load_reviews
@@ -203,7 +202,7 @@ def _build_folder(
 
     ``is_prepared``: the pseudo cases were preprocessed by the plans of ``base`` and only have to be linked.
     """
-    scratch = target.with_name(f".tmp-{uuid4().hex[:12]}-{target.name}")
+    scratch = target.with_name(f"{temporary_prefix()}{target.name}")
     for left in target.parent.glob(f".tmp-*-{target.name}"):
         remove_scratch(left)
     scratch.mkdir(parents=True)

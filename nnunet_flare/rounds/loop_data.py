@@ -13,11 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from nnunet_flare.cases import Case, table_name, write_table
 from nnunet_flare.errors import TaskError
-from nnunet_flare.files import link_or_copy
+from nnunet_flare.files import link_or_copy, temporary_prefix
 from nnunet_flare.fusion.members import class_locations
 from nnunet_flare.fusion.partial import complete
 from nnunet_flare.rounds.arrays import ENDINGS, read_array, read_properties, write_array, write_properties
@@ -195,6 +194,6 @@ def _scratch(target: Path) -> Path:
     """A fresh folder beside ``target``; those of builds that were killed are removed."""
     for left in target.parent.glob(f".tmp-*-{target.name}"):
         remove_scratch(left)
-    scratch = target.with_name(f".tmp-{uuid4().hex[:12]}-{target.name}")
+    scratch = target.with_name(f"{temporary_prefix()}{target.name}")
     scratch.mkdir(parents=True)
     return scratch

@@ -14,6 +14,7 @@ from nnunet_flare.files import replacing
 from nnunet_flare.fusion.ids import IdMap, load_id_map
 from nnunet_flare.fusion.partial import OnDisagree, Source, merge
 from nnunet_flare.images import Volume, geometry_difference, read_labels, stem_of, suffix_of, write_labels
+from nnunet_flare.outputs import check_outputs
 from nnunet_flare.parallel import Workers
 
 TABLE = "merge.csv"
@@ -86,7 +87,7 @@ def merge_folders(request: MergeRequest, *, processes: int | None = None) -> Mer
     Raises:
         InputError: for options that do not fit each other, missing folders or unknown ids; nothing is written then.
     """
-    maps = _checked(request)
+    id_maps = _checked(request)
     table = _annotations(request)
     base, *teachers = (_label_maps(folder) for folder in (request.base, *request.teachers))
     truths = {} if request.partial is None else _label_maps(request.partial)
@@ -95,11 +96,14 @@ def merge_folders(request: MergeRequest, *, processes: int | None = None) -> Mer
     jobs = [
         _Job(case, path, tuple(found.get(case) for found in teachers), truths.get(case)) for case, path in base.items()
     ]
+    read = [path for maps in (base, *teachers, truths) for path in maps.values()]
+    read += [Path(word) for word in (*request.annotated, *request.id_maps)]
+    check_outputs([request.output / TABLE, *(request.output / path.name for path in base.values())], read)
     failed = {case: f"no label map in {request.base}" for case in truths if case not in base}
     outcomes: dict[str, Outcome] = {}
     request.output.mkdir(parents=True, exist_ok=True)
     with Workers(processes) as workers:
-        work = partial(_merge_case, request, maps, table)
+        work = partial(_merge_case, request, id_maps, table)
         for job, outcome in workers.each_case(work, jobs, description="merging"):
             if isinstance(outcome, CaseError):
                 failed[job.case] = outcome.reason

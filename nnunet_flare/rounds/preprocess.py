@@ -12,13 +12,12 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from tqdm import tqdm
 
 from nnunet_flare.errors import CaseError
-from nnunet_flare.files import read_json, write_json
+from nnunet_flare.files import read_json, remove_leftovers, temporary_prefix, write_json
 from nnunet_flare.images import check_values, oddities
 from nnunet_flare.rounds.arrays import ENDINGS, write_array, write_properties
 from nnunet_flare.rounds.boxes import Box, preprocess_box
@@ -65,8 +64,7 @@ def _preprocess_missing(run: Run, retry_failed: bool) -> dict[str, int]:
     folder = run.unlabelled_data
     folder.mkdir(parents=True, exist_ok=True)
     cases = read_list(run.paths.unlabelled)
-    for stray in folder.glob(".tmp-*"):
-        stray.unlink(missing_ok=True)
+    remove_leftovers(folder)
     todo = [
         case
         for case in cases
@@ -180,6 +178,6 @@ def _write_arrays(
 def remove_scratch(folder: Path) -> None:
     """Remove a folder through a rename, so that a killed removal leaves no half folder under the name."""
     if folder.exists():
-        grave = folder.with_name(f".tmp-{uuid4().hex[:12]}-{folder.name}")
+        grave = folder.with_name(f"{temporary_prefix()}{folder.name}")
         folder.rename(grave)
         shutil.rmtree(grave, ignore_errors=True)
