@@ -20,7 +20,7 @@ CHANNEL = re.compile(r"(.+)_(\d{4})", re.DOTALL)
 """nnU-Net's image names without suffix: ``<case>_<channel>``."""
 
 IMAGE_LIKE = re.compile(
-    r"\.(nii|mha|mhd|nrrd|nhdr|hdr|img|dcm|ima|dicom|mnc|mgz|mgh|gipl)(\.(gz|bz2|xz|zst|zip|part(ial)?|(cr)?download))?$",
+    r"\.(nii|mha|mhd|nrrd|nhdr|hdr|img|dcm|ima|dicom|mnc|mgz|mgh|gipl)(\.(gz|bz2|xz|zst|zip|part(ial)?|(cr)?download))*$",
     re.IGNORECASE,
 )
 """Endings of medical images, also of formats that are not read, packed or only half downloaded."""
@@ -135,18 +135,28 @@ def list_label_maps(folder: Path, *, besides: Collection[Path] = ()) -> Listing:
     return Listing(cases, {}, clashes, left, tuple(images))
 
 
-def label_maps(folder: Path, what: str, *, besides: Collection[Path] = ()) -> tuple[dict[str, Path], dict[str, str]]:
+def label_maps(
+    folder: Path, what: str, *, besides: Collection[Path] = (), one_each: bool = False
+) -> tuple[dict[str, Path], dict[str, str]]:
     """The label maps of a folder by case, and why other files were not taken.
 
     Raises:
-        InputError: when the folder is missing, or holds nothing that can be taken.
+        InputError: when the folder is missing, or holds nothing that can be taken, and with ``one_each`` for two files
+            of one case.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of {what}")
     listing = list_label_maps(folder, besides=besides)
+    if one_each and listing.clashes:
+        raise InputError(f"{folder}: some cases twice:{told(listing.clashes)}")
     if not listing.cases and not listing.clashes:
         raise InputError(f"{folder}: no {what}; expected label maps named <case>{SUFFIXES[0]}{told(listing.left)}")
     return {case: files[0] for case, files in listing.cases.items()}, listing.not_taken
+
+
+def images_in(path: Path) -> list[Path]:
+    """The files of a folder that have an image's name; any other path is itself."""
+    return [file for file in sorted(path.iterdir()) if suffix_of(file) is not None] if path.is_dir() else [path]
 
 
 def told(left: Mapping[str, str]) -> str:

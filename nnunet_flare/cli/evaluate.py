@@ -122,9 +122,11 @@ def _check(args: argparse.Namespace) -> None:
 def _check_outputs(args: argparse.Namespace) -> None:
     """Neither an input nor another program's file of that name (a dataset.json beside the predictions) is replaced."""
     from nnunet_flare.documents import load_json
+    from nnunet_flare.listing import images_in
     from nnunet_flare.outputs import check_document, check_outputs
 
-    inputs = [args.ref, args.pred, *(args.compare or ()), Path(args.labels)]
+    folders = [path for path in (args.ref, args.pred, *(args.compare or ())) if path is not None]
+    inputs = [Path(args.labels), *(file for path in folders for file in images_in(path))]
     check_document(args.o, (".csv",), inputs)
     document = args.o.with_suffix(".json")
     check_outputs([document, args.o.with_suffix(".png"), _summary_file(args)], inputs)

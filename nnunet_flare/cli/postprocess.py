@@ -89,13 +89,14 @@ def _learn(words: list[str]) -> int:
     args = _parse(parser, words)
     if not 0 < args.fraction <= 1:
         raise InputError(f"--fraction {args.fraction:g}: expected a share above 0 and up to 1")
+    from nnunet_flare.listing import images_in
     from nnunet_flare.outputs import check_document
     from nnunet_flare.postprocessing.document import learned_notes, write_pipeline
     from nnunet_flare.postprocessing.learn import smallest_organs, with_learned_volumes
     from nnunet_flare.postprocessing.pipeline import load_pipeline
 
     base = load_pipeline(args.base, labels=args.labels)
-    inputs = [args.i, Path(args.base), None if args.labels is None else Path(args.labels)]
+    inputs = [*images_in(args.i), Path(args.base), None if args.labels is None else Path(args.labels)]
     check_document(args.o, DOCUMENTS, inputs)
     learned = smallest_organs(args.i, base.labels, processes=args.np)
     content = with_learned_volumes(base, learned, fraction=args.fraction)
@@ -132,6 +133,7 @@ def _tune(words: list[str]) -> int:
     args = _parse(parser, words)
     if not 0 <= args.max_loss <= 1:
         raise InputError(f"--max_loss {args.max_loss:g}: expected a Dice from 0 to 1")
+    from nnunet_flare.listing import images_in
     from nnunet_flare.outputs import check_document
     from nnunet_flare.postprocessing.document import tuned_notes, write_pipeline
     from nnunet_flare.postprocessing.labelset import label_set
@@ -140,7 +142,8 @@ def _tune(words: list[str]) -> int:
     from nnunet_flare.postprocessing.tune import tune
 
     labels = label_set(args.labels)
-    inputs = [args.i, args.ref, None if args.volumes is None else Path(args.volumes), Path(args.labels)]
+    named = [] if args.volumes is None else [Path(args.volumes)]
+    inputs = [*images_in(args.i), *images_in(args.ref), *named, Path(args.labels)]
     check_document(args.o, DOCUMENTS, inputs)
     volumes = volumes_of(load_pipeline(args.volumes, labels=args.labels)) if args.volumes else None
     tuned = tune(args.i, args.ref, labels, minimum_mm3=volumes, max_loss=args.max_loss, processes=args.np)

@@ -43,6 +43,8 @@ class Prepared:
     notes: list[str] = field(default_factory=list)
     scored: list[str] = field(default_factory=list)
     """Validation cases with a label map."""
+    not_recognised: list[Path] = field(default_factory=list)
+    """Files of the download that look like images and have no name of the challenge's."""
 
 
 def prepare(
@@ -87,6 +89,9 @@ def prepare(
     prepared.set_aside.update(download.problems)
     if download.left_out:
         prepared.notes.append(f"{download.left_out} file(s) in folders of published pseudo-labels are left out")
+    if download.archives:
+        prepared.notes.append(f"{len(download.archives)} archive(s) were not opened, the first {download.archives[0]}")
+    prepared.not_recognised += download.unknown
     for scan in scans:
         _enter(prepared, scan, findings[scan.case], challenge, stated, copy)
     _name_strangers(prepared)

@@ -16,7 +16,7 @@ from nnunet_flare.rounds.plans import plan_and_preprocess
 from nnunet_flare.rounds.preprocess import failure, preprocess_unlabelled
 from nnunet_flare.rounds.recipe import Recipe
 from nnunet_flare.rounds.start import Request, freeze_unlabelled, plan_run
-from nnunet_flare.rounds.unlabelled import read_list
+from nnunet_flare.rounds.unlabelled import read_left, read_list
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ def preprocess_ahead(
         if recipe.roi is not None:
             locate_shard(run, 0, 1)
         preprocess_unlabelled(run)
+        left = read_left(run.paths.unlabelled)
         reasons = {case.case: failure(run.unlabelled_data, case.case) for case in read_list(run.paths.unlabelled)}
     failed = {case: reason for case, reason in reasons.items() if reason is not None}
-    return Preprocessed(run.unlabelled_data, len(reasons) - len(failed), failed)
+    return Preprocessed(run.unlabelled_data, len(reasons) - len(failed), left | failed)

@@ -19,9 +19,10 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunet_flare.errors import TaskError
-from nnunet_flare.files import read_json, replacing, write_json
+from nnunet_flare.files import read_json, remove_leftovers, replacing, write_json
 from nnunet_flare.fusion.members import class_locations, training_label
 from nnunet_flare.images import read_labels
+from nnunet_flare.kept import is_kept
 from nnunet_flare.rounds.arrays import label_hash, read_array, read_properties, write_array, write_properties
 from nnunet_flare.rounds.loops import TrainingScan, organ_ids, round_organs, round_scans
 from nnunet_flare.rounds.manifest import Run
@@ -98,7 +99,9 @@ def label_shard(run: Run, number: int, part: int, parts: int) -> dict[str, int]:
             than the preprocessed scans.
     """
     cases = shard(round_scans(run, number), part, parts)
-    todo = [case for case in cases if not run.paths.case(number, case.case).is_file()]
+    ending = dataset_json(run)["file_ending"]
+    remove_leftovers(run.paths.label(number, "case", ending).parent)
+    todo = [case for case in cases if not _is_labelled(run, number, case.case, ending)]
     if todo:
         predictor = _load_labeller(run, number)
         _check_input(run, run.model(number), predictor)
@@ -114,6 +117,12 @@ def label_shard(run: Run, number: int, part: int, parts: int) -> dict[str, int]:
             run.paths.case(number, name).unlink()
         raise TaskError(f"none of {len(cases)} unlabelled cases could be labelled; the first, {failed[0]}: {first}")
     return {"labelled": len(cases) - len(failed), "failed": len(failed)}
+
+
+def _is_labelled(run: Run, number: int, case: str, ending: str) -> bool:
+    """Whether a case was labelled, its label map still whole, or set aside."""
+    path = run.paths.case(number, case)
+    return path.is_file() and ("failed" in read_json(path) or is_kept(run.paths.label(number, case, ending)))
 
 
 def _check_input(run: Run, model: Path, predictor: Any) -> None:

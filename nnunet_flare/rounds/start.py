@@ -21,7 +21,7 @@ from nnunet_flare.rounds.other_plans import has_same_arrays
 from nnunet_flare.rounds.paths import RunPaths
 from nnunet_flare.rounds.plans import default_plans_name
 from nnunet_flare.rounds.recipe import GIVEN_MODEL, NAME_PATTERN, Recipe
-from nnunet_flare.rounds.unlabelled import find_sources, freeze, read_list, size_of, write_list
+from nnunet_flare.rounds.unlabelled import find_sources, freeze, not_taken, read_list, size_of, write_list
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +165,10 @@ def freeze_unlabelled(plan: Plan) -> None:
     sources = find_sources(Path(run.settings.unlabelled_dir), plan.channels)
     check_disk(run, sources)
     cases = freeze(sources, raw=run.raw, preprocessed=run.preprocessed, file_ending=plan.file_ending)
-    write_list(run.paths.unlabelled, cases)
+    left = not_taken(Path(run.settings.unlabelled_dir), plan.channels)
+    for name, reason in sorted(left.items()):
+        log.warning("not taken: %s: %s", name, reason)
+    write_list(run.paths.unlabelled, cases, left)
 
 
 def _check_ids(request: Request, sources: Mapping[str, Any], labelled: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from nnunet_flare.rounds.local import duration
 from nnunet_flare.rounds.manifest import Run
 from nnunet_flare.rounds.slurm import queue_rows, state_file
 from nnunet_flare.rounds.tasks import Task, graph
-from nnunet_flare.rounds.unlabelled import read_list
+from nnunet_flare.rounds.unlabelled import read_left, read_list
 
 WIDTH = 80
 
@@ -38,6 +38,8 @@ def status(run: Run) -> str:
         lines.append(_round_row(run, number, tasks, states, [e for e in entries if e.round == number]))
     lines += ["", *_agreement_rows(entries)]
     lines += _time_rows(run, tasks, states)
+    left = read_left(run.paths.unlabelled)
+    lines += [f"{len(left)} file(s) of -u were not taken; the first: {min(left)}"] if left else []
     failed = [name for name, state in states.items() if state == "failed"]
     for name in failed:
         document = read_json(run.paths.failed(name))
@@ -156,4 +158,5 @@ def failed_cases(run: Run) -> dict[str, str]:
     """Unlabelled cases that were set aside, with the reason, from the last round that was judged."""
     entries = read_ledger(run.paths) if any(run.root.glob("rounds/r*/decisions.json")) else []
     last = max((entry.round for entry in entries), default=None)
-    return {e.case: e.reason for e in entries if e.round == last and e.decision == "failed"}
+    failed = {e.case: e.reason for e in entries if e.round == last and e.decision == "failed"}
+    return read_left(run.paths.unlabelled) | failed
