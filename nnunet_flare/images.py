@@ -12,19 +12,21 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from nnunet_flare.disks import naming_disk_errors
 from nnunet_flare.errors import CaseError, InputError
+from nnunet_flare.files import scratch_folder
 from nnunet_flare.formats import check_format
 from nnunet_flare.hounsfield import SMALLEST_SPAN, not_hounsfield
 from nnunet_flare.nifti import is_whole
 
 SUFFIXES: tuple[str, ...] = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 """File name endings of single-file images, longest first."""
+
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
 
 CT_RANGE_HU = (-2048.0, 8192.0)
 """Values outside are no CT numbers (air is -1000, metal saturates near 3071 or, on extended scales, 8191)."""
@@ -228,14 +230,14 @@ def write_volume(path: Path, volume: Volume) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     # A folder of its own, because the header of .mhd names its second file: both must have their final names.
-    with TemporaryDirectory(prefix=".tmp-", dir=path.parent) as folder, naming_disk_errors(path):
+    with scratch_folder(path.parent) as folder, naming_disk_errors(path):
         try:
-            sitk.WriteImage(to_sitk(volume), str(Path(folder) / path.name), useCompression=True)
+            sitk.WriteImage(to_sitk(volume), str(folder / path.name), useCompression=True)
         except RuntimeError as error:
             raise OSError(f"{path}: cannot be written ({_last_line(error)})") from error
-        if path.name.lower().endswith((".nii", ".nii.gz")) and not is_whole(Path(folder) / path.name):
+        if path.name.lower().endswith((".nii", ".nii.gz")) and not is_whole(folder / path.name):
             raise OSError(f"{path}: could not be written whole")
-        for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
             os.replace(file, path.with_name(file.name))
 
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 PROGRAM = "flare-evaluate"
 
+OWN_KEYS = ({"rules", "structures"}, {"a", "b"})
+"""Of the JSON files that this command writes: of scores, of comparisons."""
+
 OFFICIAL_MISSING: dict[str, Missing] = {"flare22": "skip", "flare23": "stop"}
 """What the official scripts do about references without prediction; everything else scores them 0."""
 
@@ -112,6 +115,32 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError("-pred needs -ref DIR, the reference label maps")
     if args.o.suffix != ".csv":
         raise InputError(f"-o {args.o}: expected a name that ends in .csv")
+    _check_outputs(args)
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Neither an input nor another program's file of that name (a dataset.json beside the predictions) is replaced."""
+    from nnunet_flare.documents import load_json
+    from nnunet_flare.listing import images_in
+    from nnunet_flare.outputs import check_document, check_outputs
+
+    folders = [path for path in (args.ref, args.pred, *(args.compare or ())) if path is not None]
+    inputs = [Path(args.labels), *(file for path in folders for file in images_in(path))]
+    check_document(args.o, (".csv",), inputs)
+    document = args.o.with_suffix(".json")
+    check_outputs([document, args.o.with_suffix(".png"), _summary_file(args)], inputs)
+    if document.exists():
+        content = load_json(document)
+        if not isinstance(content, dict) or not any(keys <= content.keys() for keys in OWN_KEYS):
+            raise InputError(
+                f"-o {args.o}: {document}, which goes with it, is there already and was not written by this command; "
+                "choose another name"
+            )
+
+
+def _summary_file(args: argparse.Namespace) -> Path:
+    path: Path = args.o.with_name(f"{args.o.stem}_summary.csv")
+    return path
 
 
 def _table(args: argparse.Namespace, predictions: Path, structures: Sequence[Structure]) -> ScoreTable:
@@ -136,7 +165,7 @@ def _write(args: argparse.Namespace, table: ScoreTable) -> None:
         reasons = "; ".join(f"{case}: {reason}" for case, reason in table.failed)
         raise InputError(f"no case could be scored{': ' + reasons if reasons else ''}")
     table.write_csv(args.o)
-    table.write_summary_csv(args.o.with_name(f"{args.o.stem}_summary.csv"))
+    table.write_summary_csv(_summary_file(args))
     table.write_json(args.o.with_suffix(".json"))
     picture = args.o.with_suffix(".png")
     draw(lambda: box_plots({args.o.stem: table}, picture), picture)
@@ -235,15 +264,19 @@ def _measure(args: argparse.Namespace, command: list[str]) -> int:
     from nnunet_flare.evaluation.efficiency import add_row, check_table, figures, write_curves
     from nnunet_flare.evaluation.gpu import open_gpu
     from nnunet_flare.evaluation.sampling import record
+    from nnunet_flare.outputs import check_outputs
     from nnunet_flare.signals import handling
 
-    check_table(args.o)
     name = args.name or Path(command[0]).name
+    curves = args.o.with_name(f"{args.o.stem}_{name.replace('/', '_')}")
+    written = [args.o, *(curves.with_name(curves.name + ending) for ending in (".json", ".png"))]
+    check_outputs(written, [Path(word) for word in command if Path(word).is_file()])
+    check_table(args.o)
     with handling(signal.default_int_handler, signal.SIGTERM):  # so that the command ends with us
         recording = record(command, gpu=open_gpu(args.gpu), interval_s=args.interval)
     row = figures(name, recording)
     add_row(args.o, row)
-    write_curves(recording, args.o.with_name(f"{args.o.stem}_{name.replace('/', '_')}"), name=name, command=command)
+    write_curves(recording, curves, name=name, command=command)
     for column, value in row.items():
         print(f"{column:24} {'-' if value is None else value}")
     if recording.exit_code != 0:

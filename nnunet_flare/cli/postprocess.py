@@ -11,6 +11,9 @@ from nnunet_flare.cli.common import PROCESSES, HyphenParser, number, open_stream
 
 PROGRAM = "flare-postprocess"
 
+DOCUMENTS = (".yaml", ".yml")
+"""Endings of pipelines that may be replaced."""
+
 LABELS_HELP = "label set of the maps: flare22 (default), flare23 (with lesions), or a dataset.json"
 
 
@@ -84,11 +87,15 @@ def _learn(words: list[str]) -> int:
     )
     parser.add_argument("--labels", metavar="SET", help=LABELS_HELP)
     args = _parse(parser, words)
+    from nnunet_flare.listing import images_in
+    from nnunet_flare.outputs import check_document
     from nnunet_flare.postprocessing.document import learned_notes, write_pipeline
     from nnunet_flare.postprocessing.learn import smallest_organs, with_learned_volumes
     from nnunet_flare.postprocessing.pipeline import load_pipeline
 
     base = load_pipeline(args.base, labels=args.labels)
+    inputs = [*images_in(args.i), Path(args.base), None if args.labels is None else Path(args.labels)]
+    check_document(args.o, DOCUMENTS, inputs)
     learned = smallest_organs(args.i, base.labels, processes=args.np)
     content = with_learned_volumes(base, learned, fraction=args.fraction)
     notes, remarks = learned_notes(content, learned)
@@ -122,6 +129,8 @@ def _tune(words: list[str]) -> int:
     )
     parser.add_argument("--labels", default="flare22", metavar="SET", help=LABELS_HELP)
     args = _parse(parser, words)
+    from nnunet_flare.listing import images_in
+    from nnunet_flare.outputs import check_document
     from nnunet_flare.postprocessing.document import tuned_notes, write_pipeline
     from nnunet_flare.postprocessing.labelset import label_set
     from nnunet_flare.postprocessing.learn import volumes_of
@@ -129,6 +138,9 @@ def _tune(words: list[str]) -> int:
     from nnunet_flare.postprocessing.tune import tune
 
     labels = label_set(args.labels)
+    named = [] if args.volumes is None else [Path(args.volumes)]
+    inputs = [*images_in(args.i), *images_in(args.ref), *named, Path(args.labels)]
+    check_document(args.o, DOCUMENTS, inputs)
     volumes = volumes_of(load_pipeline(args.volumes, labels=args.labels)) if args.volumes else None
     tuned = tune(args.i, args.ref, labels, minimum_mm3=volumes, max_loss=args.max_loss, processes=args.np)
     notes, remarks = tuned_notes(tuned)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
     from nnunet_flare.images import Volume
     from nnunet_flare.inference.core import Segmenter
     from nnunet_flare.inference.folder import FurtherForm, PredictsScans, Report
-    from nnunet_flare.inference.inputs import Case
+    from nnunet_flare.inference.inputs import Case, Inputs
     from nnunet_flare.inference.profile import Profile
+
+log = logging.getLogger(__name__)
 
 PROGRAM = "flare-predict"
 
@@ -174,13 +177,19 @@ def _run(args: argparse.Namespace) -> int:
     dataset = model_dataset(folder)
     if args.dataset:
         _check_dataset(args.dataset, dataset, folder)
-    cases = find_inputs(args.input, dataset)[args.part_id :: args.num_parts]
+    inputs = find_inputs(args.input, dataset, output=args.output)
+    cases = inputs.part(args.part_id, args.num_parts)
     pipeline = None
     if args.postprocess != "none":
         from nnunet_flare.postprocessing.pipeline import load_pipeline
 
         pipeline = load_pipeline(args.postprocess, labels=dataset["labels"])
     bar = _ProgressBar(disabled=args.disable_progress_bar or not sys.stderr.isatty())
+    also = _dicom_writer(list(inputs.cases.values()), args.output, dataset) if args.dicom_seg else None
+    crops = dataset["file_ending"] if args.save_roi else None
+    _check_outputs(args, inputs, also, crops)
+    for name, reason in sorted(inputs.not_taken.items()):
+        log.error("%s: set aside: %s", name, reason)
     report = predict_cases(
         cases,
         args.output,
@@ -188,13 +197,29 @@ def _run(args: argparse.Namespace) -> int:
         overwrite=not args.continue_prediction,
         save_members=args.save_members,
         postprocess=None if pipeline is None else pipeline.apply,
-        also_write=_dicom_writer(cases, dataset) if args.dicom_seg else None,
+        also_write=also,
+        crops=crops,
         profile=profile,
         progress=bar.case,
     )
     bar.close()
+    report.failed.update(inputs.not_taken)
     _print(report, profile if args.profile else None)
     return report.exit_code
+
+
+def _check_outputs(args: argparse.Namespace, inputs: Inputs, also: FurtherForm | None, crops: str | None) -> None:
+    """No output of any case, of this part or another, may land on an input."""
+    from nnunet_flare.inference.folder import outputs_of
+    from nnunet_flare.outputs import check_outputs
+
+    outputs = [
+        path
+        for case in inputs.cases.values()
+        for path in outputs_of(case, args.output, members=args.save_members, also=also, crops=crops)
+    ]
+    read = [*inputs.images, *(file for case in inputs.cases.values() for file in case.files), Path(args.postprocess)]
+    check_outputs(outputs, read)
 
 
 def _open(args: argparse.Namespace, folder: Path, profile: Profile) -> PredictsScans:
@@ -228,13 +253,14 @@ def _with_roi(args: argparse.Namespace, fine: Segmenter) -> PredictsScans:
     """The fine model behind a coarse one."""
     from nnunet_flare.images import write_volume
     from nnunet_flare.inference.coarse_to_fine import RoiSegmenter, open_coarse
+    from nnunet_flare.inference.folder import ROI
     from nnunet_flare.inference.roi import MARGIN_MM
 
     ending = fine.models[0].dataset_json["file_ending"]
 
     def save(case: str, crops: Sequence[Volume]) -> None:
         for channel, crop in enumerate(crops):
-            write_volume(args.output / "roi" / f"{case}_{channel:04d}{ending}", crop)
+            write_volume(args.output / ROI / f"{case}_{channel:04d}{ending}", crop)
 
     return RoiSegmenter(
         open_coarse(args.roi, fine),
@@ -245,18 +271,23 @@ def _with_roi(args: argparse.Namespace, fine: Segmenter) -> PredictsScans:
     )
 
 
-def _dicom_writer(cases: Sequence[Case], dataset: dict[str, Any]) -> FurtherForm:
+def _dicom_writer(cases: Sequence[Case], output: Path, dataset: dict[str, Any]) -> FurtherForm:
     """Writes DICOM segmentations; refused at once where a case is no DICOM series."""
     from nnunet_flare.dicom_seg import SUFFIX, check_installed, segment_names, write_dicom_seg
     from nnunet_flare.inference.folder import FurtherForm
+    from nnunet_flare.kept import is_kept_dicom
 
     check_installed()
     for case in cases:
         if not case.files[0].is_dir():
             raise InputError(f"--dicom_seg: {case.files[0]} is no DICOM series folder; leave --dicom_seg out")
+        if output.exists() and output.samefile(case.files[0]):
+            raise InputError(f"-o {output}: is a DICOM series, into which --dicom_seg would write; choose another")
     names = segment_names(dataset)
     return FurtherForm(
-        SUFFIX, lambda case, labels, path: write_dicom_seg(path, labels, case.files[0], names, case.name)
+        SUFFIX,
+        lambda case, labels, path: write_dicom_seg(path, labels, case.files[0], names, case.name),
+        is_kept_dicom,
     )
 
 

@@ -52,7 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"note: and {len(made.notes) - NOTES_SHOWN} more")
     for case, reason in sorted(made.set_aside.items()):
         print(f"set aside: {case}: {reason}", file=sys.stderr)
+    for path in made.not_recognised:
+        print(f"not recognised: {path}: no file name of {name.upper()}", file=sys.stderr)
     if made.cases["training"] and made.cases["unlabelled"]:
         scored = f" --eval {made.dataset / 'imagesVal'} {made.dataset / 'labelsVal'}" if made.scored else ""
         print(f"next: flare-pseudolabel run -d {made.dataset.name} -u {made.unlabelled}{scored} --dry_run")
-    return 1 if made.set_aside else 0
+    return 1 if made.set_aside or made.not_recognised else 0

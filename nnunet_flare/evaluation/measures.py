@@ -150,6 +150,7 @@ def evaluate_folders(
     structures = structures_of(organs)
     pairing = find_pairs(reference, prediction)
     notes, failed = _missing_cases(pairing, missing)
+    failed += pairing.left
     rows = []
     if missing == "zero":
         zeros = {s.id: 0.0 for s in structures}

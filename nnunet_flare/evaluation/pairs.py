@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunet_flare.errors import CaseError, InputError
-from nnunet_flare.images import SUFFIXES, Volume, geometry_difference, read_labels, stem_of, suffix_of
+from nnunet_flare.errors import CaseError
+from nnunet_flare.images import Volume, geometry_difference, read_labels, stem_of
+from nnunet_flare.listing import label_maps
 from nnunet_flare.orientation import describe, turn_between, turn_volume
 
 
@@ -22,11 +23,12 @@ class CasePair:
 
 @dataclass(frozen=True)
 class Pairing:
-    """The pairs of two folders and the cases that one side lacks: file names, sorted."""
+    """The pairs of two folders, the cases that one side lacks (file names, sorted), and why files were not taken."""
 
     pairs: tuple[CasePair, ...]
     without_prediction: tuple[str, ...]
     without_reference: tuple[str, ...]
+    left: tuple[tuple[str, str], ...] = ()
 
 
 def find_pairs(reference: Path, prediction: Path) -> Pairing:
@@ -38,7 +40,8 @@ def find_pairs(reference: Path, prediction: Path) -> Pairing:
     if reference.is_file() and prediction.is_file():
         pair = CasePair(stem_of(prediction), prediction.name, reference, prediction)
         return Pairing((pair,), (), ())
-    references, predictions = _label_files(reference, "references"), _label_files(prediction, "predictions")
+    references, left = label_maps(reference, "references", besides=[prediction], one_each=True)
+    predictions, left_too = label_maps(prediction, "predictions", besides=[reference], one_each=True)
     pairs = tuple(
         CasePair(case, predictions[case].name, references[case], predictions[case])
         for case in sorted(references.keys() & predictions.keys())
@@ -47,23 +50,8 @@ def find_pairs(reference: Path, prediction: Path) -> Pairing:
         pairs,
         tuple(references[case].name for case in sorted(references.keys() - predictions.keys())),
         tuple(predictions[case].name for case in sorted(predictions.keys() - references.keys())),
+        (*left.items(), *left_too.items()),
     )
-
-
-def _label_files(folder: Path, what: str) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder of {what}")
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or suffix_of(path) is None:
-            continue
-        case = stem_of(path)
-        if case in files:
-            raise InputError(f"{folder}: case '{case}' twice, as {files[case].name} and {path.name}; keep one")
-        files[case] = path
-    if not files:
-        raise InputError(f"{folder}: no {what}; expected label maps named <case>{SUFFIXES[0]}")
-    return files
 
 
 def read_pair(pair: CasePair, *, as_stored: bool = False) -> tuple[Volume, Volume, str | None]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,8 +23,15 @@ from nnunet_flare.files import name_problem
 from nnunet_flare.images import Volume, write_labels
 from nnunet_flare.inference.inputs import Case, check_channel_count
 from nnunet_flare.inference.profile import Profile
+from nnunet_flare.kept import is_kept
 
 log = logging.getLogger(__name__)
+
+MEMBERS, ROI = "members", "roi"
+"""Folders in the output folder: the members' label maps, a folder each, and the cropped scans."""
+
+READERS = 4
+"""Threads that look through what is there already."""
 
 
 class Postprocess(Protocol):
@@ -36,10 +44,11 @@ class Postprocess(Protocol):
 
 @dataclass(frozen=True)
 class FurtherForm:
-    """A further file ``<case><suffix>`` per case, and what writes a label map (Z, Y, X) to it."""
+    """A further file ``<case><suffix>`` per case, what writes a label map (Z, Y, X) to it, and tells a damaged one."""
 
     suffix: str
     write: Callable[[Case, np.ndarray, Path], None]
+    is_whole: Callable[[Path], bool]
 
 
 class PredictsScans(Protocol):
@@ -92,6 +101,7 @@ def predict_cases(
     save_members: bool = False,
     postprocess: Postprocess | None = None,
     also_write: FurtherForm | None = None,
+    crops: str | None = None,
     profile: Profile | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -102,10 +112,11 @@ def predict_cases(
         output: the folder; made where it is missing.
         open_segmenter: opens the model; called while the first case is already being read. Its networks are built
             while that case is being prepared.
-        overwrite: predict cases anew whose label map exists.
+        overwrite: predict cases anew whose label map exists; else those whose outputs are not all there and whole.
         save_members: also write the label map of every member (fold).
         postprocess: applied to each label map before it is written, not to the members'.
         also_write: writes each label map in a further form, before the label map itself.
+        crops: file ending of the crops that the segmenter writes to ``output/roi``, where it does.
         profile: gets the time of every stage.
         progress: makes a progress display per case.
 
@@ -123,14 +134,14 @@ def predict_cases(
         if problem is not None:
             report.failed[case.name] = problem
             log.error("%s: set aside: %s", case.name, problem)
-            continue
-        wanted = [_target(output, case)]
-        if also_write is not None:
-            wanted.append(output / f"{case.name}{also_write.suffix}")
-        if not overwrite and all(path.is_file() for path in wanted):
-            report.kept.append(case.name)
         else:
             todo.append(case)
+    if not overwrite:
+        with ThreadPoolExecutor(READERS, "flare-kept") as pool:
+            is_there = partial(_is_there, output=output, members=save_members, also=also_write, crops=crops)
+            kept = list(pool.map(is_there, todo))
+        report.kept += [case.name for case, there in zip(todo, kept, strict=True) if there]
+        todo = [case for case, there in zip(todo, kept, strict=True) if not there]
     if not todo:
         return report
     model: Future[PredictsScans] = Future()
@@ -166,6 +177,35 @@ def predict_cases(
         loader.shutdown(cancel_futures=True)
         writer.shutdown()
     return report
+
+
+def outputs_of(
+    case: Case, output: Path, *, members: bool = False, also: FurtherForm | None = None, crops: str | None = None
+) -> list[Path]:
+    """Every file that is written of a case; the members' in those folders that are there already, or the first."""
+    found = [_target(output, case)]
+    if also is not None:
+        found.append(output / f"{case.name}{also.suffix}")
+    if members:
+        folders = sorted(path for path in (output / MEMBERS).glob("*") if path.is_dir()) or [output / MEMBERS / "0"]
+        found += [_target(folder, case) for folder in folders]
+    if crops is not None:
+        found += [output / ROI / f"{case.name}_{channel:04d}{crops}" for channel in range(len(case.files))]
+    return found
+
+
+def _is_there(case: Case, *, output: Path, members: bool, also: FurtherForm | None, crops: str | None) -> bool:
+    """Whether all outputs of a case are there and whole, its label maps on the grid of its scan."""
+    for path in outputs_of(case, output, members=members, also=also, crops=crops):
+        if also is not None and path == output / f"{case.name}{also.suffix}":
+            is_whole = also.is_whole(path)
+        else:
+            is_whole = is_kept(path, None if path.parent == output / ROI else case.files[0])
+        if not is_whole:
+            if path.exists():
+                log.warning("%s: %s is damaged or of another scan; it is predicted again", case.name, path)
+            return False
+    return True
 
 
 def check_writable(folder: Path) -> None:
@@ -224,7 +264,7 @@ def _write(
             labels = postprocess(labels, grid.spacing_mm, direction=grid.direction)
     with profile.stage("write"):
         for number, member in enumerate(members):
-            write_labels(_target(output / "members" / str(number), case), member, grid)
+            write_labels(_target(output / MEMBERS / str(number), case), member, grid)
         if also_write is not None:
             also_write.write(case, labels, output / f"{case.name}{also_write.suffix}")
         write_labels(_target(output, case), labels, grid)

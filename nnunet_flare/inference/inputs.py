@@ -5,21 +5,17 @@ Needs neither torch nor nnU-Net, so that reading starts before they are imported
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nnunet_flare.dicom import read_series
-from nnunet_flare.dicom_files import series_folders
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.files import read_json
-from nnunet_flare.images import SUFFIXES, Volume, find_cases, read_volume, stem_of, suffix_of
-
-CHANNEL = re.compile(r"(.+)_(\d{4})")
-"""nnU-Net's image names without suffix: ``<case>_<channel>``."""
-
+from nnunet_flare.images import SUFFIXES, Volume, read_volume, stem_of, suffix_of
+from nnunet_flare.kept import is_label_map_of
+from nnunet_flare.listing import CHANNEL, Listing, list_scans, told
 
 MODEL_DATASET = {"labels": {str: object}, "file_ending": str}
 """What a model's dataset.json has at least."""
@@ -59,12 +55,36 @@ def model_dataset(folder: Path) -> dict[str, Any]:
     return document
 
 
-def find_inputs(inputs: Sequence[Path], dataset_json: dict[str, Any]) -> list[Case]:
-    """The cases of ``-i``, sorted by name.
+@dataclass(frozen=True)
+class Inputs:
+    """What ``-i`` holds: cases by name, why others are ``refused`` and files (by path) ``left``, all image files."""
+
+    cases: dict[str, Case]
+    refused: dict[str, str]
+    left: dict[str, str]
+    images: tuple[Path, ...]
+
+    @property
+    def not_taken(self) -> dict[str, str]:
+        """The reasons of all that was not taken."""
+        return {**self.left, **self.refused}
+
+    def part(self, number: int, parts: int) -> list[Case]:
+        """Every ``parts``-th case from ``number`` on, in the order of names.
+
+        Cases that are refused count too, so that all parts agree when one of them finds a file more.
+        """
+        names = sorted({*self.cases, *self.refused})
+        return [self.cases[name] for name in names[number::parts] if name in self.cases]
+
+
+def find_inputs(inputs: Sequence[Path], dataset_json: dict[str, Any], *, output: Path | None = None) -> Inputs:
+    """The cases of ``-i``.
 
     Args:
-        inputs: folders of nnU-Net's image names or of DICOM series, or image files.
-        dataset_json: the model's, for the file ending and the number of channels.
+        inputs: folders of images or of DICOM series, or image files.
+        dataset_json: the model's, for the number of channels.
+        output: the output folder, whose label maps are no scans where it lies in an input folder or is one.
 
     Raises:
         InputError: when there is nothing to predict, or two inputs would write the same file.
@@ -72,9 +92,17 @@ def find_inputs(inputs: Sequence[Path], dataset_json: dict[str, Any]) -> list[Ca
     channels = len(dataset_json.get("channel_names", dataset_json.get("modality", ())))
     cases: list[Case] = []
     files: list[Path] = []
+    refused: dict[str, str] = {}
+    left: dict[str, str] = {}
+    images: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            cases += _folder(path, dataset_json["file_ending"], channels)
+            besides = [other for other in inputs if other != path and other.is_dir()]
+            found = _folder(path, channels, dataset_json["file_ending"], output, besides)
+            cases += [Case(case, taken, suffix_of(taken[0]) or DICOM_OUTPUT) for case, taken in found.cases.items()]
+            refused |= {**found.refused, **found.clashes}
+            left |= found.left
+            images += found.images
         elif not path.exists():
             raise InputError(f"{path}: no such file or folder")
         elif suffix_of(path) is None:
@@ -89,7 +117,7 @@ def find_inputs(inputs: Sequence[Path], dataset_json: dict[str, Any]) -> list[Ca
                 f"{case.files[0]} and {seen[case.name].files[0]} would both be written as {case.name}{case.suffix}"
             )
         seen[case.name] = case
-    return [seen[name] for name in sorted(seen)]
+    return Inputs(dict(sorted(seen.items())), refused, left, (*images, *files))
 
 
 def check_channel_count(case: Case, channels: int) -> None:
@@ -106,35 +134,37 @@ def check_channel_count(case: Case, channels: int) -> None:
         raise CaseError(case.name, f"{surplus}: has more channels than the {channels} the model was trained on")
 
 
-def _folder(folder: Path, ending: str, channels: int) -> list[Case]:
-    """The cases of a folder: in the model's format or, where it has none of that, another known one, or DICOM."""
-    endings = [ending, *(suffix for suffix in SUFFIXES if suffix != ending)]
-    for candidate in endings:
-        if any(folder.glob(f"*_[0-9][0-9][0-9][0-9]{candidate}")):
-            ending = candidate
-            break
-    else:
-        series = series_folders(folder)
-        if series and channels != 1:
-            raise InputError(f"{folder}: holds DICOM series; a model of {channels} channels takes NIfTI files")
-        if series:
-            return [Case(path.resolve().name, (path,), DICOM_OUTPUT) for path in series]
-    return [Case(name, tuple(files), ending) for name, files in find_cases(folder, ending, channels).items()]
+def _folder(folder: Path, channels: int, ending: str, output: Path | None, besides: Sequence[Path]) -> Listing:
+    """What a folder holds, images in any format and DICOM series; refused where that is nothing."""
+    is_output = output is not None and output.exists() and output.samefile(folder)
+    found = list_scans(
+        folder,
+        channels,
+        besides=besides if output is None else [*besides, output],
+        is_output=is_label_map_of if is_output else lambda path, scan: False,
+    )
+    if not found.cases and not found.refused and not found.clashes:
+        if found.left:
+            raise InputError(f"{folder}: nothing that can be predicted:{told(found.left)}")
+        seen = sorted(path.name for path in folder.iterdir())[:3] or "nothing"
+        raise InputError(f"{folder}: no image named <case>_0000{ending} and no DICOM series; found {seen}")
+    return found
 
 
 def _files(files: Sequence[Path], channels: int) -> list[Case]:
     """Single files: each one case, or with several channels grouped by their names."""
     if channels == 1:
-        return [Case(_case_name(path), (path,), suffix_of(path) or "") for path in files]
+        return [Case(_case_name(path, channels), (path,), suffix_of(path) or "") for path in files]
     groups: dict[str, list[Path]] = {}
     for path in sorted(files):
-        groups.setdefault(_case_name(path), []).append(path)
+        groups.setdefault(_case_name(path, channels), []).append(path)
     for name, group in groups.items():
         if len(group) != channels:
             raise InputError(f"{name}: {len(group)} files were given, the model takes {channels} channels")
     return [Case(name, tuple(group), suffix_of(group[0]) or "") for name, group in groups.items()]
 
 
-def _case_name(path: Path) -> str:
+def _case_name(path: Path, channels: int) -> str:
+    """A number of a channel that the model does not have is a part of the name, as in ``FLARE23_0007.nii.gz``."""
     match = CHANNEL.fullmatch(stem_of(path))
-    return match.group(1) if match else stem_of(path)
+    return match.group(1) if match and int(match.group(2)) < channels else stem_of(path)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from nnunet_flare.cases import FILE_NAME, Case, write_table
 from nnunet_flare.errors import InputError
-from nnunet_flare.files import read_json, write_json
+from nnunet_flare.files import read_json, remove_leftovers, write_json
 from nnunet_flare.images import write_labels, write_volume
 from nnunet_flare.organs import FLARE22, FLARE23, dataset_labels
 from nnunet_flare.phantom.anatomy import LESION_ID
@@ -100,8 +100,7 @@ def write_phantom(
         logger.info("%s: the phantom is there already, with the same settings", out)
         return
     write_json(out / RECORD, {"version": VERSION, "complete": False, "settings": settings})
-    for stray in out.rglob(".tmp-*"):  # of a killed attempt; nnU-Net would take one in imagesTr for a case
-        stray.unlink()
+    remove_leftovers(out, below=True)  # nnU-Net would take one in imagesTr for a case
     planned = list(_plan(counts, seed=seed, domain=domain, lesions=lesions, junk=junk))
     truth = {}
     for plan in tqdm(planned, desc="phantom", unit="case", disable=None):

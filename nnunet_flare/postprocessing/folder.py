@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.images import SUFFIXES, Volume, read_labels, read_volume, stem_of, suffix_of, write_labels
+from nnunet_flare.listing import label_maps
+from nnunet_flare.outputs import check_outputs
 from nnunet_flare.parallel import Workers
 from nnunet_flare.postprocessing.pipeline import Pipeline
 
@@ -54,14 +57,16 @@ def postprocess_folder(
     Raises:
         InputError: when there is no label map, or target and source are the same folder.
     """
-    files = label_files(source)
+    files, left = label_files(source, besides=[target])
     if target.exists() and any(target.resolve() == path.parent.resolve() for path in files):
         raise InputError(f"-o {target}: is the folder of the input; choose another, so that nothing is processed twice")
     if images is not None and not images.is_dir():
         raise InputError(f"--image {images}: no such folder of images")
+    pictures = [] if images is None else [_image_of(stem_of(path), images) for path in files]
+    check_outputs([target / _output_name(path) for path in files], [*files, *pictures, Path(pipeline.name)])
     target.mkdir(parents=True, exist_ok=True)
     work = partial(_postprocess_file, target=target, pipeline=pipeline, images=images)
-    changes, failed = [], []
+    changes, failed = [], list(left.items())
     with Workers(processes, progress=progress) as workers:
         for _, outcome in workers.each_case(work, files, description="post-processing"):
             if isinstance(outcome, CaseError):
@@ -71,20 +76,23 @@ def postprocess_folder(
     return FolderResult(tuple(sorted(changes, key=lambda change: change.case)), tuple(sorted(failed)))
 
 
-def label_files(source: Path) -> list[Path]:
-    """The label maps of a folder, sorted; a file is a folder of one.
+def label_files(source: Path, *, besides: Collection[Path] = ()) -> tuple[list[Path], dict[str, str]]:
+    """The label maps of a folder, sorted, and why other files were not taken; a file is a folder of one.
 
     Raises:
         InputError: when there is none.
     """
     if source.is_file():
-        return [source]
+        return [source], {}
     if not source.is_dir():
         raise InputError(f"{source}: no such file or folder of label maps")
-    files = sorted(p for p in source.iterdir() if not p.name.startswith(".") and suffix_of(p))
-    if not files:
-        raise InputError(f"{source}: no label maps; expected <case>{SUFFIXES[0]}")
-    return files
+    maps, left = label_maps(source, "label maps", besides=besides)
+    return list(maps.values()), left
+
+
+def _output_name(path: Path) -> str:
+    """The input's name with its ending in small letters, which is how formats are known."""
+    return f"{stem_of(path)}{suffix_of(path)}"
 
 
 def _postprocess_file(path: Path, *, target: Path, pipeline: Pipeline, images: Path | None) -> Change:
@@ -93,7 +101,7 @@ def _postprocess_file(path: Path, *, target: Path, pipeline: Pipeline, images: P
     if images is not None:
         volume = _on_grid_of_image(volume, case, images)
     result = pipeline.apply(volume.array, volume.spacing_mm, direction=volume.direction)
-    write_labels(target / path.name, result, volume)
+    write_labels(target / _output_name(path), result, volume)
     changed = result != volume.array
     erased = np.count_nonzero(changed & (result == 0))
     millilitres = volume.voxel_mm3 / 1000
@@ -101,10 +109,9 @@ def _postprocess_file(path: Path, *, target: Path, pipeline: Pipeline, images: P
 
 
 def _on_grid_of_image(labels: Volume, case: str, images: Path) -> Volume:
-    names = [f"{case}{channel}{suffix}" for channel in ("_0000", "") for suffix in SUFFIXES]
-    path = next((images / name for name in names if (images / name).is_file()), None)
+    path = _image_of(case, images)
     if path is None:
-        raise CaseError(case, f"no image {names[0]} (or {case}{SUFFIXES[0]}) in {images}")
+        raise CaseError(case, f"no image {case}_0000{SUFFIXES[0]} (or {case}{SUFFIXES[0]}) in {images}")
     image = read_volume(path, case)
     if image.array.shape != labels.array.shape:
         raise CaseError(
@@ -112,3 +119,8 @@ def _on_grid_of_image(labels: Volume, case: str, images: Path) -> Volume:
             f"label map of shape (z, y, x) {labels.array.shape}, but {path} is of {image.array.shape}; expected equal",
         )
     return image.with_array(labels.array)
+
+
+def _image_of(case: str, images: Path) -> Path | None:
+    names = [f"{case}{channel}{suffix}" for channel in ("_0000", "") for suffix in SUFFIXES]
+    return next((images / name for name in names if (images / name).is_file()), None)

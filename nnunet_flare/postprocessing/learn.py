@@ -49,9 +49,9 @@ def smallest_organs(source: Path, labels: LabelSet, *, processes: int | None = N
     Raises:
         InputError: when the folder holds no label map, or none that can be read.
     """
-    files = label_files(source)
+    files, left = label_files(source)
     volumes: dict[str, dict[int, float]] = {}
-    failed = []
+    failed = list(left.items())
     work = partial(_volumes_mm3, labels=labels)
     with Workers(processes, progress=progress) as workers:
         for path, outcome in workers.each_case(work, files, description="measuring organs"):

@@ -79,7 +79,8 @@ def tune(
     if minimum_mm3 is None:
         minimum_mm3 = {organ.name: organ.min_volume_mm3 for organ in FLARE22 if organ.min_volume_mm3 is not None}
     with Workers(processes, progress=progress) as workers:
-        bench = _Bench(find_pairs(references, predictions).pairs, labels, workers)
+        pairing = find_pairs(references, predictions)
+        bench = _Bench(pairing.pairs, labels, workers, list(pairing.left))
         scores = start = bench.scores([], "as predicted")
         steps: list[Step] = []
         trials = []

@@ -14,7 +14,7 @@ from typing import Any
 
 from nnunet_flare.cases import FILE_NAME, Case, write_table
 from nnunet_flare.errors import CaseError, InputError
-from nnunet_flare.files import link_or_copy, name_problem, replacing, write_json
+from nnunet_flare.files import link_or_copy, name_problem, remove_leftovers, replacing, write_json
 from nnunet_flare.organs import dataset_labels
 from nnunet_flare.preparation.annotated import read_annotated, role_of
 from nnunet_flare.preparation.examine import RECORD, Finding, examine_all, read_record
@@ -43,6 +43,8 @@ class Prepared:
     notes: list[str] = field(default_factory=list)
     scored: list[str] = field(default_factory=list)
     """Validation cases with a label map."""
+    not_recognised: list[Path] = field(default_factory=list)
+    """Files of the download that look like images and have no name of the challenge's."""
 
 
 def prepare(
@@ -77,8 +79,7 @@ def prepare(
         raise InputError(f"--annotated {annotated}: all label maps of {challenge.name} are complete; leave it out")
     stated = {} if annotated is None else read_annotated(annotated, training, challenge.organs)
     dataset.mkdir(parents=True, exist_ok=True)
-    for stray in dataset.rglob(".tmp-*"):  # of a killed copy; nnU-Net would take one in imagesTr for a case
-        stray.unlink()
+    remove_leftovers(dataset, below=True)  # nnU-Net would take one in imagesTr for a case
     labels = dataset_labels(challenge.organs)
     origin = f"{challenge.name} in {download_folder.absolute()}"
     scans = list(download.scans.values())
@@ -88,6 +89,9 @@ def prepare(
     prepared.set_aside.update(download.problems)
     if download.left_out:
         prepared.notes.append(f"{download.left_out} file(s) in folders of published pseudo-labels are left out")
+    if download.archives:
+        prepared.notes.append(f"{len(download.archives)} archive(s) were not opened, the first {download.archives[0]}")
+    prepared.not_recognised += download.unknown
     for scan in scans:
         _enter(prepared, scan, findings[scan.case], challenge, stated, copy)
     _name_strangers(prepared)

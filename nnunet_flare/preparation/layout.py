@@ -7,8 +7,10 @@
 | unlabelled scans | ``Case_00001_0000.nii.gz`` in any number of folders | from 2201 on, or in a folder ``unlab...`` |
 | validation | ``FLARETs_0001_0000.nii.gz`` | ``FLARE23Ts_0001_0000.nii.gz`` |
 
-Folders whose name says ``pseudo`` hold the pseudo-labels that were published later and are left out. A label map in a
-folder whose name says ``fix`` (``labelsTr2200/20230507-fix``) replaces the one outside.
+A label map below a folder whose name says ``pseudo`` is one of the pseudo-labels that were published later and is left
+out; a scan there (``train_pseudo_label/imagesTr``) is an unlabelled one, unless it lies elsewhere as well. A label map
+in a folder whose name says ``fix`` (``labelsTr2200/20230507-fix``) replaces the one outside. Every other file that
+looks like an image is listed.
 """
 
 from __future__ import annotations
@@ -20,9 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nnunet_flare.errors import InputError
+from nnunet_flare.images import suffix_of
+from nnunet_flare.listing import IMAGE_LIKE, is_image_like
 from nnunet_flare.organs import FLARE22, FLARE23, Organ
 
 FILE_ENDING = ".nii.gz"
+ARCHIVES = (".zip", ".7z", ".rar", ".tar", ".tgz", ".gz", ".001")
 GROUPS = ("training", "unlabelled", "validation")
 
 
@@ -73,12 +78,14 @@ class Scan:
 
 @dataclass
 class Download:
-    """The cases of a download by id, and what is wrong with others before any file is opened."""
+    """The cases of a download by id, what is wrong with others before any is opened, and files of unknown names."""
 
     scans: dict[str, Scan] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     left_out: int = 0
-    """Files in folders of published pseudo-labels."""
+    """Published pseudo-labels, and scans beside them that lie elsewhere as well."""
+    unknown: list[Path] = field(default_factory=list)
+    archives: list[Path] = field(default_factory=list)
 
 
 @dataclass
@@ -86,6 +93,8 @@ class _Files:
     group: str = "training"
     images: list[Path] = field(default_factory=list)
     labels: list[Path] = field(default_factory=list)
+    beside_pseudo: list[Path] = field(default_factory=list)
+    """Scans below a folder of pseudo-labels."""
 
 
 def find_download(folder: Path, challenge: Challenge, *, besides: Path | None = None) -> Download:
@@ -98,24 +107,32 @@ def find_download(folder: Path, challenge: Challenge, *, besides: Path | None = 
         raise InputError(f"--{challenge.name.lower()} {folder}: no such folder; expected the unpacked download")
     download = Download()
     found: dict[str, _Files] = {}
-    archives = []
     for path in _walk(folder, besides):
-        if path.suffix.lower() in (".zip", ".7z", ".rar", ".tar"):
-            archives.append(path)
-            continue
-        kind = _classify(path.relative_to(folder), challenge)
+        inside = path.relative_to(folder)
+        is_pseudo = any("pseudo" in part.lower() for part in inside.parts[:-1])
+        kind = _classify(inside, challenge)
+        if kind is None and path.suffix.lower() in ARCHIVES and not IMAGE_LIKE.search(path.name):
+            download.archives.append(path)
+        elif kind is None and is_image_like(path):
+            is_label = is_pseudo and not _says_images(inside) and suffix_of(path) is not None
+            download.left_out += is_label
+            download.unknown += [] if is_label else [path]
         if kind is None:
             continue
         case, group, is_image = kind
-        if any("pseudo" in part.lower() for part in path.relative_to(folder).parts[:-1]):
+        if is_pseudo and not is_image:
             download.left_out += 1
             continue
         files = found.setdefault(case, _Files())
+        if is_pseudo:
+            files.beside_pseudo.append(path)
+            continue
         files.group = group if is_image else files.group
         (files.images if is_image else files.labels).append(path)
     for case in sorted(found):
         _decide(case, found[case], download)
     if not any(scan.group == "training" for scan in download.scans.values()):
+        archives = download.archives
         packed = f" {len(archives)} archive(s) wait to be unpacked, the first {archives[0]}." if archives else ""
         raise InputError(
             f"--{challenge.name.lower()} {folder}: no scan {challenge.example} with its label map below it.{packed} "
@@ -141,10 +158,10 @@ def _classify(path: Path, challenge: Challenge) -> tuple[str, str, bool] | None:
     """(case, group, whether it is an image) of a file given relative to the download; None for any other file."""
     unlabelled_folder = any("unlab" in part.lower() for part in path.parts[:-1])
     for group, pattern in challenge.patterns.items():
-        match = re.fullmatch(f"({pattern})(_0000)?{re.escape(FILE_ENDING)}", path.name)
+        match = re.fullmatch(f"({pattern})(_0000)?(?i:{re.escape(FILE_ENDING)})", path.name)
         if match is None:
             continue
-        case, is_image = match.group(1), match.group(2) is not None
+        case, is_image = match.group(1), match.group(2) is not None or _says_images(path)
         last = challenge.last_labelled
         if group == "training" and last is not None and (unlabelled_folder or int(case[-4:]) > last):
             group = "unlabelled"
@@ -154,9 +171,19 @@ def _classify(path: Path, challenge: Challenge) -> tuple[str, str, bool] | None:
     return None
 
 
+def _says_images(path: Path) -> bool:
+    """Whether the folder that a file lies in says that it holds images and no labels."""
+    name = path.parent.name.lower()
+    return "image" in name and "label" not in name
+
+
 def _decide(case: str, files: _Files, download: Download) -> None:
     """Enter a case into the download, or what is wrong with it."""
-    images = files.images
+    if files.images:
+        download.left_out += len(files.beside_pseudo)
+    images = files.images or files.beside_pseudo
+    if not files.images and not files.labels:
+        files.group = "unlabelled"
     fixed = [path for path in files.labels if re.search(r"(^|[^a-z])fix", path.parent.name.lower())]
     labels = fixed or files.labels
     for what, paths in (("scans", images), ("label maps", labels)):

@@ -10,8 +10,10 @@ import numpy as np
 
 from nnunet_flare.documents import load_json, load_rows
 from nnunet_flare.errors import CaseError, InputError
-from nnunet_flare.images import geometry_difference, read_labels, stem_of, suffix_of
+from nnunet_flare.images import geometry_difference, read_labels
+from nnunet_flare.listing import list_label_maps, told
 from nnunet_flare.organs import FLARE22
+from nnunet_flare.outputs import check_document
 from nnunet_flare.rounds.stages.select import write_changes, write_scores, write_selection
 from nnunet_flare.selection.agreement import pairwise_dice
 from nnunet_flare.selection.change import label_change
@@ -22,6 +24,9 @@ COMPARISONS = ("pairs", "last", "rounds")
 """What :func:`score_folders` compares: every two folders, each with the last one, or each with the next one."""
 
 MEAN_CHANGE = "mean_change"
+TABLES = (".csv", ".tsv", ".txt")
+"""Endings of tables that may be replaced."""
+
 FIXED_COLUMNS = ("mean_organ", "min_organ", MEAN_CHANGE, "members")
 
 
@@ -52,13 +57,16 @@ def score_folders(folders: Sequence[Path], output: Path, *, compare: str = "pair
         if not folder.is_dir():
             raise InputError(f"score: {folder}: no such folder")
     organs = _organs(folders)
-    found = [
-        {stem_of(p): p for p in sorted(f.iterdir()) if suffix_of(p) and not p.name.startswith(".")} for f in folders
-    ]
-    cases = sorted(set().union(*found))
+    listings = [list_label_maps(folder, besides=[other for other in folders if other != folder]) for folder in folders]
+    found = [{case: files[0] for case, files in listing.cases.items()} for listing in listings]
+    failed = {name: reason for listing in listings for name, reason in listing.not_taken.items()}
+    cases = sorted(set().union(*found) - set(failed))
     if not cases:
-        raise InputError(f"score: no label map in {folders[0]}")
-    rows, scored, failed = [], [], {}
+        raise InputError(f"score: no label map in {folders[0]}{told(failed)}")
+    check_document(
+        output, TABLES, [*(p for maps in found for p in maps.values()), *(f / "dataset.json" for f in folders)]
+    )
+    rows, scored = [], []
     for case in cases:
         try:
             missing = [str(f) for f, files in zip(folders, found, strict=True) if case not in files]
@@ -86,10 +94,6 @@ def score_folders(folders: Sequence[Path], output: Path, *, compare: str = "pair
         table = np.array(rows).reshape(-1, len(organs))
         write_scores(output, scored, table, list(organs), [len(folders)] * len(scored))
     return len(scored), failed
-
-
-def _label_maps(folder: Path) -> dict[str, Path]:
-    return {stem_of(p): p for p in sorted(folder.iterdir()) if suffix_of(p) and not p.name.startswith(".")}
 
 
 def _organs(folders: Sequence[Path]) -> dict[str, int]:
@@ -137,6 +141,7 @@ def select_from_scores(
         raise InputError(f"--top_fraction {top_fraction:g}: expected a number above 0, at most 1")
     if not scores.is_file():
         raise InputError(f"{scores}: no such file; flare-pseudolabel score writes one")
+    check_document(output, TABLES, [scores])
     (_, columns), *rows = load_rows(scores) or [(1, [])]
     organs = [column for column in columns if column not in ("case", *FIXED_COLUMNS)]
     if "case" not in columns or not organs or len(set(columns)) < len(columns):

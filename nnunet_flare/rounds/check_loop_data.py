@@ -85,7 +85,11 @@ def _teacher_problems(recipe: Recipe, organs: Sequence[int], cases: Collection[s
         if not folder.is_dir():
             problems.append(f"fusion.teachers: {folder}: no such folder; expected label maps <case>.nii.gz")
             continue
-        maps = {case: path for case, path in teacher_maps(folder).items() if case in cases}
+        try:
+            maps = {case: path for case, path in teacher_maps(folder).items() if case in cases}
+        except InputError as error:
+            problems.append(str(error))
+            continue
         if not maps:
             problems.append(f"fusion.teachers: {folder}: has no label map of any case of this run")
             continue

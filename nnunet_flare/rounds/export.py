@@ -9,6 +9,7 @@ from pathlib import Path
 from nnunet_flare.cases import FILE_NAME, Case, read_table, table_name, write_table
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import link_or_copy, remove_scratch, replacing, write_json
+from nnunet_flare.outputs import check_document, check_outputs
 from nnunet_flare.rounds.run.configurations import read_plans, resolve
 from nnunet_flare.rounds.run.dataset import base_table, dataset_json, organ_ids, raw_files, read_dataset
 from nnunet_flare.rounds.run.ledger import Entry, export_csv, read_decisions, read_ledger
@@ -20,6 +21,12 @@ from nnunet_flare.trainers.settings import KEY
 
 def export_ledger(run: Run, path: Path) -> Path:
     """The ledger as CSV, one row per case and round."""
+    is_of_run = (
+        path.exists() and run.root.resolve() in path.resolve().parents and path.resolve().parent != run.root.resolve()
+    )
+    if is_of_run:
+        raise InputError(f"export --ledger {path}: is a file of the run; choose another name")
+    check_document(path, (".csv",), option="export --ledger")
     export_csv(read_ledger(run.paths), list(organ_ids(run)), path)
     return path
 
@@ -128,9 +135,11 @@ def export_stock_model(run: Run, folder: Path) -> Path:
     checkpoint = dict(load_checkpoint(source))
     checkpoint["trainer_name"] = "nnUNetTrainer"
     checkpoint["init_args"] = {**checkpoint["init_args"], "plans": plans}
+    written = [folder / "plans.json", folder / "dataset.json", folder / "fold_all" / source.name]
+    check_outputs(written, [model, model / "fold_all"], option="export --stock_model")
     (folder / "fold_all").mkdir(parents=True, exist_ok=True)
     write_json(folder / "plans.json", plans)
     write_json(folder / "dataset.json", read_dataset(model / "dataset.json"))
-    with replacing(folder / "fold_all" / "checkpoint_final.pth") as temporary:
+    with replacing(written[-1]) as temporary:
         torch.save(checkpoint, temporary)
     return folder

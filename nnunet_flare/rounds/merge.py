@@ -14,6 +14,8 @@ from nnunet_flare.files import write_csv
 from nnunet_flare.fusion.ids import IdMap, load_id_map
 from nnunet_flare.fusion.partial import OnDisagree, Source, merge
 from nnunet_flare.images import Volume, geometry_difference, read_labels, stem_of, suffix_of, write_labels
+from nnunet_flare.listing import list_label_maps, told
+from nnunet_flare.outputs import check_outputs
 from nnunet_flare.parallel import Workers
 
 TABLE = "merge.csv"
@@ -86,20 +88,26 @@ def merge_folders(request: MergeRequest, *, processes: int | None = None) -> Mer
     Raises:
         InputError: for options that do not fit each other, missing folders or unknown ids; nothing is written then.
     """
-    maps = _checked(request)
+    id_maps = _checked(request)
     table = _annotations(request)
-    base, *teachers = (_label_maps(folder) for folder in (request.base, *request.teachers))
-    truths = {} if request.partial is None else _label_maps(request.partial)
+    folders = [request.base, *request.teachers, *([] if request.partial is None else [request.partial])]
+    listings = [list_label_maps(folder, besides=[request.output, *folders]) for folder in folders]
+    left = {name: reason for listing in listings for name, reason in listing.not_taken.items()}
+    base, *others = ({c: f[0] for c, f in listing.cases.items() if c not in left} for listing in listings)
+    teachers, truths = others[: len(request.teachers)], (others[-1] if request.partial is not None else {})
     if not base:
-        raise InputError(f"merge: no label map in {request.base}")
+        raise InputError(f"merge: no label map in {request.base}{told(left)}")
     jobs = [
         _Job(case, path, tuple(found.get(case) for found in teachers), truths.get(case)) for case, path in base.items()
     ]
-    failed = {case: f"no label map in {request.base}" for case in truths if case not in base}
+    read = [path for maps in (base, *teachers, truths) for path in maps.values()]
+    read += [Path(word) for word in (*request.annotated, *request.id_maps)]
+    check_outputs([request.output / TABLE, *(request.output / _output_name(path) for path in base.values())], read)
+    failed = left | {case: f"no label map in {request.base}" for case in truths if case not in base}
     outcomes: dict[str, Outcome] = {}
     request.output.mkdir(parents=True, exist_ok=True)
     with Workers(processes) as workers:
-        work = partial(_merge_case, request, maps, table)
+        work = partial(_merge_case, request, id_maps, table)
         for job, outcome in workers.each_case(work, jobs, description="merging"):
             if isinstance(outcome, CaseError):
                 failed[job.case] = outcome.reason
@@ -164,14 +172,14 @@ def _annotations(request: MergeRequest) -> CaseTable | tuple[int, ...]:
     return tuple(int(word) for word in words)
 
 
-def _label_maps(folder: Path) -> dict[str, Path]:
-    return {stem_of(p): p for p in sorted(folder.iterdir()) if suffix_of(p) and not p.name.startswith(".")}
+def _output_name(path: Path) -> str:
+    return f"{stem_of(path)}{suffix_of(path)}"
 
 
 def _merge_case(
     request: MergeRequest, maps: Sequence[IdMap | None], table: CaseTable | tuple[int, ...], job: _Job
 ) -> Outcome:
-    target = request.output / job.base.name
+    target = request.output / _output_name(job.base)
     target.unlink(missing_ok=True)  # of an earlier merge with other sources: this case may be dropped or fail now
     base = read_labels(job.base, job.case, allowed=request.label_ids)
     sources = [Source(base.array)]

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.recipes.recipe import Recipe
-from nnunet_flare.rounds.run.unlabelled import read_list
+from nnunet_flare.rounds.run.unlabelled import read_left, read_list
 from nnunet_flare.rounds.stages.locate import locate_shard
 from nnunet_flare.rounds.stages.plan import plan_and_preprocess
 from nnunet_flare.rounds.stages.preprocess import failure, preprocess_unlabelled
@@ -71,6 +71,7 @@ def preprocess_ahead(
         if recipe.roi is not None:
             locate_shard(run, 0, 1)
         preprocess_unlabelled(run)
+        left = read_left(run.paths.unlabelled)
         reasons = {case.case: failure(run.unlabelled_data, case.case) for case in read_list(run.paths.unlabelled)}
     failed = {case: reason for case, reason in reasons.items() if reason is not None}
-    return Preprocessed(run.unlabelled_data, len(reasons) - len(failed), failed)
+    return Preprocessed(run.unlabelled_data, len(reasons) - len(failed), left | failed)

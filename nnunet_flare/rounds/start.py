@@ -19,7 +19,7 @@ from nnunet_flare.rounds.run.configurations import resolve
 from nnunet_flare.rounds.run.manifest import FOLDERS, Run, create_run
 from nnunet_flare.rounds.run.paths import RunPaths
 from nnunet_flare.rounds.run.settings import RunSettings
-from nnunet_flare.rounds.run.unlabelled import find_sources, freeze, read_list, size_of, write_list
+from nnunet_flare.rounds.run.unlabelled import find_sources, freeze, not_taken, read_list, size_of, write_list
 from nnunet_flare.rounds.stages.evaluate import check_held_out
 from nnunet_flare.rounds.stages.given_plans import model_plans
 from nnunet_flare.rounds.stages.plan import default_plans_name
@@ -172,7 +172,10 @@ def freeze_unlabelled(plan: Plan) -> None:
     sources = find_sources(Path(run.settings.unlabelled_dir), plan.channels)
     check_disk(run, sources)
     cases = freeze(sources, raw=run.raw, preprocessed=run.preprocessed, file_ending=plan.file_ending)
-    write_list(run.paths.unlabelled, cases)
+    left = not_taken(Path(run.settings.unlabelled_dir), plan.channels)
+    for name, reason in sorted(left.items()):
+        log.warning("not taken: %s: %s", name, reason)
+    write_list(run.paths.unlabelled, cases, left)
 
 
 def _check_ids(request: Request, sources: Mapping[str, Any], labelled: Sequence[str]) -> None:

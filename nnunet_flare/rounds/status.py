@@ -16,7 +16,7 @@ from nnunet_flare.rounds.run.ledger import Entry, read_ledger
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Round
 from nnunet_flare.rounds.run.tasks import Task, graph
-from nnunet_flare.rounds.run.unlabelled import read_list
+from nnunet_flare.rounds.run.unlabelled import read_left, read_list
 from nnunet_flare.rounds.stages.evaluate import held_out_dice
 from nnunet_flare.wording import duration
 
@@ -43,6 +43,8 @@ def status(run: Run) -> str:
         lines.append(_round_row(run, of, tasks, states, [e for e in entries if e.round == of.number]))
     lines += ["", *_agreement_rows(entries)]
     lines += _time_rows(run, tasks, states)
+    left = read_left(run.paths.unlabelled)
+    lines += [f"{len(left)} file(s) of -u were not taken; the first: {min(left)}"] if left else []
     failed = [name for name, state in states.items() if state == "failed"]
     for name in failed:
         document = read_json(run.paths.failed(name), FAILED, remedy=f"flare-pseudolabel retry -o {run.root}")
@@ -170,4 +172,5 @@ def failed_cases(run: Run) -> dict[str, str]:
     """Unlabelled cases that were set aside, with the reason, from the last round that was judged."""
     entries = read_ledger(run.paths) if any(run.root.glob("rounds/r*/decisions.json")) else []
     last = max((entry.round for entry in entries), default=None)
-    return {e.case: e.reason for e in entries if e.round == last and e.decision == "failed"}
+    failed = {e.case: e.reason for e in entries if e.round == last and e.decision == "failed"}
+    return read_left(run.paths.unlabelled) | failed

@@ -324,3 +324,47 @@ def test_cases_whose_names_are_too_long_for_what_follows_are_set_aside_and_the_o
     assert sorted(made.set_aside) == ["FLARE22_Tr_0001", "FLARE22_Tr_0002", "FLARE22_Tr_0003"]
     assert "has 15 bytes, at most 14 fit" in made.set_aside["FLARE22_Tr_0001"]
     assert made.cases["training"] == [] and len(made.cases["unlabelled"]) == 4
+
+
+def test_scans_in_a_folder_of_pseudo_labels_are_unlabelled_scans(flare22, raw, patient, capsys):
+    """FLARE24 and 25 ship the unlabelled scans beside the published pseudo-labels of them."""
+    pseudo = flare22 / "train_pseudo_label"
+    for number in (11, 12, 13):
+        write_scan(pseudo / "imagesTr" / f"Case_{number:05d}_0000.nii.gz", patient, number)
+        write_map(pseudo / "flare22_aladdin5_pseudo" / f"Case_{number:05d}.nii.gz", patient)
+    write_scan(pseudo / "imagesTr" / "Case_00014.nii.gz", patient, 14)  # the folder says that it is a scan
+    (pseudo / "imagesTr" / "Case_00014.nii.gz").rename(pseudo / "imagesTr" / "Case_00014.NII.GZ")
+    write_scan(pseudo / "imagesTr" / "Case_00001_0000.nii.gz", patient, 1)  # again
+    write_map(pseudo / "labelsTr" / "FLARE22_Tr_0001.nii.gz", patient, (1,))
+    assert call("flare22", flare22) == 0
+    dataset = raw / "Dataset022_FLARE22"
+    cases = (1, 2, 11, 12, 13, 14, 1001, 1002)
+    assert names(dataset / "unlabelled") == [f"Case_{n:05d}_0000.nii.gz" for n in cases]
+    for case, number in (("Case_00012", 12), ("Case_00014", 14)):
+        np.testing.assert_array_equal(
+            read_volume(dataset / "unlabelled" / f"{case}_0000.nii.gz").array, patient[0].array + number
+        )
+    said = capsys.readouterr().out
+    assert "unlabelled                 8 " in said and "5 file(s) in folders of published pseudo-labels" in said
+    assert read_labels(dataset / "labelsTr/FLARE22_Tr_0001.nii.gz").array.max() == 13
+
+
+def test_every_file_that_looks_like_an_image_is_taken_or_listed(flare22, raw, patient, capsys):
+    strange = [
+        flare22 / "Training" / "extra" / name
+        for name in ("Case_00007_0000.nii", "Case_00008.nii.gz", "patient 9.mha", "Case_0010_0000.nii.gz.part")
+    ]
+    strange[0].parent.mkdir()
+    for path in strange:
+        path.write_bytes(b"some bytes")
+    (flare22 / "Training" / "slice").write_bytes(bytes(128) + b"DICM" + bytes(100))
+    (flare22 / "Training" / "readme.txt").write_text("read me")
+    (flare22 / "Training" / "more.zip").write_bytes(b"PK")
+    assert call("flare22", flare22) == 1
+    said = capsys.readouterr()
+    listed = [line for line in said.err.splitlines() if line.startswith("not recognised")]
+    assert len(listed) == 5
+    for path in (*strange, flare22 / "Training" / "slice"):
+        assert any(f": {path}: " in line for line in listed)
+    assert "1 archive(s) were not opened" in said.out
+    assert len(names(raw / "Dataset022_FLARE22" / "unlabelled")) == 4

@@ -11,10 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nnunet_flare.dicom import read_scan
-from nnunet_flare.dicom_files import dicom_files, series_folders
+from nnunet_flare.dicom_files import dicom_files
 from nnunet_flare.errors import CaseError, InputError
-from nnunet_flare.files import link_or_copy, name_problem, read_json, write_json
-from nnunet_flare.images import SUFFIXES, Volume, stem_of, suffix_of, write_volume
+from nnunet_flare.files import link_or_copy, name_problem, read_json, remove_leftovers, write_json
+from nnunet_flare.images import SUFFIXES, Volume, write_volume
+from nnunet_flare.kept import is_kept
+from nnunet_flare.listing import Listing, list_scans, told
 from nnunet_flare.rounds.run.sources import stamp_of
 
 log = logging.getLogger(__name__)
@@ -37,39 +39,36 @@ class UnlabelledCase:
 def find_sources(folder: Path, channels: int) -> dict[str, list[Path]]:
     """The scans in a folder by safe, unique id: ``<case>_0000.<ext>`` and so on, ``<case>.<ext>``, or DICOM series.
 
-    A folder of one DICOM series is a scan of one channel, named as the folder; ``folder`` may be one itself.
+    A folder of one DICOM series is a scan of one channel, named as the folder; ``folder`` may be one itself. What
+    :func:`not_taken` names is not among them.
 
     Raises:
         InputError: when the folder is missing or holds no scan, or two files give one id.
     """
+    found = _listing(folder, channels)
+    if found.clashes:
+        raise InputError(f"-u {folder}: {len(found.clashes)} case id(s) given twice:{told(found.clashes)}")
+    if not found.cases:
+        raise InputError(
+            f"-u {folder}: no image ({', '.join(SUFFIXES)}) and no folder of DICOM files in it; expected unlabelled "
+            f"CTs{told(found.not_taken)}"
+        )
+    return {case: list(files) for case, files in found.cases.items()}
+
+
+def not_taken(folder: Path, channels: int) -> dict[str, str]:
+    """Why files of a folder that look like images are no scans of the run, by case or path."""
+    return _listing(folder, channels).not_taken
+
+
+def _listing(folder: Path, channels: int) -> Listing:
     if not folder.is_dir():
         raise InputError(f"-u {folder}: no such folder; expected a folder of CT scans")
-    found: dict[str, dict[int, Path]] = {}
-    clashes: list[str] = []
-    for path in _scans(folder):
-        match = re.fullmatch(r"(.+)_(\d{4})", stem_of(path))
-        numbered = suffix_of(path) is not None and match is not None and int(match.group(2)) < channels
-        name, channel = (match.group(1), int(match.group(2))) if match and numbered else (stem_of(path), 0)
-        files = found.setdefault(safe_id(name), {})
-        if channel in files:
-            clashes.append(f"{files[channel].name} and {path.name} both give the case '{safe_id(name)}'")
-        files[channel] = path
-    too_long = [problem for case in found if (problem := name_problem(case, folder)) is not None]
+    listed = list_scans(folder, channels, name=safe_id)
+    too_long = [problem for case in listed.cases if (problem := name_problem(case, folder)) is not None]
     if too_long:
         raise InputError(f"-u {folder}: {len(too_long)} name(s) are too long: {'; '.join(too_long)}")
-    if clashes:
-        raise InputError(f"-u {folder}: {'; '.join(clashes)}. Rename or remove one of each")
-    if not found:
-        raise InputError(
-            f"-u {folder}: no image ({', '.join(SUFFIXES)}) and no folder of DICOM files in it; expected unlabelled CTs"
-        )
-    return {case: [files[c] for c in sorted(files)] for case, files in sorted(found.items())}
-
-
-def _scans(folder: Path) -> list[Path]:
-    """Whatever has an image file's name, and DICOM series folders."""
-    named = {path for path in folder.iterdir() if not path.name.startswith(".") and suffix_of(path) is not None}
-    return sorted(named | set(series_folders(folder)))
+    return listed
 
 
 def safe_id(name: str) -> str:
@@ -97,6 +96,7 @@ def freeze(
     if not writable:
         target = preprocessed / "imagesUn"
         target.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target)
     table = preprocessed / TABLE
     shape, remedy = {"cases": {str: {"source": str}}}, "remove it; runs keep lists of their own"
     known = read_json(table, shape, remedy=remedy)["cases"] if table.is_file() else {}
@@ -140,7 +140,8 @@ def _provide(file: Path, image: Path, case: str, file_ending: str, *, is_same: b
     if image.exists():
         if file.exists() and os.path.samefile(file, image):
             return
-        if image.stat().st_mtime >= file.stat().st_mtime if is_same is None else is_same and not image.is_symlink():
+        is_current = image.stat().st_mtime >= file.stat().st_mtime if is_same is None else is_same
+        if is_current and not image.is_symlink() and is_kept(image):
             return
     with suppress(FileNotFoundError):
         image.unlink()
@@ -156,9 +157,9 @@ def _provide(file: Path, image: Path, case: str, file_ending: str, *, is_same: b
         log.warning("%s (it will be set aside)", error)
 
 
-def write_list(path: Path, cases: Sequence[UnlabelledCase]) -> None:
-    """Keep the frozen list in the run's folder."""
-    write_json(path, {"version": 1, "cases": [asdict(case) for case in cases]})
+def write_list(path: Path, cases: Sequence[UnlabelledCase], left: Mapping[str, str] | None = None) -> None:
+    """Keep the frozen list in the run's folder, and why other files are not in it."""
+    write_json(path, {"version": 1, "cases": [asdict(case) for case in cases], "not_taken": dict(left or {})})
 
 
 def read_list(path: Path) -> list[UnlabelledCase]:
@@ -168,6 +169,12 @@ def read_list(path: Path) -> list[UnlabelledCase]:
         UnlabelledCase(entry["case"], entry["source"], tuple(entry["images"]), entry["size_bytes"])
         for entry in read_json(path, LIST, remedy=remedy)["cases"]
     ]
+
+
+def read_left(path: Path) -> dict[str, str]:
+    """Why files of the folder are not in the frozen list of a run, by case or path."""
+    left: dict[str, str] = read_json(path).get("not_taken", {}) if path.is_file() else {}
+    return left
 
 
 def read_scans(case: UnlabelledCase) -> list[Volume]:

@@ -11,11 +11,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 
-from nnunet_flare.files import link_or_copy, remove_scratch
+from nnunet_flare.files import link_or_copy, remove_scratch, temporary_prefix
 from nnunet_flare.fusion.members import class_locations
 from nnunet_flare.rounds.stages.arrays import ENDINGS, write_array, write_properties
 
@@ -50,7 +49,7 @@ def building(target: Path) -> Iterator[DataFolder]:
     """Build ``target`` anew. What stood there goes once the new folder is whole; what killed builds left goes too."""
     for left in target.parent.glob(f".tmp-*-{target.name}"):
         remove_scratch(left)
-    scratch = target.with_name(f".tmp-{uuid4().hex[:12]}-{target.name}")
+    scratch = target.with_name(f"{temporary_prefix()}{target.name}")
     scratch.mkdir(parents=True)
     yield DataFolder(scratch)
     remove_scratch(target)

@@ -12,8 +12,10 @@ from tqdm import tqdm
 
 from nnunet_flare.datasets import TrainingCase, check_cases
 from nnunet_flare.errors import CaseError, InputError
-from nnunet_flare.files import read_json, write_json
+from nnunet_flare.files import read_json, remove_leftovers, write_json
 from nnunet_flare.images import find_cases, read_labels, write_labels
+from nnunet_flare.kept import is_kept
+from nnunet_flare.listing import list_scans
 from nnunet_flare.rounds.run.dataset import dataset_json, organ_ids
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Round
@@ -52,6 +54,14 @@ def check_held_out(
     cases = find_cases(images, file_ending, channels)
     if not labels.is_dir():
         raise InputError(f"--eval {labels}: no such folder; expected label maps <case>{file_ending}")
+    listed = list_scans(images, channels)
+    used = {file for found in cases.values() for file in found}
+    left = [*(str(path) for path in listed.images if path not in used), *listed.left]
+    if left:
+        names = "\n  ".join(sorted({*left}))
+        raise InputError(
+            f"--eval {images}: expected <case>_0000{file_ending} only; move, rename or remove these:\n  {names}"
+        )
     files = {case: TrainingCase(tuple(found), labels / f"{case}{file_ending}") for case, found in cases.items()}
     if allowed is None:
         problems = [f"{case}: {f.label}: no such file" for case, f in files.items() if not f.label.is_file()]
@@ -79,7 +89,8 @@ def predict_held_out(run: Run, model: Path, members: Sequence[tuple[str, str]], 
     document = dataset_json(run)
     ending = document["file_ending"]
     cases = find_cases(images, ending, len(document["channel_names"]))
-    todo = [case for case in cases if not (folder / f"{case}{ending}").is_file()]
+    remove_leftovers(folder)
+    todo = [case for case, files in cases.items() if not is_kept(folder / f"{case}{ending}", files[0])]
     if todo:
         predict = whole_scan_labels(run, open_members(run, model, members))
         for case in tqdm(todo, desc="held-out cases", disable=None, unit="case"):

@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from nnunet_flare.disks import concerns_disk
 from nnunet_flare.errors import TaskError
-from nnunet_flare.files import holds, replacing
+from nnunet_flare.files import holds, remove_leftovers, replacing
 from nnunet_flare.fusion.members import class_locations, training_label
 from nnunet_flare.images import read_labels
+from nnunet_flare.kept import is_kept
 from nnunet_flare.rounds.run.configurations import INPUT_KEYS, base_configuration, read_plans
 from nnunet_flare.rounds.run.dataset import dataset_json, organ_ids
 from nnunet_flare.rounds.run.labelled_case import LABELLED, LabelledCase, read_labelled_case, write_labelled_case
@@ -135,7 +136,9 @@ def label_shard(run: Run, of: Round, part: int, parts: int) -> dict[str, int]:
     """
     number = of.number
     cases = shard(round_scans(run, of), part, parts)
-    todo = [case for case in cases if not holds(run.paths.case(number, case.case), LABELLED)]
+    ending = dataset_json(run)["file_ending"]
+    remove_leftovers(run.paths.label(number, "case", ending).parent)
+    todo = [case for case in cases if not _is_labelled(run, number, case.case, ending)]
     if todo:
         predictor = _load_labeller(run, of)
         _check_input(run, of.model, predictor)
@@ -151,6 +154,13 @@ def label_shard(run: Run, of: Round, part: int, parts: int) -> dict[str, int]:
             run.paths.case(number, name).unlink()
         raise TaskError(f"none of {len(cases)} unlabelled cases could be labelled; the first, {failed[0]}: {first}")
     return {"labelled": len(cases) - len(failed), "failed": len(failed)}
+
+
+def _is_labelled(run: Run, number: int, case: str, ending: str) -> bool:
+    """Whether a case was labelled, its label map still whole, or set aside."""
+    if not holds(run.paths.case(number, case), LABELLED):
+        return False
+    return read_labelled(run, number, case).failed is not None or is_kept(run.paths.label(number, case, ending))
 
 
 def _check_input(run: Run, model: Path, predictor: Labeller) -> None:

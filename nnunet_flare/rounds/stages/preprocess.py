@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from nnunet_flare.disks import concerns_disk
 from nnunet_flare.errors import CaseError
-from nnunet_flare.files import holds, read_json, write_json
+from nnunet_flare.files import holds, read_json, remove_leftovers, write_json
 from nnunet_flare.images import Volume, check_values, oddities
 from nnunet_flare.parallel import num_processes
 from nnunet_flare.rounds.run.dataset import dataset_json
@@ -77,8 +77,7 @@ def _preprocess_missing(run: Run, retry_failed: bool) -> dict[str, int]:
     folder = run.unlabelled_data
     folder.mkdir(parents=True, exist_ok=True)
     cases = read_list(run.paths.unlabelled)
-    for stray in folder.glob(".tmp-*"):
-        stray.unlink(missing_ok=True)
+    remove_leftovers(folder)
     boxes = {} if run.recipe.roi is None else {case.case: read_box(run, case.case) for case in cases}
     changed = {case.case: names for case in cases if (names := _changed(case, folder, boxes.get(case.case)))}
     if changed:

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_flare.cases import Case
-from nnunet_flare.errors import CaseError, TaskError
+from nnunet_flare.errors import CaseError, InputError, TaskError
 from nnunet_flare.fusion.ids import IdMap, load_id_map
 from nnunet_flare.fusion.partial import OnDisagree, Source, merge, union
-from nnunet_flare.images import Volume, geometry_difference, read_labels, stem_of, suffix_of, write_labels
+from nnunet_flare.images import Volume, geometry_difference, read_labels, write_labels
+from nnunet_flare.listing import list_label_maps, told
 from nnunet_flare.parallel import Workers, num_processes
 from nnunet_flare.rounds.run.dataset import dataset_json, organ_ids, raw_files
 from nnunet_flare.rounds.run.ledger import Entry, read_decisions
@@ -84,8 +85,15 @@ class _Outcome:
 
 
 def teacher_maps(folder: Path) -> dict[str, Path]:
-    """The label maps of a teacher's folder by case."""
-    return {stem_of(p): p for p in sorted(folder.iterdir()) if suffix_of(p) and not p.name.startswith(".")}
+    """The label maps of a teacher's folder by case.
+
+    Raises:
+        InputError: for a folder with other images as well, or with two files of one case.
+    """
+    found = list_label_maps(folder)
+    if found.not_taken:
+        raise InputError(f"fusion.teachers: {folder}: files that cannot be taken:{told(found.not_taken)}")
+    return {case: files[0] for case, files in found.cases.items()}
 
 
 def teacher_ids(names: Sequence[str], teachers: int) -> list[IdMap | None]:

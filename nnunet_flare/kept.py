@@ -1,0 +1,88 @@
+"""Whether an output that is there already can be kept: whole, readable and on the grid of its scan.
+
+A full disk, a broken copy or a crash of the machine leave files of no bytes or half their bytes under the right name.
+"""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+from nnunet_flare.dicom_files import is_dicom
+from nnunet_flare.errors import CaseError
+from nnunet_flare.images import NIFTI_SUFFIXES, read_volume, suffix_of
+from nnunet_flare.nifti import check_nifti
+from nnunet_flare.nifti_header import HEADER_BYTES, Header, parse_header
+
+GRID_TOLERANCE_MM = 1e-3
+LABEL_BITS = 8
+
+
+def is_kept(path: Path, scan: Path | None = None) -> bool:
+    """Whether an image or label map was written whole; a NIfTI file must also have the size and spacing of ``scan``.
+
+    Every byte of it is read (0.1 s for a label map).
+
+    Args:
+        path: the output; a missing one is not kept.
+        scan: what it was made of, where it must lie on that grid.
+    """
+    if not path.is_file() or path.stat().st_size == 0:
+        return False
+    try:
+        if suffix_of(path) not in NIFTI_SUFFIXES:
+            read_volume(path)
+            return True
+        check_nifti(path, path.name)
+    except CaseError:
+        return False
+    found = header_of(path)
+    expected = None if scan is None else header_of(scan)
+    return found is not None and (expected is None or _same_grid(found, expected))
+
+
+def is_kept_dicom(path: Path) -> bool:
+    """Whether a DICOM segmentation has all its voxels."""
+    if not is_dicom(path):
+        return False
+    import pydicom
+
+    try:
+        document = pydicom.dcmread(path)
+        bits = int(document.Rows) * int(document.Columns) * int(document.NumberOfFrames)
+        return 8 * len(document.PixelData) >= bits
+    except Exception:  # a damaged file can raise anything
+        return False
+
+
+def is_label_map_of(path: Path, scan: Path) -> bool:
+    """Whether a NIfTI file is a label map (8 bits a voxel) on the grid of a scan that is no such file itself."""
+    found, expected = header_of(path), header_of(scan)
+    if found is None or expected is None:
+        return False
+    return found.bits == LABEL_BITS and expected.bits != LABEL_BITS and _same_grid(found, expected)
+
+
+def header_of(path: Path) -> Header | None:
+    """The header of a NIfTI file; None for what is none, or cannot be read."""
+    if suffix_of(path) not in NIFTI_SUFFIXES or not path.is_file():
+        return None
+    try:
+        with open(path, "rb") as file:
+            start = file.read(1 << 16)
+        if start[:2] == b"\x1f\x8b":
+            start = zlib.decompressobj(wbits=31).decompress(start, HEADER_BYTES)
+    except (OSError, zlib.error):
+        return None
+    return parse_header(start)
+
+
+def _same_grid(one: Header, other: Header) -> bool:
+    return _sizes(one) == _sizes(other) and all(
+        abs(abs(a) - abs(b)) < GRID_TOLERANCE_MM for a, b in zip(one.spacing_mm[:3], other.spacing_mm[:3], strict=False)
+    )
+
+
+def _sizes(header: Header) -> tuple[int, ...]:
+    """Without trailing axes of one voxel."""
+    return (*header.size[:3], *(n for n in header.size[3:] if n != 1))
