@@ -14,6 +14,7 @@ import numpy as np
 
 from nnunet_flare.errors import CaseError
 from nnunet_flare.images import Volume, from_sitk, read_volume
+from nnunet_flare.readers import SITK
 
 MAGIC = b"DICM"
 MAGIC_OFFSET = 128
@@ -89,13 +90,13 @@ def _holds_dicom(folder: Path) -> bool:
     return any(is_dicom(path) for path in _plain_files(folder))
 
 
-def read_scan(path: Path, case: str) -> Volume:
-    """A scan as it comes: one image file, or a folder that holds one DICOM series.
+def read_scan(path: Path, case: str, *, reader: str = SITK) -> Volume:
+    """A scan as it comes: one image file (NIfTI as this reader of nnU-Net reads it), or a folder of one DICOM series.
 
     Raises:
         CaseError: as :func:`read_series` and :func:`nnunet_flare.images.read_volume`.
     """
-    return read_series(path, case) if path.is_dir() else read_volume(path, case)
+    return read_series(path, case) if path.is_dir() else read_volume(path, case, reader=reader)
 
 
 def read_series(folder: Path, case: str) -> Volume:

@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from nnunet_flare.inference.folder import predict_cases
-    from nnunet_flare.inference.inputs import find_inputs, model_dataset
+    from nnunet_flare.inference.inputs import find_inputs, model_dataset, model_reader
     from nnunet_flare.inference.profile import Profile
 
     if args.disable_tta and args.tta != "none":
@@ -171,6 +171,7 @@ def _run(args: argparse.Namespace) -> int:
         also_write=_dicom_writer(cases, dataset) if args.dicom_seg else None,
         profile=profile,
         progress=bar.case,
+        reader=model_reader(folder),
     )
     bar.close()
     _print(report, profile if args.profile else None)

@@ -23,6 +23,7 @@ from nnunet_flare import plugin
 from nnunet_flare.checkpoints import load_checkpoint, weights_of
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.export import check_resampling
+from nnunet_flare.readers import READERS
 
 Fold = int | str
 """A fold's number, or ``"all"``."""
@@ -31,9 +32,6 @@ DEFAULT_CHECKPOINT = "checkpoint_final.pth"
 
 STOCK_PLAN_TRAINER = re.compile(r"nnUNetTrainer(_\d+epochs?|NoMirroring|DA5|DAOrd0|NoDA)?")
 """Stock trainers that build the network of their plans unchanged."""
-
-READERS = ("SimpleITKIO", "NibabelIO", "SimpleITKIOWithReorient", "NibabelIOWithReorient")
-"""Readers of volumes; the reorienting ones bring every scan to RAS first."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from nnunet_flare.rounds.plans import (
     add_configuration,
     base_configuration,
     base_table,
+    image_reader,
     plan_and_preprocess,
     raw_cases,
 )
@@ -103,7 +104,8 @@ def _locate(run: Run, coarse: Segmenter, case: UnlabelledCase) -> dict[str, Any]
     from nnunet_flare.inference.coarse_to_fine import organs_box
     from nnunet_flare.orientation import turn_for_reader
 
-    volumes = read_scans(case)
+    reader = image_reader(run)
+    volumes = read_scans(case, reader)
     for volume in volumes:
         check_values(volume, case.case)
     scan = coarse.prepare(volumes, case.case)
@@ -111,7 +113,7 @@ def _locate(run: Run, coarse: Segmenter, case: UnlabelledCase) -> dict[str, Any]
     if found is None:
         log.warning("%s: the coarse model found nothing; the whole scan is taken", case.case)
         return {"box": None}
-    turn = turn_for_reader(read_json(run.plans_file)["image_reader_writer"], volumes[0])
+    turn = turn_for_reader(reader, volumes[0])
     return {"box": turned(found, volumes[0].array.shape, turn)}
 
 
@@ -134,7 +136,7 @@ def whole_scan_labels(run: Run, predictor: Any) -> Callable[[Sequence[Path]], np
     both = RoiSegmenter(open_coarse(run), predictor.segmenter, rule=roi.rule, margin_mm=roi.test_margin_mm)
 
     def predict(files: Sequence[Path]) -> np.ndarray:
-        volumes: list[Volume] = [read_volume(Path(file)) for file in files]
+        volumes: list[Volume] = [read_volume(Path(file), reader=image_reader(run)) for file in files]
         return both.segment(both.prepare(volumes, Path(files[0]).name))[0]
 
     return predict

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from nnunet_flare.files import link_or_copy, read_json, write_json
 from nnunet_flare.fusion.members import class_locations, training_label
 from nnunet_flare.images import read_volume
+from nnunet_flare.readers import reader_of_plans
 from nnunet_flare.rounds.arrays import ENDINGS, read_array, read_properties, write_array, write_properties
 from nnunet_flare.rounds.label_maps import write_label_map
 from nnunet_flare.rounds.ledger import Entry
@@ -145,7 +146,7 @@ def _prepare(scan: LabelledScan, folder: Path, plans_file: str, configuration: s
     try:
         if scan.arrays is None:
             for image in scan.images:  # stock's reader takes half a file for a whole one
-                read_volume(Path(image), scan.case)
+                read_volume(Path(image), scan.case, reader=reader_of_plans(plans.plans))
             preprocessor = manager.preprocessor_class(verbose=False)
             data, seg, properties = preprocessor.run_case(list(scan.images), str(scan.label), plans, manager, dataset)
             write_array(folder / f"{scan.case}.b2nd", data.astype(np.float32, copy=False), manager.patch_size)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from nnunet_flare.cases import FILE_NAME, CaseTable, find_table
 from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import read_json, write_json
+from nnunet_flare.readers import reader_of_plans
 from nnunet_flare.rounds.arrays import ENDINGS, damage
 from nnunet_flare.rounds.locks import LockFile
 from nnunet_flare.rounds.manifest import Base, Run
@@ -36,6 +37,11 @@ INPUT_KEYS = (
     "resampling_fn_data_kwargs",
 )
 """What of plans and configuration decides how a scan becomes the network's input."""
+
+
+def image_reader(run: Run) -> str:
+    """The reader of images that the run's plans name."""
+    return reader_of_plans(read_json(run.plans_file))
 
 
 def default_plans_name(planner: str) -> str:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from nnunet_flare.errors import CaseError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.images import check_values, oddities
+from nnunet_flare.readers import reader_of_plans
 from nnunet_flare.rounds.arrays import ENDINGS, write_array, write_properties
 from nnunet_flare.rounds.boxes import Box, preprocess_box
 from nnunet_flare.rounds.locks import LockFile
@@ -125,7 +126,8 @@ def _preprocess_case(
     """Write a case's arrays and state; ``located`` is what its coarse pass found, where there was one."""
     state: dict[str, Any] = {"source": case.source}
     try:
-        state["odd"] = _check(case, len(dataset.get("channel_names", dataset.get("modality", {}))))
+        reader = reader_of_plans(read_json(Path(plans_file)))
+        state["odd"] = _check(case, len(dataset.get("channel_names", dataset.get("modality", {}))), reader)
         if located is not None and "failed" in located:
             raise CaseError(case.case, located["failed"])
         box = None if located is None else located["box"]
@@ -141,12 +143,12 @@ def _preprocess_case(
     write_json(state_file(folder, case.case), state)
 
 
-def _check(case: UnlabelledCase, channels: int) -> list[str]:
+def _check(case: UnlabelledCase, channels: int, reader: str) -> list[str]:
     """Read and check every channel; returns what is odd."""
     if len(case.images) != channels:
         raise CaseError(case.case, f"{case.source}: {len(case.images)} channel(s), the dataset has {channels}")
     found: list[str] = []
-    for image, volume in zip(case.images, read_scans(case), strict=True):
+    for image, volume in zip(case.images, read_scans(case, reader), strict=True):
         check_values(volume, case.case, Path(image))
         found += oddities(volume)
     return found

@@ -10,10 +10,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from nnunet_flare.datasets import doubtful
 from nnunet_flare.dicom import dicom_files, read_scan, series_folders
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.files import link_or_copy, read_json, write_json
 from nnunet_flare.images import SUFFIXES, Volume, stem_of, suffix_of, write_volume
+from nnunet_flare.readers import SITK
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +73,7 @@ def safe_id(name: str) -> str:
 
 
 def freeze(
-    sources: Mapping[str, Sequence[Path]], *, raw: Path, preprocessed: Path, file_ending: str
+    sources: Mapping[str, Sequence[Path]], *, raw: Path, preprocessed: Path, file_ending: str, reader: str = SITK
 ) -> list[UnlabelledCase]:
     """List the unlabelled scans of a run and link them into ``imagesUn``.
 
@@ -102,7 +104,7 @@ def freeze(
             )
         images = [target / f"{case}_{channel:04d}{file_ending}" for channel in range(len(files))]
         for file, image in zip(files, images, strict=True):
-            _provide(file, image, case, file_ending)
+            _provide(file, image, case, file_ending, reader)
         size = sum(size_of(file) for file in files)
         cases.append(UnlabelledCase(case, source, tuple(str(image) for image in images), size))
         known[case] = {"source": source, "images": [str(image) for image in images]}
@@ -120,7 +122,7 @@ def size_of(file: Path) -> int:
         return 0
 
 
-def _provide(file: Path, image: Path, case: str, file_ending: str) -> None:
+def _provide(file: Path, image: Path, case: str, file_ending: str, reader: str) -> None:
     """Make ``image`` the scan ``file``: a link, or a converted copy when the format differs."""
     if image.exists() and image.stat().st_mtime >= file.stat().st_mtime:
         return
@@ -133,7 +135,10 @@ def _provide(file: Path, image: Path, case: str, file_ending: str) -> None:
             link_or_copy(file, image)
         return
     try:
-        write_volume(image, read_scan(file, case))
+        volume = read_scan(file, case, reader=reader)
+        if volume.doubt:
+            raise CaseError(case, f"{file}: {volume.doubt}; {doubtful(reader)}")
+        write_volume(image, volume)
     except CaseError as error:
         log.warning("%s (it will be set aside)", error)
 
@@ -151,14 +156,21 @@ def read_list(path: Path) -> list[UnlabelledCase]:
     ]
 
 
-def read_scans(case: UnlabelledCase) -> list[Volume]:
-    """The channels of a scan as they are stored; where a link is broken or a conversion failed, from its source.
+def read_scans(case: UnlabelledCase, reader: str = SITK) -> list[Volume]:
+    """The channels of a scan, NIfTI as this reader reads it; where a link is broken or a conversion failed, its source.
 
     Raises:
-        CaseError: when one cannot be read.
+        CaseError: when one cannot be read, or nibabel and SimpleITK disagree about it.
     """
     paths = [Path(image) for image in case.images]
-    return [read_scan(path if path.exists() else Path(case.source), case.case) for path in paths]
+    volumes = []
+    for image in paths:
+        path = image if image.exists() else Path(case.source)
+        volume = read_scan(path, case.case, reader=reader)
+        if volume.doubt:
+            raise CaseError(case.case, f"{path}: {volume.doubt}; {doubtful(reader)}")
+        volumes.append(volume)
+    return volumes
 
 
 def shard(cases: Sequence[UnlabelledCase], part: int, parts: int) -> list[UnlabelledCase]:

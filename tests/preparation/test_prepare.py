@@ -176,7 +176,9 @@ def test_a_second_call_opens_only_what_was_changed_or_bad(flare22, raw, patient,
     bad.write_bytes(b"")
     assert call("flare22", flare22) == 1
     opened = []
-    monkeypatch.setattr(examine, "read_volume", lambda path, case: opened.append(case) or read_volume(path, case))
+    monkeypatch.setattr(
+        examine, "read_volume", lambda path, case, **how: opened.append(case) or read_volume(path, case, **how)
+    )
     assert call("flare22", flare22) == 1  # perhaps the disk was away for a moment
     bad.write_bytes(good)
     assert call("flare22", flare22) == 0
