@@ -31,7 +31,7 @@ from nnunet_flare.images import (
     read_volume,
     rounding_difference,
 )
-from nnunet_flare.readers import SITK, library, reader_of_dataset
+from nnunet_flare.readers import SITK, doubtful, reader_of_dataset
 
 log = logging.getLogger(__name__)
 
@@ -279,11 +279,6 @@ def _check_case(
                 f"{list(entry.annotated or ())} are annotated"
             )
     return problems
-
-
-def doubtful(reader: str) -> str:
-    """What is to be done about a file that the two libraries read differently."""
-    return f"{reader} takes {library(reader)}'s reading; store the file anew with one matrix, in mm, with a slope of 1"
 
 
 def _read_image(path: Path, case: str, reader: str) -> Volume:

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.geometry import TO_OTHER_WORLD, is_same_grid, matrix_of
 from nnunet_flare.names import is_plain, plain_folder, readable
 from nnunet_flare.nifti import Nifti, is_whole, load_nifti
-from nnunet_flare.readers import SITK, doubt, last_line, library, seen_by
+from nnunet_flare.readers import NIBABEL, SITK, doubt, doubtful, is_doubt_of_one, last_line, library, seen_by
 
 SUFFIXES: tuple[str, ...] = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 """File name endings of single-file images, longest first."""
@@ -210,15 +211,24 @@ def oddities(volume: Volume) -> list[str]:
 
 
 def read_labels(
-    path: Path, case: str | None = None, *, allowed: Sequence[int] | None = None, reader: str = SITK
+    path: Path,
+    case: str | None = None,
+    *,
+    allowed: Sequence[int] | None = None,
+    reader: str = SITK,
+    doubted: bool = False,
 ) -> Volume:
     """Read a label map as integers (uint8 where the ids fit); floats are taken when they are whole numbers.
+
+    ``doubted``: also one that SimpleITK and nibabel read differently.
 
     Raises:
         CaseError: as :func:`read_volume`, and for fractional or negative ids or ids outside ``allowed``.
     """
     case = case or stem_of(path)
     volume = read_volume(path, case, reader=reader)
+    if volume.doubt and not doubted:
+        raise CaseError(case, f"{path}: {volume.doubt}; {doubtful(reader)}")
     array = volume.array
     if array.dtype.kind not in "iuf":
         raise CaseError(case, f"{path}: voxels are of type {array.dtype}, expected whole label ids")
@@ -237,6 +247,24 @@ def read_labels(
         if unknown:
             raise CaseError(case, f"{path}: holds the ids {unknown}, which are not in the label set {sorted(allowed)}")
     return volume.with_array(array)
+
+
+def read_labels_alone(path: Path, case: str, *, allowed: Sequence[int] | None = None) -> Volume:
+    """A label map that belongs to no model or dataset: read by SimpleITK or, where it cannot, by nibabel.
+
+    Raises:
+        CaseError: as :func:`read_labels`, also where the two read it differently.
+    """
+    try:
+        return read_labels(path, case, allowed=allowed)
+    except CaseError as error:
+        try:
+            volume = read_labels(path, case, allowed=allowed, reader=NIBABEL, doubted=True)
+        except CaseError:
+            raise error from None
+        if volume.affine is None or not is_doubt_of_one(volume.doubt):
+            raise
+        return volume
 
 
 def geometry_difference(one: Volume, other: Volume) -> str | None:
@@ -281,7 +309,7 @@ def write_volume(path: Path, volume: Volume) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # A folder of its own, because the header of .mhd names its second file: both must have their final names.
     with plain_folder(beside=path.parent) as folder:
-        name = path.name if is_plain(path.name) else f"image{suffix_of(path)}"
+        name = _name_for_libraries(path)
         if volume.affine is not None and suffix_of(path) in NIFTI_SUFFIXES:
             _write_by_nibabel(folder / name, volume.array, volume.affine)
         else:
@@ -290,6 +318,13 @@ def write_volume(path: Path, volume: Volume) -> None:
             raise OSError(f"{path}: could not be written whole; is the disk full?")
         for file in sorted(folder.iterdir(), key=lambda file: file.name == name):
             os.replace(file, path if file.name == name else path.with_name(file.name))
+
+
+def _name_for_libraries(path: Path) -> str:
+    """A plain name with a suffix in lower case; .mhd keeps its own where it can, as its voxels' file is named alike."""
+    if path.name.endswith(".mhd") and is_plain(path.name):
+        return path.name
+    return f"image-{sha256(os.fsencode(path.name)).hexdigest()[:12]}{suffix_of(path) or path.suffix}"
 
 
 def _write_by_simpleitk(file: Path, volume: Volume, path: Path) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 
@@ -23,12 +23,6 @@ def is_plain(path: Path | str) -> bool:
         return os.fsencode(path) == str(path).encode("utf-8")
     except UnicodeError:
         return False
-
-
-def printable(text: object) -> str:
-    """Text that every file, table and terminal takes: bytes that are no UTF-8 are shown as ``\\xb8``."""
-    signs = (f"\\x{ord(sign) - 0xDC00:02x}" if 0xDC80 <= ord(sign) <= 0xDCFF else sign for sign in str(text))
-    return "".join(signs).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @contextmanager
@@ -46,6 +40,13 @@ def readable(path: Path) -> Iterator[str]:
         else:
             link.symlink_to(path.absolute())
         yield str(link)
+
+
+@contextmanager
+def all_readable(paths: Sequence[Path]) -> Iterator[list[str]]:
+    """Plain names of several files, in their order."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(readable(path)) for path in paths]
 
 
 @contextmanager

@@ -29,6 +29,8 @@ _quiet = logging.getLogger(f"{__name__}.nibabel")
 _quiet.addHandler(logging.NullHandler())
 _quiet.propagate = False
 
+CANNOT = "cannot"
+
 SAME_SPACING = 1e-3
 """Two libraries read one spacing when they differ by no larger share."""
 
@@ -182,7 +184,7 @@ def doubt(path: Path, header: Header, reader: str, own: View) -> str | None:
     other = seen_by(other_reader, path, header)
     found = [] if own.refusal is None else [f"nnU-Net's {reader} refuses the file: {own.refusal}"]
     if isinstance(other, str):
-        return "; ".join([*found, f"{here} reads the file and {there} cannot ({other})"])
+        return "; ".join([*found, f"{here} reads the file and {there} {CANNOT} ({other})"])
     if not np.allclose(own.spacing_mm, other.spacing_mm, rtol=SAME_SPACING, atol=0):
         found.append(
             f"{here} reads the spacing (z, y, x) {_rounded(own.spacing_mm)} mm, {there} {_rounded(other.spacing_mm)} mm"
@@ -195,6 +197,16 @@ def doubt(path: Path, header: Header, reader: str, own: View) -> str | None:
             f"+ {other.intercept:g}"
         )
     return "; ".join(found) or None
+
+
+def doubtful(reader: str) -> str:
+    """What is to be done about a file that the two libraries read differently."""
+    return f"{reader} takes {library(reader)}'s reading; store the file anew with one matrix, in mm, with a slope of 1"
+
+
+def is_doubt_of_one(said: str | None) -> bool:
+    """Whether a doubt is no more than that the other library cannot read the file."""
+    return said is not None and f" {CANNOT} (" in said
 
 
 def last_line(error: Exception) -> str:

@@ -378,3 +378,31 @@ def test_real_scans_come_through_unchanged(real_data: Path, tmp_path: Path) -> N
         assert copy.GetOrigin() == pytest.approx(original.GetOrigin(), abs=1e-3)
         assert copy.GetDirection() == pytest.approx(original.GetDirection(), abs=1e-6)
         assert copy.GetSpacing() == pytest.approx(original.GetSpacing(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [bytes(1), bytes(512), b"garbage", bytes(1 << 20)],
+    ids=["one zero", "zeros", "garbage", "a megabyte of zeros"],
+)
+def test_what_follows_a_whole_compressed_file_is_left_alone_as_stock_leaves_it(tmp_path: Path, after: bytes) -> None:
+    path = write_array(tmp_path / "scan.nii.gz", ct())
+    path.write_bytes(path.read_bytes() + after)
+    expected = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    assert np.array_equal(expected, ct()) and np.array_equal(read_volume(path).array, expected)
+
+
+def test_a_file_of_several_gzip_members_is_read_whole(tmp_path: Path) -> None:
+    path = write_array(tmp_path / "scan.nii.gz", ct())
+    data = gzip.decompress(path.read_bytes())
+    path.write_bytes(b"".join(gzip.compress(data[first : first + 100]) for first in range(0, len(data), 100)))
+    assert np.array_equal(read_volume(path).array, ct())
+
+
+def test_a_plain_file_whose_name_ends_in_gz_is_read_as_stock_reads_it(tmp_path: Path) -> None:
+    path = write_array(tmp_path / "scan.nii.gz", ct())
+    path.write_bytes(gzip.decompress(path.read_bytes()))
+    assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), ct())
+    assert np.array_equal(read_volume(path).array, ct())
+    path.write_bytes(path.read_bytes()[:-3])
+    assert "truncated" in refused(path)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from nnunet_flare.datasets import READERS, doubtful
+from nnunet_flare.datasets import READERS
 from nnunet_flare.errors import CaseError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.images import (
@@ -25,6 +25,7 @@ from nnunet_flare.images import (
     rounding_difference,
 )
 from nnunet_flare.preparation.layout import Scan
+from nnunet_flare.readers import doubtful
 
 RECORD = "flare_prepare.json"
 """In the dataset's folder: what was found out about each case, so that a second call opens only what changed."""
@@ -86,8 +87,6 @@ def examine(scan: Scan, *, allowed: Sequence[int], reader: str) -> Finding:
             label = read_labels(scan.label, scan.case, allowed=allowed, reader=reader)
             present = tuple(int(value) for value in np.flatnonzero(np.bincount(label.array.ravel())) if value)
             difference = None if image is None else geometry_difference(image, label)
-            if label.doubt:
-                problems.append(f"{scan.label}: {label.doubt}; {doubtful(reader)}")
             if difference:
                 problems.append(f"{scan.label}: another grid than its scan: {difference}")
             elif image is not None:

@@ -10,12 +10,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nnunet_flare.datasets import doubtful
 from nnunet_flare.dicom import dicom_files, read_scan, series_folders
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.files import link_or_copy, read_json, write_json
 from nnunet_flare.images import SUFFIXES, Volume, stem_of, suffix_of, write_volume
-from nnunet_flare.readers import SITK
+from nnunet_flare.readers import SITK, doubtful
 
 log = logging.getLogger(__name__)
 
