@@ -67,7 +67,8 @@ def _scans(folder: Path) -> list[Path]:
 
 
 def safe_id(name: str) -> str:
-    """A case id that is safe in file names, commands and tables."""
+    """A case id that is safe in file names, commands and tables; bytes that are no text become two digits each."""
+    name = re.sub("[\udc80-\udcff]", lambda byte: f"{ord(byte.group()) - 0xDC00:02x}", name)
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip("._-") or "case"
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -316,3 +318,25 @@ def test_an_odd_scan_is_prepared_and_noted(flare22, raw, patient):
     made = prepare("flare22", flare22, raw)
     assert "Case_00002" in made.cases["unlabelled"] and not made.set_aside
     assert made.notes[0].startswith("Case_00002: values from")
+
+
+@pytest.mark.parametrize("kind", ["two matrices", "metres", "one more axis"])
+@pytest.mark.parametrize("of", ["images/FLARE22_Tr_0002_0000", "labels/FLARE22_Tr_0002"])
+def test_what_the_named_reader_reads_otherwise_is_set_aside_and_said(flare22, raw, capsys, kind, of):
+    """prepare names NibabelIOWithReorient in dataset.json: its all-clear is one for that reader."""
+    path = flare22 / "Training/FLARE22_LabeledCase50" / f"{of}.nii.gz"
+    data = bytearray(gzip.decompress(path.read_bytes()))
+    if kind == "two matrices":
+        struct.pack_into("<4f", data, 280, *(-number for number in struct.unpack_from("<4f", data, 280)))
+        struct.pack_into("<2h", data, 252, 1, 2)
+    elif kind == "metres":
+        struct.pack_into("<B", data, 123, 1)
+    else:
+        struct.pack_into("<5h", data, 40, 4, *SIZE[::-1], 1)
+    path.write_bytes(gzip.compress(bytes(data)))
+    assert call("flare22", flare22) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("set aside")]
+    assert len(said) == 1 and path.name in said[0] and "NibabelIOWithReorient" in said[0]
+    assert "4 dimensions" in said[0] if kind == "one more axis" else "SimpleITK" in said[0]
+    dataset = raw / "Dataset022_FLARE22"
+    assert "FLARE22_Tr_0002_0000.nii.gz" not in names(dataset / "imagesTr") and check_dataset(dataset) == []
