@@ -120,7 +120,10 @@ def export_csv(entries: Sequence[Entry], organs: Sequence[str], path: Path) -> N
     """The ledger as CSV: one row per case and round, one agreement column per organ."""
     plain = [name for name in COLUMNS if name not in JSON_COLUMNS]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+    with (
+        replacing(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as stream,
+    ):
         writer = csv.writer(stream)
         writer.writerow([*plain, *organs])
         for entry in entries:

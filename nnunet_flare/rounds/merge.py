@@ -235,7 +235,10 @@ def _check_grid(case: str, one: Volume, other: Volume, first: Path, second: Path
 
 
 def _write_table(path: Path, result: MergeResult) -> None:
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+    with (
+        replacing(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as stream,
+    ):
         writer = csv.writer(stream)
         writer.writerow(["case", "result", "disagreeing", "from_truth", "ignored", "reason"])
         for case, o in result.outcomes.items():
