@@ -6,6 +6,7 @@ is mended one error a day is not mended.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -22,8 +23,19 @@ from nnunet_flare.cases import FILE_NAME, Case, read_table
 from nnunet_flare.documents import load_json
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.files import name_problem
-from nnunet_flare.images import SUFFIXES, Volume, check_values, geometry_difference, read_labels, read_volume
+from nnunet_flare.images import (
+    SUFFIXES,
+    Volume,
+    check_values,
+    geometry_difference,
+    read_labels,
+    read_volume,
+    rounding_difference,
+)
+from nnunet_flare.readers import SITK, doubtful, reader_of_dataset
 from nnunet_flare.trusted_names import check_name
+
+log = logging.getLogger(__name__)
 
 REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
 READERS = 4
@@ -81,11 +93,22 @@ def check_dataset(dataset_folder: Path) -> list[str]:
     problems += [f"{dataset_folder / 'dataset.json'}: labels: {line}" for line in wrong_labels]
     allowed = None if wrong_labels else _label_ids(document["labels"])
     table = _read_cases(dataset_folder, document, cases, problems)
-    return problems + check_cases(cases, allowed, table=table)
+    reader = dataset_reader(dataset_folder, document)
+    return problems + check_cases(cases, allowed, table=table, reader=reader)
+
+
+def dataset_reader(folder: Path, document: Mapping[str, Any]) -> str:
+    """The reader that stock nnU-Net takes for a raw dataset, tried on the first of its images, as stock tries it."""
+    cases = _training_cases(folder, document, []) if document else {}
+    return reader_of_dataset(document, next((path for case in cases.values() for path in case.images[:1]), None))
 
 
 def check_cases(
-    cases: Mapping[str, TrainingCase], allowed: set[int] | None, *, table: Mapping[str, Case] | None = None
+    cases: Mapping[str, TrainingCase],
+    allowed: set[int] | None,
+    *,
+    table: Mapping[str, Case] | None = None,
+    reader: str = SITK,
 ) -> list[str]:
     """Everything that is wrong with the files of cases; each is opened once.
 
@@ -93,8 +116,9 @@ def check_cases(
         cases: the files.
         allowed: ids that label maps may hold; None: any.
         table: roles and annotated organs of cases that are not plain labelled ones.
+        reader: the dataset's, as which every file is read.
     """
-    check = partial(_check_case, allowed=allowed, table=table or {})
+    check = partial(_check_case, allowed=allowed, table=table or {}, reader=reader)
     problems: list[str] = []
     with ThreadPoolExecutor(READERS) as pool:
         found = pool.map(check, cases.items())
@@ -234,20 +258,27 @@ def _read_cases(
     return table.cases
 
 
-def _check_case(item: tuple[str, TrainingCase], *, allowed: set[int] | None, table: Mapping[str, Case]) -> list[str]:
+def _check_case(
+    item: tuple[str, TrainingCase], *, allowed: set[int] | None, table: Mapping[str, Case], reader: str
+) -> list[str]:
     case, files = item
     too_long = name_problem(case, files.label.parent)
     problems: list[str] = [] if too_long is None else [f"{files.label.parent}: {too_long}"]
-    grids = [_read(problems, partial(_read_image, path, case)) for path in files.images]
-    label = _read(
-        problems, partial(read_labels, files.label, case, allowed=None if allowed is None else sorted(allowed))
-    )
+    grids = [_read(problems, partial(_read_image, path, case, reader)) for path in files.images]
+    ids = None if allowed is None else sorted(allowed)
+    label = _read(problems, partial(read_labels, files.label, case, allowed=ids, reader=reader))
     first = next((grid for grid in grids if grid is not None), None)
     others = [*zip(files.images, grids, strict=True), (files.label, label)]
     for path, grid in others:
-        difference = None if first is None or grid is None else geometry_difference(first, grid)
+        if first is None or grid is None:
+            continue
+        if grid.doubt:
+            problems.append(f"{case}: {path}: {grid.doubt}; {doubtful(reader)}")
+        difference, rounding = geometry_difference(first, grid), rounding_difference(first, grid)
         if difference:
             problems.append(f"{case}: {path}: another grid than {files.images[0].name}: {difference}")
+        elif rounding:
+            log.warning("%s: %s: nearly the grid of %s: %s", case, path, files.images[0].name, rounding)
     entry = table.get(case, Case())
     if label is not None and entry.role == "partial":
         unannounced = set(np.unique(label.array).tolist()) - {0, *(entry.annotated or ())}
@@ -259,8 +290,8 @@ def _check_case(item: tuple[str, TrainingCase], *, allowed: set[int] | None, tab
     return problems
 
 
-def _read_image(path: Path, case: str) -> Volume:
-    volume = read_volume(path, case)
+def _read_image(path: Path, case: str, reader: str) -> Volume:
+    volume = read_volume(path, case, reader=reader)
     check_values(volume, case, path)
     return volume
 

@@ -16,9 +16,14 @@ from nnunet_flare.dicom_files import dicom_files, doubtful_files
 from nnunet_flare.dicom_slices import IDENTITY, IMAGE_IO, Slice, read_header, voxel_types
 from nnunet_flare.errors import CaseError
 from nnunet_flare.images import Volume, from_sitk, read_volume
+from nnunet_flare.names import all_readable
+from nnunet_flare.readers import SITK
 
-SPACING_TOLERANCE = 0.02
-"""Distances of neighbouring slices may differ from their median by this share (rounded positions do)."""
+POSITION_TOLERANCE = 0.1
+"""A slice may lie this share of the slice distance off its place on a straight line."""
+
+ROUNDING_MM = 0.1
+"""Positions are rounded to this at the coarsest; thin slices may lie that far off their place."""
 
 ORIENTATION_TOLERANCE = 1e-3
 """Largest difference of direction cosines within one series."""
@@ -27,13 +32,13 @@ SHIFT_TOLERANCE = 0.02
 """A slice may lie beside the line through the first along the normal by this share of their distance."""
 
 
-def read_scan(path: Path, case: str) -> Volume:
-    """A scan as it comes: one image file, or a folder that holds one DICOM series.
+def read_scan(path: Path, case: str, *, reader: str = SITK) -> Volume:
+    """A scan as it comes: one image file (NIfTI as this reader of nnU-Net reads it), or a folder of one DICOM series.
 
     Raises:
         CaseError: as :func:`read_series` and :func:`nnunet_flare.images.read_volume`.
     """
-    return read_series(path, case) if path.is_dir() else read_volume(path, case)
+    return read_series(path, case) if path.is_dir() else read_volume(path, case, reader=reader)
 
 
 def read_series(folder: Path, case: str) -> Volume:
@@ -46,7 +51,8 @@ def read_series(folder: Path, case: str) -> Volume:
 
     slices = _ordered_slices(folder, case)
     try:
-        image = sitk.ReadImage([str(one.path) for one in slices], _type_for_all(slices), IMAGE_IO)
+        with all_readable([one.path for one in slices]) as names:
+            image = sitk.ReadImage(names, _type_for_all(slices), IMAGE_IO)
     except RuntimeError as error:
         raise CaseError(case, f"{folder}: cannot be read ({str(error).strip().splitlines()[-1]})") from error
     return from_sitk(image, case, folder)
@@ -109,14 +115,15 @@ def _in_order(slices: list[Slice], folder: Path, case: str) -> list[Slice]:
     if len(slices) < 2:
         raise CaseError(case, f"{folder}: holds 1 slice; expected a 3-D scan")
     ordered = sorted(slices, key=lambda one: one.along_normal)
-    gaps = np.diff([one.along_normal for one in ordered])
+    places = np.array([one.along_normal for one in ordered])
+    gaps = np.diff(places)
     usual = float(np.median(gaps))
     if usual <= 0:
         raise CaseError(case, f"{folder}: most slices lie at the same position; expected one scan")
-    for index, gap in enumerate(gaps):
-        if abs(gap - usual) > SPACING_TOLERANCE * usual:
-            before, after = ordered[index].path.name, ordered[index + 1].path.name
-            what = "two slices at one position" if gap < SPACING_TOLERANCE * usual else f"a gap of {gap:.2f} mm"
+    if not _is_even(places):
+        for index in np.flatnonzero(np.abs(gaps - usual) == np.abs(gaps - usual).max())[:1]:
+            gap, before, after = gaps[index], ordered[index].path.name, ordered[index + 1].path.name
+            what = "two slices at one position" if gap < 0.1 * usual else f"a gap of {gap:.2f} mm"
             raise CaseError(
                 case,
                 f"{folder}: {what} between {before} and {after}, the others lie {usual:.2f} mm apart; "
@@ -131,3 +138,15 @@ def _in_order(slices: list[Slice], folder: Path, case: str) -> list[Slice]:
             "sheared scan cannot be used, resample it first",
         )
     return ordered
+
+
+def _is_even(places: np.ndarray) -> bool:
+    """Whether positions along the normal are those of evenly spaced slices, but for rounding.
+
+    They are compared with a straight line from the first to the last, so that rounding does not add up, and a missing
+    or doubled slice does: it moves others by up to a whole distance.
+    """
+    line = np.linspace(places[0], places[-1], len(places))
+    step = (places[-1] - places[0]) / (len(places) - 1)
+    off = np.abs(places - line).max()
+    return bool(off <= max(POSITION_TOLERANCE * step, min(ROUNDING_MM, 0.25 * step)))

@@ -169,10 +169,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file by rename, its bytes on disk before the name is."""
+    """Write a text file by rename, its bytes on disk before the name is. What is no text is written as ``\\udcb8``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as stream:
-        stream.write(text)
+    content = text.encode("utf-8", "backslashreplace")  # file names need not be text
+    with replacing(path) as temporary, open(temporary, "wb") as stream:
+        stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
 

@@ -1,15 +1,13 @@
-"""One door to what each format's own check finds in a file, before a reader repairs it in silence."""
+"""What the checks of MetaImage and NRRD find in a file, before a reader repairs it in silence; NIfTI is read by us."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from nnunet_flare.metaimage import check_metaimage
-from nnunet_flare.nifti import check_nifti
 from nnunet_flare.nrrd import check_nrrd
 
 CHECKS = {
-    (".nii.gz", ".nii"): check_nifti,
     (".mha", ".mhd"): check_metaimage,
     (".nrrd", ".nhdr"): check_nrrd,
 }

@@ -1,7 +1,8 @@
 """Reading, checking and writing images and label maps, geometry carried exactly.
 
 Arrays are ``(Z, Y, X)`` as stored in the file (no reorientation), spacings ``(z, y, x)`` in mm; origin and direction
-stay in SimpleITK's ``(x, y, z)`` order and are only ever copied. What makes a case unusable raises
+stay in SimpleITK's ``(x, y, z)`` order and are only ever copied. NIfTI files are read as one of nnU-Net's readers reads
+them (:mod:`nnunet_flare.readers`), every other format by SimpleITK. What makes a case unusable raises
 :class:`CaseError`; what is odd but predictable is returned by :func:`oddities`.
 """
 
@@ -10,7 +11,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,12 @@ import numpy as np
 
 from nnunet_flare.disks import naming_disk_errors
 from nnunet_flare.errors import CaseError, InputError
-from nnunet_flare.files import scratch_folder
 from nnunet_flare.formats import check_format
+from nnunet_flare.geometry import TO_OTHER_WORLD, is_same_grid, matrix_of
 from nnunet_flare.hounsfield import SMALLEST_SPAN, not_hounsfield
-from nnunet_flare.nifti import is_whole
+from nnunet_flare.names import is_plain, plain_folder, readable
+from nnunet_flare.nifti import Nifti, is_whole, load_nifti
+from nnunet_flare.readers import NIBABEL, SITK, doubt, doubtful, is_doubt_of_one, last_line, library, seen_by
 
 SUFFIXES: tuple[str, ...] = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 """File name endings of single-file images, longest first."""
@@ -38,28 +42,61 @@ LARGEST_EXTENT_MM = 2500.0
 """No body is longer; a scan that is has a wrong spacing in its header."""
 
 GEOMETRY_TOLERANCE_MM = 1e-3
-"""Two grids are the same when no spacing, origin or direction entry differs by more."""
+"""Where no spacing, origin or direction entry differs by more, two grids are equal but for rounding."""
 
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """A scan or label map and its grid: ``array`` (Z, Y, X), ``spacing_mm`` (z, y, x), origin, direction (x, y, z)."""
+    """A scan or label map and its grid: ``array`` (Z, Y, X), ``spacing_mm`` (z, y, x), origin, direction (x, y, z).
+
+    ``affine`` is nibabel's matrix (16 numbers, row-major, RAS) of what a nibabel reader read, with which results on
+    this grid are written; ``doubt`` says what another library would have read in the file.
+    """
 
     array: np.ndarray
     spacing_mm: tuple[float, float, float]
     origin: tuple[float, ...] = (0.0, 0.0, 0.0)
     direction: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+    affine: tuple[float, ...] | None = None
+    doubt: str | None = None
 
     @property
     def voxel_mm3(self) -> float:
         """Volume of one voxel."""
         return float(np.prod(self.spacing_mm))
 
+    @property
+    def matrix(self) -> np.ndarray:
+        """From voxel indices (x, y, z) to places in mm (LPS), see :mod:`nnunet_flare.geometry`."""
+        if self.affine is not None:
+            return TO_OTHER_WORLD @ np.reshape(self.affine, (4, 4))
+        return matrix_of(self.spacing_mm, self.origin, self.direction)
+
     def with_array(self, array: np.ndarray) -> Volume:
         """The same grid with other values; the shape must be equal."""
         if array.shape != self.array.shape:
             raise ValueError(f"array of shape {array.shape} does not fit a grid of shape {self.array.shape}")
-        return Volume(array, self.spacing_mm, self.origin, self.direction)
+        return replace(self, array=array)
+
+    def moved(self, array: np.ndarray, old_index: np.ndarray, spacing_mm: tuple[float, float, float]) -> Volume:
+        """The same space with another grid: ``old_index`` (4, 4) takes new voxel indices (x, y, z, 1) to old ones.
+
+        It holds flips, swaps and shifts alone, so that ``spacing_mm`` is the old one with its axes swapped.
+        """
+        direction = np.reshape(self.direction, (3, 3))
+        steps = direction * np.asarray(self.spacing_mm[::-1], float)
+        origin = np.asarray(self.origin, float) + steps @ old_index[:3, 3]
+        affine = None if self.affine is None else np.reshape(self.affine, (4, 4)) @ old_index
+        if affine is not None:
+            origin = (TO_OTHER_WORLD @ affine)[:3, 3]
+        return Volume(
+            array,
+            spacing_mm,
+            tuple(origin.tolist()),
+            tuple((direction @ old_index[:3, :3]).ravel().tolist()),
+            None if affine is None else tuple(affine.ravel().tolist()),
+            self.doubt,
+        )
 
 
 def suffix_of(path: Path) -> str | None:
@@ -74,27 +111,53 @@ def stem_of(path: Path) -> str:
     return path.name if suffix is None else path.name[: -len(suffix)]
 
 
-def read_volume(path: Path, case: str | None = None) -> Volume:
-    """Read one 3-D scalar image in its stored type.
+def read_volume(path: Path, case: str | None = None, *, reader: str = SITK) -> Volume:
+    """Read one 3-D scalar image in its stored type, as one of nnU-Net's readers reads it.
+
+    Args:
+        path: the file.
+        case: its name, for messages.
+        reader: of NIfTI, one of :data:`nnunet_flare.readers.READERS`; turning to RAS is left to
+            :func:`nnunet_flare.orientation.turn_for_reader`.
 
     Raises:
-        CaseError: when it is missing, unreadable, not 3-D, of several components, has an axis of fewer than 2 voxels
-            or an impossible spacing.
+        CaseError: when it is missing, unreadable by that reader, not 3-D, of several components, or has an impossible
+            spacing.
     """
-    import SimpleITK as sitk
-
     case = case or stem_of(path)
     if not path.is_file():
         raise CaseError(case, f"{path}: no such file" if not path.exists() else f"{path}: not a file")
     if path.stat().st_size == 0:
         raise CaseError(case, f"{path}: the file is empty (0 bytes); copy it again")
+    if suffix_of(path) in NIFTI_SUFFIXES:
+        nifti = load_nifti(path, case)
+        if nifti.stored is not None:
+            return _read_as(reader, nifti, path, case)
     check_format(path, case)
+    return _read_by_simpleitk(path, case)
+
+
+def _read_as(reader: str, nifti: Nifti, path: Path, case: str) -> Volume:
+    view = seen_by(reader, path, nifti.header)
+    if isinstance(view, str):
+        raise CaseError(case, f"{path}: cannot be read by {library(reader)}, as {reader} reads it ({view})")
+    found = doubt(path, nifti.header, reader, view)
+    array = nifti.scaled(view.slope, view.intercept)
+    volume = Volume(array, view.spacing_mm, view.origin, view.direction, view.affine, found)
+    check_grid(volume, case, path)
+    return volume
+
+
+def _read_by_simpleitk(path: Path, case: str) -> Volume:
+    import SimpleITK as sitk
+
     try:
-        image = sitk.ReadImage(str(path))
+        with readable(path) as name:
+            image = sitk.ReadImage(name)
     except RuntimeError as error:
         known = ", ".join(SUFFIXES)
         raise CaseError(
-            case, f"{path}: cannot be read ({_last_line(error)}): damaged, truncated, or none of {known}"
+            case, f"{path}: cannot be read ({last_line(error)}): damaged, truncated, or none of {known}"
         ) from error
     return from_sitk(image, case, path)
 
@@ -121,10 +184,6 @@ def check_grid(volume: Volume, case: str, path: Path | str = "image") -> None:
     """Raise :class:`CaseError` for a grid that no model can predict."""
     if volume.array.ndim != 3:
         raise CaseError(case, f"{path}: has {volume.array.ndim} dimensions, expected 3 (z, y, x)")
-    if min(volume.array.shape) < 2:
-        raise CaseError(
-            case, f"{path}: shape (z, y, x) {volume.array.shape} has an axis of fewer than 2 voxels, expected 3-D scan"
-        )
     if not all(np.isfinite(s) and s > 0 for s in volume.spacing_mm):
         raise CaseError(case, f"{path}: spacing (z, y, x) {volume.spacing_mm} mm, expected three numbers above 0")
     if not np.isfinite([*volume.origin, *volume.direction]).all():
@@ -134,8 +193,10 @@ def check_grid(volume: Volume, case: str, path: Path | str = "image") -> None:
         )
 
 
-def check_values(volume: Volume, case: str, path: Path | str = "image") -> None:
-    """Raise :class:`CaseError` for NaN, infinite or constant images, and for a scan longer than any body."""
+def check_values(volume: Volume, case: str, path: Path | str = "image", *, flat: bool = False) -> None:
+    """Raise :class:`CaseError` for NaN, infinite or constant images, for a scan longer than any body, and unless
+    ``flat`` for one slice.
+    """
     array = volume.array
     extent = tuple(round(n * mm) for n, mm in zip(array.shape, volume.spacing_mm, strict=True))
     if max(extent) > LARGEST_EXTENT_MM:
@@ -144,6 +205,10 @@ def check_values(volume: Volume, case: str, path: Path | str = "image") -> None:
             case,
             f"{path}: extends over (z, y, x) {extent} mm at a spacing of {spacing} mm, expected at most "
             f"{LARGEST_EXTENT_MM:g} mm; the spacing is wrong",
+        )
+    if min(array.shape) < (1 if flat else 2):
+        raise CaseError(
+            case, f"{path}: shape (z, y, x) {array.shape} has an axis of fewer than 2 voxels, expected 3-D scan"
         )
     if array.dtype.kind not in "iuf":
         raise CaseError(case, f"{path}: voxels are of type {array.dtype}, expected real numbers")
@@ -170,14 +235,25 @@ def oddities(volume: Volume) -> list[str]:
     return found
 
 
-def read_labels(path: Path, case: str | None = None, *, allowed: Sequence[int] | None = None) -> Volume:
+def read_labels(
+    path: Path,
+    case: str | None = None,
+    *,
+    allowed: Sequence[int] | None = None,
+    reader: str = SITK,
+    doubted: bool = False,
+) -> Volume:
     """Read a label map as integers (uint8 where the ids fit); floats are taken when they are whole numbers.
+
+    ``doubted``: also one that SimpleITK and nibabel read differently.
 
     Raises:
         CaseError: as :func:`read_volume`, and for fractional or negative ids or ids outside ``allowed``.
     """
     case = case or stem_of(path)
-    volume = read_volume(path, case)
+    volume = read_volume(path, case, reader=reader)
+    if volume.doubt and not doubted:
+        raise CaseError(case, f"{path}: {volume.doubt}; {doubtful(reader)}")
     array = volume.array
     if array.dtype.kind not in "iuf":
         raise CaseError(case, f"{path}: voxels are of type {array.dtype}, expected whole label ids")
@@ -198,15 +274,44 @@ def read_labels(path: Path, case: str | None = None, *, allowed: Sequence[int] |
     return volume.with_array(array)
 
 
+def read_labels_alone(path: Path, case: str, *, allowed: Sequence[int] | None = None) -> Volume:
+    """A label map that belongs to no model or dataset: read by SimpleITK or, where it cannot, by nibabel.
+
+    Raises:
+        CaseError: as :func:`read_labels`, also where the two read it differently.
+    """
+    try:
+        return read_labels(path, case, allowed=allowed)
+    except CaseError as error:
+        try:
+            volume = read_labels(path, case, allowed=allowed, reader=NIBABEL, doubted=True)
+        except CaseError:
+            raise error from None
+        if volume.affine is None or not is_doubt_of_one(volume.doubt):
+            raise
+        return volume
+
+
 def geometry_difference(one: Volume, other: Volume) -> str | None:
-    """What differs between two grids, in words, or None when they are the same."""
+    """What differs between two grids, in words, or None when they are the same within a share of a voxel."""
     if one.array.shape != other.array.shape:
         return f"shape (z, y, x) {one.array.shape} and {other.array.shape}"
+    if is_same_grid(one.matrix, other.matrix, one.array.shape):
+        return None
+    return rounding_difference(one, other) or f"matrix {_listed(one.matrix[:3])} and {_listed(other.matrix[:3])}"
+
+
+def rounding_difference(one: Volume, other: Volume) -> str | None:
+    """What differs by more than 0.001 between two grids that may be the same, in words, or None."""
     for name in ("spacing_mm", "origin", "direction"):
         a, b = getattr(one, name), getattr(other, name)
         if not np.allclose(a, b, rtol=0, atol=GEOMETRY_TOLERANCE_MM):
-            return f"{name.replace('_mm', '')} {tuple(np.round(a, 4).tolist())} and {tuple(np.round(b, 4).tolist())}"
+            return f"{name.replace('_mm', '')} {_listed(a)} and {_listed(b)}"
     return None
+
+
+def _listed(numbers: Any) -> tuple[Any, ...]:
+    return tuple(np.round(np.asarray(numbers, float), 4).tolist())
 
 
 def to_sitk(volume: Volume) -> Any:
@@ -221,24 +326,45 @@ def to_sitk(volume: Volume) -> Any:
 
 
 def write_volume(path: Path, volume: Volume) -> None:
-    """Write an image by rename, compressed where the format allows it.
+    """Write an image by rename, compressed where the format allows it; as nibabel's readers write what they read.
 
     Raises:
         OSError: when it cannot be written whole.
     """
-    import SimpleITK as sitk
-
     path.parent.mkdir(parents=True, exist_ok=True)
     # A folder of its own, because the header of .mhd names its second file: both must have their final names.
-    with scratch_folder(path.parent) as folder, naming_disk_errors(path):
-        try:
-            sitk.WriteImage(to_sitk(volume), str(folder / path.name), useCompression=True)
-        except RuntimeError as error:
-            raise OSError(f"{path}: cannot be written ({_last_line(error)})") from error
-        if path.name.lower().endswith((".nii", ".nii.gz")) and not is_whole(folder / path.name):
+    with plain_folder(beside=path.parent) as folder, naming_disk_errors(path):
+        name = _name_for_libraries(path)
+        if volume.affine is not None and suffix_of(path) in NIFTI_SUFFIXES:
+            _write_by_nibabel(folder / name, volume.array, volume.affine)
+        else:
+            _write_by_simpleitk(folder / name, volume, path)
+        if suffix_of(path) in NIFTI_SUFFIXES and not is_whole(folder / name):
             raise OSError(f"{path}: could not be written whole")
-        for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
-            os.replace(file, path.with_name(file.name))
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == name):
+            os.replace(file, path if file.name == name else path.with_name(file.name))
+
+
+def _name_for_libraries(path: Path) -> str:
+    """A plain name with a suffix in lower case; .mhd keeps its own where it can, as its voxels' file is named alike."""
+    if path.name.endswith(".mhd") and is_plain(path.name):
+        return path.name
+    return f"image-{sha256(os.fsencode(path.name)).hexdigest()[:12]}{suffix_of(path) or path.suffix}"
+
+
+def _write_by_simpleitk(file: Path, volume: Volume, path: Path) -> None:
+    import SimpleITK as sitk
+
+    try:
+        sitk.WriteImage(to_sitk(volume), str(file), useCompression=True)
+    except RuntimeError as error:
+        raise OSError(f"{path}: cannot be written ({last_line(error)})") from error
+
+
+def _write_by_nibabel(file: Path, array: np.ndarray, affine: tuple[float, ...]) -> None:
+    import nibabel
+
+    nibabel.save(nibabel.Nifti1Image(array.transpose(2, 1, 0), np.reshape(affine, (4, 4))), file)
 
 
 def write_labels(path: Path, labels: np.ndarray, like: Volume) -> None:
@@ -264,9 +390,3 @@ def find_cases(folder: Path, file_ending: str, channels: int = 1) -> dict[str, l
         seen = sorted(p.name for p in folder.iterdir())[:3]
         raise InputError(f"{folder}: no image named <case>_0000{file_ending}; found {seen or 'nothing'}")
     return {n: [folder / f"{n}_{channel:04d}{file_ending}" for channel in range(channels)] for n in sorted(names)}
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    lines = [line for line in lines if not line.startswith("Reason:")]  # errno of some earlier call
-    return lines[-1] if lines else type(error).__name__

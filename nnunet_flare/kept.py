@@ -11,7 +11,7 @@ from pathlib import Path
 from nnunet_flare.dicom_files import is_dicom
 from nnunet_flare.errors import CaseError
 from nnunet_flare.images import NIFTI_SUFFIXES, read_volume, suffix_of
-from nnunet_flare.nifti import check_nifti
+from nnunet_flare.nifti import load_nifti
 from nnunet_flare.nifti_header import HEADER_BYTES, Header, parse_header
 
 GRID_TOLERANCE_MM = 1e-3
@@ -33,7 +33,7 @@ def is_kept(path: Path, scan: Path | None = None) -> bool:
         if suffix_of(path) not in NIFTI_SUFFIXES:
             read_volume(path)
             return True
-        check_nifti(path, path.name)
+        load_nifti(path, path.name)
     except CaseError:
         return False
     found = header_of(path)

@@ -1,8 +1,8 @@
-"""What ITK repairs silently when it reads NIfTI, and leaves out when it writes it, found in the bytes themselves.
+"""A NIfTI file's header and voxels, read through once and checked on the way.
 
 ITK fills the missing rest of a truncated or damaged file with zeros, sets NaN and infinite voxels to zero, and replaces
-zero and negative spacings. A scan changed in such ways must not be segmented as if nothing had happened, so the file is
-read through once before (0.1 s per 40 MB). On a full disk ITK writes what fits and reports success.
+zero spacings. A scan changed in such ways must not be segmented as if nothing had happened. On a full disk ITK writes
+what fits and reports success.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain
 from os import SEEK_END
 from pathlib import Path
@@ -18,18 +19,48 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_flare.errors import CaseError
-from nnunet_flare.nifti_header import LONGEST_HEADER_BYTES, check_header, parse_header
+from nnunet_flare.nifti_header import LONGEST_HEADER_BYTES, Header, check_header, parse_header
 
 CHUNK_BYTES = 1 << 20
+
+GZIP_MAGIC = b"\x1f\x8b"
 
 GZIP_LENGTH = struct.Struct("<I")
 """The end of a gzip file: its uncompressed length, modulo 2^32."""
 
 GZIP_MODULUS = 2**32
 
+GZIP_RATIO = 1100
+"""No gzip file is longer by more once it is unpacked."""
 
-def check_nifti(path: Path, case: str) -> None:
-    """Refuse a NIfTI file that ITK would read only by changing it.
+SCALE_CHUNK = 1 << 24
+"""Voxels that are scaled at a time, so that double precision needs little memory."""
+
+
+@dataclass(frozen=True, eq=False)
+class Nifti:
+    """A whole NIfTI file: its header, and its voxels as they are stored (Z, Y, X), or None where it is no volume."""
+
+    header: Header
+    stored: np.ndarray | None
+
+    def scaled(self, slope: float, intercept: float) -> np.ndarray:
+        """The voxels' values: as stored, or ``slope * stored + intercept``, computed in double, kept in float32."""
+        assert self.stored is not None
+        if slope == 1 and intercept == 0:
+            return self.stored
+        values = np.empty(self.stored.shape, np.float32)
+        step = max(1, SCALE_CHUNK // max(1, self.stored[0].size))
+        for first in range(0, len(values), step):
+            part = slice(first, first + step)
+            values[part] = self.stored[part] * np.float64(slope) + np.float64(intercept)
+        return values
+
+
+def load_nifti(path: Path, case: str) -> Nifti:
+    """Read a NIfTI file whole.
+
+    Compressed or not is told by the bytes and not by the name. What follows a whole gzip file is not looked at.
 
     Raises:
         CaseError: when the file is no NIfTI, truncated or damaged, or has impossible spacings, NaN or infinite voxels.
@@ -37,29 +68,40 @@ def check_nifti(path: Path, case: str) -> None:
     chunks = _chunks(path, case)
     first = next(chunks, b"")
     header = check_header(first, path, case)
-    if not all(math.isfinite(s) and s > 0 for s in header.spacing_mm):
+    if not all(math.isfinite(s) and s != 0 for s in header.spacing_mm):
         raise CaseError(
             case, f"{path}: spacing (x, y, z) {header.spacing_mm} mm in the header, expected three numbers above 0"
         )
-    total, bad, rest, surplus = 0, 0, b"", 0
-    for chunk in chain([first], chunks):
+    is_plausible = header.is_volume and header.file_bytes <= path.stat().st_size * GZIP_RATIO
+    buffer = np.empty(header.file_bytes if is_plausible else 0, np.uint8)
+    total, surplus = 0, 0
+    for chunk in chain((first,), chunks):
         surplus += surplus_bytes(chunk, header.file_bytes - total)
+        fits = min(len(chunk), max(0, buffer.size - total))
+        if fits:
+            buffer[total : total + fits] = np.frombuffer(chunk, np.uint8, fits)
         total += len(chunk)
-        if header.float_type is not None:
-            bad, rest = _count_bad(rest, header.float_type, bad)
-            rest += chunk
-    if header.float_type is not None:
-        bad, _ = _count_bad(rest, header.float_type, bad)
     if total < header.file_bytes:
         raise CaseError(case, f"{path}: is truncated, {total} of {header.file_bytes} bytes; copy it again")
     if surplus >= header.slice_bytes:
         raise CaseError(
-            case,
-            f"{path}: holds {total} bytes, the header tells of {header.file_bytes}; one of both is damaged",
+            case, f"{path}: holds {total} bytes, the header tells of {header.file_bytes}; one of both is damaged"
         )
+    if not is_plausible:
+        return Nifti(header, None)
+    stored = _voxels(buffer, header)
+    bad = stored.size - int(np.count_nonzero(np.isfinite(stored))) if stored.dtype.kind == "f" else 0
     if bad:
-        voxels = math.prod(header.size)
-        raise CaseError(case, f"{path}: {bad} of {voxels} voxels are NaN or infinite; expected finite CT numbers")
+        raise CaseError(case, f"{path}: {bad} of {stored.size} voxels are NaN or infinite; expected finite CT numbers")
+    return Nifti(header, stored)
+
+
+def load_header(path: Path) -> Header | None:
+    """The header alone; None for a file that is no NIfTI file or cannot be read."""
+    try:
+        return parse_header(next(_chunks(path, path.name), b""))
+    except CaseError:
+        return None
 
 
 def is_whole(path: Path) -> bool:
@@ -79,14 +121,24 @@ def is_whole(path: Path) -> bool:
     return header is not None and header.file_bytes % GZIP_MODULUS == size % GZIP_MODULUS
 
 
+def _voxels(buffer: np.ndarray, header: Header) -> np.ndarray:
+    stored = np.frombuffer(buffer, header.voxel_type, header.voxels, header.offset).reshape(header.shape)
+    if not stored.flags.aligned or not stored.dtype.isnative:
+        stored = stored.astype(stored.dtype.newbyteorder("="))
+    return stored
+
+
 def _chunks(path: Path, case: str) -> Iterator[bytes]:
     """The uncompressed bytes of a file."""
     try:
         with open(path, "rb") as file:
-            if path.name.lower().endswith(".gz"):
-                yield from inflate(iter(lambda: file.read(CHUNK_BYTES), b""), path, case)
+            first = file.read(CHUNK_BYTES)
+            rest = iter(lambda: file.read(CHUNK_BYTES), b"")
+            if path.name.lower().endswith(".gz") and (first.startswith(GZIP_MAGIC) or parse_header(first) is None):
+                yield from inflate(chain((first,), rest), path, case)
             else:
-                yield from iter(lambda: file.read(CHUNK_BYTES), b"")
+                yield first
+                yield from rest
     except OSError as error:
         raise CaseError(case, f"{path}: cannot be read ({error.strerror or error})") from error
 
@@ -94,7 +146,7 @@ def _chunks(path: Path, case: str) -> Iterator[bytes]:
 def inflate(
     chunks: Iterator[bytes], path: Path, case: str, *, wbits: int = 31, several: bool = True
 ) -> Iterator[bytes]:
-    """Decompressed bytes of a gzip stream (``wbits`` as zlib has it), which may have several members.
+    """Decompressed bytes of a gzip stream (``wbits`` as zlib has it) of one or several members, up to what is none.
 
     Raises:
         CaseError: when the stream is damaged or truncated.
@@ -105,6 +157,8 @@ def inflate(
             while chunk:
                 yield stream.decompress(chunk)
                 chunk = stream.unused_data if several else b""
+                if chunk and not GZIP_MAGIC.startswith(chunk[:2]):
+                    return
                 if chunk:
                     stream = zlib.decompressobj(wbits=wbits)
     except zlib.error as error:
@@ -117,10 +171,3 @@ def surplus_bytes(chunk: bytes, wanted: int) -> int:
     """How many bytes of a chunk come after those that are wanted; zeros are padding."""
     rest = chunk[max(0, wanted) :]
     return len(rest) if any(rest) else 0
-
-
-def _count_bad(data: bytes, dtype: str, bad: int) -> tuple[int, bytes]:
-    """NaN and infinite values so far, and the bytes that do not make up a whole value yet."""
-    whole = len(data) - len(data) % np.dtype(dtype).itemsize
-    values = np.frombuffer(data[:whole], dtype)
-    return bad + int(values.size - np.isfinite(values).sum()), data[whole:]

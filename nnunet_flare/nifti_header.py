@@ -19,8 +19,10 @@ HEADER_BYTES = 348
 LONGEST_HEADER_BYTES = 540
 """Size of a NIfTI-2 header, which is also its first number."""
 
-FLOAT_TYPES = {16: "f4", 64: "f8"}
-"""NIfTI's codes of floating-point voxels and their NumPy types."""
+VOXEL_TYPES = {
+    2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8",
+}  # fmt: skip
+"""NIfTI's codes of real numbers and their NumPy types."""
 
 BITS = {
     2: 8, 4: 16, 8: 32, 16: 32, 32: 64, 64: 64, 128: 24, 256: 8, 512: 16, 768: 32, 1024: 64, 1280: 64, 1536: 128,
@@ -67,8 +69,8 @@ _LAYOUTS = (
 class Header:
     """The fields that matter here.
 
-    Number of axes and their sizes (x first), spacing (x, y, z) in mm, where the voxels start (bytes), type and bits as
-    they are written; ``problem`` says what cannot be true, or is None.
+    Sizes of the axes (x first), spacing (x, y, z) in mm, where the voxels start (bytes), their type as it is written, the
+    the order of bytes (``<`` or ``>``); ``problem`` says what cannot be true, or is None; ``raw`` is the header itself.
     """
 
     size: tuple[int, ...]
@@ -77,6 +79,7 @@ class Header:
     kind: int
     order: str
     problem: str | None
+    raw: bytes
 
     @property
     def bits(self) -> int:
@@ -84,14 +87,37 @@ class Header:
         return BITS.get(self.kind, 0)
 
     @property
-    def float_type(self) -> str | None:
-        """NumPy's name of the voxels' type where they are floating-point numbers."""
-        return f"{self.order}{FLOAT_TYPES[self.kind]}" if self.kind in FLOAT_TYPES else None
+    def version(self) -> str:
+        """``NIfTI-1`` or ``NIfTI-2``."""
+        return "NIfTI-1" if len(self.raw) == HEADER_BYTES else "NIfTI-2"
+
+    @property
+    def voxel_type(self) -> str | None:
+        """NumPy's name of the voxels' type; None where they are no real numbers."""
+        return f"{self.order}{VOXEL_TYPES[self.kind]}" if self.kind in VOXEL_TYPES else None
+
+    @property
+    def voxels(self) -> int:
+        """Their number."""
+        return math.prod(self.size)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Axis sizes as NumPy takes them, without last axes of one voxel beyond the third: (Z, Y, X)."""
+        size = list(self.size)
+        while len(size) > 3 and size[-1] == 1:
+            size.pop()
+        return tuple(size[::-1])
+
+    @property
+    def is_volume(self) -> bool:
+        """Whether the voxels are one 3-D array of real numbers."""
+        return self.problem is None and self.voxel_type is not None and len(self.shape) == 3
 
     @property
     def file_bytes(self) -> int:
         """Size of the whole file, uncompressed."""
-        return self.offset + math.prod(self.size) * self.bits // 8
+        return self.offset + self.voxels * self.bits // 8
 
     @property
     def slice_bytes(self) -> int:
@@ -151,7 +177,7 @@ def _header(start: bytes, layout: _Layout, order: str) -> Header:
         problem = _grid_problem(*(read(f) for f in (layout.scale, layout.codes, layout.quaternion, layout.rows)))
     whole = int(offset) if math.isfinite(offset) else 0
     spacing = read(layout.spacing)[1 : 1 + min(3, count)]
-    return Header(tuple(axes[1 : 1 + count]), tuple(spacing), whole, kind, order, problem)
+    return Header(tuple(axes[1 : 1 + count]), tuple(spacing), whole, kind, order, problem, bytes(start[: layout.size]))
 
 
 def _grid_problem(scale: tuple, codes: tuple, quaternion: tuple, rows: tuple) -> str | None:

@@ -12,10 +12,14 @@ from itertools import permutations
 
 import numpy as np
 
+from nnunet_flare.geometry import LPS, TO_OTHER_WORLD, describe
 from nnunet_flare.images import Volume
+from nnunet_flare.readers import NIBABEL_RAS, SITK_RAS
 
-LPS: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
-"""The direction in which array axis 0 runs to the head, 1 to the back and 2 to the patient's left."""
+__all__ = ["LPS", "Turn", "describe", "turn_between", "turn_for_reader", "turn_volume"]
+
+TOWARDS = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2, 1), "I": (2, -1)}
+"""Letters of an orientation: the axis of SimpleITK's world and the sign."""
 
 
 @dataclass(frozen=True)
@@ -60,50 +64,37 @@ def turn_for_reader(reader: str, volume: Volume) -> Turn:
     """How a scan is turned for a model whose plans name this reader of nnU-Net.
 
     ``SimpleITKIO`` and ``NibabelIO`` keep the axes as stored; the readers that end in ``WithReorient`` bring every scan
-    to RAS. The axes are nibabel's choice (by the polar decomposition of the affine), as the nibabel reader makes it.
+    to RAS. Which axis is which is the choice of the reader's library, and oblique scans show that they differ.
     """
-    if not reader.endswith("WithReorient"):
-        return Turn((0, 1, 2), (False, False, False))
-    from nibabel.orientations import io_orientation
+    if reader == NIBABEL_RAS:
+        from nibabel.orientations import io_orientation
 
-    # Columns of the direction matrix belong to the axes x, y, z; SimpleITK's world is LPS, nibabel's is RAS.
-    direction = np.asarray(volume.direction, float).reshape(3, 3) * np.array([[-1.0], [-1.0], [1.0]])
-    affine = np.eye(4)
-    affine[:3, :3] = direction * np.asarray(volume.spacing_mm[::-1])
-    world, sign = io_orientation(affine).T
+        world, sign = io_orientation(TO_OTHER_WORLD @ volume.matrix).T
+        return _to_ras([(int(w), int(s)) for w, s in zip(world, sign, strict=True)])
+    if reader == SITK_RAS:
+        import SimpleITK as sitk
+
+        code = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(volume.direction)
+        towards = [TOWARDS[letter] for letter in code]
+        return _to_ras([(axis, sign if axis == 2 else -sign) for axis, sign in towards])
+    return Turn((0, 1, 2), (False, False, False))
+
+
+def _to_ras(file_axes: Sequence[tuple[int, int]]) -> Turn:
+    """The turn to RAS of a file whose axes x, y, z lie along these world axes (R, A, S), with these signs."""
     axes, flipped = [0, 0, 0], [False, False, False]
-    for axis in range(3):  # file axis x, y, z = array axis 2, 1, 0; likewise the world axes R, A, S
-        axes[2 - int(world[axis])] = 2 - axis
-        flipped[2 - int(world[axis])] = bool(sign[axis] < 0)
+    for axis, (world, sign) in enumerate(file_axes):  # file axis x, y, z = array axis 2, 1, 0; likewise the world's
+        axes[2 - world] = 2 - axis
+        flipped[2 - world] = sign < 0
     return Turn((axes[0], axes[1], axes[2]), (flipped[0], flipped[1], flipped[2]))
 
 
 def turn_volume(volume: Volume, turn: Turn) -> Volume:
     """The turned volume: same voxels at the same places in space, other storage order."""
-    matrix = np.reshape(volume.direction, (3, 3))
-    columns, origin = [], np.array(volume.origin, dtype=float)
-    for axis in (2, 1, 0):
+    old_index = np.zeros((4, 4))  # of the old (x, y, z) for the new one
+    old_index[3, 3] = 1
+    for axis in range(3):
         old = turn.axes[axis]
-        column = matrix[:, 2 - old]
-        if turn.flipped[axis]:
-            origin = origin + column * volume.spacing_mm[old] * (volume.array.shape[old] - 1)
-            column = -column
-        columns.append(column)
-    direction = np.stack(columns, axis=1).ravel()
-    return Volume(
-        np.ascontiguousarray(turn.apply(volume.array)),
-        turn.spacing_mm(volume.spacing_mm),
-        tuple(origin.tolist()),
-        tuple(direction.tolist()),
-    )
-
-
-def describe(direction: Sequence[float]) -> str:
-    """Where (x, y, z) of a direction run, as three letters such as ``LPS`` or ``RAS``."""
-    matrix = np.reshape(direction, (3, 3))
-    names = (("L", "R"), ("P", "A"), ("S", "I"))
-    letters = []
-    for column in matrix.T:
-        axis = int(np.argmax(np.abs(column)))
-        letters.append(names[axis][0 if column[axis] > 0 else 1])
-    return "".join(letters)
+        old_index[2 - old, 2 - axis] = -1 if turn.flipped[axis] else 1
+        old_index[2 - old, 3] = volume.array.shape[old] - 1 if turn.flipped[axis] else 0
+    return volume.moved(np.ascontiguousarray(turn.apply(volume.array)), old_index, turn.spacing_mm(volume.spacing_mm))

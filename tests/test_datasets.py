@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -234,3 +236,57 @@ def test_an_unknown_or_ambiguous_dataset_is_refused(dataset: Path, tmp_path: Pat
     assert resolve_dataset("Dataset007_Small", tmp_path) == dataset
     with pytest.raises(InputError, match="no such folder"):
         resolve_dataset(7, tmp_path / "nowhere")
+
+
+def doubtful(path: Path, kind: str) -> None:
+    """Change a file's header so that SimpleITK and nibabel read it differently, or nnU-Net's nibabel reader refuses."""
+    data = bytearray(gzip.decompress(path.read_bytes()))
+    if kind == "mirrored":
+        row = struct.unpack_from("<4f", data, 280)
+        struct.pack_into("<4f", data, 280, *(-number for number in row))
+        struct.pack_into("<2h", data, 252, 1, 2)
+    elif kind == "metres":
+        struct.pack_into("<B", data, 123, 1)
+    elif kind == "slope 0":
+        struct.pack_into("<2f", data, 112, 0, -1024)
+    elif kind == "one more axis":
+        struct.pack_into("<5h", data, 40, 4, *SHAPE[::-1], 1)
+    path.write_bytes(gzip.compress(bytes(data)))
+
+
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIOWithReorient"])
+@pytest.mark.parametrize("kind", ["mirrored", "metres", "slope 0", "one more axis"])
+def test_files_that_the_datasets_reader_reads_otherwise_are_no_all_clear(dataset: Path, kind: str, reader: str) -> None:
+    write_dataset_json(dataset, overwrite_image_reader_writer=reader)
+    assert check_dataset(dataset) == []
+    doubtful(dataset / "imagesTr" / "case_1_0000.nii.gz", kind)
+    problems = check_dataset(dataset)
+    if kind == "one more axis" and reader == "SimpleITKIO":
+        assert problems == []  # stock trains on it as it is
+        return
+    assert problems and all(line.startswith("case_1: ") for line in problems)
+    assert any(("SimpleITK" in line and "nibabel" in line) or "refuses the file" in line for line in problems)
+
+
+def test_a_pair_that_only_the_datasets_own_reader_takes_apart_is_found(dataset: Path) -> None:
+    """The label map's sform is mirrored, its qform is not: SimpleITK sees one grid."""
+    write_dataset_json(dataset, overwrite_image_reader_writer="NibabelIO")
+    doubtful(dataset / "labelsTr" / "case_1.nii.gz", "mirrored")
+    assert any("case_1.nii.gz" in line and "nibabel reads the axes" in line for line in check_dataset(dataset))
+
+
+@pytest.mark.parametrize(
+    ("origin", "direction"),
+    [
+        ((1.0, 2.0, 3.004), (1.0, 0, 0, 0, 1, 0, 0, 0, 1)),
+        ((1.0, 2.0, 3.0), (1.0, 0.0015, 0, -0.0015, 1, 0, 0, 0, 1)),
+    ],
+)
+def test_a_label_map_whose_header_is_rounded_otherwise_is_taken_with_a_warning(
+    dataset: Path, caplog: pytest.LogCaptureFixture, origin: Any, direction: Any
+) -> None:
+    write_labels(
+        dataset / "labelsTr" / "case_1.nii.gz", label_map(), Volume(scan(1).array, (3.0, 1.0, 1.5), origin, direction)
+    )
+    assert check_dataset(dataset) == []
+    assert "nearly the grid of case_1_0000.nii.gz" in caplog.text

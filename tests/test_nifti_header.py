@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nnunet_flare.errors import CaseError
-from nnunet_flare.nifti import check_nifti
+from nnunet_flare.nifti import load_nifti
 from nnunet_flare.nifti_header import parse_header
 
 ARRAY = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
@@ -33,11 +33,11 @@ def test_a_good_header_says_where_the_voxels_are(tmp_path: Path, version: int, o
     header = parse_header(bytes(data))
     assert header is not None and header.problem is None
     assert (header.size, header.spacing_mm) == ((2, 3, 4), (1.5, 2.5, 3.5))
-    assert header.file_bytes == len(data) and header.float_type == f"{order}f4"
-    found = np.frombuffer(bytes(data[header.offset :]), header.float_type).reshape(ARRAY.shape, order="F")
+    assert header.file_bytes == len(data) and header.voxel_type == f"{order}f4"
+    found = np.frombuffer(bytes(data[header.offset :]), header.voxel_type).reshape(ARRAY.shape, order="F")
     np.testing.assert_array_equal(found, ARRAY)
     (tmp_path / "a.nii").write_bytes(bytes(data))
-    check_nifti(tmp_path / "a.nii", "case")
+    load_nifti(tmp_path / "a.nii", "case")
 
 
 @pytest.mark.parametrize(
@@ -61,5 +61,5 @@ def test_a_damaged_header_is_named(
     struct.pack_into(order + form, data, at, value)
     (tmp_path / "a.nii").write_bytes(bytes(data))
     with pytest.raises(CaseError) as refusal:
-        check_nifti(tmp_path / "a.nii", "case")
+        load_nifti(tmp_path / "a.nii", "case")
     assert says in refusal.value.reason and str(tmp_path / "a.nii") in refusal.value.reason

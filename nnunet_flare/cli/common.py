@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import gc
+import io
 import logging
 import os
 import sys
@@ -50,6 +51,8 @@ def open_streams() -> None:
 
 def run_command(program: str, function: Callable[[], int]) -> int:
     """Run a command's body: our errors and the system's become one line and an exit code, Ctrl-C becomes 130."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be text that the terminal can show
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with safe_children():
             code = function()

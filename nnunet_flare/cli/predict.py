@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from nnunet_flare.inference.folder import predict_cases
-    from nnunet_flare.inference.inputs import find_inputs, model_dataset
+    from nnunet_flare.inference.inputs import find_inputs, model_dataset, model_reader
     from nnunet_flare.inference.profile import Profile
 
     if args.disable_tta and args.tta != "none":
@@ -201,6 +201,7 @@ def _run(args: argparse.Namespace) -> int:
         crops=crops,
         profile=profile,
         progress=bar.case,
+        reader=model_reader(folder),
     )
     bar.close()
     report.failed.update(inputs.not_taken)

@@ -6,9 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_flare.errors import CaseError
-from nnunet_flare.images import Volume, geometry_difference, read_labels, stem_of
+from nnunet_flare.geometry import describe
+from nnunet_flare.images import (
+    Volume,
+    geometry_difference,
+    read_labels,
+    rounding_difference,
+    stem_of,
+)
 from nnunet_flare.listing import label_maps
-from nnunet_flare.orientation import describe, turn_between, turn_volume
+from nnunet_flare.orientation import turn_between, turn_volume
+from nnunet_flare.readers import NIBABEL, SITK, library
 
 
 @dataclass(frozen=True)
@@ -57,14 +65,38 @@ def find_pairs(reference: Path, prediction: Path) -> Pairing:
 def read_pair(pair: CasePair, *, as_stored: bool = False) -> tuple[Volume, Volume, str | None]:
     """Reference and prediction on the reference's grid, and what had to be turned for that, in words.
 
-    ``as_stored`` compares voxel by voxel whatever the headers say, as the official script does.
+    ``as_stored`` compares voxel by voxel whatever the headers say, as the official script does. Where SimpleITK and
+    nibabel read a header differently, both files are read by the one under which they lie on one grid.
 
     Raises:
         CaseError: for unreadable files and for grids that flips and axis swaps do not make equal.
     """
-    reference, prediction = read_labels(pair.reference, pair.case), read_labels(pair.prediction, pair.case)
-    prediction, note = on_grid_of(reference, prediction, case=pair.case, as_stored=as_stored)
-    return reference, prediction, note
+    found: list[tuple[Volume, Volume, str | None]] = []
+    errors: list[CaseError] = []
+    doubts: list[str] = []
+    for reader in (SITK, NIBABEL):
+        try:
+            reference = read_labels(pair.reference, pair.case, reader=reader, doubted=True)
+            prediction = read_labels(pair.prediction, pair.case, reader=reader, doubted=True)
+            said = [f"{v.doubt}; read as {library(reader)} reads it" for v in (reference, prediction) if v.doubt]
+            doubts += said
+            turned, note = on_grid_of(reference, prediction, case=pair.case, as_stored=as_stored)
+        except CaseError as error:
+            errors.append(error)
+            continue
+        if not said:
+            return reference, turned, note
+        if turned is prediction:
+            found.append((reference, turned, f"{pair.case}: {'; '.join(said)}"))
+    if found:
+        return found[0]
+    if errors:
+        raise errors[0]
+    raise CaseError(
+        pair.case,
+        f"{doubts[0]}: reference and prediction lie on one grid as neither library reads them; export the prediction "
+        "on the grid of its image, or compare voxel by voxel with --as_stored",
+    )
 
 
 def on_grid_of(
@@ -88,9 +120,13 @@ def on_grid_of(
             f"reference and prediction lie on different grids: {difference}; export the prediction on the grid of its "
             "image, or compare voxel by voxel with --as_stored if only the header was lost",
         )
-    if turn.is_identity:
-        return prediction, None
-    return turned, (
-        f"{case}: prediction stored as {describe(prediction.direction)}, turned to the reference's "
-        f"{describe(reference.direction)}"
-    )
+    notes = []
+    if not turn.is_identity:
+        notes.append(
+            f"prediction stored as {describe(prediction.direction)}, turned to the reference's "
+            f"{describe(reference.direction)}"
+        )
+    rounding = rounding_difference(reference, turned)
+    if rounding is not None:
+        notes.append(f"reference and prediction lie on nearly the same grid: {rounding}")
+    return turned, f"{case}: {'; '.join(notes)}" if notes else None

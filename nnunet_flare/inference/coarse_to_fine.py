@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_flare.errors import InputError
+from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.images import Volume
 from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.inference.roi import MARGIN_MM, RULES, Box, find_box, to_image_box, widened
 from nnunet_flare.inference.scans import Scan
+from nnunet_flare.readers import library
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,11 @@ class RoiSegmenter:
         Raises:
             CaseError: when the scan cannot be predicted with these models.
         """
+        if library(self.coarse.reader) != library(self.fine.reader):
+            for doubt in (volume.doubt for volume in volumes if volume.doubt):
+                raise CaseError(
+                    case, f"{doubt}; the coarse model reads with {self.coarse.reader}, the fine one {self.fine.reader}"
+                )
         coarse = self.coarse.prepare(volumes, case)
         return CroppableScan(tuple(volumes), coarse, self.fine.value_oddities(volumes))
 
@@ -160,9 +166,9 @@ def organs_box(
 def cropped(volume: Volume, box: Box) -> Volume:
     """The part of a scan inside a box, at its place in space: spacing and direction stay, the origin moves."""
     part = volume.array[tuple(slice(low, high) for low, high in box)]
-    steps = np.asarray([low * step for (low, _), step in zip(box, volume.spacing_mm, strict=True)][::-1])
-    origin = np.asarray(volume.origin) + np.reshape(volume.direction, (3, 3)) @ steps
-    return Volume(np.ascontiguousarray(part), volume.spacing_mm, tuple(origin.tolist()), volume.direction)
+    old_index = np.eye(4)
+    old_index[:3, 3] = [low for low, _ in box][::-1]
+    return volume.moved(np.ascontiguousarray(part), old_index, volume.spacing_mm)
 
 
 def pasted(labels: np.ndarray, box: Box, shape: Sequence[int]) -> np.ndarray:

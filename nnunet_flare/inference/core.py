@@ -36,6 +36,7 @@ from nnunet_flare.inference.scans import Scan, prepare_scan, value_oddities
 from nnunet_flare.inference.settings import Settings
 from nnunet_flare.inference.sliding import Slider
 from nnunet_flare.inference.windows import Forward
+from nnunet_flare.readers import reader_of_plans
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +107,11 @@ class Segmenter:
         return self.models[0].channels
 
     @property
+    def reader(self) -> str:
+        """The reader of images that the plans name."""
+        return reader_of_plans(self.plans_manager.plans)
+
+    @property
     def heads(self) -> int:
         """Number of classes or regions."""
         return self._slider.heads
@@ -137,7 +143,7 @@ class Segmenter:
 
     def value_oddities(self, volumes: Sequence[Volume]) -> tuple[str, ...]:
         """What is unusual about a scan's values and spacing, for models of CTs."""
-        return value_oddities(volumes, self.configuration_manager)
+        return value_oddities(volumes, self.plans_manager, self.configuration_manager)
 
     def windows(self, scan: Scan) -> int:
         """How many windows :meth:`segment` runs the network on at most."""

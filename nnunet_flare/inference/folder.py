@@ -24,6 +24,7 @@ from nnunet_flare.images import Volume, write_labels
 from nnunet_flare.inference.inputs import Case, check_channel_count
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.kept import is_kept
+from nnunet_flare.readers import SITK
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +105,7 @@ def predict_cases(
     crops: str | None = None,
     profile: Profile | None = None,
     progress: Progress | None = None,
+    reader: str = SITK,
 ) -> Report:
     """Predict cases into ``output/<case><suffix>``; members' label maps go to ``output/members/<k>/``.
 
@@ -119,6 +121,7 @@ def predict_cases(
         crops: file ending of the crops that the segmenter writes to ``output/roi``, where it does.
         profile: gets the time of every stage.
         progress: makes a progress display per case.
+        reader: of the model's plans, as which NIfTI files are read.
 
     Raises:
         InputError: when the output folder cannot be written or the model cannot be opened.
@@ -148,7 +151,7 @@ def predict_cases(
     loader = ThreadPoolExecutor(1, "flare-load")
     writer = ThreadPoolExecutor(1, "flare-write")
     try:
-        ahead = _prefetch(todo, loader, model, profile)
+        ahead = _prefetch(todo, loader, model, reader, profile)
         segmenter = open_segmenter()
         model.set_result(segmenter)
         segmenter.load()  # while the first case is being prepared
@@ -224,16 +227,16 @@ def check_writable(folder: Path) -> None:
 
 
 def _prefetch(
-    cases: Sequence[Case], loader: ThreadPoolExecutor, model: Future[PredictsScans], profile: Profile
+    cases: Sequence[Case], loader: ThreadPoolExecutor, model: Future[PredictsScans], reader: str, profile: Profile
 ) -> Iterator[tuple[Case, Future[Any]]]:
     """Each case with its loading, the next one's already under way. The first loading starts at once."""
-    first = loader.submit(_load, cases[0], model, profile)
+    first = loader.submit(_load, cases[0], model, reader, profile)
 
     def following() -> Iterator[tuple[Case, Future[Any]]]:
         current = first
         for case, after in zip(cases, [*cases[1:], None], strict=True):
             current.exception()  # one scan waits at a time, no more
-            ahead = None if after is None else loader.submit(_load, after, model, profile)
+            ahead = None if after is None else loader.submit(_load, after, model, reader, profile)
             yield case, current
             if ahead is not None:
                 current = ahead
@@ -241,9 +244,9 @@ def _prefetch(
     return following()
 
 
-def _load(case: Case, model: Future[PredictsScans], profile: Profile) -> Any:
+def _load(case: Case, model: Future[PredictsScans], reader: str, profile: Profile) -> Any:
     with profile.stage("read"):
-        volumes = case.read()
+        volumes = case.read(reader)
     segmenter = model.result()
     check_channel_count(case, segmenter.channels)
     return segmenter.prepare(volumes, case.name)

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_flare.dicom import read_series
+from nnunet_flare.dicom import read_scan
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.files import read_json
-from nnunet_flare.images import SUFFIXES, Volume, read_volume, stem_of, suffix_of
+from nnunet_flare.images import SUFFIXES, Volume, stem_of, suffix_of
 from nnunet_flare.kept import is_label_map_of
 from nnunet_flare.listing import CHANNEL, Listing, list_scans, told
+from nnunet_flare.readers import SITK, reader_of_plans
 
 MODEL_DATASET = {"labels": {str: object}, "file_ending": str}
 """What a model's dataset.json has at least."""
@@ -32,13 +33,13 @@ class Case:
     files: tuple[Path, ...]
     suffix: str
 
-    def read(self) -> list[Volume]:
-        """One volume per channel.
+    def read(self, reader: str = SITK) -> list[Volume]:
+        """One volume per channel, NIfTI files as this reader of nnU-Net reads them.
 
         Raises:
             CaseError: when a file is missing, unreadable or no 3-D scan.
         """
-        return [read_series(path, self.name) if path.is_dir() else read_volume(path, self.name) for path in self.files]
+        return [read_scan(path, self.name, reader=reader) for path in self.files]
 
 
 def model_dataset(folder: Path) -> dict[str, Any]:
@@ -47,7 +48,19 @@ def model_dataset(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: when it is missing or no JSON.
     """
-    path = folder / "dataset.json"
+    return _model_document(folder / "dataset.json")
+
+
+def model_reader(folder: Path) -> str:
+    """The reader of images that a trained model's plans name.
+
+    Raises:
+        InputError: when plans.json is missing or no JSON.
+    """
+    return reader_of_plans(_model_document(folder / "plans.json"))
+
+
+def _model_document(path: Path) -> dict[str, Any]:
     try:
         document: dict[str, Any] = read_json(path, MODEL_DATASET, remedy="copy it again")
     except InputError as error:

@@ -24,6 +24,7 @@ from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json
 from nnunet_flare.inference.export import check_resampling
 from nnunet_flare.inference.inputs import MODEL_DATASET
+from nnunet_flare.readers import READERS
 
 Fold = int | str
 """A fold's number, or ``"all"``."""
@@ -38,9 +39,6 @@ DOCUMENTS: dict[str, Any] = {
     "dataset.json": MODEL_DATASET,
 }
 """What the documents of a model's folder have at least."""
-
-READERS = ("SimpleITKIO", "NibabelIO", "SimpleITKIOWithReorient", "NibabelIOWithReorient")
-"""Readers of volumes; the reorienting ones bring every scan to RAS first."""
 
 
 @dataclass(frozen=True)

@@ -194,7 +194,7 @@ class FlarePredictor(nnUNetPredictor):
         """
         images = list(image) if isinstance(image, (list, tuple)) else [image]
         case = str(images[0]) if isinstance(images[0], (str, os.PathLike)) else "image"
-        volumes = [_as_volume(one, spacing_mm, case) for one in images]
+        volumes = [_as_volume(one, spacing_mm, case, self.segmenter.reader) for one in images]
         if self._roi is not None:
             return self._roi.segment(self._roi.prepare(volumes, case))[0]
         return self.segmenter.segment(self.segmenter.prepare(volumes, case))[0]
@@ -266,11 +266,11 @@ class FlarePredictor(nnUNetPredictor):
         self.list_of_parameters = [model.weights for model in segmenter.models]
 
 
-def _as_volume(image: Image, spacing_mm: Sequence[float] | None, case: str) -> Volume:
+def _as_volume(image: Image, spacing_mm: Sequence[float] | None, case: str, reader: str) -> Volume:
     if isinstance(image, Volume):
         return image
     if isinstance(image, (str, os.PathLike)):
-        return read_volume(Path(image), case)
+        return read_volume(Path(image), case, reader=reader)
     if isinstance(image, np.ndarray):
         if spacing_mm is None or len(spacing_mm) != 3:
             raise InputError("an array needs its spacing: predict(array, spacing_mm=(z, y, x))")

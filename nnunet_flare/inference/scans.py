@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from nnunet_flare.errors import CaseError
-from nnunet_flare.images import Volume, check_values, geometry_difference, oddities
+from nnunet_flare.images import Volume, check_values, geometry_difference, oddities, rounding_difference
 from nnunet_flare.inference.preprocessing import Prepared, preprocess
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.orientation import Turn, turn_for_reader
+from nnunet_flare.readers import reader_of_plans
 
 CT_SCHEMES = frozenset({"CTNormalization", "FlareClip500Normalization", "FlareClip325Normalization"})
 """Normalisations of models that were trained on CT numbers."""
@@ -53,7 +54,7 @@ def prepare_scan(
         volumes: one per channel.
         case: its name, for messages.
         channels: how many the model wants.
-        patch: window size (z, y, x).
+        patch: window size (z, y, x), one slice for 2-D models, which take scans of one slice too.
         plans_manager: stock nnU-Net's.
         configuration_manager: stock nnU-Net's.
         profile: gets the time of every stage.
@@ -65,13 +66,16 @@ def prepare_scan(
         raise CaseError(case, f"has {len(volumes)} channels, the model was trained on {channels}")
     with profile.stage("check"):
         for volume in volumes:
-            check_values(volume, case)
-        found = list(value_oddities(volumes, configuration_manager))
+            check_values(volume, case, flat=patch[0] == 1)
+        found = list(value_oddities(volumes, plans_manager, configuration_manager))
     for number, volume in enumerate(volumes[1:], start=1):
         difference = geometry_difference(volumes[0], volume)
         if difference is not None:
             raise CaseError(case, f"channels 0000 and {number:04d} lie on different grids: {difference}")
-    turn = turn_for_reader(plans_manager.plans["image_reader_writer"], volumes[0])
+        rounding = rounding_difference(volumes[0], volume)
+        if rounding is not None:
+            found.append(f"channels 0000 and {number:04d} lie on nearly the same grid: {rounding}")
+    turn = turn_for_reader(reader_of_plans(plans_manager.plans), volumes[0])
     try:
         prepared = preprocess(
             [turn.apply(volume.array) for volume in volumes],
@@ -91,8 +95,10 @@ def prepare_scan(
     return Scan(prepared, turn, volumes[0].with_array(nothing), tuple(found), case)
 
 
-def value_oddities(volumes: Sequence[Volume], configuration_manager: Any) -> tuple[str, ...]:
-    """What is unusual about a scan's values and spacing, for models of CTs."""
-    if not CT_SCHEMES.intersection(configuration_manager.normalization_schemes):
-        return ()
-    return tuple(dict.fromkeys(odd for volume in volumes for odd in oddities(volume)))
+def value_oddities(volumes: Sequence[Volume], plans_manager: Any, configuration_manager: Any) -> tuple[str, ...]:
+    """What readers disagree about, and for models of CTs what is unusual about a scan's values and spacing."""
+    reader = reader_of_plans(plans_manager.plans)
+    found = [f"{volume.doubt}; read as the model's {reader} reads it" for volume in volumes if volume.doubt]
+    if CT_SCHEMES.intersection(configuration_manager.normalization_schemes):
+        found += [odd for volume in volumes for odd in oddities(volume)]
+    return tuple(dict.fromkeys(found))

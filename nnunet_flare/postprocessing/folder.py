@@ -10,11 +10,20 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_flare.errors import CaseError, InputError
-from nnunet_flare.images import SUFFIXES, Volume, read_labels, read_volume, stem_of, suffix_of, write_labels
+from nnunet_flare.images import (
+    SUFFIXES,
+    Volume,
+    read_labels_alone,
+    read_volume,
+    stem_of,
+    suffix_of,
+    write_labels,
+)
 from nnunet_flare.listing import label_maps
 from nnunet_flare.outputs import check_outputs
 from nnunet_flare.parallel import Workers
 from nnunet_flare.postprocessing.pipeline import Pipeline
+from nnunet_flare.readers import SITK, doubtful
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,7 @@ def _output_name(path: Path) -> str:
 
 def _postprocess_file(path: Path, *, target: Path, pipeline: Pipeline, images: Path | None) -> Change:
     case = stem_of(path)
-    volume = read_labels(path, case, allowed=sorted(pipeline.labels.allowed))
+    volume = read_labels_alone(path, case, allowed=sorted(pipeline.labels.allowed))
     if images is not None:
         volume = _on_grid_of_image(volume, case, images)
     result = pipeline.apply(volume.array, volume.spacing_mm, direction=volume.direction)
@@ -113,6 +122,8 @@ def _on_grid_of_image(labels: Volume, case: str, images: Path) -> Volume:
     if path is None:
         raise CaseError(case, f"no image {case}_0000{SUFFIXES[0]} (or {case}{SUFFIXES[0]}) in {images}")
     image = read_volume(path, case)
+    if image.doubt:
+        raise CaseError(case, f"{path}: {image.doubt}; {doubtful(SITK)}")
     if image.array.shape != labels.array.shape:
         raise CaseError(
             case,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_flare.errors import CaseError, InputError
-from nnunet_flare.images import read_labels, stem_of
+from nnunet_flare.images import read_labels_alone, stem_of
 from nnunet_flare.parallel import Workers
 from nnunet_flare.postprocessing.components import slice_counts
 from nnunet_flare.postprocessing.folder import label_files
@@ -74,7 +74,7 @@ def smallest_organs(source: Path, labels: LabelSet, *, processes: int | None = N
 
 
 def _volumes_mm3(path: Path, *, labels: LabelSet) -> dict[int, float]:
-    volume = read_labels(path, allowed=sorted(labels.allowed))
+    volume = read_labels_alone(path, stem_of(path), allowed=sorted(labels.allowed))
     counts = slice_counts(volume.array.astype(np.uint8)).sum(axis=0)
     return {label: float(count * volume.voxel_mm3) for label, count in enumerate(counts) if count and label}
 

@@ -84,7 +84,7 @@ def prepare(
     origin = f"{challenge.name} in {download_folder.absolute()}"
     scans = list(download.scans.values())
     written = _record(dataset).get(TABLE_KEY)
-    findings = examine_all(scans, sorted(labels.values()), dataset / RECORD, origin)
+    findings = examine_all(scans, sorted(labels.values()), dataset / RECORD, origin, reader=READER)
     prepared = Prepared(dataset, dataset / FOLDERS["unlabelled"], {group: [] for group in GROUPS}, challenge.expected)
     prepared.set_aside.update(download.problems)
     if download.left_out:

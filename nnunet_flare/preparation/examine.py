@@ -15,12 +15,21 @@ from tqdm import tqdm
 from nnunet_flare.datasets import READERS
 from nnunet_flare.errors import CaseError
 from nnunet_flare.files import read_json, write_json
-from nnunet_flare.images import Volume, check_values, geometry_difference, oddities, read_labels, read_volume
+from nnunet_flare.images import (
+    Volume,
+    check_values,
+    geometry_difference,
+    oddities,
+    read_labels,
+    read_volume,
+    rounding_difference,
+)
 from nnunet_flare.preparation.layout import Scan
+from nnunet_flare.readers import doubtful
 
 RECORD = "flare_prepare.json"
 """In the dataset's folder: what was found out about each case, so that a second call opens only what changed."""
-VERSION = 1
+VERSION = 2
 SAVE_EVERY = 50
 
 
@@ -34,7 +43,9 @@ class Finding:
     present: tuple[int, ...] = ()
 
 
-def examine_all(scans: Sequence[Scan], allowed: Sequence[int], record: Path, origin: str) -> dict[str, Finding]:
+def examine_all(
+    scans: Sequence[Scan], allowed: Sequence[int], record: Path, origin: str, *, reader: str
+) -> dict[str, Finding]:
     """Open the files of every case that is new, changed or was bad at the last time; returns all cases' findings.
 
     Args:
@@ -42,12 +53,13 @@ def examine_all(scans: Sequence[Scan], allowed: Sequence[int], record: Path, ori
         allowed: ids that a label map may hold.
         record: file to remember the findings in.
         origin: the challenge and the download's folder, kept in the record.
+        reader: the one that dataset.json will name.
     """
     known = _read(record)
     findings = {scan.case: known[scan.case] for scan in scans if _is_current(scan, known.get(scan.case))}
     left = [scan for scan in scans if scan.case not in findings]
     with ThreadPoolExecutor(READERS) as pool:
-        found = pool.map(partial(examine, allowed=allowed), left)
+        found = pool.map(partial(examine, allowed=allowed, reader=reader), left)
         progress = tqdm(found, desc="opening every file", total=len(left), unit="case", disable=None)
         for number, (scan, finding) in enumerate(zip(left, progress, strict=True), start=1):
             findings[scan.case] = finding
@@ -57,26 +69,33 @@ def examine_all(scans: Sequence[Scan], allowed: Sequence[int], record: Path, ori
     return findings
 
 
-def examine(scan: Scan, *, allowed: Sequence[int]) -> Finding:
+def examine(scan: Scan, *, allowed: Sequence[int], reader: str) -> Finding:
     """Open a case's scan and label map; all its problems at once."""
     problems: list[str] = []
     image: Volume | None = None
     try:
-        image = read_volume(scan.image, scan.case)
+        image = read_volume(scan.image, scan.case, reader=reader)
         check_values(image, scan.case, scan.image)
+        if image.doubt:
+            problems.append(f"{scan.image}: {image.doubt}; {doubtful(reader)}")
     except CaseError as error:
         problems.append(error.reason)
     present: tuple[int, ...] = ()
+    nearly: str | None = None
     if scan.label is not None:
         try:
-            label = read_labels(scan.label, scan.case, allowed=allowed)
+            label = read_labels(scan.label, scan.case, allowed=allowed, reader=reader)
             present = tuple(int(value) for value in np.flatnonzero(np.bincount(label.array.ravel())) if value)
             difference = None if image is None else geometry_difference(image, label)
             if difference:
                 problems.append(f"{scan.label}: another grid than its scan: {difference}")
+            elif image is not None:
+                nearly = rounding_difference(image, label)
         except CaseError as error:
             problems.append(error.reason)
     odd = tuple(oddities(image)) if image is not None and not problems else ()
+    if nearly and not problems:
+        odd = (*odd, f"its label map lies nearly on its grid: {nearly}")
     return Finding(stamp(scan), tuple(problems), odd, present)
 
 
@@ -97,7 +116,10 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def _read(record: Path) -> Mapping[str, Finding]:
-    cases: dict[str, dict[str, Any]] = read_record(record).get("cases", {})
+    document = read_record(record)
+    if document.get("version") != VERSION:  # looked at by other rules
+        return {}
+    cases: dict[str, dict[str, Any]] = document.get("cases", {})
     return {case: Finding(**{key: tuple(value) for key, value in entry.items()}) for case, entry in cases.items()}
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_flare.datasets import check_dataset, read_dataset_json, resolve_dataset
+from nnunet_flare.datasets import check_dataset, dataset_reader, read_dataset_json, resolve_dataset
 from nnunet_flare.documents import load_json
 from nnunet_flare.errors import FlareError, InputError
 from nnunet_flare.recipes.recipe import GIVEN_MODEL, NAME_PATTERN, Recipe
@@ -91,7 +91,15 @@ def plan_run(request: Request, recipe: Recipe, folders: Mapping[str, Path]) -> P
         used = set(labelled) | set(sources)
         ids = set(document["labels"].values()) if is_new else None
         with found.collected():
-            check_held_out(request.eval_images, request.eval_labels, ending, channels, used, allowed=ids)
+            check_held_out(
+                request.eval_images,
+                request.eval_labels,
+                ending,
+                channels,
+                used,
+                allowed=ids,
+                reader=dataset_reader(raw, document),
+            )
     init_folds: list[str] = []
     with found.collected():
         init_folds = _init_folds(request, document, recipe)
@@ -171,7 +179,13 @@ def freeze_unlabelled(plan: Plan) -> None:
     run = plan.run
     sources = find_sources(Path(run.settings.unlabelled_dir), plan.channels)
     check_disk(run, sources)
-    cases = freeze(sources, raw=run.raw, preprocessed=run.preprocessed, file_ending=plan.file_ending)
+    cases = freeze(
+        sources,
+        raw=run.raw,
+        preprocessed=run.preprocessed,
+        file_ending=plan.file_ending,
+        reader=dataset_reader(run.raw, read_dataset_json(run.raw, []) or {}),
+    )
     left = not_taken(Path(run.settings.unlabelled_dir), plan.channels)
     for name, reason in sorted(left.items()):
         log.warning("not taken: %s: %s", name, reason)

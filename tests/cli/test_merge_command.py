@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -172,3 +173,12 @@ def test_a_real_label_map_keeps_its_grid_and_takes_the_liver_of_the_truth(tmp_pa
     assert np.array_equal(result.array == 1, truth == 1)
     elsewhere = (truth == 0) & (volume.array != 1)
     assert np.array_equal(result.array[elsewhere], volume.array[elsewhere])
+
+
+def test_a_case_whose_name_is_no_text_is_merged_and_listed(tmp_path: Path, folders) -> None:
+    name = os.fsdecode(b"M\xfcller")
+    base = folders("pseudo", **{name: labels(1, 1, 2)}, a=labels(3))
+    truth = folders("truth", **{name: labels(0, 14)})
+    assert merge(tmp_path, "--base", base, "--partial", truth, "--annotated", "14") == 0
+    assert merged(tmp_path, name, 3) == [1, 14, 2]
+    assert set(rows(tmp_path)) == {"a", "M\\udcfcller"}

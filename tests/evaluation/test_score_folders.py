@@ -3,6 +3,7 @@
 import csv
 import json
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -205,3 +206,49 @@ def test_the_json_holds_rules_scores_and_failures(folders, tmp_path):
     assert document["failed"][0]["case"] == "case_b"
     assert document["cases"][0]["DSC"]["liver"] == table.rows[0].dsc[1]
     assert len(document["summary"]) == 26
+
+
+def place(folder, name, sform, qform=None):
+    """The label map of a case with these matrices in its header."""
+    image = nibabel.Nifti1Image(scan(2).array.transpose(2, 1, 0), sform)
+    image.header.set_sform(sform, 2)
+    image.header.set_qform(sform if qform is None else qform, 1)
+    nibabel.save(image, folder / f"{name}.nii.gz")
+
+
+def test_a_reference_that_the_libraries_read_differently_is_read_as_it_lies_on_the_predictions_grid(folders):
+    """A prediction by a nibabel reader follows the sform; SimpleITK takes the reference's qform, x mirrored."""
+    grid = np.diag([0.7, 0.8, 2.5, 1.0])
+    grid[:3, 3] = 11.0, -7.0, 3.0
+    mirrored = np.diag([-1.0, 1, 1, 1]) @ grid
+    for prediction in (mirrored, grid):
+        place(folders[0], "case_b", mirrored, grid)
+        place(folders[1], "case_b", prediction)
+        table = evaluate_folders(*folders, FLARE22, processes=1)
+        row = next(row for row in table.rows if row.name == "case_b.nii.gz")
+        assert set(row.dsc.values()) == {1.0} and not table.failed
+        assert "reads the axes" in " ".join(table.notes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda v: Volume(v.array, v.spacing_mm, (11.0, -7.0, 3.004), v.direction),
+        lambda v: Volume(v.array, v.spacing_mm, v.origin, (-1.0, 0.0015, 0.0, -0.0015, -1.0, 0.0, 0.0, 0.0, 1.0)),
+        lambda v: turn_volume(
+            Volume(v.array, v.spacing_mm, (11.0, -7.0, 3.004), v.direction), Turn((1, 0, 2), (True, False, False))
+        ),
+    ],
+)
+def test_headers_that_are_rounded_differently_are_one_grid(folders, change):
+    expected = evaluate_folders(*folders, FLARE22, processes=1)
+    put(folders[1], "case_b", change(shifted(scan(2))))
+    table = evaluate_folders(*folders, FLARE22, processes=1)
+    assert not table.failed and table.rows == expected.rows
+    assert "nearly the same grid" in " ".join(table.notes) and "nearly" not in " ".join(expected.notes)
+
+
+def test_half_a_voxel_is_another_grid(folders):
+    moved = scan(2)
+    put(folders[1], "case_b", Volume(moved.array, moved.spacing_mm, (11.35, -7.0, 3.0), moved.direction))
+    assert evaluate_folders(*folders, FLARE22, processes=1).failed[0][0] == "case_b"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,12 @@ import SimpleITK as sitk
 import small_scans as scans
 import trained_models as models
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "rounds"))
+
+from bad_dicom import slices
+
 from nnunet_flare.cli import predict
-from nnunet_flare.dicom import read_series
+from nnunet_flare.dicom import read_scan, read_series
 from nnunet_flare.errors import CaseError
 from nnunet_flare.images import Volume, geometry_difference, read_volume, to_sitk
 
@@ -116,3 +121,25 @@ def test_a_damaged_slice_is_named(tmp_path, volume):
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(CaseError, match=r"IM003\.dcm"):
         read_series(tmp_path / "s", "case")
+
+
+@pytest.mark.parametrize(("step", "digits"), [(1.25, 1), (0.625, 1), (0.7031, 1), (2.534, 1), (5.0, 1)])
+def test_positions_that_were_rounded_are_evenly_spaced(tmp_path, step, digits) -> None:
+    """Compared with a straight line, and not one with the next; the spacing is the line's."""
+
+    def rounded(z, one):
+        one.ImagePositionPatient = [0.0, 0.0, round(z * step, digits)]
+
+    slices(tmp_path / "series", rounded)
+    volume = read_scan(tmp_path / "series", "a")
+    assert volume.array.shape[0] == 20
+    assert volume.spacing_mm[0] == pytest.approx(step, rel=5e-3)
+
+
+@pytest.mark.parametrize("step", [0.625, 5.0])
+@pytest.mark.parametrize("missing", [1, 9, 18])
+def test_a_missing_slice_is_found_all_the_same(tmp_path, step, missing) -> None:
+    slices(tmp_path / "series", lambda z, one: setattr(one, "ImagePositionPatient", [0.0, 0.0, round(z * step, 1)]))
+    (tmp_path / "series" / f"IM{missing:03d}.dcm").unlink()
+    with pytest.raises(CaseError, match="missing or doubled"):
+        read_scan(tmp_path / "series", "a")

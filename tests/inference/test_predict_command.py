@@ -245,7 +245,7 @@ def _write_broken(folder: Path) -> dict[str, str]:
     nibabel.save(nibabel.Nifti1Image(np.ones((8, 8, 8, 3), np.int16), np.eye(4)), path("series"))
     sitk.WriteImage(sitk.GetImageFromArray(np.ones((8, 8, 8, 2), np.int16), isVector=True), path("vector"))
     sitk.WriteImage(sitk.GetImageFromArray(array[:1]), path("thin"))
-    for name, spacing in (("zero-spacing", 0.0), ("negative-spacing", -2.0)):
+    for name, spacing in (("zero-spacing", 0.0), ("spacing-nan", np.nan)):
         nibabel.save(nibabel.Nifti1Image(np.arange(512, dtype=np.int16).reshape(8, 8, 8), np.eye(4)), path(name))
         content = bytearray(gzip.decompress(Path(path(name)).read_bytes()))
         content[88:92] = np.float32(spacing).tobytes()  # pixdim[3]
@@ -265,7 +265,7 @@ def _write_broken(folder: Path) -> dict[str, str]:
         "vector": "expected",
         "thin": "fewer than 2 voxels",
         "zero-spacing": "expected three numbers above 0",
-        "negative-spacing": "expected three numbers above 0",
+        "spacing-nan": "expected three numbers above 0",
         "two-channels": "more channels than the 1",
     }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -176,7 +178,9 @@ def test_a_second_call_opens_only_what_was_changed_or_bad(flare22, raw, patient,
     bad.write_bytes(b"")
     assert call("flare22", flare22) == 1
     opened = []
-    monkeypatch.setattr(examine, "read_volume", lambda path, case: opened.append(case) or read_volume(path, case))
+    monkeypatch.setattr(
+        examine, "read_volume", lambda path, case, **how: opened.append(case) or read_volume(path, case, **how)
+    )
     assert call("flare22", flare22) == 1  # perhaps the disk was away for a moment
     bad.write_bytes(good)
     assert call("flare22", flare22) == 0
@@ -368,3 +372,25 @@ def test_every_file_that_looks_like_an_image_is_taken_or_listed(flare22, raw, pa
         assert any(f": {path}: " in line for line in listed)
     assert "1 archive(s) were not opened" in said.out
     assert len(names(raw / "Dataset022_FLARE22" / "unlabelled")) == 4
+
+
+@pytest.mark.parametrize("kind", ["two matrices", "metres", "one more axis"])
+@pytest.mark.parametrize("of", ["images/FLARE22_Tr_0002_0000", "labels/FLARE22_Tr_0002"])
+def test_what_the_named_reader_reads_otherwise_is_set_aside_and_said(flare22, raw, capsys, kind, of):
+    """prepare names NibabelIOWithReorient in dataset.json: its all-clear is one for that reader."""
+    path = flare22 / "Training/FLARE22_LabeledCase50" / f"{of}.nii.gz"
+    data = bytearray(gzip.decompress(path.read_bytes()))
+    if kind == "two matrices":
+        struct.pack_into("<4f", data, 280, *(-number for number in struct.unpack_from("<4f", data, 280)))
+        struct.pack_into("<2h", data, 252, 1, 2)
+    elif kind == "metres":
+        struct.pack_into("<B", data, 123, 1)
+    else:
+        struct.pack_into("<5h", data, 40, 4, *SIZE[::-1], 1)
+    path.write_bytes(gzip.compress(bytes(data)))
+    assert call("flare22", flare22) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("set aside")]
+    assert len(said) == 1 and path.name in said[0] and "NibabelIOWithReorient" in said[0]
+    assert "4 dimensions" in said[0] if kind == "one more axis" else "SimpleITK" in said[0]
+    dataset = raw / "Dataset022_FLARE22"
+    assert "FLARE22_Tr_0002_0000.nii.gz" not in names(dataset / "imagesTr") and check_dataset(dataset) == []

@@ -1,7 +1,8 @@
 """More than a hundred kinds of scans as they come: broken, odd, or named to do harm, each a function that writes one.
 
-Every kind says what must happen to it: ``refused`` (set aside with one line), ``fine`` (it can be used), or ``either``
-where readers differ and only silence or a traceback would be wrong.
+Every kind says what must happen to it: ``refused`` (set aside with one line), ``fine`` (it can be used), ``doubted``
+(SimpleITK and nibabel read it differently: predicted with a warning, refused where it would be trained on), or
+``either`` where readers differ and only silence or a traceback would be wrong. The reader is SimpleITKIO.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, Literal
 import nibabel
 import numpy as np
 
-Fate = Literal["refused", "fine", "either"]
+Fate = Literal["refused", "fine", "doubted", "either"]
 SHAPE = (32, 32, 20)
 """(X, Y, Z), as NIfTI stores it."""
 
@@ -194,6 +195,29 @@ NAN = float("nan")
 
 
 SX, SY, SZ = SPACING_MM
+DIAGONAL = np.diag([*SPACING_MM, 1.0])
+
+
+def two_members() -> bytes:
+    data = bytes(raw_bytes())
+    return gzip.compress(data[:5000]) + gzip.compress(data[5000:])
+
+
+def two_matrices(path: Path) -> None:
+    """The sform has x mirrored, the qform has not."""
+    affine = DIAGONAL.copy()
+    affine[:3, 3] = 10, 20, 30
+    image = nibabel.Nifti1Image(scan(), np.diag([-1.0, 1, 1, 1]) @ affine)
+    image.header.set_sform(image.affine, 2)
+    image.header.set_qform(affine, 1)
+    nibabel.save(image, path)
+
+
+def sheared_only(path: Path) -> None:
+    """A sheared sform and no qform, which SimpleITK refuses."""
+    header(284, "f", 2.0)(path)
+
+
 HOSTILE = "$(touch pwned)';touch pwned #"
 
 KINDS: list[Kind] = [
@@ -207,12 +231,14 @@ KINDS: list[Kind] = [
     Kind("gzip_of_nothing", "refused", plain(gzip.compress(b""))),
     Kind("gzip_of_zeros", "refused", plain(gzip.compress(bytes(50_000)))),
     Kind("gzip_of_gzip", "refused", content(gzip.compress)),
-    Kind("not_compressed", "either", lambda path: path.write_bytes(bytes(raw_bytes()))),
+    Kind("not_compressed", "fine", lambda path: path.write_bytes(bytes(raw_bytes())) and None),
     Kind("cut_in_the_header", "refused", content(lambda data: data[:100])),
     Kind("cut_in_half", "refused", content(lambda data: data[: len(data) // 2])),
     Kind("last_bytes_missing", "refused", content(lambda data: data[:-20])),
     Kind("bit_flipped", "refused", content(flipped_bit)),
-    Kind("garbage_at_the_end", "either", content(lambda data: data + b"garbage")),
+    Kind("garbage_at_the_end", "fine", content(lambda data: data + b"garbage")),
+    Kind("zeros_at_the_end", "fine", content(lambda data: data + bytes(700))),
+    Kind("two_members", "fine", lambda path: path.write_bytes(two_members()) and None),
     Kind("header_only", "refused", lambda path: path.write_bytes(gzip.compress(bytes(raw_bytes()[:352])))),
     Kind("voxels_missing", "refused", lambda path: path.write_bytes(gzip.compress(bytes(raw_bytes()[:9000])))),
     # ---- header
@@ -241,7 +267,10 @@ KINDS: list[Kind] = [
     Kind("axes_below_zero", "refused", header(40, "h", -1)),
     Kind("a_slice_not_told_of", "refused", header(46, "h", 19)),
     Kind("intercept_nan", "refused", fields((112, "2f", 1.0, NAN))),
-    Kind("slope_nan", "either", header(112, "f", float("nan"))),
+    Kind("slope_nan", "fine", header(112, "f", float("nan"))),
+    Kind("slope_zero_with_intercept", "doubted", header(112, "2f", 0.0, -1024.0)),
+    Kind("in_metres", "doubted", header(123, "B", 1)),
+    Kind("nifti_2", "refused", lambda path: nibabel.save(nibabel.Nifti2Image(scan(), DIAGONAL), path)),
     Kind("slope_huge", "either", header(112, "f", 1e30)),
     Kind("big_endian", "fine", big_endian),
     # ---- values
@@ -266,7 +295,7 @@ KINDS: list[Kind] = [
     Kind("flat", "refused", values(lambda a: a[..., 0])),
     Kind("a_line", "refused", values(lambda a: a[:, 0, 0])),
     Kind("two_times", "refused", values(lambda a: np.stack([a, a], axis=3))),
-    Kind("one_time", "either", values(lambda a: a[..., None])),
+    Kind("one_time", "fine", values(lambda a: a[..., None])),
     Kind("a_vector_field", "refused", values(lambda a: np.stack([a] * 3, axis=-1)[:, :, :, None])),
     Kind("one_slice", "refused", values(lambda a: a[..., :1])),
     Kind("one_column", "refused", values(lambda a: a[:1])),
@@ -274,11 +303,15 @@ KINDS: list[Kind] = [
     Kind("two_slices", "fine", values(lambda a: a[..., 9:11])),
     # ---- grid
     Kind("spacing_zero", "either", header(80, "3f", 0, 0, 0)),
-    Kind("spacing_negative", "either", header(80, "3f", -1, -1, -1)),
+    Kind("spacing_negative", "doubted", header(80, "3f", -SX, -SY, -SZ)),
+    Kind("two_matrices", "doubted", two_matrices),
+    Kind("matrix_of_other_scale", "doubted", header(280, "f", SX / 2)),
+    Kind("no_matrix", "doubted", header(252, "2h", 0, 0)),
     Kind("spacing_nan", "either", header(80, "3f", *[float("nan")] * 3)),
     Kind("spacing_tiny", "either", grid(np.diag([1e-6, 1e-6, 1e-6, 1]))),
     Kind("spacing_large", "fine", grid(np.diag([30, 30, 40, 1]))),
-    Kind("sheared", "either", grid([[SX, 2, 0, 0], [0, SY, 0, 0], [0, 0, SZ, 0], [0, 0, 0, 1]])),
+    Kind("sheared", "refused", sheared_only),
+    Kind("sheared_with_qform", "either", grid([[SX, 2, 0, 0], [0, SY, 0, 0], [0, 0, SZ, 0], [0, 0, 0, 1]])),
     Kind("no_direction", "either", header(280, "12f", *[0.0] * 12)),
     Kind("direction_nan", "refused", header(280, "12f", *[NAN] * 12)),
     Kind("one_direction_nan", "refused", header(280, "f", NAN)),
@@ -298,6 +331,8 @@ KINDS: list[Kind] = [
     Kind("a_pipe", "refused", os.mkfifo),
     # ---- names
     Kind("unicode", "fine", good, "Löwe_漢字_0000.nii.gz"),
+    Kind("gbk", "fine", good, os.fsdecode(b"\xb8\xce\xd4\xe0_0000.nii.gz")),
+    Kind("latin_1", "fine", good, os.fsdecode(b"M\xfcller_0000.nii.gz")),
     Kind("spaces", "fine", good, "a scan of mine_0000.nii.gz"),
     Kind("dash", "fine", good, "-rf_0000.nii.gz"),
     Kind("commands", "fine", good, f"{HOSTILE}_0000.nii.gz"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -20,7 +22,7 @@ from nnunet_flare.recipes.load import load_recipe
 from nnunet_flare.rounds import start as start_module
 from nnunet_flare.rounds.do_task import do_task
 from nnunet_flare.rounds.run.tasks import find_task
-from nnunet_flare.rounds.run.unlabelled import find_sources, freeze
+from nnunet_flare.rounds.run.unlabelled import find_sources, freeze, read_scans, safe_id
 from nnunet_flare.rounds.stages.label import labelling_members
 from nnunet_flare.rounds.start import Request, plan_run, start_run
 
@@ -348,3 +350,32 @@ def test_the_longest_name_that_fits_is_taken(data):
     scan = next((data / "unlabelled").iterdir())
     scan.rename(scan.with_name("u" * 224 + "_0000.nii.gz"))
     assert "u" * 224 in find_sources(data / "unlabelled", 1)
+
+
+def test_names_that_are_no_text_give_ids_that_differ() -> None:
+    assert safe_id(os.fsdecode(b"\xb8\xce")) == "b8ce" and safe_id(os.fsdecode(b"M\xfcller")) == "Mfcller"
+
+
+def test_a_scan_that_libraries_read_differently_is_never_converted_or_trained_on(tmp_path: Path) -> None:
+    """Converting it would settle silently which of them was right."""
+    scan = tmp_path / "unlabelled" / "a_0000.nii"
+    scan.parent.mkdir()
+    affine = np.diag([2.0, 2, 3, 1])
+    affine[:3, 3] = 5, 6, 7
+    image = nibabel.Nifti1Image(np.arange(512, dtype=np.int16).reshape(8, 8, 8), np.diag([-1.0, 1, 1, 1]) @ affine)
+    image.header.set_sform(image.affine, 2)
+    image.header.set_qform(affine, 1)
+    nibabel.save(image, scan)
+    for folder in ("raw", "preprocessed"):
+        (tmp_path / folder).mkdir()
+    for reader in ("SimpleITKIO", "NibabelIO"):
+        cases = freeze(
+            {"a": [scan]},
+            raw=tmp_path / "raw",
+            preprocessed=tmp_path / "preprocessed",
+            file_ending=".nii.gz",
+            reader=reader,
+        )
+        assert not Path(cases[0].images[0]).exists()
+        with pytest.raises(CaseError, match="reads the axes"):
+            read_scans(cases[0], reader)

@@ -12,6 +12,7 @@ from typing import Any
 from nnunet_flare import shapes
 from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import read_json, write_json
+from nnunet_flare.readers import reader_of_plans
 from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Base, Round
@@ -38,6 +39,11 @@ def read_plans(path: Path, shape: Mapping[str, Any] | None = None) -> dict[str, 
     remedy = "restore it from a copy, or remove it: flare-pseudolabel retry then plans anew"
     plans: dict[str, Any] = read_json(path, {"configurations": {str: dict}, **(shape or {})}, remedy=remedy)
     return plans
+
+
+def image_reader(run: Run) -> str:
+    """The reader of images that the run's plans name."""
+    return reader_of_plans(read_plans(run.plans_file))
 
 
 def base_configuration(base: Base) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from nnunet_flare.files import link_or_copy, name_problem, read_json, remove_lef
 from nnunet_flare.images import SUFFIXES, Volume, write_volume
 from nnunet_flare.kept import is_kept
 from nnunet_flare.listing import Listing, list_scans, told
+from nnunet_flare.readers import SITK, doubtful
 from nnunet_flare.rounds.run.sources import stamp_of
 
 log = logging.getLogger(__name__)
@@ -72,12 +73,13 @@ def _listing(folder: Path, channels: int) -> Listing:
 
 
 def safe_id(name: str) -> str:
-    """A case id that is safe in file names, commands and tables."""
+    """A case id that is safe in file names, commands and tables; bytes that are no text become two digits each."""
+    name = re.sub("[\udc80-\udcff]", lambda byte: f"{ord(byte.group()) - 0xDC00:02x}", name)
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip("._-") or "case"
 
 
 def freeze(
-    sources: Mapping[str, Sequence[Path]], *, raw: Path, preprocessed: Path, file_ending: str
+    sources: Mapping[str, Sequence[Path]], *, raw: Path, preprocessed: Path, file_ending: str, reader: str = SITK
 ) -> list[UnlabelledCase]:
     """List the unlabelled scans of a run and link them into ``imagesUn``.
 
@@ -114,7 +116,7 @@ def freeze(
         noted = before.get("stamps") if before.get("source") in (source, None) else []
         for channel, (file, image) in enumerate(zip(files, images, strict=True)):
             is_same = None if noted is None else noted[channel : channel + 1] == [stamps[channel]]
-            _provide(file, image, case, file_ending, is_same=is_same)
+            _provide(file, image, case, file_ending, reader, is_same=is_same)
         size = sum(size_of(file) for file in files)
         cases.append(UnlabelledCase(case, source, tuple(str(image) for image in images), size))
         known[case] = {"source": source, "images": [str(image) for image in images], "stamps": stamps}
@@ -132,7 +134,7 @@ def size_of(file: Path) -> int:
         return 0
 
 
-def _provide(file: Path, image: Path, case: str, file_ending: str, *, is_same: bool | None) -> None:
+def _provide(file: Path, image: Path, case: str, file_ending: str, reader: str, *, is_same: bool | None) -> None:
     """Make ``image`` the scan ``file``: a link, or a converted copy when the format differs.
 
     ``is_same``: whether ``file`` looks as it did when ``image`` was made; None where that was not noted.
@@ -152,7 +154,10 @@ def _provide(file: Path, image: Path, case: str, file_ending: str, *, is_same: b
             link_or_copy(file, image)
         return
     try:
-        write_volume(image, read_scan(file, case))
+        volume = read_scan(file, case, reader=reader)
+        if volume.doubt:
+            raise CaseError(case, f"{file}: {volume.doubt}; {doubtful(reader)}")
+        write_volume(image, volume)
     except CaseError as error:
         log.warning("%s (it will be set aside)", error)
 
@@ -177,14 +182,21 @@ def read_left(path: Path) -> dict[str, str]:
     return left
 
 
-def read_scans(case: UnlabelledCase) -> list[Volume]:
-    """The channels of a scan as they are stored; where a link is broken or a conversion failed, from its source.
+def read_scans(case: UnlabelledCase, reader: str = SITK) -> list[Volume]:
+    """The channels of a scan, NIfTI as this reader reads it; where a link is broken or a conversion failed, its source.
 
     Raises:
-        CaseError: when one cannot be read.
+        CaseError: when one cannot be read, or nibabel and SimpleITK disagree about it.
     """
     paths = [Path(image) for image in case.images]
-    return [read_scan(path if path.exists() else Path(case.source), case.case) for path in paths]
+    volumes = []
+    for image in paths:
+        path = image if image.exists() else Path(case.source)
+        volume = read_scan(path, case.case, reader=reader)
+        if volume.doubt:
+            raise CaseError(case.case, f"{path}: {volume.doubt}; {doubtful(reader)}")
+        volumes.append(volume)
+    return volumes
 
 
 def shard(cases: Sequence[UnlabelledCase], part: int, parts: int) -> list[UnlabelledCase]:

@@ -16,6 +16,8 @@ from nnunet_flare.files import read_json, remove_leftovers, write_json
 from nnunet_flare.images import find_cases, read_labels, write_labels
 from nnunet_flare.kept import is_kept
 from nnunet_flare.listing import list_scans
+from nnunet_flare.readers import SITK
+from nnunet_flare.rounds.run.configurations import image_reader
 from nnunet_flare.rounds.run.dataset import dataset_json, organ_ids
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Round
@@ -37,6 +39,7 @@ def check_held_out(
     training: set[str],
     *,
     allowed: set[int] | None = None,
+    reader: str = SITK,
 ) -> list[str]:
     """The held-out case ids.
 
@@ -47,6 +50,7 @@ def check_held_out(
         channels: of the data set.
         training: case ids that must not be among them.
         allowed: ids that the label maps may hold; every file is opened then. None: only the names are checked.
+        reader: of the data set.
 
     Raises:
         InputError: for missing folders or files, files that cannot be used (all of them listed), and training cases.
@@ -66,7 +70,7 @@ def check_held_out(
     if allowed is None:
         problems = [f"{case}: {f.label}: no such file" for case, f in files.items() if not f.label.is_file()]
     else:
-        problems = check_cases(files, allowed)
+        problems = check_cases(files, allowed, reader=reader)
     if problems:
         raise InputError(f"--eval {images}: {len(problems)} problem(s):\n  " + "\n  ".join(problems))
     shared = sorted(training & set(cases))
@@ -94,7 +98,7 @@ def predict_held_out(run: Run, model: Path, members: Sequence[tuple[str, str]], 
     if todo:
         predict = whole_scan_labels(run, open_members(run, model, members))
         for case in tqdm(todo, desc="held-out cases", disable=None, unit="case"):
-            reference = read_labels(labels / f"{case}{ending}", case)
+            reference = read_labels(labels / f"{case}{ending}", case, reader=image_reader(run))
             write_labels(folder / f"{case}{ending}", predict(cases[case]), reference)
     return list(cases)
 

@@ -20,7 +20,7 @@ from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.files import holds, write_json
 from nnunet_flare.images import check_values
 from nnunet_flare.recipes.parts import Roi
-from nnunet_flare.rounds.run.configurations import add_configuration, base_configuration, read_plans
+from nnunet_flare.rounds.run.configurations import add_configuration, base_configuration, image_reader
 from nnunet_flare.rounds.run.dataset import base_table, raw_cases
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Base
@@ -106,7 +106,8 @@ def _locate(run: Run, coarse: Segmenter, case: UnlabelledCase) -> dict[str, Any]
     from nnunet_flare.inference.coarse_to_fine import organs_box
     from nnunet_flare.orientation import turn_for_reader
 
-    volumes = read_scans(case)
+    reader = image_reader(run)
+    volumes = read_scans(case, reader)
     for volume in volumes:
         check_values(volume, case.case)
     scan = coarse.prepare(volumes, case.case)
@@ -114,7 +115,7 @@ def _locate(run: Run, coarse: Segmenter, case: UnlabelledCase) -> dict[str, Any]
     if found is None:
         log.warning("%s: the coarse model found nothing; the whole scan is taken", case.case)
         return {"box": None}
-    turn = turn_for_reader(read_plans(run.plans_file, {"image_reader_writer": str})["image_reader_writer"], volumes[0])
+    turn = turn_for_reader(reader, volumes[0])
     return {"box": turned(found, volumes[0].array.shape, turn)}
 
 
@@ -138,7 +139,8 @@ def whole_scan_labels(run: Run, segmenter: Segmenter) -> Callable[[Sequence[Path
 
     def predict(files: Sequence[Path]) -> np.ndarray:
         case = Path(files[0]).name
-        labels, _ = used.segment(used.prepare([read_volume(Path(file)) for file in files], case))
+        volumes = [read_volume(Path(file), reader=image_reader(run)) for file in files]
+        labels, _ = used.segment(used.prepare(volumes, case))
         return labels
 
     return predict

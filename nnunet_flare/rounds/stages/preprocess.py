@@ -20,6 +20,8 @@ from nnunet_flare.errors import CaseError
 from nnunet_flare.files import holds, read_json, remove_leftovers, write_json
 from nnunet_flare.images import Volume, check_values, oddities
 from nnunet_flare.parallel import num_processes
+from nnunet_flare.readers import reader_of_plans
+from nnunet_flare.rounds.run.configurations import read_plans
 from nnunet_flare.rounds.run.dataset import dataset_json
 from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.manifest import Run
@@ -162,7 +164,7 @@ def _preprocess_case(
     if located is not None:
         state["located"] = located.get("box")
     try:
-        state["odd"], scan = _check(case, dataset)
+        state["odd"], scan = _check(case, dataset, reader_of_plans(read_plans(Path(plans_file))))
         if located is not None and "failed" in located:
             raise CaseError(case.case, located["failed"])
         box = None if located is None else located["box"]
@@ -178,13 +180,13 @@ def _preprocess_case(
     write_json(state_file(folder, case.case), state)
 
 
-def _check(case: UnlabelledCase, dataset: dict[str, Any]) -> tuple[list[str], Volume]:
+def _check(case: UnlabelledCase, dataset: dict[str, Any], reader: str) -> tuple[list[str], Volume]:
     """Read and check every channel; returns what is odd in channels of CT, and the first channel."""
     names = list(dataset.get("channel_names", dataset.get("modality", {})).values())
     if len(case.images) != len(names):
         raise CaseError(case.case, f"{case.source}: {len(case.images)} channel(s), the dataset has {len(names)}")
     found: list[str] = []
-    volumes = read_scans(case)
+    volumes = read_scans(case, reader)
     for image, volume, name in zip(case.images, volumes, names, strict=True):
         check_values(volume, case.case, Path(image))
         if name.casefold() == CT:

@@ -24,6 +24,7 @@ from nnunet_flare.files import holds, link_or_copy, read_json, write_json
 from nnunet_flare.fusion.members import class_locations, training_label
 from nnunet_flare.images import read_volume
 from nnunet_flare.parallel import num_processes
+from nnunet_flare.readers import reader_of_plans
 from nnunet_flare.rounds.run.configurations import INPUT_KEYS, base_configuration, read_plans
 from nnunet_flare.rounds.run.dataset import dataset_json
 from nnunet_flare.rounds.run.ledger import Entry
@@ -157,7 +158,7 @@ def _prepare(scan: LabelledScan, folder: Path, plans_file: str, configuration: s
     try:
         if scan.arrays is None:
             for image in scan.images:  # stock's reader takes half a file for a whole one
-                read_volume(Path(image), scan.case)
+                read_volume(Path(image), scan.case, reader=reader_of_plans(plans.plans))
             preprocessor = manager.preprocessor_class(verbose=False)
             data, seg, properties = preprocessor.run_case(list(scan.images), str(scan.label), plans, manager, dataset)
             write_array(folder / f"{scan.case}.b2nd", data.astype(np.float32, copy=False), manager.patch_size)

@@ -1,0 +1,238 @@
+"""nnU-Net's readers of volumes: which one a dataset or model names, and what each makes of a NIfTI header.
+
+Stock nnU-Net trains on what the named reader reads, so prediction and every check read as it does. SimpleITK and
+nibabel take some headers differently (two matrices that disagree, a slope of 0, a unit other than mm); what they
+disagree about is said by :func:`doubt`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_flare.geometry import TO_OTHER_WORLD, describe, is_same_grid, matrix_of
+from nnunet_flare.names import readable
+from nnunet_flare.nifti import GZIP_MAGIC, load_header
+from nnunet_flare.nifti_header import Header
+
+SITK, SITK_RAS, NIBABEL, NIBABEL_RAS = "SimpleITKIO", "SimpleITKIOWithReorient", "NibabelIO", "NibabelIOWithReorient"
+
+READERS = (SITK, NIBABEL, SITK_RAS, NIBABEL_RAS)
+"""Readers of volumes; the reorienting ones bring every scan to RAS first."""
+
+_quiet = logging.getLogger(f"{__name__}.nibabel")
+_quiet.addHandler(logging.NullHandler())
+_quiet.propagate = False
+
+CANNOT = "cannot"
+
+SAME_SPACING = 1e-3
+"""Two libraries read one spacing when they differ by no larger share."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What a library makes of a header: spacing (z, y, x) in mm, origin and direction (LPS), slope and intercept.
+
+    ``affine`` is nibabel's matrix (16 numbers, row-major, RAS), which may be sheared; None for SimpleITK. ``refusal``
+    says why stock nnU-Net's reader refuses the file, although what it holds is clear.
+    """
+
+    spacing_mm: tuple[float, float, float]
+    origin: tuple[float, ...]
+    direction: tuple[float, ...]
+    slope: float = 1.0
+    intercept: float = 0.0
+    affine: tuple[float, ...] | None = None
+    refusal: str | None = None
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """From voxel indices to LPS, see :mod:`nnunet_flare.geometry`."""
+        if self.affine is not None:
+            return TO_OTHER_WORLD @ np.reshape(self.affine, (4, 4))
+        return matrix_of(self.spacing_mm, self.origin, self.direction)
+
+
+def library(reader: str) -> str:
+    """The library by which a reader reads NIfTI."""
+    return "nibabel" if reader.startswith("Nibabel") else "SimpleITK"
+
+
+def reader_of_plans(plans: Mapping[str, Any]) -> str:
+    """The reader that a model's plans name; SimpleITK's where they name none that reads volumes."""
+    reader = plans.get("image_reader_writer")
+    return reader if reader in READERS else SITK
+
+
+def reader_of_dataset(document: Mapping[str, Any], example: Path | None = None) -> str:
+    """The reader that stock nnU-Net takes for a dataset: the one that dataset.json names, else by its file ending.
+
+    Args:
+        document: dataset.json.
+        example: one of its images; a reader that cannot read it is passed over, as stock does.
+    """
+    named = document.get("overwrite_image_reader_writer")
+    if named in READERS:
+        return str(named)
+    ending = str(document.get("file_ending", "")).lower()
+    if ending == ".nii":
+        return NIBABEL
+    header = load_header(example) if ending == ".nii.gz" and example is not None else None
+    if example is not None and header is not None and isinstance(seen_by_simpleitk(example, header), str):
+        return NIBABEL
+    return SITK
+
+
+def seen_by(reader: str, path: Path, header: Header) -> View | str:
+    """What a reader makes of a NIfTI file, or in words why it cannot read it."""
+    if library(reader) == "nibabel":
+        return seen_by_nibabel(path, header, reorient=reader == NIBABEL_RAS)
+    return seen_by_simpleitk(path, header)
+
+
+def seen_by_simpleitk(path: Path, header: Header) -> View | str:
+    """What SimpleITK makes of a NIfTI file, or why it cannot read it."""
+    import SimpleITK as sitk
+
+    if header.version != "NIfTI-1":
+        return f"it is {header.version}, and SimpleITK reads NIfTI-1"
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("NiftiImageIO")
+    warns = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # what it would say is said by doubt()
+    try:
+        with readable(path) as name:
+            reader.SetFileName(name)
+            reader.ReadImageInformation()
+    except RuntimeError as error:
+        return last_line(error)
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(warns)
+    if reader.GetDimension() != 3:
+        return f"it has {reader.GetDimension()} dimensions {reader.GetSize()}, expected 3"
+    spacing, direction = np.array(reader.GetSpacing()), np.reshape(reader.GetDirection(), (3, 3)).copy()
+    direction[:, spacing < 0] *= -1  # as SimpleITK does once it reads the voxels
+    z, y, x = (float(step) for step in np.abs(spacing[::-1]))
+    slope, intercept = _numbers(header, 112, "f4", 2)
+    slope, intercept = (slope if np.isfinite(slope) else 0.0), (intercept if np.isfinite(intercept) else 0.0)
+    return View(
+        (z, y, x),
+        tuple(float(n) + 0.0 for n in reader.GetOrigin()),  # no negative zeros
+        tuple((direction.ravel() + 0.0).tolist()),
+        slope or 1.0,
+        intercept,
+    )
+
+
+def seen_by_nibabel(path: Path, header: Header, *, reorient: bool = False) -> View | str:
+    """What nibabel makes of a NIfTI file, or why it cannot read it. ``reorient``: the spacing after turning to RAS."""
+    import nibabel
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.imageglobals import error_level
+    from nibabel.orientations import io_orientation
+    from nibabel.spatialimages import HeaderDataError
+
+    refusal = None
+    if path.name.lower().endswith(".gz") and not _starts_with(path, GZIP_MAGIC):
+        refusal = "its name ends in .gz, but it is not compressed"
+    kind = nibabel.Nifti1Image if header.version == "NIfTI-1" else nibabel.Nifti2Image
+    try:
+        fields = kind.header_class.from_fileobj(BytesIO(header.raw), check=False)
+        fields.check_fix(logger=_quiet, error_level=error_level)  # repairs what nibabel repairs, without its remarks
+        shape = tuple(int(n) for n in fields.get_data_shape())
+        if len(shape) != 3:
+            refusal = f"it has {len(shape)} dimensions {shape}, expected 3"
+            if len(header.shape) != 3:
+                return refusal
+            shape = header.shape[::-1]
+            fields.set_data_shape(shape)
+        affine = np.asarray(fields.get_best_affine(), float)
+        image = kind(np.broadcast_to(np.zeros((), np.uint8), shape), affine, fields)
+        slope, intercept = fields.get_slope_inter()
+        zooms = [float(n) for n in image.header.get_zooms()]
+        if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-12:
+            return f"its matrix from voxels to space is {affine[:3].round(4).tolist()}, which has no inverse"
+        if reorient:
+            orientation = io_orientation(affine)
+            turned = [float(n) for n in image.as_reoriented(orientation).header.get_zooms()]
+            zooms = [turned[int(axis)] for axis in orientation[:, 0]]
+    except (HeaderDataError, ImageFileError, ValueError) as error:
+        return last_line(error)
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    direction = TO_OTHER_WORLD[:3, :3] @ (affine[:3, :3] / lengths)
+    return View(
+        (zooms[2], zooms[1], zooms[0]),
+        tuple((TO_OTHER_WORLD[:3, :3] @ affine[:3, 3] + 0.0).tolist()),
+        tuple((direction.ravel() + 0.0).tolist()),
+        1.0 if slope is None else float(slope),
+        0.0 if intercept is None else float(intercept),
+        tuple(affine.ravel().tolist()),
+        refusal,
+    )
+
+
+def doubt(path: Path, header: Header, reader: str, own: View) -> str | None:
+    """Why a file is not to be trained on, in words: the other library takes it differently, or stock refuses it."""
+    other_reader = SITK if library(reader) == "nibabel" else NIBABEL
+    here, there = library(reader), library(other_reader)
+    other = seen_by(other_reader, path, header)
+    found = [] if own.refusal is None else [f"nnU-Net's {reader} refuses the file: {own.refusal}"]
+    if isinstance(other, str):
+        return "; ".join([*found, f"{here} reads the file and {there} {CANNOT} ({other})"])
+    if not np.allclose(own.spacing_mm, other.spacing_mm, rtol=SAME_SPACING, atol=0):
+        found.append(
+            f"{here} reads the spacing (z, y, x) {_rounded(own.spacing_mm)} mm, {there} {_rounded(other.spacing_mm)} mm"
+        )
+    if not is_same_grid(own.matrix, other.matrix, header.shape):
+        found.append(f"{here} reads the axes (x, y, z) as {_place(own)}, {there} as {_place(other)}")
+    if (own.slope, own.intercept) != (other.slope, other.intercept):
+        found.append(
+            f"{here} reads values as {own.slope:g} * stored + {own.intercept:g}, {there} as {other.slope:g} * stored "
+            f"+ {other.intercept:g}"
+        )
+    return "; ".join(found) or None
+
+
+def doubtful(reader: str) -> str:
+    """What is to be done about a file that the two libraries read differently."""
+    return f"{reader} takes {library(reader)}'s reading; store the file anew with one matrix, in mm, with a slope of 1"
+
+
+def is_doubt_of_one(said: str | None) -> bool:
+    """Whether a doubt is no more than that the other library cannot read the file."""
+    return said is not None and f" {CANNOT} (" in said
+
+
+def last_line(error: Exception) -> str:
+    """What a library's error says, without where in its source."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith("Reason:")]  # errno of some earlier call
+    return lines[-1] if lines else type(error).__name__
+
+
+def _place(view: View) -> str:
+    return f"{describe(view.direction)} from {_rounded(view.origin)}"
+
+
+def _rounded(numbers: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(round(float(number), 3) for number in numbers)
+
+
+def _numbers(header: Header, offset: int, kind: str, count: int) -> tuple[float, ...]:
+    order = "<" if int.from_bytes(header.raw[:4], "little") == len(header.raw) else ">"
+    return tuple(np.frombuffer(header.raw, order + kind, count, offset).astype(float).tolist())
+
+
+def _starts_with(path: Path, magic: bytes) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(magic)) == magic
+    except OSError:
+        return False
