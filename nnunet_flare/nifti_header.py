@@ -69,8 +69,8 @@ _LAYOUTS = (
 class Header:
     """The fields that matter here.
 
-    Sizes of the axes (x first), spacing (x, y, z) in mm, where the voxels start (bytes), their type as it is written, the
-    the order of bytes (``<`` or ``>``); ``problem`` says what cannot be true, or is None; ``raw`` is the header itself.
+    Sizes of the axes (x first), spacing (x, y, z) in mm, where the voxels start (bytes), their type as it is written
+    and the order of bytes (``<`` or ``>``). ``problem`` says what cannot be true, or is None; ``raw`` is the header.
     """
 
     size: tuple[int, ...]
