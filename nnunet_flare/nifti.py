@@ -36,6 +36,9 @@ def check_nifti(path: Path, case: str) -> None:
     """
     chunks = _chunks(path, case)
     first = next(chunks, b"")
+    if parse_header(first) is None:
+        for _ in chunks:  # a damaged or truncated stream is said to be that
+            pass
     header = check_header(first, path, case)
     if not all(math.isfinite(s) and s > 0 for s in header.spacing_mm):
         raise CaseError(
