@@ -67,6 +67,9 @@ def load_nifti(path: Path, case: str) -> Nifti:
     """
     chunks = _chunks(path, case)
     first = next(chunks, b"")
+    if parse_header(first) is None:
+        for _ in chunks:  # a damaged or truncated stream is said to be that
+            pass
     header = check_header(first, path, case)
     if not all(math.isfinite(s) and s != 0 for s in header.spacing_mm):
         raise CaseError(

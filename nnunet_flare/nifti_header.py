@@ -142,7 +142,8 @@ def check_header(start: bytes, path: Path, case: str) -> Header:
     """
     header = parse_header(start)
     if header is None:
-        found = f"its first number is {struct.unpack_from('<i', start)[0]}" if len(start) >= 4 else "it is too short"
+        number = struct.unpack_from("<i", start)[0] if len(start) >= HEADER_BYTES else None
+        found = f"only {len(start)} bytes" if number is None else f"its first number is {number}"
         raise CaseError(
             case,
             f"{path}: cannot be read: does not begin as NIfTI does ({found}, expected {HEADER_BYTES} or "
