@@ -103,3 +103,18 @@ def test_weights_and_biases_gets_every_curve_once_an_epoch(tiny: Any) -> None:
         assert list(wandb.sent[curve].values()) == pytest.approx(
             trainer.logger.get_value(curve, step=None), nan_ok=True
         )
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no font family was found"), OSError(28, "No space left on device")])
+def test_a_picture_that_cannot_be_drawn_ends_no_training(tmp_path, error):
+    from nnunet_flare.trainers.base import FlareTrainer
+
+    def fail(folder):
+        raise error
+
+    said: list[str] = []
+    trainer = SimpleNamespace(
+        logger=SimpleNamespace(plot_progress_png=fail), output_folder=str(tmp_path), print_to_log_file=said.append
+    )
+    FlareTrainer.plot_progress(trainer)
+    assert said == [f"progress.png was not drawn ({type(error).__name__}: {error})"]
