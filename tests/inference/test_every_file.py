@@ -1,4 +1,4 @@
-"""``flare-predict``: no output onto a scan, every image-like file of a folder predicted or named, damaged outputs anew."""
+"""``flare-predict``: no output onto a scan, every image-like file predicted or named, damaged outputs made anew."""
 
 from __future__ import annotations
 
