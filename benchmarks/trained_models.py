@@ -82,9 +82,9 @@ def our_labels(
 ) -> tuple[Maps, dict[str, int]]:
     """Our label maps, and how many windows the network saw of each scan."""
     from nnunet_flare.inference.core import Segmenter
-    from nnunet_flare.inference.settings import Settings
+    from nnunet_flare.inference.settings import PredictionSettings
 
-    settings = Settings(backend=backend, precision=precision, windows=windows)
+    settings = PredictionSettings(backend=backend, precision=precision, windows=windows)
     segmenter = Segmenter.from_model_folder(model, settings)
     maps, seen, before = {}, {}, 0
     for case, scan in scans.items():
@@ -99,9 +99,9 @@ def behind_coarse(models: dict[str, Path], scans: dict[str, Scan], whole: Maps) 
     from nnunet_flare.inference.coarse_to_fine import RoiSegmenter
     from nnunet_flare.inference.core import Segmenter
     from nnunet_flare.inference.roi import RULES
-    from nnunet_flare.inference.settings import Settings
+    from nnunet_flare.inference.settings import PredictionSettings
 
-    settings = Settings(backend="torch", precision="fp32")
+    settings = PredictionSettings(backend="torch", precision="fp32")
     coarse, fine = (Segmenter.from_model_folder(models[name], settings) for name in (COARSE, FINE))
     rows: Figures = {}
     for case, scan in scans.items():

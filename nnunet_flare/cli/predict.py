@@ -25,8 +25,8 @@ from nnunet_flare.errors import InputError
 if TYPE_CHECKING:
     from nnunet_flare.images import Volume
     from nnunet_flare.inference.core import Segmenter
-    from nnunet_flare.inference.folder import FurtherForm, PredictsScans, Report
-    from nnunet_flare.inference.inputs import Case, Inputs
+    from nnunet_flare.inference.folder import FurtherForm, PredictionReport, PredictsScans
+    from nnunet_flare.inference.inputs import InputCase, Inputs
     from nnunet_flare.inference.profile import Profile
 
 log = logging.getLogger(__name__)
@@ -229,10 +229,10 @@ def _open(args: argparse.Namespace, folder: Path, profile: Profile) -> PredictsS
 
         from nnunet_flare.inference.core import Segmenter
         from nnunet_flare.inference.runtimes import usable_cpus
-        from nnunet_flare.inference.settings import Settings
+        from nnunet_flare.inference.settings import PredictionSettings
     # more threads than a container may use wait for each other
     torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
-    settings = Settings(
+    settings = PredictionSettings(
         step_size=args.step_size,
         tta=args.tta,
         device=args.device,
@@ -272,7 +272,7 @@ def _with_roi(args: argparse.Namespace, fine: Segmenter) -> PredictsScans:
     )
 
 
-def _dicom_writer(cases: Sequence[Case], output: Path, dataset: dict[str, Any]) -> FurtherForm:
+def _dicom_writer(cases: Sequence[InputCase], output: Path, dataset: dict[str, Any]) -> FurtherForm:
     """Writes DICOM segmentations; refused at once where a case is no DICOM series."""
     from nnunet_flare.dicom_seg import SUFFIX, check_installed, segment_names, write_dicom_seg
     from nnunet_flare.inference.folder import FurtherForm
@@ -365,7 +365,7 @@ class _ProgressBar:
             self._bar.close()
 
 
-def _print(report: Report, profile: Profile | None) -> None:
+def _print(report: PredictionReport, profile: Profile | None) -> None:
     if profile is not None:
         print(profile.table())
     print(report.table())

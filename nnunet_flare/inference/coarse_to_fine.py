@@ -17,7 +17,7 @@ from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.images import Volume
 from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.inference.roi import MARGIN_MM, RULES, Box, find_box, to_image_box, widened
-from nnunet_flare.inference.scans import Scan
+from nnunet_flare.inference.scans import PreparedScan
 from nnunet_flare.readers import library
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class CroppableScan:
     """A scan as the coarse model sees it, with its stored voxels for the fine one."""
 
     volumes: tuple[Volume, ...]
-    coarse: Scan
+    coarse: PreparedScan
     oddities: tuple[str, ...]
 
     @property
@@ -132,7 +132,7 @@ class RoiSegmenter:
 
 def organs_box(
     coarse: Segmenter,
-    scan: Scan,
+    scan: PreparedScan,
     *,
     rule: str = "union",
     margin_mm: float = MARGIN_MM,

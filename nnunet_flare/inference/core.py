@@ -32,8 +32,8 @@ from nnunet_flare.inference.model import (
 from nnunet_flare.inference.networks import Networks
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.inference.runtimes import averaged, stacked
-from nnunet_flare.inference.scans import Scan, prepare_scan, value_oddities
-from nnunet_flare.inference.settings import Settings
+from nnunet_flare.inference.scans import PreparedScan, prepare_scan, value_oddities
+from nnunet_flare.inference.settings import PredictionSettings
 from nnunet_flare.inference.sliding import Slider
 from nnunet_flare.inference.windows import Forward
 from nnunet_flare.readers import reader_of_plans
@@ -57,7 +57,7 @@ class MembersPrediction:
 class Segmenter:
     """Applies the members of an ensemble to scans. Members share preprocessing and labels; networks are kept ready."""
 
-    def __init__(self, models: Sequence[Model], settings: Settings, profile: Profile | None = None) -> None:
+    def __init__(self, models: Sequence[Model], settings: PredictionSettings, profile: Profile | None = None) -> None:
         if not models:
             raise InputError("no model was given")
         for other in models[1:]:
@@ -75,7 +75,7 @@ class Segmenter:
     def from_model_folder(
         cls,
         folder: Path,
-        settings: Settings,
+        settings: PredictionSettings,
         *,
         folds: Sequence[Fold] | None = None,
         checkpoint: str = DEFAULT_CHECKPOINT,
@@ -91,7 +91,7 @@ class Segmenter:
 
     @classmethod
     def from_members(
-        cls, members: Sequence[Member], settings: Settings, *, profile: Profile | None = None
+        cls, members: Sequence[Member], settings: PredictionSettings, *, profile: Profile | None = None
     ) -> Segmenter:
         """Any members that share preprocessing and labels.
 
@@ -125,7 +125,7 @@ class Segmenter:
         """Build the networks now and not at the first scan."""
         self._networks.load()
 
-    def prepare(self, volumes: Sequence[Volume], case: str = "image") -> Scan:
+    def prepare(self, volumes: Sequence[Volume], case: str = "image") -> PreparedScan:
         """Check a scan's channels and bring them to the network's grid.
 
         Raises:
@@ -145,12 +145,12 @@ class Segmenter:
         """What is unusual about a scan's values and spacing, for models of CTs."""
         return value_oddities(volumes, self.plans_manager, self.configuration_manager)
 
-    def windows(self, scan: Scan) -> int:
+    def windows(self, scan: PreparedScan) -> int:
         """How many windows :meth:`segment` runs the network on at most."""
         return self._slider.windows(scan.shape)
 
     def segment(
-        self, scan: Scan, *, members: bool = False, progress: Progress | None = None
+        self, scan: PreparedScan, *, members: bool = False, progress: Progress | None = None
     ) -> tuple[np.ndarray, list[np.ndarray]]:
         """The label map (Z, Y, X), uint8, on the scan's own grid, of the members' averaged logits.
 
@@ -198,7 +198,7 @@ class Segmenter:
         labels = self._within_limits(scan, policies, count * self.heads, maps, work)
         return labels[0], labels if members and count == 1 else labels[1:]
 
-    def network_labels(self, scan: Scan, *, progress: Progress | None = None) -> np.ndarray:
+    def network_labels(self, scan: PreparedScan, *, progress: Progress | None = None) -> np.ndarray:
         """The label map (z, y, x), uint8, of the members' averaged logits on the network's grid, all windows visited.
 
         Raises:
@@ -271,7 +271,7 @@ class Segmenter:
 
     def _within_limits(
         self,
-        scan: Scan,
+        scan: PreparedScan,
         policies: Sequence[str],
         heads: int,
         maps: int,
@@ -304,7 +304,7 @@ class Segmenter:
         whole = policy == "skip-empty"
         return need(grid, image, self.patch, heads=heads, maps=maps, whole_volume=whole, kept=middle)
 
-    def _exporter(self, scan: Scan) -> SliceExporter:
+    def _exporter(self, scan: PreparedScan) -> SliceExporter:
         return SliceExporter(
             scan.shape, scan.prepared.properties, self.plans_manager, self.configuration_manager, self.label_manager
         )

@@ -21,7 +21,7 @@ import numpy as np
 from nnunet_flare.errors import CaseError, FlareError, InputError
 from nnunet_flare.files import name_problem
 from nnunet_flare.images import Volume, write_labels
-from nnunet_flare.inference.inputs import Case, check_channel_count
+from nnunet_flare.inference.inputs import InputCase, check_channel_count
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.kept import is_kept
 from nnunet_flare.readers import SITK
@@ -48,7 +48,7 @@ class FurtherForm:
     """A further file ``<case><suffix>`` per case, what writes a label map (Z, Y, X) to it, and tells a damaged one."""
 
     suffix: str
-    write: Callable[[Case, np.ndarray, Path], None]
+    write: Callable[[InputCase, np.ndarray, Path], None]
     is_whole: Callable[[Path], bool]
 
 
@@ -74,7 +74,7 @@ Progress = Callable[[str, int], Callable[[int], None]]
 
 
 @dataclass
-class Report:
+class PredictionReport:
     """What became of the cases: seconds of those written, reasons of those set aside, those that were there already."""
 
     written: dict[str, float] = field(default_factory=dict)
@@ -94,7 +94,7 @@ class Report:
 
 
 def predict_cases(
-    cases: Sequence[Case],
+    cases: Sequence[InputCase],
     output: Path,
     open_segmenter: Callable[[], PredictsScans],
     *,
@@ -106,7 +106,7 @@ def predict_cases(
     profile: Profile | None = None,
     progress: Progress | None = None,
     reader: str = SITK,
-) -> Report:
+) -> PredictionReport:
     """Predict cases into ``output/<case><suffix>``; members' label maps go to ``output/members/<k>/``.
 
     Args:
@@ -127,7 +127,7 @@ def predict_cases(
         InputError: when the output folder cannot be written or the model cannot be opened.
     """
     profile = profile or Profile()
-    report = Report()
+    report = PredictionReport()
     check_writable(output)
     todo = []
     for case in cases:
@@ -155,7 +155,7 @@ def predict_cases(
         segmenter = open_segmenter()
         model.set_result(segmenter)
         segmenter.load()  # while the first case is being prepared
-        pending: tuple[Case, float, Future[None]] | None = None
+        pending: tuple[InputCase, float, Future[None]] | None = None
         for case, loading in ahead:
             start = time.perf_counter()
             with _set_aside(case, report):
@@ -183,7 +183,7 @@ def predict_cases(
 
 
 def outputs_of(
-    case: Case, output: Path, *, members: bool = False, also: FurtherForm | None = None, crops: str | None = None
+    case: InputCase, output: Path, *, members: bool = False, also: FurtherForm | None = None, crops: str | None = None
 ) -> list[Path]:
     """Every file that is written of a case; the members' in those folders that are there already, or the first."""
     found = [_target(output, case)]
@@ -197,7 +197,7 @@ def outputs_of(
     return found
 
 
-def _is_there(case: Case, *, output: Path, members: bool, also: FurtherForm | None, crops: str | None) -> bool:
+def _is_there(case: InputCase, *, output: Path, members: bool, also: FurtherForm | None, crops: str | None) -> bool:
     """Whether all outputs of a case are there and whole, its label maps on the grid of its scan."""
     for path in outputs_of(case, output, members=members, also=also, crops=crops):
         if also is not None and path == output / f"{case.name}{also.suffix}":
@@ -227,12 +227,12 @@ def check_writable(folder: Path) -> None:
 
 
 def _prefetch(
-    cases: Sequence[Case], loader: ThreadPoolExecutor, model: Future[PredictsScans], reader: str, profile: Profile
-) -> Iterator[tuple[Case, Future[Any]]]:
+    cases: Sequence[InputCase], loader: ThreadPoolExecutor, model: Future[PredictsScans], reader: str, profile: Profile
+) -> Iterator[tuple[InputCase, Future[Any]]]:
     """Each case with its loading, the next one's already under way. The first loading starts at once."""
     first = loader.submit(_load, cases[0], model, reader, profile)
 
-    def following() -> Iterator[tuple[Case, Future[Any]]]:
+    def following() -> Iterator[tuple[InputCase, Future[Any]]]:
         current = first
         for case, after in zip(cases, [*cases[1:], None], strict=True):
             current.exception()  # one scan waits at a time, no more
@@ -244,7 +244,7 @@ def _prefetch(
     return following()
 
 
-def _load(case: Case, model: Future[PredictsScans], reader: str, profile: Profile) -> Any:
+def _load(case: InputCase, model: Future[PredictsScans], reader: str, profile: Profile) -> Any:
     with profile.stage("read"):
         volumes = case.read(reader)
     segmenter = model.result()
@@ -253,7 +253,7 @@ def _load(case: Case, model: Future[PredictsScans], reader: str, profile: Profil
 
 
 def _write(
-    case: Case,
+    case: InputCase,
     output: Path,
     grid: Volume,
     labels: np.ndarray,
@@ -273,11 +273,11 @@ def _write(
         write_labels(_target(output, case), labels, grid)
 
 
-def _target(output: Path, case: Case) -> Path:
+def _target(output: Path, case: InputCase) -> Path:
     return output / f"{case.name}{case.suffix}"
 
 
-def _finish(pending: tuple[Case, float, Future[None]], report: Report) -> None:
+def _finish(pending: tuple[InputCase, float, Future[None]], report: PredictionReport) -> None:
     case, start, writing = pending
     with _set_aside(case, report):
         writing.result()
@@ -287,7 +287,7 @@ def _finish(pending: tuple[Case, float, Future[None]], report: Report) -> None:
 class _set_aside:
     """Turns the failure of one case into a line of the report. Errors of the input as a whole go on."""
 
-    def __init__(self, case: Case, report: Report) -> None:
+    def __init__(self, case: InputCase, report: PredictionReport) -> None:
         self._case, self._report = case, report
 
     def __enter__(self) -> None:

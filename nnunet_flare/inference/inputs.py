@@ -26,7 +26,7 @@ DICOM_OUTPUT = ".nii.gz"
 
 
 @dataclass(frozen=True)
-class Case:
+class InputCase:
     """A scan to predict: its name, one file (or DICOM folder) per channel, and the suffix of the label map."""
 
     name: str
@@ -72,7 +72,7 @@ def _model_document(path: Path) -> dict[str, Any]:
 class Inputs:
     """What ``-i`` holds: cases by name, why others are ``refused`` and files (by path) ``left``, all image files."""
 
-    cases: dict[str, Case]
+    cases: dict[str, InputCase]
     refused: dict[str, str]
     left: dict[str, str]
     images: tuple[Path, ...]
@@ -82,7 +82,7 @@ class Inputs:
         """The reasons of all that was not taken."""
         return {**self.left, **self.refused}
 
-    def part(self, number: int, parts: int) -> list[Case]:
+    def part(self, number: int, parts: int) -> list[InputCase]:
         """Every ``parts``-th case from ``number`` on, in the order of names.
 
         Cases that are refused count too, so that all parts agree when one of them finds a file more.
@@ -103,7 +103,7 @@ def find_inputs(inputs: Sequence[Path], dataset_json: dict[str, Any], *, output:
         InputError: when there is nothing to predict, or two inputs would write the same file.
     """
     channels = len(dataset_json.get("channel_names", dataset_json.get("modality", ())))
-    cases: list[Case] = []
+    cases: list[InputCase] = []
     files: list[Path] = []
     refused: dict[str, str] = {}
     left: dict[str, str] = {}
@@ -112,7 +112,9 @@ def find_inputs(inputs: Sequence[Path], dataset_json: dict[str, Any], *, output:
         if path.is_dir():
             besides = [other for other in inputs if other != path and other.is_dir()]
             found = _folder(path, channels, dataset_json["file_ending"], output, besides)
-            cases += [Case(case, taken, suffix_of(taken[0]) or DICOM_OUTPUT) for case, taken in found.cases.items()]
+            cases += [
+                InputCase(case, taken, suffix_of(taken[0]) or DICOM_OUTPUT) for case, taken in found.cases.items()
+            ]
             refused |= {**found.refused, **found.clashes}
             left |= found.left
             images += found.images
@@ -123,7 +125,7 @@ def find_inputs(inputs: Sequence[Path], dataset_json: dict[str, Any], *, output:
         else:
             files.append(path)
     cases += _files(files, channels)
-    seen: dict[str, Case] = {}
+    seen: dict[str, InputCase] = {}
     for case in cases:
         if case.name in seen:
             raise InputError(
@@ -133,7 +135,7 @@ def find_inputs(inputs: Sequence[Path], dataset_json: dict[str, Any], *, output:
     return Inputs(dict(sorted(seen.items())), refused, left, (*images, *files))
 
 
-def check_channel_count(case: Case, channels: int) -> None:
+def check_channel_count(case: InputCase, channels: int) -> None:
     """Refuse a case with more channel files than the model takes.
 
     Raises:
@@ -164,17 +166,17 @@ def _folder(folder: Path, channels: int, ending: str, output: Path | None, besid
     return found
 
 
-def _files(files: Sequence[Path], channels: int) -> list[Case]:
+def _files(files: Sequence[Path], channels: int) -> list[InputCase]:
     """Single files: each one case, or with several channels grouped by their names."""
     if channels == 1:
-        return [Case(_case_name(path, channels), (path,), suffix_of(path) or "") for path in files]
+        return [InputCase(_case_name(path, channels), (path,), suffix_of(path) or "") for path in files]
     groups: dict[str, list[Path]] = {}
     for path in sorted(files):
         groups.setdefault(_case_name(path, channels), []).append(path)
     for name, group in groups.items():
         if len(group) != channels:
             raise InputError(f"{name}: {len(group)} files were given, the model takes {channels} channels")
-    return [Case(name, tuple(group), suffix_of(group[0]) or "") for name, group in groups.items()]
+    return [InputCase(name, tuple(group), suffix_of(group[0]) or "") for name, group in groups.items()]
 
 
 def _case_name(path: Path, channels: int) -> str:

@@ -16,7 +16,7 @@ from nnunet_flare.inference.memory import gpu_figures, is_out_of_memory, keep_to
 from nnunet_flare.inference.model import Model
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.inference.runtimes import choose_backend, choose_precision, open_runtime
-from nnunet_flare.inference.settings import Settings, open_device
+from nnunet_flare.inference.settings import PredictionSettings, open_device
 from nnunet_flare.inference.windows import Forward
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,13 @@ class Networks:
     """One network per member, test-time augmentation included."""
 
     def __init__(
-        self, models: Sequence[Model], settings: Settings, profile: Profile, *, patch: Sequence[int], two_d: bool
+        self,
+        models: Sequence[Model],
+        settings: PredictionSettings,
+        profile: Profile,
+        *,
+        patch: Sequence[int],
+        two_d: bool,
     ) -> None:
         """Nothing is built yet; device, precision and backend are chosen.
 

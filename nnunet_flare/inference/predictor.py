@@ -27,7 +27,7 @@ from nnunet_flare.inference.coarse_to_fine import RoiSegmenter, open_coarse
 from nnunet_flare.inference.core import MembersPrediction, Segmenter
 from nnunet_flare.inference.model import DEFAULT_CHECKPOINT, Fold, Member
 from nnunet_flare.inference.roi import MARGIN_MM
-from nnunet_flare.inference.settings import DEFAULT_STEP_SIZE, Settings
+from nnunet_flare.inference.settings import DEFAULT_STEP_SIZE, PredictionSettings
 
 __all__ = ["FlarePredictor", "Member", "MembersPrediction"]
 
@@ -68,7 +68,7 @@ class FlarePredictor(nnUNetPredictor):
                 verbose_preprocessing,
                 allow_tqdm,
             )
-        self._settings = Settings(
+        self._settings = PredictionSettings(
             step_size=tile_step_size,
             tta="mirror" if use_mirroring else "none",
             device=str(device),
@@ -124,7 +124,7 @@ class FlarePredictor(nnUNetPredictor):
         Raises:
             InputError: when something is missing, damaged or unknown.
         """
-        settings = Settings(
+        settings = PredictionSettings(
             step_size=step_size,
             tta=tta,
             device=device,
@@ -160,7 +160,7 @@ class FlarePredictor(nnUNetPredictor):
         Raises:
             InputError: when something is missing, damaged or unknown, or two members do not fit together.
         """
-        settings = Settings(
+        settings = PredictionSettings(
             step_size=step_size,
             tta=tta,
             device=device,

@@ -20,7 +20,7 @@ CT_SCHEMES = frozenset({"CTNormalization", "FlareClip500Normalization", "FlareCl
 
 
 @dataclass(frozen=True, eq=False)
-class Scan:
+class PreparedScan:
     """A scan on the network's grid, and the way back: how it was turned and the grid it came from (without voxels).
 
     ``oddities`` says in words what is unusual about it.
@@ -47,7 +47,7 @@ def prepare_scan(
     plans_manager: Any,
     configuration_manager: Any,
     profile: Profile,
-) -> Scan:
+) -> PreparedScan:
     """Check a scan's channels and bring them to the network's grid.
 
     Args:
@@ -92,7 +92,7 @@ def prepare_scan(
             f"shape {tuple(shape)} on the network's grid, smaller than its patch {tuple(patch)}; padded with zeros"
         )
     nothing = np.broadcast_to(np.uint8(0), volumes[0].array.shape)
-    return Scan(prepared, turn, volumes[0].with_array(nothing), tuple(found), case)
+    return PreparedScan(prepared, turn, volumes[0].with_array(nothing), tuple(found), case)
 
 
 def value_oddities(volumes: Sequence[Volume], plans_manager: Any, configuration_manager: Any) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ POLICIES = ("all", "skip-empty", "huang")
 
 
 @dataclass(frozen=True)
-class Settings:
+class PredictionSettings:
     """How to predict; the words are those of ``flare-predict``.
 
     ``step_size`` is a share of the patch, ``gaussian`` weighs a window's centre more than its rim, limits are in GB.

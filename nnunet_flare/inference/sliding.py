@@ -13,7 +13,7 @@ from nnunet_flare.inference.attempts import Watch
 from nnunet_flare.inference.augment import average_with, central_crop
 from nnunet_flare.inference.model import Model
 from nnunet_flare.inference.profile import Profile
-from nnunet_flare.inference.settings import Settings
+from nnunet_flare.inference.settings import PredictionSettings
 from nnunet_flare.inference.skipping import BODY_HU, Huang, slide_growing
 from nnunet_flare.inference.windows import Consume, Forward, count_windows, slide
 
@@ -21,7 +21,7 @@ from nnunet_flare.inference.windows import Consume, Forward, count_windows, slid
 class Slider:
     """Runs networks of one preprocessing and label set over scans, and hands their scores on slice by slice."""
 
-    def __init__(self, model: Model, settings: Settings, profile: Profile) -> None:
+    def __init__(self, model: Model, settings: PredictionSettings, profile: Profile) -> None:
         """``model`` is any of the members.
 
         Raises:

@@ -13,13 +13,13 @@ import numpy as np
 
 from nnunet_flare.organs import FLARE22, FLARE23
 from nnunet_flare.phantom.domains import Patient
-from nnunet_flare.phantom.shapes import Ellipsoid, Shape, Tube, Union
+from nnunet_flare.phantom.shapes import Ellipsoid, JoinedShapes, Shape, Tube
 
 LABEL_IDS: Mapping[str, int] = {organ.name: organ.id for organ in FLARE22}
 LESION_ID = next(organ.id for organ in FLARE23 if organ.name == "lesion")
 
 ORGANS: Mapping[str, Shape] = {
-    "liver": Union(
+    "liver": JoinedShapes(
         [
             Ellipsoid((52, 2, -66), (74, 76, 62)),
             Ellipsoid((64, -42, -6), (38, 36, 72), tilt_deg=-10),
@@ -48,10 +48,10 @@ ORGANS: Mapping[str, Shape] = {
     ),
     "esophagus": Tube([(140, 2, 2), (112, 0, 4), (92, -4, 14), (78, -6, 34)], [11, 11, 11, 11]),
     "aorta": Tube([(140, 26, 14), (90, 22, 10), (30, 18, 6), (-40, 18, 4), (-140, 22, 6)], [12, 12, 12, 11, 10]),
-    "right_adrenal_gland": Union(
+    "right_adrenal_gland": JoinedShapes(
         [Tube([(44, 20, -36), (22, 32, -46)], [8, 8]), Tube([(44, 20, -36), (20, 32, -28)], [8, 8])]
     ),
-    "left_adrenal_gland": Union(
+    "left_adrenal_gland": JoinedShapes(
         [Tube([(56, 16, 38), (34, 28, 50)], [8, 8]), Tube([(56, 16, 38), (32, 30, 32)], [8, 8])]
     ),
 }
@@ -94,7 +94,7 @@ PHASE_HU: Mapping[str, Mapping[str, float]] = {
 }  # fmt: skip
 """Typical HU per contrast phase: portal venous (70 s), late arterial (35 s), late (180 s), without contrast."""
 
-HEPATIC_VESSELS: Shape = Union(
+HEPATIC_VESSELS: Shape = JoinedShapes(
     [
         Tube([(84, 4, -30), (66, -4, -60), (46, 8, -96)], [5, 4, 2.5]),
         Tube([(84, 0, -26), (80, -28, -34), (60, -52, -50)], [5, 4, 2.5]),

@@ -26,8 +26,8 @@ from nnunet_flare.phantom.surroundings import (
     GAS_HU,
     LUNG_HU,
     TRUNK_MM,
-    Loop,
-    Surface,
+    BodySurface,
+    BowelLoop,
     draw_bowel,
     paint_heart,
     paint_skeleton,
@@ -95,7 +95,7 @@ class Contents:
 
     organs: Mapping[str, Shape]
     lesions: list[Lesion]
-    bowel: list[Loop]
+    bowel: list[BowelLoop]
     texture: SmoothField
     shading: SmoothField
     stomach_gas_y_mm: float
@@ -158,7 +158,7 @@ class Painter:
         return hu, labels
 
     def _paint_loop(
-        self, loop: Loop, axes: tuple[np.ndarray, ...], points: np.ndarray, abdomen: np.ndarray, hu: np.ndarray
+        self, loop: BowelLoop, axes: tuple[np.ndarray, ...], points: np.ndarray, abdomen: np.ndarray, hu: np.ndarray
     ) -> None:
         where = self._frame.slices(loop.shape, axes)
         if where is None:
@@ -176,7 +176,7 @@ class Painter:
         shape: Shape,
         axes: tuple[np.ndarray, ...],
         points: np.ndarray,
-        surface: Surface,
+        surface: BodySurface,
         hu: np.ndarray,
         labels: np.ndarray,
     ) -> None:

@@ -105,7 +105,7 @@ class Tube:
 
 
 @dataclass(frozen=True)
-class Union:
+class JoinedShapes:
     """Several shapes as one."""
 
     parts: Sequence[Shape]
@@ -120,8 +120,8 @@ class Union:
             np.minimum(best, part.level(points), out=best)
         return best
 
-    def varied(self, offset: Point, radius: float) -> Union:
-        return Union([part.varied(offset, radius) for part in self.parts])
+    def varied(self, offset: Point, radius: float) -> JoinedShapes:
+        return JoinedShapes([part.varied(offset, radius) for part in self.parts])
 
 
 def _moved(point: Point, offset: Point) -> Point:

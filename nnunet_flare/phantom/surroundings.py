@@ -34,7 +34,7 @@ AIR_HU, FAT_HU, LUNG_HU, GAS_HU = -1000.0, -105.0, -850.0, -940.0
 
 
 @dataclass(frozen=True)
-class Surface:
+class BodySurface:
     """Where the body's layers are in one block, (Z, Y, X): masks, and the cavity's level (1 at the wall)."""
 
     body: np.ndarray
@@ -45,7 +45,7 @@ class Surface:
     cavity_level: np.ndarray
 
 
-def trunk_surface(points: np.ndarray, fat_mm: float) -> Surface:
+def trunk_surface(points: np.ndarray, fat_mm: float) -> BodySurface:
     """Skin, abdominal wall, cavity, lungs and the space below the diaphragm at ``points`` (3, Z, Y, X)."""
     z, y, x = points
     width = 1 - np.float32(0.05) * np.clip((z + 20) / 120, -1, 1) ** 2
@@ -62,7 +62,7 @@ def trunk_surface(points: np.ndarray, fat_mm: float) -> Surface:
         np.maximum(dome, top - DOME_DEPTH_MM * across ** np.float32(DOME_POWER), out=dome)
     mediastinum = np.abs(x - 4) < 26 + 14 * (y < -10)
     above = cavity & (z > dome)
-    return Surface(
+    return BodySurface(
         body=skin < 1,
         wall=(muscle < 1) & ~cavity,
         cavity=cavity,
@@ -77,7 +77,7 @@ def _superellipse(a: np.ndarray, b: np.ndarray, power: float) -> np.ndarray:
     return np.abs(a) ** exponent + np.abs(b) ** exponent
 
 
-def paint_skeleton(hu: np.ndarray, points: np.ndarray, surface: Surface, muscle_hu: float, fat_mm: float) -> None:
+def paint_skeleton(hu: np.ndarray, points: np.ndarray, surface: BodySurface, muscle_hu: float, fat_mm: float) -> None:
     """Psoas and back muscles, vertebrae with discs, canal and processes, and ribs, painted into ``hu`` (Z, Y, X)."""
     z, y, x = points
     aside = np.abs(x)
@@ -106,7 +106,7 @@ def paint_skeleton(hu: np.ndarray, points: np.ndarray, surface: Surface, muscle_
     hu[rib] = 320
 
 
-def paint_heart(hu: np.ndarray, points: np.ndarray, surface: Surface, blood_hu: float) -> None:
+def paint_heart(hu: np.ndarray, points: np.ndarray, surface: BodySurface, blood_hu: float) -> None:
     """The heart's lower half, in the cavity above the diaphragm."""
     z, y, x = points
     inside = ((z - 136) / 36) ** 2 + ((y + 38) / 36) ** 2 + ((x - 26) / 52) ** 2 < 1
@@ -114,7 +114,7 @@ def paint_heart(hu: np.ndarray, points: np.ndarray, surface: Surface, blood_hu: 
 
 
 @dataclass(frozen=True)
-class Loop:
+class BowelLoop:
     """A piece of bowel: its shape, wall and content HU, and the height of the fluid level (gas in front of it)."""
 
     shape: Shape
@@ -123,7 +123,7 @@ class Loop:
     gas_in_front_of_y: float
 
 
-def draw_bowel(rng: np.random.Generator, wall_hu: float) -> list[Loop]:
+def draw_bowel(rng: np.random.Generator, wall_hu: float) -> list[BowelLoop]:
     """Small-bowel loops and the colon's frame, some with gas, fluid, stool or oral contrast."""
     loops = []
     contrast = rng.random() < 0.25
@@ -135,7 +135,7 @@ def draw_bowel(rng: np.random.Generator, wall_hu: float) -> list[Loop]:
         radius = rng.uniform(10, 14)
         content = rng.uniform(150, 260) if contrast and rng.random() < 0.5 else rng.uniform(8, 45)
         gas = points[0][1] - radius * 0.2 if rng.random() < 0.2 else -np.inf
-        loops.append(Loop(_tube(points, radius), wall_hu, content, gas))
+        loops.append(BowelLoop(_tube(points, radius), wall_hu, content, gas))
     frame = (
         [(-140, 6, -96), (-96, 2, -98), (-62, -8, -96)],
         [(-58, -40, -86), (-44, -62, -40), (-48, -68, 10), (-24, -54, 62), (8, -30, 96)],
@@ -145,7 +145,7 @@ def draw_bowel(rng: np.random.Generator, wall_hu: float) -> list[Loop]:
         points = np.asarray(path, float) + rng.normal(0, 5, (len(path), 3))
         radius = rng.uniform(15, 20)
         gas = points[:, 1].mean() - rng.uniform(-6, 8) if rng.random() < 0.7 else -np.inf
-        loops.append(Loop(_tube(points, radius), wall_hu, rng.uniform(15, 60), gas))
+        loops.append(BowelLoop(_tube(points, radius), wall_hu, rng.uniform(15, 60), gas))
     return loops
 
 

@@ -17,8 +17,8 @@ from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.files import link_or_copy, name_problem, remove_leftovers, replacing, write_json
 from nnunet_flare.organs import dataset_labels
 from nnunet_flare.preparation.annotated import read_annotated, role_of
-from nnunet_flare.preparation.examine import RECORD, Finding, examine_all, read_record
-from nnunet_flare.preparation.layout import CHALLENGES, FILE_ENDING, GROUPS, Challenge, Scan, find_download
+from nnunet_flare.preparation.examine import RECORD, CaseFinding, examine_all, read_record
+from nnunet_flare.preparation.layout import CHALLENGES, FILE_ENDING, GROUPS, Challenge, DownloadedScan, find_download
 
 TABLE_KEY = "table_sha256"
 """In the record: the case table as it was written, so that one changed by hand is known."""
@@ -31,7 +31,7 @@ FOLDERS = {"training": "imagesTr", "unlabelled": "unlabelled", "validation": "im
 
 
 @dataclass
-class Prepared:
+class PreparedDataset:
     """What :func:`prepare` made: the dataset, cases by group, roles; who was set aside or is odd, with the reason."""
 
     dataset: Path
@@ -55,7 +55,7 @@ def prepare(
     dataset_id: int | None = None,
     annotated: Path | None = None,
     copy: bool = False,
-) -> Prepared:
+) -> PreparedDataset:
     """Make ``nnUNet_raw/DatasetXXX_<challenge>`` of a download; a second call goes on and never overwrites.
 
     Args:
@@ -85,7 +85,9 @@ def prepare(
     scans = list(download.scans.values())
     written = _record(dataset).get(TABLE_KEY)
     findings = examine_all(scans, sorted(labels.values()), dataset / RECORD, origin, reader=READER)
-    prepared = Prepared(dataset, dataset / FOLDERS["unlabelled"], {group: [] for group in GROUPS}, challenge.expected)
+    prepared = PreparedDataset(
+        dataset, dataset / FOLDERS["unlabelled"], {group: [] for group in GROUPS}, challenge.expected
+    )
     prepared.set_aside.update(download.problems)
     if download.left_out:
         prepared.notes.append(f"{download.left_out} file(s) in folders of published pseudo-labels are left out")
@@ -117,9 +119,9 @@ def _dataset_folder(raw: Path, number: int, challenge: Challenge) -> Path:
 
 
 def _enter(
-    prepared: Prepared,
-    scan: Scan,
-    finding: Finding,
+    prepared: PreparedDataset,
+    scan: DownloadedScan,
+    finding: CaseFinding,
     challenge: Challenge,
     stated: Mapping[str, tuple[int, ...]],
     copy: bool,
@@ -180,7 +182,7 @@ def place(source: Path, target: Path, case: str, *, copy: bool = False) -> None:
         shutil.copy2(source, temporary)
 
 
-def _name_strangers(prepared: Prepared) -> None:
+def _name_strangers(prepared: PreparedDataset) -> None:
     """Scans from an earlier call whose case is not used any more: nnU-Net would train on them."""
     for group in ("training", "unlabelled"):
         folder = prepared.dataset / FOLDERS[group]
@@ -192,7 +194,7 @@ def _name_strangers(prepared: Prepared) -> None:
                 prepared.set_aside[case] = "; ".join(filter(None, (prepared.set_aside.get(case), why)))
 
 
-def _write_dataset_json(prepared: Prepared, challenge: Challenge, labels: dict[str, int]) -> None:
+def _write_dataset_json(prepared: PreparedDataset, challenge: Challenge, labels: dict[str, int]) -> None:
     write_json(
         prepared.dataset / "dataset.json",
         {
@@ -207,7 +209,7 @@ def _write_dataset_json(prepared: Prepared, challenge: Challenge, labels: dict[s
     )
 
 
-def _write_roles(prepared: Prepared, written: str | None) -> None:
+def _write_roles(prepared: PreparedDataset, written: str | None) -> None:
     """Write the case table, unless a person has changed the one that the last call wrote (its SHA-256)."""
     path = prepared.dataset / FILE_NAME
     if path.is_file() and _sha256(path) != written:

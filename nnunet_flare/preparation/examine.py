@@ -24,7 +24,7 @@ from nnunet_flare.images import (
     read_volume,
     rounding_difference,
 )
-from nnunet_flare.preparation.layout import Scan
+from nnunet_flare.preparation.layout import DownloadedScan
 from nnunet_flare.readers import doubtful
 
 RECORD = "flare_prepare.json"
@@ -34,7 +34,7 @@ SAVE_EVERY = 50
 
 
 @dataclass(frozen=True)
-class Finding:
+class CaseFinding:
     """What a case's files hold: problems that keep it out, oddities that do not, and the ids in its label map."""
 
     stamp: tuple[str, ...]
@@ -44,8 +44,8 @@ class Finding:
 
 
 def examine_all(
-    scans: Sequence[Scan], allowed: Sequence[int], record: Path, origin: str, *, reader: str
-) -> dict[str, Finding]:
+    scans: Sequence[DownloadedScan], allowed: Sequence[int], record: Path, origin: str, *, reader: str
+) -> dict[str, CaseFinding]:
     """Open the files of every case that is new, changed or was bad at the last time; returns all cases' findings.
 
     Args:
@@ -69,7 +69,7 @@ def examine_all(
     return findings
 
 
-def examine(scan: Scan, *, allowed: Sequence[int], reader: str) -> Finding:
+def examine(scan: DownloadedScan, *, allowed: Sequence[int], reader: str) -> CaseFinding:
     """Open a case's scan and label map; all its problems at once."""
     problems: list[str] = []
     image: Volume | None = None
@@ -96,15 +96,15 @@ def examine(scan: Scan, *, allowed: Sequence[int], reader: str) -> Finding:
     odd = tuple(oddities(image)) if image is not None and not problems else ()
     if nearly and not problems:
         odd = (*odd, f"its label map lies nearly on its grid: {nearly}")
-    return Finding(stamp(scan), tuple(problems), odd, present)
+    return CaseFinding(stamp(scan), tuple(problems), odd, present)
 
 
-def stamp(scan: Scan) -> tuple[str, ...]:
+def stamp(scan: DownloadedScan) -> tuple[str, ...]:
     """Changes when one of the files of a case does."""
     return tuple(f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in (scan.image, scan.label) if p and p.exists())
 
 
-def _is_current(scan: Scan, finding: Finding | None) -> bool:
+def _is_current(scan: DownloadedScan, finding: CaseFinding | None) -> bool:
     return finding is not None and not finding.problems and finding.stamp == stamp(scan)
 
 
@@ -115,14 +115,14 @@ def read_record(path: Path) -> dict[str, Any]:
     return read_json(path, shape, remedy="restore it, or remove the dataset's folder") if path.is_file() else {}
 
 
-def _read(record: Path) -> Mapping[str, Finding]:
+def _read(record: Path) -> Mapping[str, CaseFinding]:
     document = read_record(record)
     if document.get("version") != VERSION:  # looked at by other rules
         return {}
     cases: dict[str, dict[str, Any]] = document.get("cases", {})
-    return {case: Finding(**{key: tuple(value) for key, value in entry.items()}) for case, entry in cases.items()}
+    return {case: CaseFinding(**{key: tuple(value) for key, value in entry.items()}) for case, entry in cases.items()}
 
 
-def _write(record: Path, origin: str, findings: Mapping[str, Finding]) -> None:
+def _write(record: Path, origin: str, findings: Mapping[str, CaseFinding]) -> None:
     cases = {case: asdict(findings[case]) for case in sorted(findings)}
     write_json(record, {"version": VERSION, "origin": origin, "cases": cases})

@@ -67,7 +67,7 @@ CHALLENGES = {
 
 
 @dataclass(frozen=True)
-class Scan:
+class DownloadedScan:
     """One case of a download; ``label`` is None where there is none or none is wanted."""
 
     case: str
@@ -80,7 +80,7 @@ class Scan:
 class Download:
     """The cases of a download by id, what is wrong with others before any is opened, and files of unknown names."""
 
-    scans: dict[str, Scan] = field(default_factory=dict)
+    scans: dict[str, DownloadedScan] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     left_out: int = 0
     """Published pseudo-labels, and scans beside them that lie elsewhere as well."""
@@ -197,4 +197,4 @@ def _decide(case: str, files: _Files, download: Download) -> None:
         download.problems[case] = f"{images[0]}: a training scan without its label map {case}{FILE_ENDING}"
     else:
         label = labels[0] if labels and files.group != "unlabelled" else None
-        download.scans[case] = Scan(case, files.group, images[0], label)
+        download.scans[case] = DownloadedScan(case, files.group, images[0], label)

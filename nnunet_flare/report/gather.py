@@ -58,7 +58,7 @@ class RoundFigures:
 
 
 @dataclass(frozen=True)
-class Report:
+class RunReport:
     """What there is to show of a run; ``ranges`` are the smallest and largest volume (ml) in the labelled set."""
 
     run: Run
@@ -70,7 +70,7 @@ class Report:
     settings: list[tuple[str, str, str | None]]
 
 
-def gather(run: Run) -> Report:
+def gather(run: Run) -> RunReport:
     """Read a run.
 
     Raises:
@@ -86,7 +86,7 @@ def gather(run: Run) -> Report:
         entries = read_decisions(run.paths, number)
         rows += [_row(run, entry, organs, ranges) for entry in entries]
         rounds.append(_round(run, number, entries, list(organs)))
-    return Report(run, organs, rows, rounds, ranges, _seconds(run), _settings(run))
+    return RunReport(run, organs, rows, rounds, ranges, _seconds(run), _settings(run))
 
 
 def _row(run: Run, entry: Entry, organs: dict[str, int], ranges: dict[str, tuple[float, float]]) -> Row:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import write_text
-from nnunet_flare.report.gather import QUANTILES, Report, Row, gather
+from nnunet_flare.report.gather import QUANTILES, Row, RunReport, gather
 from nnunet_flare.report.papers import paper_and_ours
 from nnunet_flare.report.pictures import colour
 from nnunet_flare.report.planes import DISAGREEMENT, MEMBER_COLOURS, draw_case, read_scene, write_picture
@@ -81,7 +81,7 @@ def worth_looking_at(rows: Sequence[Row], count: int | None) -> list[Row]:
     return chosen
 
 
-def _draw(report: Report, folder: Path, count: int | None, view3d: bool) -> None:
+def _draw(report: RunReport, folder: Path, count: int | None, view3d: bool) -> None:
     """Draw the pictures, and make the 3-D views, that are missing or older than the label maps they show."""
     rows = [
         row
@@ -132,7 +132,7 @@ def script_json(document: Any) -> str:
     return text
 
 
-def _document(report: Report, folder: Path) -> dict[str, Any]:
+def _document(report: RunReport, folder: Path) -> dict[str, Any]:
     """What ``report.js`` reads; a row is a list in the order of its ``columns``."""
     organs = list(report.organs)
     rows = []
@@ -174,7 +174,7 @@ def _rounded(value: float | None, digits: int = 4) -> float | None:
     return None if value is None or not math.isfinite(value) else round(float(value), digits)
 
 
-def _render(report: Report) -> str:
+def _render(report: RunReport) -> str:
     """``index.html``; every name is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

@@ -38,7 +38,9 @@ def roles_of(raw: Path, cases: Sequence[str], labels: Mapping[str, Any]) -> dict
     return roles
 
 
-def check_loops(recipe: Recipe, roles: Mapping[str, Case], labels: Mapping[str, int], scans: Collection[str]) -> None:
+def check_loop_data(
+    recipe: Recipe, roles: Mapping[str, Case], labels: Mapping[str, int], scans: Collection[str]
+) -> None:
     """Compare the loops and teachers of a recipe with a dataset.
 
     Args:

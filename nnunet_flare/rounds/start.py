@@ -14,7 +14,7 @@ from nnunet_flare.datasets import check_dataset, dataset_reader, read_dataset_js
 from nnunet_flare.documents import load_json
 from nnunet_flare.errors import FlareError, InputError
 from nnunet_flare.recipes.recipe import GIVEN_MODEL, NAME_PATTERN, Recipe
-from nnunet_flare.rounds.check_loop_data import check_loops, roles_of
+from nnunet_flare.rounds.check_loop_data import check_loop_data, roles_of
 from nnunet_flare.rounds.run.configurations import resolve
 from nnunet_flare.rounds.run.manifest import FOLDERS, Run, create_run
 from nnunet_flare.rounds.run.paths import RunPaths
@@ -110,7 +110,7 @@ def plan_run(request: Request, recipe: Recipe, folders: Mapping[str, Path]) -> P
         _check_first_weights(recipe, trusted=request.trust_checkpoint)
     if is_new and not problems:
         with found.collected():
-            check_loops(recipe, roles_of(raw, labelled, document["labels"]), document["labels"], set(sources))
+            check_loop_data(recipe, roles_of(raw, labelled, document["labels"]), document["labels"], set(sources))
     found.raise_all()
     settings = RunSettings(
         name=name,

@@ -9,7 +9,7 @@ import pytest
 from nnunet_flare.errors import InputError
 from nnunet_flare.images import Volume, read_labels, write_volume
 from nnunet_flare.inference.folder import predict_cases
-from nnunet_flare.inference.inputs import Case
+from nnunet_flare.inference.inputs import InputCase
 
 PATIENCE_S = 30
 
@@ -52,7 +52,7 @@ def written(folder, names):
         array = np.zeros((3, 4, 5), np.int16)
         array[0, 0, : number + 1] = 40
         write_volume(path, Volume(array, (1.0, 1.0, 1.0)))
-        cases.append(Case(name, (path,), ".nii.gz"))
+        cases.append(InputCase(name, (path,), ".nii.gz"))
     return cases
 
 

@@ -13,7 +13,7 @@ from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.images import write_volume
 from nnunet_flare.inference import memory
 from nnunet_flare.inference.core import Segmenter
-from nnunet_flare.inference.settings import Settings
+from nnunet_flare.inference.settings import PredictionSettings
 from nnunet_flare.inference.windows import slide
 
 PATCH = (40, 224, 192)
@@ -67,13 +67,13 @@ def test_skipping_gives_way_to_a_limit_that_only_block_wise_sums_keep(tmp_path, 
     folder = models.write_model(tmp_path / "model")
     volume = scans.blobs((60, 60, 60))
     monkeypatch.setattr(memory, "process_bytes", lambda: 0)
-    settings = Settings(windows="skip-empty", max_memory_gb=0.003, backend="torch", precision="fp32")
+    settings = PredictionSettings(windows="skip-empty", max_memory_gb=0.003, backend="torch", precision="fp32")
     segmenter = Segmenter.from_model_folder(folder, settings)
     labels, _ = segmenter.segment(segmenter.prepare([volume]))
     assert "all windows are visited instead" in caplog.text
-    everything = Segmenter.from_model_folder(folder, Settings(backend="torch", precision="fp32"))
+    everything = Segmenter.from_model_folder(folder, PredictionSettings(backend="torch", precision="fp32"))
     np.testing.assert_array_equal(labels, everything.segment(everything.prepare([volume]))[0])
-    tight = Segmenter.from_model_folder(folder, Settings(max_memory_gb=0.0001, backend="torch"))
+    tight = Segmenter.from_model_folder(folder, PredictionSettings(max_memory_gb=0.0001, backend="torch"))
     with pytest.raises(CaseError, match="needs about"):
         tight.segment(tight.prepare([volume]))
 
@@ -126,7 +126,7 @@ RESULTS = {
 def test_out_of_gpu_memory_is_tried_again_with_sums_on_the_cpu(tmp_path, monkeypatch, caplog, what, windows):
     """Also in the middle of a scan, when a part of it was handed on already: nothing is counted twice."""
     folder = models.write_model(tmp_path / "model", folds=(0, 1))
-    segmenter = Segmenter.from_model_folder(folder, Settings(backend="torch", precision="fp32"))
+    segmenter = Segmenter.from_model_folder(folder, PredictionSettings(backend="torch", precision="fp32"))
     scan = segmenter.prepare([scans.blobs((24, 36, 40))])
     assert segmenter.windows(scan) > 4
     expected = RESULTS[what](segmenter, scan)
@@ -157,6 +157,6 @@ def test_a_case_that_needs_too_much_memory_on_the_cpu_too_is_set_aside(tmp_path,
 
 def test_limits_must_be_positive():
     with pytest.raises(InputError, match="above 0"):
-        Settings(max_memory_gb=0)
+        PredictionSettings(max_memory_gb=0)
     with pytest.raises(InputError, match="-device cuda"):
-        Settings(gpu_memory_gb=2)
+        PredictionSettings(gpu_memory_gb=2)

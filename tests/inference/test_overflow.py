@@ -15,7 +15,7 @@ from nnunet_flare.errors import CaseError
 from nnunet_flare.images import write_volume
 from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.inference.runtimes import TorchRuntime
-from nnunet_flare.inference.settings import Settings
+from nnunet_flare.inference.settings import PredictionSettings
 
 
 def scale_first_convolution(folder: Path, factor: float) -> None:
@@ -46,7 +46,7 @@ def half(monkeypatch) -> None:
 
 
 def segmenter(folder: Path, precision: str, **options: object) -> Segmenter:
-    return Segmenter.from_model_folder(folder, Settings(backend="torch", precision=precision, **options))
+    return Segmenter.from_model_folder(folder, PredictionSettings(backend="torch", precision=precision, **options))
 
 
 RESULTS = {
@@ -131,10 +131,10 @@ def test_an_overflow_of_bfloat16_is_computed_in_single_precision(tmp_path, monke
     monkeypatch.setattr(
         kind, "__init__", lambda self, *a, **k: opened.update({self: k["precision"]}) or init(self, *a, **k)
     )
-    predicts = Segmenter.from_model_folder(folder, Settings(backend=backend, precision="fp32"))
+    predicts = Segmenter.from_model_folder(folder, PredictionSettings(backend=backend, precision="fp32"))
     scan = predicts.prepare([scans.blobs((16, 36, 40))])
     expected = predicts.segment(scan)[0]
     monkeypatch.setattr(kind, "__call__", lambda self, w: real(self, w) * (np.inf if opened[self] == "bf16" else 1))
-    found = Segmenter.from_model_folder(folder, Settings(backend=backend, precision="bf16")).segment(scan)[0]
+    found = Segmenter.from_model_folder(folder, PredictionSettings(backend=backend, precision="bf16")).segment(scan)[0]
     np.testing.assert_array_equal(found, expected)
     assert list(opened.values()) == ["fp32", "bf16", "fp32"]

@@ -120,11 +120,11 @@ def test_mirroring_changes_the_result_and_contradicting_flags_are_refused(model,
 
 def test_crop_rotate_averages_the_scan_and_its_middle_each_also_turned(tmp_path):
     from nnunet_flare.inference.core import Segmenter
-    from nnunet_flare.inference.settings import Settings
+    from nnunet_flare.inference.settings import PredictionSettings
 
     folder = models.write_model(tmp_path / "model", plan=models.plans(patch=(8, 40, 40)))
     options = {"backend": "torch", "precision": "fp32"}
-    plain = Segmenter.from_model_folder(folder, Settings(**options))
+    plain = Segmenter.from_model_folder(folder, PredictionSettings(**options))
     data = plain.prepare([scans.blobs((8, 40, 44), spacing=(4.0, 1.8, 1.8))]).prepared.data  # one window
     assert data.shape == (1, 8, 36, 40)
 
@@ -135,7 +135,7 @@ def test_crop_rotate_averages_the_scan_and_its_middle_each_also_turned(tmp_path)
     expected = both_ways(data)
     middle = (slice(None), slice(0, 7), slice(2, 34), slice(2, 38))
     expected[middle] = (expected[middle] + both_ways(data[middle])) / 2
-    scores = Segmenter.from_model_folder(folder, Settings(tta="crop-rotate", **options)).logits(data)
+    scores = Segmenter.from_model_folder(folder, PredictionSettings(tta="crop-rotate", **options)).logits(data)
     torch.testing.assert_close(scores, expected, atol=1e-3, rtol=1e-3)
 
 

@@ -17,7 +17,7 @@ from nnunet_flare.images import read_volume, write_volume
 from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.inference.model import Member
 from nnunet_flare.inference.predictor import FlarePredictor
-from nnunet_flare.inference.scans import Scan
+from nnunet_flare.inference.scans import PreparedScan
 
 EXACT = {"precision": "fp32", "backend": "torch"}
 
@@ -36,7 +36,7 @@ def patient() -> scans.Volume:
     return scans.Volume(array, (4.0, 1.7, 2.3))
 
 
-def bright_is_organ(self: Segmenter, scan: Scan, *, progress: object = None) -> np.ndarray:
+def bright_is_organ(self: Segmenter, scan: PreparedScan, *, progress: object = None) -> np.ndarray:
     """In place of a coarse network, which untrained calls everything an organ."""
     data = scan.prepared.data[0]
     return (data > 0.5 * data.max()).astype(np.uint8)

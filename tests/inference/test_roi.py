@@ -18,7 +18,7 @@ from nnunet_flare.images import Volume, read_volume, to_sitk, write_volume
 from nnunet_flare.inference.coarse_to_fine import RoiSegmenter, coarse_model_folder, cropped, pasted
 from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.inference.roi import find_box, to_image_box, widened
-from nnunet_flare.inference.settings import Settings
+from nnunet_flare.inference.settings import PredictionSettings
 from nnunet_flare.orientation import Turn
 
 SHAPE = (24, 60, 70)
@@ -71,7 +71,7 @@ def run(*words: object) -> int:
 
 
 def segmenters(fine: Path, coarse: Path, **options) -> RoiSegmenter:
-    settings = Settings(backend="torch", precision="fp32")
+    settings = PredictionSettings(backend="torch", precision="fp32")
     both = [Segmenter.from_model_folder(folder, settings, folds=[0]) for folder in (coarse, fine)]
     return RoiSegmenter(*both, **options)
 

@@ -11,7 +11,7 @@ import trained_models as models
 from nnunet_flare.errors import InputError
 from nnunet_flare.images import read_labels
 from nnunet_flare.inference.core import Segmenter
-from nnunet_flare.inference.settings import Settings
+from nnunet_flare.inference.settings import PredictionSettings
 from nnunet_flare.inference.skipping import Huang, slide_growing
 from nnunet_flare.inference.windows import slide
 
@@ -184,12 +184,14 @@ def test_policies_run_with_a_model_and_impossible_ones_are_refused(tmp_path):
     volume = scans.blobs((20, 80, 80))
     results = {}
     for policy in ("all", "skip-empty", "huang"):
-        segmenter = Segmenter.from_model_folder(folder, Settings(windows=policy, backend="torch", precision="fp32"))
+        segmenter = Segmenter.from_model_folder(
+            folder, PredictionSettings(windows=policy, backend="torch", precision="fp32")
+        )
         results[policy] = segmenter.segment(segmenter.prepare([volume]))[0]
         assert results[policy].shape == volume.array.shape
     assert (results["all"] == results["skip-empty"]).mean() > 0.5
     with pytest.raises(InputError, match="expected one of all"):
-        Settings(windows="some")
+        PredictionSettings(windows="some")
     regions = models.write_model(tmp_path / "regions", labels=models.REGIONS)
     with pytest.raises(InputError, match="exclusive labels"):
-        Segmenter.from_model_folder(regions, Settings(windows="huang"))
+        Segmenter.from_model_folder(regions, PredictionSettings(windows="huang"))

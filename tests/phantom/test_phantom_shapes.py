@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunet_flare.phantom.shapes import Ellipsoid, Shape, SmoothField, Tube, Union
+from nnunet_flare.phantom.shapes import Ellipsoid, JoinedShapes, Shape, SmoothField, Tube
 
 COORDINATE = st.floats(-60, 60)
 RADIUS = st.floats(4, 30)
@@ -22,7 +22,7 @@ def tubes(draw: st.DrawFn) -> Tube:
     return Tube(points, draw(st.lists(RADIUS, min_size=len(points), max_size=len(points))))
 
 
-SHAPES = st.one_of(ELLIPSOIDS, tubes(), st.lists(ELLIPSOIDS, min_size=1, max_size=3).map(Union))
+SHAPES = st.one_of(ELLIPSOIDS, tubes(), st.lists(ELLIPSOIDS, min_size=1, max_size=3).map(JoinedShapes))
 
 
 def grid(step: float, reach: float = 100) -> np.ndarray:

@@ -16,7 +16,7 @@ from nnunetv2.utilities.file_path_utilities import get_output_folder
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.core import Segmenter
-from nnunet_flare.inference.settings import Settings
+from nnunet_flare.inference.settings import PredictionSettings
 from nnunet_flare.rounds.stages.arrays import write_properties
 from nnunet_flare.trainers.sampling import stop_augmenter
 from nnunet_flare.trainers.soft_dice import SquaredSoftDice
@@ -195,7 +195,7 @@ def test_a_killed_training_ends_as_one_that_was_not_and_predicts(data, tmp_path)
     lrs = again.logger.get_value("lrs", step=None)
     assert lrs == calm.logger.get_value("lrs", step=None) == pytest.approx([1e-3, 1e-3, 1e-4])
     folder = Path(get_output_folder("Dataset022_Tiny", NAME, data.plans["plans_name"], "3d_fullres"))
-    opened = Segmenter.from_model_folder(folder, Settings(precision="fp32", backend="torch"), folds=[0])
+    opened = Segmenter.from_model_folder(folder, PredictionSettings(precision="fp32", backend="torch"), folds=[0])
     image = np.random.default_rng(0).normal(size=(1, 10, 20, 20)).astype(np.float32)
     first = opened.predict_members(image).mean_softmax
     torch.testing.assert_close(first, opened.predict_members(image).mean_softmax, msg="dropout is off")

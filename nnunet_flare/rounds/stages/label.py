@@ -109,10 +109,10 @@ def open_members(run: Run, folder: Path, members: Sequence[tuple[str, str]], *, 
     """The members of a model folder, opened with the recipe's settings, or other test-time augmentation."""
     from nnunet_flare.inference.core import Segmenter
     from nnunet_flare.inference.model import Member
-    from nnunet_flare.inference.settings import Settings
+    from nnunet_flare.inference.settings import PredictionSettings
 
     predict = run.recipe.predict
-    settings = Settings(
+    settings = PredictionSettings(
         step_size=predict.step_size,
         tta=tta or predict.tta,
         precision=predict.precision,

@@ -90,10 +90,10 @@ def locate_shard(run: Run, part: int, parts: int) -> dict[str, int]:
 def open_coarse(run: Run) -> Segmenter:
     """The coarse model, with all its folds."""
     from nnunet_flare.inference.core import Segmenter
-    from nnunet_flare.inference.settings import Settings
+    from nnunet_flare.inference.settings import PredictionSettings
 
     predict = run.recipe.predict
-    settings = Settings(
+    settings = PredictionSettings(
         device=run.settings.device,
         precision=predict.precision,
         backend=predict.backend,

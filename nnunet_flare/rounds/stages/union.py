@@ -36,7 +36,7 @@ NO_MAP = "none"
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergedCase:
     """One case of the union: organs that its labels speak about wholly or in the marked voxels, and ignored voxels."""
 
     taught: tuple[int, ...]
@@ -45,10 +45,10 @@ class Merged:
 
 
 @dataclass(frozen=True)
-class Union:
+class MergedCases:
     """The cases that got a merged label map, and the ledger's entry of every case that was merged."""
 
-    cases: dict[str, Merged]
+    cases: dict[str, MergedCase]
     entries: list[Entry]
 
 
@@ -102,7 +102,7 @@ def teacher_ids(names: Sequence[str], teachers: int) -> list[IdMap | None]:
     return [None if name == NO_MAP else load_id_map(name) for name in each]
 
 
-def make_union(run: Run, data: Path) -> Union:
+def make_union(run: Run, data: Path) -> MergedCases:
     """Merge every case and preprocess its label map into :func:`cases_folder` of ``data``, as far as not done before.
 
     Raises:
@@ -111,7 +111,7 @@ def make_union(run: Run, data: Path) -> Union:
     jobs, scans = _jobs(run)
     same = has_same_arrays(run.base, run.final_base)
     truth = set(true_cases(run))
-    merged: dict[str, Merged] = {}
+    merged: dict[str, MergedCase] = {}
     entries: list[Entry] = []
     labelled: list[LabelledScan] = []
     with Workers(num_processes(max(1, len(jobs)))) as workers:
@@ -125,7 +125,7 @@ def make_union(run: Run, data: Path) -> Union:
             parts = f"{len(job.loops)} loops, {len(job.teachers)} teachers"
             reason = f"union of {parts}; {outcome.disagreeing} voxels differ"
             entries.append(_entry(run, job, truth, "taken", reason, outcome.sha256))
-            merged[job.case] = Merged(
+            merged[job.case] = MergedCase(
                 tuple(sorted(i for loop in job.loops if not loop.is_open for i in loop.ids)),
                 tuple(sorted(i for loop in job.loops if loop.is_open for i in loop.ids)),
                 outcome.ignored,
@@ -141,7 +141,7 @@ def make_union(run: Run, data: Path) -> Union:
         del merged[case]
         by_case[case] = _entry(run, next(job for job in jobs if job.case == case), truth, "failed", reason, None)
     log.info("union: %d cases, %d set aside or dropped", len(merged), len(by_case) - len(merged))
-    return Union(merged, [by_case[case] for case in sorted(by_case)])
+    return MergedCases(merged, [by_case[case] for case in sorted(by_case)])
 
 
 def _jobs(run: Run) -> tuple[list[_Job], dict[str, UnlabelledCase]]:
