@@ -96,9 +96,9 @@ def our_labels(
 
 def behind_coarse(models: dict[str, Path], scans: dict[str, Scan], whole: Maps) -> Figures:
     """Of every scan: the coarse model's Dice, the box of each rule, and the fine model's result inside the box."""
+    from nnunet_flare.inference.choices import ROI_RULES
     from nnunet_flare.inference.coarse_to_fine import RoiSegmenter
     from nnunet_flare.inference.core import Segmenter
-    from nnunet_flare.inference.roi import RULES
     from nnunet_flare.inference.settings import PredictionSettings
 
     settings = PredictionSettings(backend="torch", precision="fp32")
@@ -108,7 +108,7 @@ def behind_coarse(models: dict[str, Path], scans: dict[str, Scan], whole: Maps) 
         image, truth = read_volume(scan.image), reference_of(scan)
         labels, _ = coarse.segment(coarse.prepare([image], case))
         rows[case] = {"coarse_dice": mean_dice(labels, truth, scan.annotated)}
-        for rule in RULES:
+        for rule in ROI_RULES:
             roi = RoiSegmenter(coarse, fine, rule=rule)
             prepared = roi.prepare([image], case)
             inside = np.zeros(truth.shape, bool)

@@ -21,6 +21,7 @@ from nnunet_flare.cli.common import (
     whole,
 )
 from nnunet_flare.errors import InputError
+from nnunet_flare.inference.choices import BACKENDS, PRECISIONS, ROI_RULES, TTA, WINDOWS
 
 if TYPE_CHECKING:
     from nnunet_flare.images import Volume
@@ -80,10 +81,10 @@ def parser() -> argparse.ArgumentParser:
         default=0.9,
         help="distance of windows as a share of the patch (default 0.9)",
     )
-    how.add_argument("--tta", choices=("none", "mirror", "crop-rotate"), default="none", help="test-time augmentation")
+    how.add_argument("--tta", choices=TTA, default="none", help="test-time augmentation")
     how.add_argument(
         "--windows",
-        choices=("all", "skip-empty", "huang"),
+        choices=WINDOWS,
         default="all",
         help="skip-empty: leave out windows away from any organ; huang: the FLARE22 winner's rule",
     )
@@ -96,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     )
     how.add_argument(
         "--roi_rule",
-        choices=("union", "fosun", "sztu"),
+        choices=ROI_RULES,
         help="what counts for the box: union (default), all that was found; fosun: no specks, and one outlying "
         "organ left out above and below; sztu: each organ's largest piece",
     )
@@ -114,13 +115,13 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--disable_tta", action="store_true", help="the default here; accepted as in nnU-Net")
     how.add_argument(
         "--precision",
-        choices=("auto", "fp32", "fp16", "bf16"),
+        choices=PRECISIONS,
         default="auto",
         help="auto: half on CUDA, bfloat16 on CPUs that have it, else single",
     )
     how.add_argument(
         "--backend",
-        choices=("auto", "torch", "openvino"),
+        choices=BACKENDS,
         default="auto",
         help="auto: OpenVINO on the CPU where it is installed, else PyTorch",
     )

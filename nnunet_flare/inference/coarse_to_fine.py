@@ -15,8 +15,9 @@ import numpy as np
 
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.images import Volume
+from nnunet_flare.inference.choices import ROI_RULES
 from nnunet_flare.inference.core import Segmenter
-from nnunet_flare.inference.roi import MARGIN_MM, RULES, Box, find_box, to_image_box, widened
+from nnunet_flare.inference.roi import MARGIN_MM, Box, find_box, to_image_box, widened
 from nnunet_flare.inference.scans import PreparedScan
 from nnunet_flare.readers import library
 
@@ -67,8 +68,8 @@ class RoiSegmenter:
                 f"roi: the coarse model takes {coarse.channels} channels, the fine one {fine.channels}; "
                 "both see the same scans"
             )
-        if rule not in RULES:
-            raise InputError(f"roi rule {rule!r}: expected one of {', '.join(RULES)}")
+        if rule not in ROI_RULES:
+            raise InputError(f"roi rule {rule!r}: expected one of {', '.join(ROI_RULES)}")
         if not margin_mm >= 0:
             raise InputError(f"roi margin {margin_mm}: expected a number of mm, 0 or more")
         self.coarse, self.fine = coarse, fine
@@ -143,7 +144,7 @@ def organs_box(
     Args:
         coarse: the model.
         scan: as it prepared it.
-        rule: what counts, one of :data:`RULES`.
+        rule: what counts, one of :data:`ROI_RULES`.
         margin_mm: added on every side.
         progress: told the number of windows done.
     """

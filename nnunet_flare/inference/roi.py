@@ -22,7 +22,6 @@ from nnunet_flare.orientation import Turn
 
 Box = tuple[tuple[int, int], ...]
 
-RULES = ("union", "fosun", "sztu")
 
 MARGIN_MM = 20.0
 """Added on every side of the box (both papers)."""
@@ -46,7 +45,7 @@ def find_box(
     Args:
         labels: coarse label map (z, y, x), uint8.
         spacing_mm: of that map, in its axis order.
-        rule: one of :data:`RULES`.
+        rule: one of :data:`ROI_RULES`.
         slice_axis: the axis from head to feet, which ``fosun`` trims.
     """
     if rule == "union":

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from nnunet_flare.errors import InputError
+from nnunet_flare.inference.choices import BACKENDS, PRECISIONS
 from nnunet_flare.inference.held import BENCHMARK, EXACT
 from nnunet_flare.inference.windows import Forward
 
@@ -24,15 +25,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PRECISIONS = ("auto", "fp32", "fp16", "bf16")
-
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 """CPU features with which bfloat16 products are faster than single precision."""
 
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """Quota and period of the control group: what ``docker run --cpus`` sets."""
-
-BACKENDS = ("auto", "torch", "openvino")
 
 
 def choose_precision(asked: str, device: torch.device) -> str:

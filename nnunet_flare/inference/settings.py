@@ -7,12 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from nnunet_flare.errors import InputError
-
-TTA = ("none", "mirror", "crop-rotate")
+from nnunet_flare.inference.choices import TTA, WINDOWS
 
 DEFAULT_STEP_SIZE = 0.9
-
-POLICIES = ("all", "skip-empty", "huang")
 
 
 @dataclass(frozen=True)
@@ -43,8 +40,8 @@ class PredictionSettings:
             raise InputError(f"step size {self.step_size}: expected a number above 0 and at most 1")
         if self.tta not in TTA:
             raise InputError(f"test-time augmentation {self.tta!r}: expected one of {', '.join(TTA)}")
-        if self.windows not in POLICIES:
-            raise InputError(f"windows {self.windows!r}: expected one of {', '.join(POLICIES)}")
+        if self.windows not in WINDOWS:
+            raise InputError(f"windows {self.windows!r}: expected one of {', '.join(WINDOWS)}")
 
 
 def open_device(name: str) -> torch.device:

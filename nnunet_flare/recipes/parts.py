@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from nnunet_flare.inference.choices import Backend, Precision, RoiRule, Tta
 from nnunet_flare.selection.rule import Rule
 from nnunet_flare.selection.rules import RULES
 from nnunet_flare.trainers.settings import MAX_EPOCHS, Augmentation, AugmentationSettings
@@ -120,9 +121,9 @@ class Predict(Part):
     """How the unlabelled cases are labelled."""
 
     step_size: float = Field(0.5, gt=0, le=1)
-    tta: Literal["none", "mirror", "crop-rotate"] = "mirror"
-    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
-    backend: Literal["auto", "torch", "openvino"] = Field(
+    tta: Tta = "mirror"
+    precision: Precision = "auto"
+    backend: Backend = Field(
         "torch", description="on the CPU; OpenVINO is faster, but converts every checkpoint of every round first"
     )
 
@@ -219,7 +220,7 @@ class Roi(Part):
     training: dict[str, Any] = {}
     augmentation: AugmentationSettings = AugmentationSettings(labelled="weak", partial="weak")
     model: str | None = Field(None, min_length=1)
-    rule: Literal["union", "fosun", "sztu"] = Field("union", description="what of the coarse map counts as organ")
+    rule: RoiRule = Field("union", description="what of the coarse map counts as organ")
     margin_mm: float | None = Field(
         None,
         ge=0,

@@ -145,7 +145,7 @@ def test_an_unlabelled_scan_whose_arrays_are_damaged_is_preprocessed_again(
     write_case(run.unlabelled_data, "u")
     spoil(run.unlabelled_data / f"u{ending}")
 
-    def again(case, folder, *documents):
+    def again(case, *, folder, **given):
         for path in folder.glob("u*"):
             path.unlink()
         write_case(folder, case.case)

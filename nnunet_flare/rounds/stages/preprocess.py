@@ -7,19 +7,18 @@ empty. A scan that cannot be read is set aside with a JSON file that says why.
 from __future__ import annotations
 
 import logging
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from nnunet_flare.disks import concerns_disk
 from nnunet_flare.errors import CaseError
 from nnunet_flare.files import holds, read_json, remove_leftovers, write_json
 from nnunet_flare.images import Volume, check_values, oddities
-from nnunet_flare.parallel import num_processes
+from nnunet_flare.parallel import Workers, num_processes
 from nnunet_flare.readers import reader_of_plans
 from nnunet_flare.rounds.run.configurations import read_plans
 from nnunet_flare.rounds.run.dataset import dataset_json
@@ -92,23 +91,11 @@ def _preprocess_missing(run: Run, retry_failed: bool) -> dict[str, int]:
         or (not is_ready(folder, case.case) and (retry_failed or failure(folder, case.case) is None))
     ]
     if todo:
-        documents = _documents(run)
-        workers = num_processes(len(todo))
         log.info("preprocessing %d unlabelled scans", len(todo))
-        bar = tqdm(total=len(todo), desc="unlabelled scans", disable=None, unit="scan")
-        if workers == 1:
-            for case in todo:
-                _preprocess_case(case, folder, *documents, boxes.get(case.case))
-                bar.update()
-        else:
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-                futures = [
-                    pool.submit(_preprocess_case, case, folder, *documents, boxes.get(case.case)) for case in todo
-                ]
-                for future in futures:
-                    future.result()
-                    bar.update()
-        bar.close()
+        work = partial(_preprocess_case, folder=folder, documents=_documents(run), boxes=boxes)
+        with Workers(num_processes(len(todo))) as workers:
+            for _ in workers.each_case(work, todo, description="unlabelled scans"):
+                pass  # what became of a scan stands in its state file
     failed = [case.case for case in cases if failure(folder, case.case) is not None]
     for name in failed:
         log.warning("set aside: %s: %s", name, failure(folder, name))
@@ -145,21 +132,18 @@ def preprocess_again(run: Run, case: UnlabelledCase) -> None:
         CaseError: when the scan cannot be preprocessed any more.
     """
     located = None if run.recipe.roi is None else read_box(run, case.case)
-    _preprocess_case(case, run.unlabelled_data, *_documents(run), located)
+    _preprocess_case(case, folder=run.unlabelled_data, documents=_documents(run), boxes={case.case: located})
     reason = failure(run.unlabelled_data, case.case)
     if reason is not None:
         raise CaseError(case.case, reason)
 
 
 def _preprocess_case(
-    case: UnlabelledCase,
-    folder: Path,
-    plans_file: str,
-    configuration: str,
-    dataset: dict[str, Any],
-    located: dict[str, Any] | None,
+    case: UnlabelledCase, *, folder: Path, documents: tuple[str, str, dict[str, Any]], boxes: Mapping[str, Any]
 ) -> None:
-    """Write a case's arrays and state; ``located`` is what its coarse pass found, where there was one."""
+    """Write a case's arrays and state; ``boxes`` are what the coarse pass found, where there was one."""
+    plans_file, configuration, dataset = documents
+    located: dict[str, Any] | None = boxes.get(case.case)
     state: dict[str, Any] = {"source": case.source, "sources": sources_of([Path(image) for image in case.images])}
     if located is not None:
         state["located"] = located.get("box")

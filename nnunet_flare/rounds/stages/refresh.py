@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nnunet_flare.errors import TaskError
+from nnunet_flare.parallel import Workers
 from nnunet_flare.rounds.run.sources import Source, changed_files, read_table, refresh_copy, sources_of, table_path
 from nnunet_flare.rounds.stages.arrays import write_array, write_properties
 
@@ -56,12 +55,8 @@ def preprocess_cases(
     """
     make = partial(_make, data=data, plans_file=str(plans_file), configuration=configuration, dataset=dataset)
     jobs = [(case, [str(image) for image in files[case]["images"]], str(files[case]["label"])) for case in cases]
-    if workers == 1:
-        for job in jobs:
-            make(job)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for _ in pool.map(make, jobs):
+    with Workers(workers) as pool:
+        for _ in pool.each_case(make, jobs, description="changed cases"):
             pass
 
 

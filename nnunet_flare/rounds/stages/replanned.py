@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from nnunet_flare.disks import concerns_disk
 from nnunet_flare.files import holds, link_or_copy, read_json, write_json
 from nnunet_flare.fusion.members import class_locations, training_label
 from nnunet_flare.images import read_volume
-from nnunet_flare.parallel import num_processes
+from nnunet_flare.parallel import Workers, num_processes
 from nnunet_flare.readers import reader_of_plans
 from nnunet_flare.rounds.run.configurations import INPUT_KEYS, base_configuration, read_plans
 from nnunet_flare.rounds.run.dataset import dataset_json
@@ -119,19 +117,16 @@ def preprocess_scans(run: Run, base: Base, data: Path, scans: Sequence[LabelledS
     todo = [scan for scan in scans if not _is_done(folder, scan)]
     if todo:
         log.info("preprocessing %d labelled scans for %s", len(todo), base.plans_name)
-    arguments = (folder, str(base.plans_file), base.configuration, dataset_json(run))
-    bar = tqdm(total=len(todo), desc="cases for the final model", disable=None, unit="case")
-    workers = num_processes(max(1, len(todo)))
-    if workers == 1:
-        for scan in todo:
-            _prepare(scan, *arguments)
-            bar.update()
-    elif todo:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            for future in [pool.submit(_prepare, scan, *arguments) for scan in todo]:
-                future.result()
-                bar.update()
-    bar.close()
+    work = partial(
+        _prepare,
+        folder=folder,
+        plans_file=str(base.plans_file),
+        configuration=base.configuration,
+        dataset=dataset_json(run),
+    )
+    with Workers(num_processes(max(1, len(todo)))) as workers:
+        for _ in workers.each_case(work, todo, description="cases for the final model"):
+            pass  # what became of a case stands in its state file
     states = {scan.case: read_json(folder / f"{scan.case}.json", MADE) for scan in scans}
     return {case: state["failed"] for case, state in states.items() if "failed" in state}
 
