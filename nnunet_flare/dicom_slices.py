@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_flare.errors import CaseError
+from nnunet_flare.names import readable
 
 IMAGE_IO = "GDCMImageIO"
 
@@ -66,10 +67,11 @@ def read_header(path: Path, case: str) -> Slice:
     import SimpleITK as sitk
 
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     reader.SetImageIO(IMAGE_IO)
     try:
-        reader.ReadImageInformation()
+        with readable(path) as name:
+            reader.SetFileName(name)
+            reader.ReadImageInformation()
     except RuntimeError as error:
         raise CaseError(case, f"{path}: is no readable DICOM image ({str(error).strip().splitlines()[-1]})") from error
     keys = set(reader.GetMetaDataKeys())
