@@ -30,12 +30,13 @@ from nnunet_flare.errors import FlareError
 from nnunet_flare.files import link_or_copy, read_json, write_json
 from nnunet_flare.phantom import write_phantom
 from nnunet_flare.recipes.recipe import Recipe
+from nnunet_flare.rounds.check_input import Request
 from nnunet_flare.rounds.do_task import do_task
 from nnunet_flare.rounds.run.ledger import read_decisions
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.tasks import Task, graph
 from nnunet_flare.rounds.stages.evaluate import held_out_dice
-from nnunet_flare.rounds.start import Request, plan_run, start_run
+from nnunet_flare.rounds.start import plan_run, start_run
 from nnunet_flare.rounds.true_dice import ranking, true_dice
 from nnunet_flare.trainers.adversarial_steps import is_adversarial
 

@@ -14,9 +14,10 @@ from nnunetv2.run.run_training import run_training
 from nnunet_flare.phantom import write_phantom
 from nnunet_flare.recipes.load import load_recipe
 from nnunet_flare.rounds import do_task as work
+from nnunet_flare.rounds.check_input import Request
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.tasks import graph
-from nnunet_flare.rounds.start import Request, plan_run, start_run
+from nnunet_flare.rounds.start import plan_run, start_run
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 TINY_PLAN = {

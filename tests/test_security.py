@@ -320,8 +320,9 @@ def test_plans_that_lie_in_the_preprocessed_folder_are_looked_at_before_nnunet_r
     dataset: Path, tmp_path: Path, nnunet_folders: dict[str, Path]
 ) -> None:
     from nnunet_flare.recipes.load import load_recipe
+    from nnunet_flare.rounds.check_input import Request
     from nnunet_flare.rounds.run.configurations import check_names
-    from nnunet_flare.rounds.start import Request, plan_run
+    from nnunet_flare.rounds.start import plan_run
 
     recipe = load_recipe("demo", {"rounds": "1"})
     run = plan_run(Request("22", tmp_path / "data" / "unlabelled", device="cpu"), recipe, nnunet_folders).run

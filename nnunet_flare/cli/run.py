@@ -79,8 +79,9 @@ def add_timeout(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Start a run, or go on with one; returns the exit code."""
     from nnunet_flare.recipes.load import load_recipe
+    from nnunet_flare.rounds.check_input import Request
     from nnunet_flare.rounds.executors.executor import Options, executor_class
-    from nnunet_flare.rounds.start import Request, plan_run, start_run
+    from nnunet_flare.rounds.start import plan_run, start_run
 
     recipe = load_recipe(arguments.recipe, parse_settings(arguments.settings))
     executor = executor_class(arguments.executor)(

@@ -19,6 +19,7 @@ from nnunet_flare.children import python_module
 from nnunet_flare.errors import TaskError
 from nnunet_flare.files import read_json, write_json, write_text
 from nnunet_flare.recipes.load import load_recipe
+from nnunet_flare.rounds.check_input import Request
 from nnunet_flare.rounds.executors.child import run_child
 from nnunet_flare.rounds.executors.local import run_local
 from nnunet_flare.rounds.run.dataset import dataset_json, organ_ids
@@ -26,7 +27,7 @@ from nnunet_flare.rounds.run.ledger import Entry, read_decisions
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.stages.build import build_training
 from nnunet_flare.rounds.stages.evaluate import DICE, predict_held_out, score_folder
-from nnunet_flare.rounds.start import Request, plan_run, start_run
+from nnunet_flare.rounds.start import plan_run, start_run
 from nnunet_flare.rounds.true_dice import RANKED, ranking
 from nnunet_flare.wording import duration
 

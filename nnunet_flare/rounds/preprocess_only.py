@@ -12,11 +12,12 @@ from tempfile import TemporaryDirectory
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.recipes.recipe import Recipe
+from nnunet_flare.rounds.check_input import Request
 from nnunet_flare.rounds.run.unlabelled import read_left, read_list
 from nnunet_flare.rounds.stages.locate import locate_shard
 from nnunet_flare.rounds.stages.plan import plan_and_preprocess
 from nnunet_flare.rounds.stages.preprocess import failure, preprocess_unlabelled
-from nnunet_flare.rounds.start import Request, freeze_unlabelled, plan_run
+from nnunet_flare.rounds.start import freeze_unlabelled, plan_run
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from nnunet_flare.errors import FlareError
 from nnunet_flare.parallel import num_processes
+from nnunet_flare.rounds.disk import check_disk, disk_needed, prepares_again
 from nnunet_flare.rounds.run.configurations import base_configuration, check_names
 from nnunet_flare.rounds.run.dataset import dataset_json, read_dataset
 from nnunet_flare.rounds.run.manifest import Run
@@ -17,7 +18,7 @@ from nnunet_flare.rounds.run.round import Base
 from nnunet_flare.rounds.run.tasks import Task, graph
 from nnunet_flare.rounds.run.unlabelled import find_sources, size_of
 from nnunet_flare.rounds.stages.epoch_lengths import STOCK_ITERATIONS, iterations_of_pass, pass_of_round, stock_epochs
-from nnunet_flare.rounds.start import Plan, check_disk, disk_needed, prepares_again
+from nnunet_flare.rounds.start import Plan
 from nnunet_flare.trainers.settings import TrainingSettings
 from nnunet_flare.wording import duration
 

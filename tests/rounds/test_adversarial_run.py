@@ -25,6 +25,7 @@ from nnunet_flare.inference import runtimes
 from nnunet_flare.inference.model import Member, open_model
 from nnunet_flare.networks.discriminator import Discriminator
 from nnunet_flare.recipes.load import load_recipe
+from nnunet_flare.rounds.check_input import Request
 from nnunet_flare.rounds.preview import preview
 from nnunet_flare.rounds.run.decisions import keep_reviews
 from nnunet_flare.rounds.run.manifest import Run
@@ -32,7 +33,7 @@ from nnunet_flare.rounds.run.tasks import graph
 from nnunet_flare.rounds.stages.arrays import read_array
 from nnunet_flare.rounds.stages.build import build_round
 from nnunet_flare.rounds.stages.preprocess import state_file
-from nnunet_flare.rounds.start import Plan, Request, plan_run, start_run
+from nnunet_flare.rounds.start import Plan, plan_run, start_run
 from nnunet_flare.rounds.status import status
 
 TINY = {

@@ -16,10 +16,10 @@ from nnunet_flare.cli import doctor
 from nnunet_flare.dicom import read_scan
 from nnunet_flare.errors import CaseError, FlareError
 from nnunet_flare.images import check_values
+from nnunet_flare.rounds.disk import disk_needed
 from nnunet_flare.rounds.run.manifest import load_run
 from nnunet_flare.rounds.run.unlabelled import find_sources, freeze, read_list, write_list
 from nnunet_flare.rounds.stages.preprocess import failure, is_ready, preprocess_unlabelled
-from nnunet_flare.rounds.start import disk_needed
 
 EVERY = KINDS + OTHER_FORMATS + DICOM_KINDS
 LOOPED = KINDS + OTHER_FORMATS[::3] + DICOM_KINDS[::2]

@@ -16,13 +16,14 @@ from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.images import read_labels
 from nnunet_flare.recipes.load import load_recipe
+from nnunet_flare.rounds.check_input import Request
 from nnunet_flare.rounds.do_task import TASK_VARIABLE
 from nnunet_flare.rounds.preview import preview
 from nnunet_flare.rounds.run.ledger import read_decisions
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.stages.arrays import read_array
 from nnunet_flare.rounds.stages.replanned import cases_folder, has_same_arrays, prepare_cases
-from nnunet_flare.rounds.start import Request, plan_run
+from nnunet_flare.rounds.start import plan_run
 from nnunet_flare.rounds.status import status
 
 STUDENT = {

@@ -13,10 +13,11 @@ from nnunet_flare.files import read_json
 from nnunet_flare.images import geometry_difference, read_labels, read_volume
 from nnunet_flare.inference.predictor import FlarePredictor
 from nnunet_flare.recipes.load import load_recipe
+from nnunet_flare.rounds.check_input import Request
 from nnunet_flare.rounds.run.ledger import read_decisions
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.stages.arrays import read_array
-from nnunet_flare.rounds.start import Request, plan_run, start_run
+from nnunet_flare.rounds.start import plan_run, start_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -22,13 +22,14 @@ from nnunet_flare.images import read_labels, read_volume
 from nnunet_flare.inference.coarse_to_fine import pasted
 from nnunet_flare.orientation import turn_for_reader
 from nnunet_flare.recipes.load import load_recipe
+from nnunet_flare.rounds.check_input import Request
 from nnunet_flare.rounds.preview import preview
 from nnunet_flare.rounds.run.dataset import organ_ids
 from nnunet_flare.rounds.run.ledger import read_decisions
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.unlabelled import read_list
 from nnunet_flare.rounds.stages.arrays import read_array, read_properties
-from nnunet_flare.rounds.start import Request, plan_run, start_run
+from nnunet_flare.rounds.start import plan_run, start_run
 
 TINY = {**TINY_COARSE_TO_FINE, "rounds": "1", "training.num_epochs": "[3, 1]", "selection.threshold": "0.0"}
 

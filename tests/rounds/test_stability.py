@@ -9,8 +9,8 @@ import pytest
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.recipes.load import load_recipe
+from nnunet_flare.rounds.check_input import Request, check_init_members
 from nnunet_flare.rounds.stages.label import judged_by
-from nnunet_flare.rounds.start import Request, check_init_members
 from nnunet_flare.selection.agreement import pairwise_dice
 from nnunet_flare.selection.rules import RULES
 

@@ -19,12 +19,12 @@ from nnunet_flare.files import read_json
 from nnunet_flare.images import Volume, geometry_difference, read_volume, to_sitk, write_volume
 from nnunet_flare.phantom import write_phantom
 from nnunet_flare.recipes.load import load_recipe
-from nnunet_flare.rounds import start as start_module
+from nnunet_flare.rounds.check_input import Request
 from nnunet_flare.rounds.do_task import do_task
 from nnunet_flare.rounds.run.tasks import find_task
 from nnunet_flare.rounds.run.unlabelled import find_sources, freeze, read_scans, safe_id
 from nnunet_flare.rounds.stages.label import labelling_members
-from nnunet_flare.rounds.start import Request, plan_run, start_run
+from nnunet_flare.rounds.start import plan_run, start_run
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_gpus_without_a_gpu_are_refused(data, capsys):
 
 
 def test_a_run_that_does_not_fit_the_disk_does_not_start(data, capsys, monkeypatch):
-    monkeypatch.setattr(start_module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     code = main(["run", "-d", "22", "-u", str(data / "unlabelled"), "--recipe", "demo", "-device", "cpu"])
     assert code == 1 and "are free" in capsys.readouterr().err
 
