@@ -15,7 +15,8 @@ from nnunet_flare.images import read_labels
 from nnunet_flare.parallel import Workers, num_processes
 from nnunet_flare.recipes.recipe import Recipe
 from nnunet_flare.rounds.run.loops import annotated_of
-from nnunet_flare.rounds.stages.union import teacher_ids, teacher_maps
+from nnunet_flare.rounds.stages.case_maps import teacher_ids
+from nnunet_flare.rounds.stages.union import teacher_maps
 
 log = logging.getLogger(__name__)
 

@@ -11,16 +11,15 @@ from typing import Any
 from nnunet_flare.cases import CaseTable, read_table
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.files import write_csv
-from nnunet_flare.fusion.ids import IdMap, load_id_map
+from nnunet_flare.fusion.ids import IdMap
 from nnunet_flare.fusion.partial import OnDisagree, Source, merge
-from nnunet_flare.images import Volume, geometry_difference, read_labels, stem_of, suffix_of, write_labels
+from nnunet_flare.images import stem_of, suffix_of
 from nnunet_flare.listing import list_label_maps, told
 from nnunet_flare.outputs import check_outputs
 from nnunet_flare.parallel import Workers
+from nnunet_flare.rounds.stages.case_maps import NO_MAP, CaseMaps, teacher_ids
 
 TABLE = "merge.csv"
-NO_MAP = "none"
-"""Word for a teacher whose label maps have the dataset's ids already."""
 
 
 @dataclass(frozen=True)
@@ -151,12 +150,12 @@ def _checked(request: MergeRequest) -> list[IdMap | None]:
         problems.append(f"--id_map: {len(words)} maps for {len(request.teachers)} teachers; give one, or one for each")
     if problems:
         raise InputError(f"merge: {'; '.join(problems)}")
-    maps = [None if word == NO_MAP else load_id_map(word) for word in words]
+    maps = teacher_ids(request.id_maps, len(request.teachers))
     for found in maps:
         absent = [] if found is None else sorted(found.knows - set(request.label_ids))
         if found is not None and absent:
             raise InputError(f"merge: id map {found.name}: maps to {absent}, not in {sorted(request.label_ids)}")
-    return maps * len(request.teachers) if len(maps) == 1 else maps
+    return maps
 
 
 def _annotations(request: MergeRequest) -> CaseTable | tuple[int, ...]:
@@ -177,21 +176,21 @@ def _output_name(path: Path) -> str:
 
 
 def _merge_case(
-    request: MergeRequest, maps: Sequence[IdMap | None], table: CaseTable | tuple[int, ...], job: _Job
+    request: MergeRequest, id_maps: Sequence[IdMap | None], table: CaseTable | tuple[int, ...], job: _Job
 ) -> Outcome:
     target = request.output / _output_name(job.base)
     target.unlink(missing_ok=True)  # of an earlier merge with other sources: this case may be dropped or fail now
-    base = read_labels(job.base, job.case, allowed=request.label_ids)
-    sources = [Source(base.array)]
-    for folder, path, id_map in zip(request.teachers, job.teachers, maps, strict=True):
-        sources.append(_teacher(request, job.case, base, folder, path, id_map))
+    maps = CaseMaps.open(job.case, job.base, request.label_ids)
+    sources = [Source(maps.first.array)]
+    for folder, path, id_map in zip(request.teachers, job.teachers, id_maps, strict=True):
+        if path is None:
+            raise CaseError(job.case, f"no label map in {folder}")
+        sources.append(maps.source(path, id_map))
     truth = None
     annotated: tuple[int, ...] = ()
     if job.truth is not None:
         annotated = _annotated(request, table, job.case)
-        known = read_labels(job.truth, job.case, allowed=request.label_ids)
-        _check_grid(job.case, base, known, job.base, job.truth)
-        truth = known.array
+        truth = maps.read(job.truth)
         unexpected = sorted(set(truth[truth > 0].tolist()) - set(annotated))
         if unexpected:
             raise CaseError(job.case, f"{job.truth}: holds the ids {unexpected}, annotated are only {list(annotated)}")
@@ -204,25 +203,9 @@ def _merge_case(
         ignore_label=request.ignore_label,
         protect=request.protect,
     )
-    if not merged.is_constant:
-        write_labels(target, merged.labels, base)
+    maps.write(target, merged)
     ignored = int((merged.labels == request.ignore_label).sum())
     return Outcome(merged.disagreeing, merged.from_truth, ignored, merged.is_constant)
-
-
-def _teacher(
-    request: MergeRequest, case: str, base: Volume, folder: Path, path: Path | None, id_map: IdMap | None
-) -> Source:
-    if path is None:
-        raise CaseError(case, f"no label map in {folder}")
-    volume = read_labels(path, case, allowed=request.label_ids if id_map is None else None)
-    _check_grid(case, base, volume, request.base, path)
-    if id_map is None:
-        return Source(volume.array)
-    try:
-        return Source(id_map.apply(volume.array), id_map.knows)
-    except ValueError as error:
-        raise CaseError(case, f"{path}: {error}") from error
 
 
 def _annotated(request: MergeRequest, table: CaseTable | tuple[int, ...], case: str) -> tuple[int, ...]:
@@ -234,12 +217,6 @@ def _annotated(request: MergeRequest, table: CaseTable | tuple[int, ...], case: 
     if entry.role == "labelled":
         return tuple(number for number in request.label_ids if number > 0)
     raise CaseError(case, f"{table.source}: its role is {entry.role}, expected partial or labelled for a ground truth")
-
-
-def _check_grid(case: str, one: Volume, other: Volume, first: Path, second: Path) -> None:
-    difference = geometry_difference(one, other)
-    if difference:
-        raise CaseError(case, f"{first} and {second} differ in {difference}")
 
 
 def _write_table(path: Path, result: MergeResult) -> None:

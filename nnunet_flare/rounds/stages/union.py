@@ -8,7 +8,6 @@ on the loop's word alone, for teachers know no tumours.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +15,8 @@ import numpy as np
 
 from nnunet_flare.cases import Case
 from nnunet_flare.errors import CaseError, InputError, TaskError
-from nnunet_flare.fusion.ids import IdMap, load_id_map
+from nnunet_flare.fusion.ids import IdMap
 from nnunet_flare.fusion.partial import OnDisagree, Source, merge, union
-from nnunet_flare.images import Volume, geometry_difference, read_labels, write_labels
 from nnunet_flare.listing import list_label_maps, told
 from nnunet_flare.parallel import Workers, num_processes
 from nnunet_flare.rounds.run.dataset import dataset_json, organ_ids, raw_files
@@ -27,12 +25,10 @@ from nnunet_flare.rounds.run.loops import annotated_of, training_scans, true_cas
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, read_list
 from nnunet_flare.rounds.stages.arrays import label_hash
+from nnunet_flare.rounds.stages.case_maps import CaseMaps, teacher_ids
 from nnunet_flare.rounds.stages.replanned import LabelledScan, has_same_arrays, preprocess_scans
 
 log = logging.getLogger(__name__)
-
-NO_MAP = "none"
-"""Word for a teacher whose label maps have the dataset's ids already."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +90,6 @@ def teacher_maps(folder: Path) -> dict[str, Path]:
     if found.not_taken:
         raise InputError(f"fusion.teachers: {folder}: files that cannot be taken:{told(found.not_taken)}")
     return {case: files[0] for case, files in found.cases.items()}
-
-
-def teacher_ids(names: Sequence[str], teachers: int) -> list[IdMap | None]:
-    """The id map of each teacher: none, one for all, or one each."""
-    each = list(names) * teachers if len(names) == 1 else list(names) or [NO_MAP] * teachers
-    return [None if name == NO_MAP else load_id_map(name) for name in each]
 
 
 def make_union(run: Run, data: Path) -> MergedCases:
@@ -189,37 +179,23 @@ def _jobs(run: Run) -> tuple[list[_Job], dict[str, UnlabelledCase]]:
 def _merge(job: _Job) -> _Outcome:
     """Merge one case and write its label map; a constant one is not written."""
     allowed = [0, *job.organs]
-    first = read_labels(job.loops[0].path, job.case, allowed=allowed)
-    own = np.zeros(first.array.shape, dtype=np.uint8)
+    maps = CaseMaps.open(job.case, job.loops[0].path, allowed)
+    own = np.zeros(maps.first.array.shape, dtype=np.uint8)
     for loop in job.loops:
-        own = union([Source(own), Source(_same_grid(job, first, loop.path, allowed).array)], loop.ids)
+        own = union([Source(own), Source(maps.read(loop.path))], loop.ids)
     sources = [Source(own, frozenset(i for loop in job.loops for i in loop.ids))]
-    for path, id_map in job.teachers:
-        volume = _same_grid(job, first, path, allowed if id_map is None else None)
-        try:
-            sources.append(Source(volume.array) if id_map is None else Source(id_map.apply(volume.array), id_map.knows))
-        except ValueError as error:
-            raise CaseError(job.case, f"{path}: {error}") from error
+    sources += [maps.source(path, id_map) for path, id_map in job.teachers]
     merged = merge(
         sources,
-        truth=None if job.truth is None else _same_grid(job, first, job.truth, allowed).array,
+        truth=None if job.truth is None else maps.read(job.truth),
         annotated=job.annotated,
         on_disagree=job.on_disagree,
         ignore_label=max(job.organs) + 1,
         protect=job.protect,
     )
-    if not merged.is_constant:
-        write_labels(job.target, merged.labels, first)
+    maps.write(job.target, merged)
     ignored = int((merged.labels > max(job.organs)).sum())
     return _Outcome(ignored, merged.disagreeing, merged.is_constant, label_hash(merged.labels))
-
-
-def _same_grid(job: _Job, first: Volume, path: Path, allowed: Sequence[int] | None) -> Volume:
-    volume = read_labels(path, job.case, allowed=allowed)
-    difference = geometry_difference(first, volume)
-    if difference:
-        raise CaseError(job.case, f"{job.loops[0].path} and {path} differ in {difference}")
-    return volume
 
 
 def _entry(run: Run, job: _Job, truth: set[str], decision: str, reason: str, sha256: str | None) -> Entry:
