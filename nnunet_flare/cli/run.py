@@ -168,7 +168,7 @@ def _submit(root: Path, options: dict[str, dict[str, Any]]) -> int:
     return 0
 
 
-def _gpus(device: str, wanted: int | None, needed: int) -> list[int]:
+def _gpus(device: str, wanted: int | None, needed: int) -> list[str]:
     """The GPUs of this machine that tasks may use; none for other devices."""
     from nnunet_flare.errors import InputError
     from nnunet_flare.rounds.local import visible_gpus
@@ -186,7 +186,7 @@ def _gpus(device: str, wanted: int | None, needed: int) -> list[int]:
     return gpus
 
 
-def _work(root: Path, gpus: Sequence[int], timeout_hours: float | None) -> int:
+def _work(root: Path, gpus: Sequence[str], timeout_hours: float | None) -> int:
     from nnunet_flare.rounds.local import run_local
     from nnunet_flare.rounds.manifest import load_run
     from nnunet_flare.rounds.slurm import leave
