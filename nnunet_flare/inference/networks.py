@@ -41,11 +41,10 @@ class Networks:
         self.precision = choose_precision(settings.precision, self.device)
         self._built: dict[tuple[str, str], list[Forward]] = {}
         self._lock = threading.Lock()
-        backend = choose_backend(settings.backend, self.device)
+        self._said = False
+        choose_backend(settings.backend, self.device)  # refused now and not at the first scan
         if settings.gpu_memory_gb is not None and self.device.type != "cuda":
             raise InputError(f"--gpu_memory goes with -device cuda; -device {settings.device} is {self.device} here")
-        if settings.device == "auto" or settings.precision == "auto":
-            log.info("device %s, precision %s, backend %s", self.device, self.precision, backend)
 
     def load(self) -> None:
         """Build the networks now; on the CPU from now on where the GPU has no room for them, which is said."""
@@ -67,6 +66,7 @@ class Networks:
         Raises:
             CaseError: as :func:`nnunet_flare.inference.attempts.attempt`.
         """
+        self._say_what_was_chosen()
         return attempt(
             case,
             Way(self.device, self.precision, sums),
@@ -93,6 +93,14 @@ class Networks:
                 ]
             self._built[str(device), precision] = made
             return made
+
+    def _say_what_was_chosen(self) -> None:
+        """Once, before the first scan, where the choice was ours."""
+        if self._said or "auto" not in (self._settings.device, self._settings.precision):
+            return
+        self._said = True
+        backend = choose_backend(self._settings.backend, self.device)
+        log.info("device %s, precision %s, backend %s", self.device, self.precision, backend)
 
     def _runtime(self, model: Model, device: torch.device, precision: str) -> Forward:
         return open_runtime(
