@@ -108,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="GB",
         help="set cases aside that would need more memory",
     )
-    text = "memory of the GPU to keep to"
+    text = "memory of the GPU to keep to, as the card counts it: CUDA's context is included"
     how.add_argument(
         "--gpu_memory", "--gpu_memory_gb", type=number(0, 10_000, "GB", above=True), metavar="GB", help=text
     )
@@ -117,7 +117,8 @@ def parser() -> argparse.ArgumentParser:
         "--precision",
         choices=PRECISIONS,
         default="auto",
-        help="auto: half on CUDA, bfloat16 on CPUs that have it, else single",
+        help="auto: half on CUDA (autocast, fp32 where it overflows), bfloat16 on CPUs that have it, else single; "
+        "fp32: no TF32 either",
     )
     how.add_argument(
         "--backend",
@@ -125,7 +126,12 @@ def parser() -> argparse.ArgumentParser:
         default="auto",
         help="auto: OpenVINO on the CPU where it is installed, else PyTorch",
     )
-    how.add_argument("-device", "--device", default="cuda" if _has_cuda() else "cpu", help="cuda, cpu or mps")
+    how.add_argument(
+        "-device",
+        "--device",
+        default="auto",
+        help="auto (default): CUDA where PyTorch finds it, else cpu; cuda, cpu, mps",
+    )
     out = p.add_argument_group("cases and output")
     out.add_argument(
         "-num_parts", "--num_parts", type=whole(1, 1_000_000), default=1, help="split the cases into this many parts"
@@ -173,7 +179,7 @@ def _run(args: argparse.Namespace) -> int:
         raise InputError("--save_roi, --roi_rule and --roi_margin go with --roi MODEL")
     if not 0 <= args.part_id < args.num_parts:
         raise InputError(f"-part_id {args.part_id}: expected a number from 0 to {args.num_parts - 1} (-num_parts)")
-    profile = Profile()
+    profile = Profile(waits=args.profile)
     folder = _model_folder(args)
     dataset = model_dataset(folder)
     if args.dataset:
@@ -370,11 +376,6 @@ def _print(report: PredictionReport, profile: Profile | None) -> None:
     if profile is not None:
         print(profile.table())
     print(report.table())
-
-
-def _has_cuda() -> bool:
-    """Whether an NVIDIA driver is loaded; a look at the system, since importing torch costs a second."""
-    return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists()
 
 
 if __name__ == "__main__":

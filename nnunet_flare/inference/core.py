@@ -125,6 +125,11 @@ class Segmenter:
         """Build the networks now and not at the first scan."""
         self._networks.load()
 
+    @property
+    def _forwards(self) -> list[Forward]:
+        """The members' networks on the chosen device, in the chosen precision."""
+        return self._networks.forwards(self._networks.device, self._networks.precision)
+
     def prepare(self, volumes: Sequence[Volume], case: str = "image") -> PreparedScan:
         """Check a scan's channels and bring them to the network's grid.
 

@@ -47,16 +47,15 @@ class Networks:
         self.precision = choose_precision(settings.precision, self.device)
         self._built: dict[tuple[str, str], list[Forward]] = {}
         self._lock = threading.Lock()
-        backend = choose_backend(settings.backend, self.device)
+        self._said = False
+        choose_backend(settings.backend, self.device)  # refused now and not at the first scan
         if settings.gpu_memory_gb is not None and self.device.type != "cuda":
             raise InputError(f"--gpu_memory goes with -device cuda; -device {settings.device} is {self.device} here")
-        if settings.device == "auto" or settings.precision == "auto":
-            log.info("device %s, precision %s, backend %s", _named(self.device), self.precision, backend)
 
     def load(self) -> None:
         """Build the networks now; on the CPU from now on where the GPU has no room for them, which is said."""
         try:
-            self._forwards(self.device, self.precision)
+            self.forwards(self.device, self.precision)
             return
         except RuntimeError as error:
             if self.device.type == "cpu" or not is_out_of_memory(error):
@@ -65,7 +64,7 @@ class Networks:
         torch.cuda.empty_cache()
         self.precision = _on(CPU, self.precision)
         self.device = CPU
-        self._forwards(self.device, self.precision)
+        self.forwards(self.device, self.precision)
 
     def attempt(self, case: str, sums: torch.device, work: Callable[[list[Forward], torch.device], Result]) -> Result:
         """What ``work`` makes of the networks and the device of the sums, in the first way that succeeds.
@@ -73,13 +72,15 @@ class Networks:
         Raises:
             CaseError: as :func:`nnunet_flare.inference.attempts.attempt`.
         """
+        self._say_what_was_chosen()
         return attempt(
             case,
             Way(self.device, self.precision, sums),
-            lambda way: work(self._forwards(way.device, _on(way.device, way.precision)), way.sums),
+            lambda way: work(self.forwards(way.device, _on(way.device, way.precision)), way.sums),
         )
 
-    def _forwards(self, device: torch.device, precision: str) -> list[Forward]:
+    def forwards(self, device: torch.device, precision: str) -> list[Forward]:
+        """The networks on a device in a precision; built once, by whichever thread comes first."""
         with self._lock:
             known = self._built.get((str(device), precision))
             if known is not None:
@@ -99,6 +100,14 @@ class Networks:
             self._built[str(device), precision] = made
             return made
 
+    def _say_what_was_chosen(self) -> None:
+        """Once, before the first scan, where the choice was ours."""
+        if self._said or "auto" not in (self._settings.device, self._settings.precision):
+            return
+        self._said = True
+        backend = choose_backend(self._settings.backend, self.device)
+        log.info("device %s, precision %s, backend %s", self.device, self.precision, backend)
+
     def _runtime(self, model: Model, device: torch.device, precision: str) -> Forward:
         return open_runtime(
             model,
@@ -114,7 +123,3 @@ class Networks:
 def _on(device: torch.device, precision: str) -> str:
     """The precision after a fall from the GPU to the CPU, which has no fp16."""
     return choose_precision("auto", device) if device.type == "cpu" and precision == "fp16" else precision
-
-
-def _named(device: torch.device) -> str:
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

@@ -27,7 +27,7 @@ from nnunet_flare.inference.coarse_to_fine import RoiSegmenter, open_coarse
 from nnunet_flare.inference.core import MembersPrediction, Segmenter
 from nnunet_flare.inference.model import DEFAULT_CHECKPOINT, Fold, Member
 from nnunet_flare.inference.roi import MARGIN_MM
-from nnunet_flare.inference.settings import DEFAULT_STEP_SIZE, PredictionSettings
+from nnunet_flare.inference.settings import DEFAULT_STEP_SIZE, PredictionSettings, open_device
 
 __all__ = ["FlarePredictor", "Member", "MembersPrediction"]
 
@@ -56,7 +56,8 @@ class FlarePredictor(nnUNetPredictor):
         backend: str = "auto",
         trust_checkpoint: bool = False,
     ) -> None:
-        device = torch.device(device)
+        named, device = str(device), open_device(str(device))
+        benchmark = torch.backends.cudnn.benchmark
         with redirect_stdout(StringIO()):  # stock prints a remark about every device but cuda
             super().__init__(
                 tile_step_size,
@@ -68,10 +69,11 @@ class FlarePredictor(nnUNetPredictor):
                 verbose_preprocessing,
                 allow_tqdm,
             )
+        torch.backends.cudnn.benchmark = benchmark  # stock switches it on for the whole process; a prediction holds it
         self._settings = PredictionSettings(
             step_size=tile_step_size,
             tta="mirror" if use_mirroring else "none",
-            device=str(device),
+            device=named,
             precision=precision,
             trust_checkpoint=trust_checkpoint,
             gaussian=use_gaussian,
@@ -108,12 +110,12 @@ class FlarePredictor(nnUNetPredictor):
             checkpoint: file name.
             step_size: distance of windows as a share of the patch.
             tta: ``none``, ``mirror`` or ``crop-rotate``.
-            device: ``cpu``, ``cuda`` or ``mps``.
+            device: ``cpu``, ``cuda``, ``mps``, or ``auto``: CUDA where PyTorch finds it.
             precision: ``auto``, ``fp32``, ``fp16`` or ``bf16``.
             backend: ``auto``, ``torch`` or ``openvino``.
             windows: ``all``, ``skip-empty`` or ``huang``.
             max_memory_gb: of the whole process; scans that need more are refused.
-            gpu_memory_gb: of the GPU to keep to.
+            gpu_memory_gb: of the GPU to keep to, CUDA's context included.
             roi: a coarse model that finds the organs' box: its folder, the name of a configuration trained beside this
                 model, or a predictor. :meth:`predict` then sees that part of a scan alone.
             roi_rule: what counts for the box: ``union``, ``fosun`` or ``sztu``.

@@ -21,7 +21,7 @@ class PredictionSettings:
 
     step_size: float = DEFAULT_STEP_SIZE
     tta: str = "none"
-    device: str = "cpu"
+    device: str = "cpu"  # or auto: CUDA where torch finds it
     precision: str = "auto"
     trust_checkpoint: bool = False
     gaussian: bool = True
@@ -34,7 +34,7 @@ class PredictionSettings:
         for name, limit in (("max_memory", self.max_memory_gb), ("gpu_memory", self.gpu_memory_gb)):
             if limit is not None and not limit > 0:
                 raise InputError(f"--{name} {limit}: expected a number of gigabytes above 0")
-        if self.gpu_memory_gb is not None and not self.device.startswith("cuda"):
+        if self.gpu_memory_gb is not None and not self.device.startswith(("cuda", "auto")):
             raise InputError(f"--gpu_memory goes with -device cuda, not {self.device}")
         if not 0 < self.step_size <= 1:
             raise InputError(f"step size {self.step_size}: expected a number above 0 and at most 1")
@@ -45,19 +45,23 @@ class PredictionSettings:
 
 
 def open_device(name: str) -> torch.device:
-    """The torch device of a name.
+    """The torch device of a name; ``auto`` is CUDA where torch finds a device, else the CPU.
 
     Raises:
         InputError: when it does not exist here.
     """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"device {name!r}: expected cuda, cpu or mps") from error
+        raise InputError(f"device {name!r}: expected auto, cuda, cpu or mps") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda: no CUDA device was found; use -device cpu")
+        raise InputError("device cuda: no CUDA device was found; use -device auto or cpu")
+    if device.type == "cuda" and (device.index or 0) >= max(1, torch.cuda.device_count()):
+        raise InputError(f"device {name}: this process sees {torch.cuda.device_count()} CUDA device(s), from cuda:0")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise InputError("device mps: not available here; use -device cpu")
     if device.type not in ("cuda", "cpu", "mps"):
-        raise InputError(f"device {name!r}: expected cuda, cpu or mps")
+        raise InputError(f"device {name!r}: expected auto, cuda, cpu or mps")
     return device

@@ -12,6 +12,7 @@ from fake_tasks import make_run
 
 from nnunet_flare.cli.common import run_command
 from nnunet_flare.errors import TaskError
+from nnunet_flare.files import write_json
 from nnunet_flare.rounds import do_task as work
 from nnunet_flare.rounds.run.tasks import graph
 from nnunet_flare.rounds.run.unlabelled import UnlabelledCase
@@ -77,6 +78,13 @@ def planned(tmp_path, monkeypatch):
     run = make_run(tmp_path)
     run.plans_file.parent.mkdir(parents=True, exist_ok=True)
     run.plans_file.write_text("{}")
+    files = {}
+    for case in ("a", "b"):
+        files[case] = {"images": [run.raw / f"{case}_0000.nii.gz"], "label": run.raw / f"{case}.nii.gz"}
+        for path in (*files[case]["images"], files[case]["label"]):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"as it was when it was preprocessed")
+    write_json(run.raw / "dataset.json", {"file_ending": ".nii.gz"})
     done: list[str] = []
 
     def again(run, base):
@@ -87,6 +95,7 @@ def planned(tmp_path, monkeypatch):
             write_case(base.data, case)
 
     monkeypatch.setattr(plans, "raw_cases", lambda run: ["a", "b"])
+    monkeypatch.setattr(plans, "raw_files", lambda run: files)
     monkeypatch.setattr(plans, "base_configuration", lambda base: {})
     monkeypatch.setattr(plans, "_preprocess", again)
     monkeypatch.setattr(plans, "_write_splits", lambda run, cases: None)

@@ -473,7 +473,7 @@ def fakes(monkeypatch, tmp_path):
 def test_two_drivers_never_put_two_tasks_on_one_gpu(fakes):
     log = fakes / "log.txt"
     runs = [_Fake(fakes / name, log) for name in ("one", "two")]
-    threads = [threading.Thread(target=local.run_local, args=(run, [0, 1])) for run in runs]
+    threads = [threading.Thread(target=local.run_local, args=(run, ["0", "1"])) for run in runs]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -488,11 +488,11 @@ def test_two_drivers_never_put_two_tasks_on_one_gpu(fakes):
 def test_a_failed_task_is_reported_with_its_exit_code_and_the_others_go_on(fakes):
     run = _Fake(fakes / "one", fakes / "log.txt", fail=("work-2",))
     with pytest.raises(FlareError, match="work-2 failed with exit code 7"):
-        local.run_local(run, [0])
+        local.run_local(run, ["0"])
     assert all(run.paths.done(f"work-{i}").is_file() for i in (0, 1, 3))
     assert json.loads(run.paths.failed("work-2").read_text())["exit_code"] == 7
     run.fail = ()
     started = time.time()
-    local.run_local(run, [0])  # only the failed one runs again
+    local.run_local(run, ["0"])  # only the failed one runs again
     assert run.paths.done("work-2").is_file() and not run.paths.failed("work-2").is_file()
     assert len([line for line in (fakes / "log.txt").read_text().splitlines() if float(line.split()[1]) > started]) == 1

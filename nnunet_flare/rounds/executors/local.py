@@ -6,6 +6,7 @@ its own session and dies with the driver.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import subprocess
@@ -78,12 +79,12 @@ class LocalExecutor:
         return []
 
 
-def run_local(run: Run, gpus: Sequence[int] = (), *, cpu_tasks: int = 1, timeout_s: float | None = None) -> None:
+def run_local(run: Run, gpus: Sequence[str] = (), *, cpu_tasks: int = 1, timeout_s: float | None = None) -> None:
     """Run every task that is not done, as far as what it needs succeeds.
 
     Args:
         run: the run.
-        gpus: numbers of the GPUs to use; empty on a machine without.
+        gpus: the GPUs to use, as CUDA_VISIBLE_DEVICES names them; empty on a machine without.
         cpu_tasks: how many tasks that hold no GPU run at once.
         timeout_s: a task that takes longer is ended and counts as failed; None: no limit.
 
@@ -107,12 +108,13 @@ def run_local(run: Run, gpus: Sequence[int] = (), *, cpu_tasks: int = 1, timeout
 class _Driver:
     """Starts ready tasks on free slots until nothing is left to start."""
 
-    def __init__(self, run: Run, gpus: Sequence[int], cpu_tasks: int, timeout_s: float | None) -> None:
+    def __init__(self, run: Run, gpus: Sequence[str], cpu_tasks: int, timeout_s: float | None) -> None:
         self.run = run
         self.timeout_s = timeout_s
+        self.gpus = list(gpus)
         self.free_gpus = list(gpus)
         self.free_cpu = cpu_tasks
-        self.children: dict[str, tuple[subprocess.Popen[bytes], ExitStack, list[int], float]] = {}
+        self.children: dict[str, tuple[subprocess.Popen[bytes], ExitStack, list[str], float]] = {}
         self.failed: dict[str, str] = {}
 
     def work(self) -> None:
@@ -153,10 +155,10 @@ class _Driver:
             started = True
         return started
 
-    def _take_gpus(self, count: int) -> tuple[ExitStack | None, list[int]]:
+    def _take_gpus(self, count: int) -> tuple[ExitStack | None, list[str]]:
         """Lock ``count`` free GPUs, or none."""
         stack = ExitStack()
-        chosen: list[int] = []
+        chosen: list[str] = []
         for gpu in list(self.free_gpus):
             if len(chosen) == count:
                 break
@@ -172,13 +174,13 @@ class _Driver:
             self.free_gpus.remove(gpu)
         return stack, chosen
 
-    def _start(self, task: Task, stack: ExitStack, gpus: list[int]) -> None:
+    def _start(self, task: Task, stack: ExitStack, gpus: list[str]) -> None:
         path = self.run.paths.log(task.name)
         path.parent.mkdir(parents=True, exist_ok=True)
         environment = self.run.environment()
         if gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
-        log.info("%s: started%s", task.name, f" on GPU {', '.join(map(str, gpus))}" if gpus else "")
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        log.info("%s: started%s", task.name, f" on GPU {', '.join(gpus)}" if gpus else "")
         with open(path, "ab") as stream:
             child = start_child(task.command(self.run), environment=environment, output=stream)
         self.children[task.name] = (child, stack, gpus, time.monotonic())
@@ -195,7 +197,7 @@ class _Driver:
             del self.children[name]
             stack.close()
             if gpus:
-                self.free_gpus = sorted([*self.free_gpus, *gpus])
+                self.free_gpus = [gpu for gpu in self.gpus if gpu in self.free_gpus or gpu in gpus]
             else:
                 self.free_cpu += 1
             seconds = time.monotonic() - started
@@ -230,12 +232,13 @@ class _Driver:
         self.children.clear()
 
 
-def gpu_lock(gpu: int) -> Path:
-    """The machine's lock file of a GPU, shared by all drivers of this user."""
-    return Path(tempfile.gettempdir()) / f"nnunet-flare-{os.getuid()}" / f"gpu-{gpu}.lock"
+def gpu_lock(gpu: str) -> Path:
+    """The machine's lock file of a GPU, shared by all drivers of this user that call it by the same name."""
+    name = gpu.replace("/", "_")  # older MIG names have slashes
+    return Path(tempfile.gettempdir()) / f"nnunet-flare-{os.getuid()}" / f"gpu-{name}.lock"
 
 
-def usable_gpus(options: Options) -> list[int]:
+def usable_gpus(options: Options) -> list[str]:
     """The GPUs of this machine that tasks may use; none for other devices.
 
     Raises:
@@ -254,19 +257,26 @@ def usable_gpus(options: Options) -> list[int]:
     return gpus
 
 
-def visible_gpus(wanted: int | None) -> list[int]:
-    """Numbers of the GPUs that tasks may use: those of CUDA_VISIBLE_DEVICES, else all, at most ``wanted``.
+def visible_gpus(wanted: int | None) -> list[str]:
+    """The GPUs that tasks may use, at most ``wanted``: those of CUDA_VISIBLE_DEVICES as they stand there, else all.
+
+    CUDA takes numbers, ``GPU-...`` and ``MIG-...``, and nothing that comes after a word that is none of them.
 
     Raises:
         FlareError: when fewer than ``wanted`` are there.
     """
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
-        gpus = [int(word) for word in listed.split(",") if word.strip().isdigit()]
+        words = [word.strip() for word in listed.split(",")]
+        gpus = list(dict.fromkeys(itertools.takewhile(_names_gpu, words)))
     else:
         import torch
 
-        gpus = list(range(torch.cuda.device_count()))
+        gpus = [str(number) for number in range(torch.cuda.device_count())]
     if wanted is not None and wanted > len(gpus):
         raise FlareError(f"-num_gpus {wanted}: this machine shows {len(gpus)} GPU(s)")
     return gpus[:wanted]
+
+
+def _names_gpu(word: str) -> bool:
+    return word.isdigit() or word.startswith(("GPU-", "MIG-"))
