@@ -87,7 +87,8 @@ def test_batch_norms_with_large_variance_keep_to_single_precision_under_half(tmp
         if name.endswith(("norm.weight", "all_modules.1.weight")):
             value.fill_(300.0)
     torch.save(checkpoint, path)
-    network = Segmenter.from_model_folder(folder, PredictionSettings(backend="torch", precision="fp32")).models[0].network
+    settings = PredictionSettings(backend="torch", precision="fp32")
+    network = Segmenter.from_model_folder(folder, settings).models[0].network
     window = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 1, 8, 32, 32)).astype(np.float32))
     runtimes = {p: TorchRuntime(network(), device=torch.device("cpu"), precision=p) for p in ("fp32", "fp16")}
     with torch.inference_mode():
@@ -226,7 +227,8 @@ def test_the_networks_time_is_booked_under_the_network_when_a_profile_is_wanted(
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: (time.sleep(sum(pending)), pending.clear()))
     folder = models.write_model(tmp_path / "model")
     profile = Profile(waits=waits)
-    segmenter = Segmenter.from_model_folder(folder, PredictionSettings(backend="torch", precision="fp32"), profile=profile)
+    settings = PredictionSettings(backend="torch", precision="fp32")
+    segmenter = Segmenter.from_model_folder(folder, settings, profile=profile)
     segmenter.load()
     forward = segmenter._forwards[0]
 
