@@ -62,7 +62,7 @@ def one(method: str, path: str, slices: int, output: Path) -> None:
         settings["resampling_fn_probabilities_kwargs"]["force_separate_z"] = False
     manager = PlansManager(plan)
     configuration = manager.get_configuration("3d_fullres")
-    labels = manager.get_label_manager(setting.trained_models.dataset_json(labels=setting.LABELS))
+    labels = manager.get_label_manager(setting.model_folders.dataset_json(labels=setting.LABELS))
     size = (slices, 512, 512)
     properties = {
         "spacing": (setting.EXTENT_MM[slices] / slices, setting.IN_PLANE_MM, setting.IN_PLANE_MM),

@@ -19,7 +19,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "inference"))
 
-import trained_models  # noqa: E402
+import model_folders  # noqa: E402
 
 from nnunet_flare.images import Volume, read_labels, read_volume, write_volume  # noqa: E402
 
@@ -43,7 +43,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def plans(name: str) -> dict[str, Any]:
     """Plans of a benchmark model: anisotropic first stage, two convolutions a stage, as nnU-Net plans them."""
     setting = SETTINGS[name]
-    plan = trained_models.plans(**setting)
+    plan = model_folders.plans(**setting)
     kwargs = plan["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
     stages = len(setting["features"])
     kwargs["strides"] = [[1, 1, 1], [1, 2, 2], *[[2, 2, 2]] * (stages - 3), [1, 2, 2]]
@@ -55,7 +55,7 @@ def plans(name: str) -> dict[str, Any]:
 
 def write_model(folder: Path, name: str, folds: tuple[int, ...] = (0,)) -> Path:
     """The trained-model folder of an untrained benchmark model."""
-    return trained_models.write_model(folder, plan=plans(name), labels=LABELS, folds=folds)
+    return model_folders.write_model(folder, plan=plans(name), labels=LABELS, folds=folds)
 
 
 def source_name() -> str:

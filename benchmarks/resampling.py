@@ -38,7 +38,7 @@ def main() -> None:
     image = volume.array.astype(np.float32)
     results = {}
     for path, spacing in SPACINGS.items():
-        plan = setting.trained_models.plans(spacing=spacing)
+        plan = setting.model_folders.plans(spacing=spacing)
         if path == "3-D":
             plan["configurations"]["3d_fullres"]["resampling_fn_data_kwargs"]["force_separate_z"] = False
         configuration = PlansManager(plan).get_configuration("3d_fullres")

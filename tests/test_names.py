@@ -9,14 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import model_folders as models
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent / "inference"))
-sys.path.insert(0, str(Path(__file__).parent / "rounds"))
-
 import small_scans as scans
-import trained_models as models
 from bad_dicom import DICOM_KINDS
 
 from nnunet_flare.dicom import read_scan

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import model_folders
 import numpy as np
 import pytest
 from hypothesis import given
@@ -21,7 +22,6 @@ from nnunet_flare.errors import InputError
 from nnunet_flare.images import Volume, write_volume
 from nnunet_flare.phantom import write_phantom
 from nnunet_flare.rounds.run.unlabelled import safe_id
-from tests.inference import trained_models
 
 PACKAGE = Path(nnunet_flare.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -206,7 +206,7 @@ POISONED: dict[str, tuple[Poison, str]] = {
 
 def model_folder(folder: Path, poison: Poison | None, *, trainer: str = "nnUNetTrainer") -> Path:
     """A model folder of stock nnU-Net whose plans were changed after its training, with the foreign files in it."""
-    target = trained_models.write_model(folder / "nnUNetTrainer__nnUNetPlans__3d_fullres", trainer=trainer)
+    target = model_folders.write_model(folder / "nnUNetTrainer__nnUNetPlans__3d_fullres", trainer=trainer)
     marker = str(folder / "marker")
     for name in ("foreign_net.py", "hubconf.py"):
         (target / name).write_text(FOREIGN.format(marker=marker))
@@ -277,7 +277,7 @@ def test_networks_and_layers_of_the_known_packages_are_admitted() -> None:
 
     for name in (f"{UNET}.PlainConvUNet", f"{UNET}.ResidualEncoderUNet",
                  "nnunet_flare.networks.residual_unet.ResidualUNet"):  # fmt: skip
-        plan = trained_models.plans()["configurations"]["3d_fullres"]
+        plan = model_folders.plans()["configurations"]["3d_fullres"]
         plan["architecture"]["network_class_name"] = name
         plan["architecture"]["arch_kwargs"]["norm_op"] = None
         check_network(plan, "plans.json")
@@ -326,7 +326,7 @@ def test_plans_that_lie_in_the_preprocessed_folder_are_looked_at_before_nnunet_r
 
     recipe = load_recipe("demo", {"rounds": "1"})
     run = plan_run(Request("22", tmp_path / "data" / "unlabelled", device="cpu"), recipe, nnunet_folders).run
-    plans = trained_models.plans()
+    plans = model_folders.plans()
     from_the_hub(plans, plans["configurations"]["3d_fullres"], tmp_path)
     run.base.plans_file.parent.mkdir(parents=True, exist_ok=True)
     run.base.plans_file.write_text(json.dumps(plans))

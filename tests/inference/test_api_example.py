@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import model_folders as models
 import numpy as np
 import small_scans as scans
-import trained_models as models
 
 from nnunet_flare.images import write_volume
 

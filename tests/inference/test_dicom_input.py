@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+import model_folders as models
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import small_scans as scans
-import trained_models as models
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "rounds"))
-
 from bad_dicom import slices
 
 from nnunet_flare.cli import predict

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import model_folders as models
 import numpy as np
 import pytest
 import small_scans as scans
-import trained_models as models
 
 from nnunet_flare.cli import predict
 from nnunet_flare.dicom import ordered_files, read_series

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import model_folders as models
 import small_scans as scans
-import trained_models as models
 
 from nnunet_flare.images import read_volume, write_volume
 

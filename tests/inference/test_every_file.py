@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import model_folders as models
 import numpy as np
 import pytest
 import small_scans as scans
-import trained_models as models
 from test_dicom_input import write_series
 
 from nnunet_flare.cli import predict

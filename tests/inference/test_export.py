@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import model_folders as models
 import numpy as np
 import pytest
 import torch
-import trained_models as models
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from scipy.ndimage import gaussian_filter

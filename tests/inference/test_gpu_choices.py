@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from types import SimpleNamespace
 
+import model_folders as models
 import numpy as np
 import pytest
 import small_scans as scans
 import torch
-import trained_models as models
 
 from nnunet_flare.cli import predict
 from nnunet_flare.errors import FlareError, InputError

@@ -7,10 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import model_folders as models
 import numpy as np
 import pytest
 import small_scans as scans
-import trained_models as models
 
 from nnunet_flare.images import Volume, read_volume, write_volume
 

@@ -8,12 +8,12 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
+import model_folders as models
 import nibabel
 import numpy as np
 import pytest
 import small_scans as scans
 import stock_prediction as stock
-import trained_models as models
 
 from nnunet_flare.cli import predict
 from nnunet_flare.images import Volume

@@ -4,10 +4,10 @@ import os
 import subprocess
 import sys
 
+import model_folders as models
 import pytest
 import small_scans as scans
 import torch
-import trained_models as models
 
 from nnunet_flare.images import write_volume
 from nnunet_flare.inference import runtimes

@@ -11,13 +11,13 @@ import sys
 import threading
 from pathlib import Path
 
+import model_folders as models
 import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import small_scans as scans
 import torch
-import trained_models as models
 
 from nnunet_flare.cli import predict
 from nnunet_flare.images import read_volume, to_sitk, write_volume

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import model_folders as models
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import small_scans as scans
 import stock_prediction as stock
 import torch
-import trained_models as models
 
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.images import Volume, to_sitk, write_volume

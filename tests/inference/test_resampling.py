@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import model_folders as models
 import numpy as np
 import pytest
 import small_scans as scans
-import trained_models as models
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window

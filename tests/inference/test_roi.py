@@ -5,12 +5,12 @@ from __future__ import annotations
 from itertools import permutations, product
 from pathlib import Path
 
+import model_folders as models
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import small_scans as scans
 import stock_prediction
-import trained_models as models
 
 from nnunet_flare.cli import predict
 from nnunet_flare.errors import InputError

@@ -6,11 +6,11 @@ import os
 import shutil
 from pathlib import Path
 
+import model_folders as models
 import numpy as np
 import pytest
 import small_scans as scans
 import torch
-import trained_models as models
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference import cache, runtimes

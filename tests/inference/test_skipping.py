@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import model_folders as models
 import numpy as np
 import pytest
 import small_scans as scans
 import torch
-import trained_models as models
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.images import read_labels

@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import model_folders as models
 import numpy as np
 import pytest
 import small_scans as scans
 import torch
-import trained_models as models
 
 from nnunet_flare.inference.held import BENCHMARK, EXACT, ONE_THREAD
 from nnunet_flare.inference.predictor import FlarePredictor

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import model_folders as models
 import numpy as np
 import pytest
+import small_scans as scans
+import stock_prediction
 import torch
 from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "inference"))
-
-import small_scans as scans
-import stock_prediction
-import trained_models as models
 
 from nnunet_flare import plugin
 from nnunet_flare.cli import predict

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import pytest
 from tiny_loop import TinyLoop
@@ -10,6 +11,7 @@ from tiny_loop import TinyLoop
 from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.phantom import write_phantom
 from nnunet_flare.rounds.run.locks import LockFile
+from nnunet_flare.rounds.run.manifest import Run, load_run
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +48,16 @@ def tiny_environment(tiny_loop: TinyLoop, monkeypatch: pytest.MonkeyPatch) -> Ti
     for name, value in {**tiny_loop.environment, "nnUNet_n_proc_DA": "0", "NNUNET_FLARE_THREADS": "1"}.items():
         monkeypatch.setenv(name, value)
     return tiny_loop
+
+
+@pytest.fixture
+def copied_run(tiny_loop, tmp_path, monkeypatch) -> Run:
+    """A copy of the whole tiny run that a test may change."""
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny_loop.folder, folder, symlinks=True)
+    for path in folder.glob("nnUNet_*/Dataset022_FLAREPhantom/**/*.json"):
+        if str(tiny_loop.folder) in (text := path.read_text()):
+            path.write_text(text.replace(str(tiny_loop.folder), str(folder)))
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(folder / name))
+    return load_run(folder / "nnUNet_results" / "Dataset022_FLAREPhantom" / "flare_tiny")

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import logging
-import sys
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "inference"))
-
 import stock_prediction
+import torch
 from in_process import TINY_COARSE_TO_FINE, do_all, phantom
 
 from nnunet_flare.cli import predict

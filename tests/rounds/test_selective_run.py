@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import ndimage
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "inference"))
-
 import stock_prediction
 from in_process import TINY_COARSE_TO_FINE, do_all, phantom
+from scipy import ndimage
 
 from nnunet_flare.cli import predict
 from nnunet_flare.files import read_json

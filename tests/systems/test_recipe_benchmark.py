@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import recipe_evidence as evidence
+import recipe_systems as systems
+import recipes as benchmark
 from scipy.stats import ttest_1samp, ttest_rel
 
 from nnunet_flare.errors import TaskError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.organs import FLARE22
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-import recipe_evidence as evidence
-import recipe_systems as systems
-import recipes as benchmark
 
 CONTROL = {1: 0.50, 2: 0.52, 3: 0.55}
 RULES = {"mean-organ": (0.9, 0.95), "min-organ": (0.4, 0.7)}

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
+import model_folders as models
 import numpy as np
 import pytest
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "inference"))
-
-import trained_models as models
 
 from nnunet_flare import plugin
 from nnunet_flare.images import Volume, read_volume, write_volume

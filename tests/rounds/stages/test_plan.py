@@ -1,0 +1,47 @@
+"""Planning stops where the data, the splits or the plans do not fit."""
+
+from __future__ import annotations
+
+import pytest
+from changed_runs import changed
+
+from nnunet_flare.cli.pseudolabel import main
+from nnunet_flare.errors import InputError, TaskError
+from nnunet_flare.files import read_json, write_json
+from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.stages.build import build_round
+from nnunet_flare.rounds.stages.plan import plan_and_preprocess
+
+
+@pytest.fixture
+def run(copied_run: Run) -> Run:
+    return copied_run
+
+
+def test_fewer_cases_than_folds_is_said_before_training(run):
+    (run.preprocessed / "splits_final.json").unlink()
+    with pytest.raises(InputError, match=r"4 labelled cases, fewer than members.count=5"):
+        plan_and_preprocess(changed(run, members={"count": 5}))
+
+
+def test_a_split_file_with_too_few_folds_is_named(run):
+    with pytest.raises(InputError, match=r"has 2 folds, members.count is 3"):
+        plan_and_preprocess(changed(run, members={"count": 3}))
+
+
+def test_plans_made_anew_stop_the_run(run):
+    plans = read_json(run.plans_file)
+    plans["configurations"][run.recipe.configuration]["patch_size"] = [8, 8, 8]
+    write_json(run.plans_file, plans)
+    with pytest.raises(TaskError, match="planned anew"):
+        build_round(run, run.round(1))
+
+
+def test_a_dataset_without_a_labelled_case_is_refused(run, capsys):
+    for folder in ("imagesTr", "labelsTr"):
+        for path in (run.raw / folder).iterdir():
+            path.unlink()
+    code = main(["run", "-d", "22", "-u", run.settings.unlabelled_dir, "--recipe", "demo", "--name", "none", "-device",
+                 "cpu"])  # fmt: skip
+    error = capsys.readouterr().err
+    assert code == 2 and "imagesTr: no image named" in error

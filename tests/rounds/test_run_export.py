@@ -1,0 +1,63 @@
+"""What leaves a run: a dataset, the final model, the ledger."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from nnunet_flare.cli.pseudolabel import main
+from nnunet_flare.errors import InputError
+from nnunet_flare.files import read_json
+from nnunet_flare.rounds.export import export_dataset, export_stock_model
+from nnunet_flare.rounds.run.manifest import Run
+
+
+@pytest.fixture
+def run(copied_run: Run) -> Run:
+    return copied_run
+
+
+def test_a_round_is_exported_as_a_dataset_that_stock_nnunet_accepts(run):
+    from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+
+    target = export_dataset(run, 1, 77)
+    verify_dataset_integrity(str(target), 1)
+    assert target.name == "Dataset077_FLAREPhantom_tiny_r1"
+    document = read_json(target / "dataset.json")
+    assert document["numTraining"] == 7 and document["labels"] == read_json(run.raw / "dataset.json")["labels"]
+    roles = {case: entry["role"] for case, entry in read_json(target / "flare_cases.json")["cases"].items()}
+    assert sorted(roles.values()) == ["labelled"] * 4 + ["pseudo"] * 3
+    with pytest.raises(InputError, match="there already"):
+        export_dataset(run, 1, 77)
+    with pytest.raises(InputError, match="expected 1 to 1"):
+        export_dataset(run, 5, 78)
+
+
+def test_the_final_model_is_exported_for_machines_without_this_package(run, tmp_path):
+    folder = export_stock_model(run, tmp_path / "model")
+    code = (
+        "import sys, torch\n"
+        "sys.modules['nnunet_flare'] = None\n"
+        "from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor\n"
+        "p = nnUNetPredictor(device=torch.device('cpu'), allow_tqdm=False)\n"
+        f"p.initialize_from_trained_model_folder({str(folder)!r}, ('all',))\n"
+        "print('stock trainer', p.trainer_name)\n"
+    )
+    environment = {**os.environ, "NNUNET_FLARE_PLUGIN": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert "stock trainer nnUNetTrainer" in done.stdout, done.stderr
+    assert "flare" not in read_json(folder / "plans.json")["configurations"][run.round(1).configuration]
+
+
+def test_the_ledger_is_exported_as_csv(run, tmp_path, capsys):
+    assert main(["export", "-o", str(run.root), "--ledger", str(tmp_path / "ledger.csv")]) == 0
+    lines = (tmp_path / "ledger.csv").read_text().splitlines()
+    assert len(lines) == 1 + 7 and lines[0].startswith("round,case,role,decision,reason") and "liver" in lines[0]
+
+
+def test_export_without_a_target_says_what_to_give(run, capsys):
+    assert main(["export", "-o", str(run.root)]) == 2
+    assert "--dataset" in capsys.readouterr().err
