@@ -67,6 +67,8 @@ def load_nifti(path: Path, case: str) -> Nifti:
     """
     chunks = _chunks(path, case)
     first = next(chunks, b"")
+    while len(first) < LONGEST_HEADER_BYTES and (more := next(chunks, None)) is not None:  # a short gzip member
+        first += more
     if parse_header(first) is None:
         for _ in chunks:  # a damaged or truncated stream is said to be that
             pass

@@ -18,8 +18,11 @@ from nnunet_flare.kept import is_label_map_of
 from nnunet_flare.listing import CHANNEL, Listing, list_scans, told
 from nnunet_flare.readers import SITK, reader_of_plans
 
-MODEL_DATASET = {"labels": {str: object}, "file_ending": str}
-"""What a model's dataset.json has at least."""
+DOCUMENTS: dict[str, Any] = {
+    "plans.json": {"plans_name": str, "image_reader_writer": str, "configurations": {str: dict}},
+    "dataset.json": {"labels": {str: object}, "file_ending": str},
+}
+"""What the documents of a model's folder have at least."""
 
 DICOM_OUTPUT = ".nii.gz"
 """Format of the label map of a DICOM series."""
@@ -62,7 +65,7 @@ def model_reader(folder: Path) -> str:
 
 def _model_document(path: Path) -> dict[str, Any]:
     try:
-        document: dict[str, Any] = read_json(path, MODEL_DATASET, remedy="copy it again")
+        document: dict[str, Any] = read_json(path, DOCUMENTS[path.name], remedy="copy it again")
     except InputError as error:
         raise InputError(f"{error}; expected a trained model's folder (Trainer__Plans__configuration)") from error
     return document
