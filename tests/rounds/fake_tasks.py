@@ -93,12 +93,12 @@ def _planned(run: Run) -> None:
         write_json(run.raw / "dataset.json", {"labels": labels, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"})
     (run.raw / "labelsTr").mkdir(exist_ok=True)
     plans: dict[Path, dict[str, Any]] = {}
-    for number in range(run.final_number + 1):
-        base, name = run.base_of(number), run.configuration(number)
+    for number in range(len(run.rounds)):
+        base, name = run.round(number).base, run.round(number).configuration
         plans.setdefault(base.plans_file, {})[name] = {"inherits_from": base.configuration}
         write_table(run.preprocessed / table_name(name), {})
-        if 0 < number <= run.last_round:
-            run.data(number).mkdir(parents=True, exist_ok=True)
+        if run.round(number).learns_from is not None:
+            run.round(number).data.mkdir(parents=True, exist_ok=True)
     if run.coarse_base is not None:
         plans[run.coarse_base.plans_file] = {run.coarse_configuration: {}}
         write_table(run.preprocessed / table_name(run.coarse_configuration), {})

@@ -63,7 +63,7 @@ DOCUMENTS: dict[str, Callable[[Run], Path]] = {
     "failed marker": lambda run: run.paths.failed("train-r1-fall"),
     "plans": lambda run: run.plans_file,
     "dataset.json": lambda run: run.raw / "dataset.json",
-    "summary.json": lambda run: run.model(0) / "fold_0" / "validation" / "summary.json",
+    "summary.json": lambda run: run.round(0).model / "fold_0" / "validation" / "summary.json",
     "flare_cases.json": lambda run: run.preprocessed / "flare_cases.json",
     "state": lambda run: state_file(run.unlabelled_data, "a"),
 }
@@ -130,7 +130,7 @@ def test_the_whole_run_is_looked_at_without_an_error(whole, capsys, tmp_path):
         ("unlabelled.json", lambda run: read_list(run.paths.unlabelled)),
         ("reviews.json", load_reviews),
         ("decisions.json", lambda run: read_decisions(run.paths, 0)),
-        ("early_stop.json", lambda run: run.last_round),
+        ("early_stop.json", lambda run: run.final.number),
         ("run.json", lambda run: load_run(run.root)),
     ],
 )
@@ -258,10 +258,10 @@ def building(tmp_path):
     (labels / "first.nii.gz").write_bytes(b"")
     plans = read_json(run.plans_file)
     for number in (0, 1):
-        plans["configurations"][run.configuration(number)] = {"inherits_from": "3d_fullres"}
-        write_table(run.preprocessed / table_name(run.configuration(number)), {"first": Case()})
+        plans["configurations"][run.round(number).configuration] = {"inherits_from": "3d_fullres"}
+        write_table(run.preprocessed / table_name(run.round(number).configuration), {"first": Case()})
     write_json(run.plans_file, plans)
-    shutil.copytree(run.base_data, run.data(1))
+    shutil.copytree(run.base_data, run.round(1).data)
     finish(run, *(name for name, task in graph(run).items() if task.stage not in ("train",) or task.round == 0))
     return run
 
@@ -281,7 +281,7 @@ def cut(path: Path) -> None:
 
 def lose_configuration(run: Run) -> None:
     plans = read_json(run.plans_file)
-    del plans["configurations"][run.configuration(1)]
+    del plans["configurations"][run.round(1).configuration]
     write_json(run.plans_file, plans)
 
 
@@ -289,8 +289,8 @@ def lose_configuration(run: Run) -> None:
     ("spoil", "again"),
     [
         (lambda run: cut(run.paths.training_label(0, "a")), {"label-r0-p0", "build-r1"}),
-        (lambda run: cut(run.data(1) / "first_seg.b2nd"), {"build-r1"}),
-        (lambda run: shutil.rmtree(run.data(1)), {"build-r1"}),
+        (lambda run: cut(run.round(1).data / "first_seg.b2nd"), {"build-r1"}),
+        (lambda run: shutil.rmtree(run.round(1).data), {"build-r1"}),
         (lambda run: cut(run.base_data / "first_seg.b2nd"), {"plan", "build-r1"}),
         (lambda run: (run.base_data / "first.b2nd").write_bytes(b""), {"plan", "build-r1"}),
         (lambda run: (run.base_data / "first.pkl").unlink(), {"plan", "build-r1"}),
@@ -299,8 +299,8 @@ def lose_configuration(run: Run) -> None:
         (lambda run: run.paths.decisions(0).write_text('{"cases": [{}]}'), {"select-r0"}),
         (lambda run: state_file(run.unlabelled_data, "a").write_bytes(b""), {"unlabelled"}),
         (lose_configuration, {"build-r1"}),
-        (lambda run: (run.preprocessed / table_name(run.configuration(1))).write_text("{"), {"build-r1"}),
-        (lambda run: (run.preprocessed / table_name(run.configuration(1))).unlink(), {"build-r1"}),
+        (lambda run: (run.preprocessed / table_name(run.round(1).configuration)).write_text("{"), {"build-r1"}),
+        (lambda run: (run.preprocessed / table_name(run.round(1).configuration)).unlink(), {"build-r1"}),
         (lambda run: run.plans_file.unlink(), {"plan", "build-r1"}),
     ],
 )

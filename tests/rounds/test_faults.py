@@ -242,7 +242,7 @@ def test_a_ledger_on_a_full_disk_is_not_said_to_be_in_use(small_disk, tmp_path):
 def test_a_training_on_a_full_disk_says_so(small_disk, tmp_path, monkeypatch):
     run = make_run(tmp_path)
     task = graph(run)["train-r0-f0"]
-    folder = run.model(0) / "fold_0"
+    folder = run.round(0).model / "fold_0"
     folder.parent.mkdir(parents=True)
     folder.symlink_to(small_disk)
     _fill(small_disk / "ballast")

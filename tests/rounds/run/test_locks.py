@@ -193,7 +193,7 @@ def test_an_owner_that_cannot_send_a_heartbeat_keeps_its_lock_while_it_lives(tmp
     path = tmp_path / "driver.lock"
     code = (
         "import os, signal, sys, pathlib\n"
-        "from nnunet_flare.rounds import locks\n"
+        "from nnunet_flare.rounds.run import locks\n"
         "with locks.LockFile(pathlib.Path(sys.argv[1]), 'the run'):\n"
         "    print('in', flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGSTOP)\n"
@@ -229,7 +229,7 @@ def test_an_owner_that_lost_its_lock_ends_and_says_why(tmp_path):
     code = (
         "import sys, time, pathlib, logging\n"
         "logging.basicConfig()\n"
-        "from nnunet_flare.rounds import locks\n"
+        "from nnunet_flare.rounds.run import locks\n"
         "locks.HEARTBEAT_SECONDS = 0.05\n"
         "path = pathlib.Path(sys.argv[1])\n"
         "with locks.LockFile(path, 'the run'):\n"

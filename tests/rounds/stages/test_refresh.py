@@ -128,7 +128,7 @@ def test_files_that_only_look_new_are_not_preprocessed_again(run, caplog):
 def test_an_earlier_rounds_data_keeps_what_it_was_trained_on(run):
     case = raw_cases(run)[0]
     plan_and_preprocess(run)
-    linked = run.data(1) / f"{case}_seg.b2nd"
+    linked = run.round(1).data / f"{case}_seg.b2nd"
     before = read_array(linked)
     erase_liver(run, case)
     plan_and_preprocess(run)
