@@ -19,7 +19,7 @@ from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.rounds.executors.local import run_local
 from nnunet_flare.rounds.executors.slurm import state_file as slurm_file
-from nnunet_flare.rounds.mending import forget_damaged
+from nnunet_flare.rounds.mending import forget_damaged, load_mended
 from nnunet_flare.rounds.run.decisions import load_reviews
 from nnunet_flare.rounds.run.ledger import read_decisions, read_ledger
 from nnunet_flare.rounds.run.manifest import Run, load_run
@@ -130,7 +130,7 @@ def test_the_whole_run_is_looked_at_without_an_error(whole, capsys, tmp_path):
         ("unlabelled.json", lambda run: read_list(run.paths.unlabelled)),
         ("reviews.json", load_reviews),
         ("decisions.json", lambda run: read_decisions(run.paths, 0)),
-        ("early_stop.json", lambda run: run.final.number),
+        ("early_stop.json", lambda run: run.current()),
         ("run.json", lambda run: load_run(run.root)),
     ],
 )
@@ -306,7 +306,7 @@ def lose_configuration(run: Run) -> None:
 )
 def test_what_a_task_can_make_anew_is_made_anew(building, monkeypatch, spoil, again):
     if "label-r0-p0" in again:  # its checkpoint is there
-        checkpoint = building.model(0) / "fold_0" / "checkpoint_final.pth"
+        checkpoint = building.round(0).model / "fold_0" / "checkpoint_final.pth"
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.write_bytes(b"")
     spoil(building)
@@ -322,7 +322,7 @@ def test_damaged_plans_are_refused_with_a_remedy(building):
 
 def test_a_damaged_early_stop_is_decided_again(building):
     building.paths.stop.write_text("{}")
-    forget_damaged(building)
+    load_mended(building.root)
     assert not building.paths.stop.exists() and undone(building) == {"select-r0", "train-r1-fall"}
 
 

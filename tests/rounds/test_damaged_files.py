@@ -12,7 +12,6 @@ from fake_tasks import make_run
 
 from nnunet_flare.cli.common import run_command
 from nnunet_flare.errors import TaskError
-from nnunet_flare.files import write_json
 from nnunet_flare.rounds import do_task as work
 from nnunet_flare.rounds.run.tasks import graph
 from nnunet_flare.rounds.run.unlabelled import UnlabelledCase
@@ -84,7 +83,6 @@ def planned(tmp_path, monkeypatch):
         for path in (*files[case]["images"], files[case]["label"]):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"as it was when it was preprocessed")
-    write_json(run.raw / "dataset.json", {"file_ending": ".nii.gz"})
     done: list[str] = []
 
     def again(run, base):
@@ -96,7 +94,7 @@ def planned(tmp_path, monkeypatch):
 
     monkeypatch.setattr(plans, "raw_cases", lambda run: ["a", "b"])
     monkeypatch.setattr(plans, "raw_files", lambda run: files)
-    monkeypatch.setattr(plans, "base_configuration", lambda base: {})
+    monkeypatch.setattr(plans, "check_names", lambda run, base: {})
     monkeypatch.setattr(plans, "_preprocess", again)
     monkeypatch.setattr(plans, "_write_splits", lambda run, cases: None)
     monkeypatch.setattr(plans, "copy_case_table", lambda run: None)
@@ -183,7 +181,7 @@ def test_a_scan_that_needs_more_gpu_memory_than_there_is_is_set_aside_with_that_
     write_case(run.unlabelled_data, "u")
     monkeypatch.setattr(labelling, "odd", lambda folder, case: [])
     case = UnlabelledCase("u", "u.nii.gz", ("u.nii.gz",), 1)
-    reason = labelling._label_case(run, 0, case, NoRoom(), {"liver": 1})["failed"]
+    reason = labelling._label_case(run, run.round(0), case, NoRoom(), {"liver": 1}).failed
     assert "OutOfMemoryError" in reason and "Tried to allocate 7.81 GiB" in reason
 
 
@@ -193,6 +191,7 @@ def test_a_training_out_of_gpu_memory_says_what_makes_it_smaller(tmp_path, monke
     log = run.paths.log(task.name)
     log.parent.mkdir(parents=True)
     log.write_text("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB\n")
+    monkeypatch.setattr(work, "_check_given", lambda run, task, arguments: None)
     monkeypatch.setattr(work, "run_child", lambda command: 1)
     with pytest.raises(TaskError, match=r"exit code 1.*out of GPU memory.*plan\.batch_size"):
         work.STAGES["train"](run, task)

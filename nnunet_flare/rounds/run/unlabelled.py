@@ -23,7 +23,8 @@ from nnunet_flare.rounds.run.sources import stamp_of
 log = logging.getLogger(__name__)
 
 TABLE = "flare_unlabelled.json"
-LIST = {"cases": [{"case": str, "source": str, "images": [str], "size_bytes": int}]}
+REMEDY = "restore it from a copy, or remove it and give the same flare-pseudolabel run command again"
+LIST = {"cases": [{"case": str, "source": str, "images": [str], "size_bytes": int}], "not_taken?": {str: str}}
 """What ``unlabelled.json`` of a run looks like."""
 
 
@@ -169,16 +170,15 @@ def write_list(path: Path, cases: Sequence[UnlabelledCase], left: Mapping[str, s
 
 def read_list(path: Path) -> list[UnlabelledCase]:
     """The frozen list of a run."""
-    remedy = "restore it from a copy, or remove it and give the same flare-pseudolabel run command again"
     return [
         UnlabelledCase(entry["case"], entry["source"], tuple(entry["images"]), entry["size_bytes"])
-        for entry in read_json(path, LIST, remedy=remedy)["cases"]
+        for entry in read_json(path, LIST, remedy=REMEDY)["cases"]
     ]
 
 
 def read_left(path: Path) -> dict[str, str]:
     """Why files of the folder are not in the frozen list of a run, by case or path."""
-    left: dict[str, str] = read_json(path).get("not_taken", {}) if path.is_file() else {}
+    left: dict[str, str] = read_json(path, LIST, remedy=REMEDY).get("not_taken", {}) if path.is_file() else {}
     return left
 
 

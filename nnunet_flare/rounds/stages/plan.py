@@ -16,7 +16,7 @@ from nnunet_flare.files import read_json, write_json
 from nnunet_flare.parallel import num_processes
 from nnunet_flare.recipes.recipe import GIVEN_MODEL
 from nnunet_flare.rounds.run.configurations import check_names, configuration_hash
-from nnunet_flare.rounds.run.dataset import dataset_json, raw_cases, raw_files
+from nnunet_flare.rounds.run.dataset import dataset_json, raw_cases, raw_files, read_dataset
 from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Base
@@ -162,17 +162,17 @@ def _refresh_dataset_json(run: Run) -> bool:
     raw, copy = run.raw / "dataset.json", run.preprocessed / "dataset.json"
     if not copy.is_file():
         return False
-    new, old = read_json(raw), read_json(copy)
+    new, old = read_dataset(raw), read_dataset(copy)
     if new == old:
         return False
-    if new.get("channel_names") != old.get("channel_names"):
+    if new["channel_names"] != old["channel_names"]:
         raise TaskError(
-            f"{raw}: has the channels {new.get('channel_names')}, but the plans in {run.preprocessed} were made for "
-            f"{old.get('channel_names')}. Plan the dataset anew (remove that folder), or restore dataset.json"
+            f"{raw}: has the channels {new['channel_names']}, but the plans in {run.preprocessed} were made for "
+            f"{old['channel_names']}. Plan the dataset anew (remove that folder), or restore dataset.json"
         )
     log.warning("%s changed since the dataset was planned; it is copied again", raw)
     write_json(copy, new)
-    return bool(new.get("labels") != old.get("labels"))
+    return bool(new["labels"] != old["labels"])
 
 
 def _room(base: Base) -> str:
@@ -232,5 +232,5 @@ def copy_case_table(run: Run) -> None:
         if not is_newer or read_json(source) == read_json(target):
             return
         log.warning("%s changed since it was copied; it is copied again", source)
-    read_table(source)
+    read_table(source, labels=dataset_json(run)["labels"])
     write_json(target, read_json(source))

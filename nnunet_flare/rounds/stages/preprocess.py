@@ -110,7 +110,7 @@ def _changed(case: UnlabelledCase, folder: Path, located: dict[str, Any] | None)
     path = state_file(folder, case.case)
     if not path.is_file():
         return []
-    state = read_json(path)
+    state = read_state(folder, case.case)
     before = state.get("sources")
     now = sources_of([Path(image) for image in case.images], before or ())
     names = changed_files(folder, case.case, before, now)

@@ -36,7 +36,9 @@ class _Fake:
         return {f"work-{i}": Task(f"work-{i}", "label", (), 0, part=i, gpus=1) for i in range(4)}
 
     def command(self, name):
-        end = "sys.exit(7)" if name in self.fail else f"open({str(self.paths.done(name))!r}, 'w').write('{{}}')"
+        marker = json.dumps({"task": name, "seconds": 0.25})
+        done = f"open({str(self.paths.done(name))!r}, 'w').write({marker!r})"
+        end = "sys.exit(7)" if name in self.fail else done
         return [sys.executable, "-c", (
             "import os, sys, time\n"
             "a = time.time(); time.sleep(0.25); b = time.time()\n"
@@ -48,6 +50,7 @@ class _Fake:
 @pytest.fixture
 def fakes(monkeypatch, tmp_path):
     monkeypatch.setattr(local, "graph", lambda run: run.graph())
+    monkeypatch.setattr(local, "forget_damaged", lambda run: None)
     monkeypatch.setattr(Task, "command", lambda task, run: run.command(task.name))
     monkeypatch.setattr(local, "gpu_lock", lambda gpu: tmp_path / "machine" / f"gpu-{gpu}.lock")
     return tmp_path

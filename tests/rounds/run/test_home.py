@@ -92,7 +92,8 @@ def test_a_run_that_was_moved_goes_on_and_that_is_said(run, tmp_path, caplog):
     assert str(run.root) in caplog.text and str(moved) in caplog.text
     assert read_json(owner_file(run.settings))["run_dir"] == str(moved.resolve())
     shutil.copytree(moved, run.root)  # what is at the old place now is the copy
-    assert other_home(there) is None and other_home(load_run(run.root)) == moved.resolve()
+    assert other_home(there.root, there.settings) is None
+    assert other_home(run.root, load_run(run.root).settings) == moved.resolve()
 
 
 def test_a_link_to_a_run_is_the_run(run, tmp_path):

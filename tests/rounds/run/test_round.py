@@ -165,7 +165,17 @@ def test_a_given_model_with_another_network_is_refused_before_anything_is_labell
     given = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     run = replace(run, settings=replace(run.settings, init_model=str(given), init_folds=("1", "2")))
     assert initial_weights(run, run.round(1)) == str(given / "fold_1" / "checkpoint_final.pth")
-    ours, theirs = ({"architecture": {"arch_kwargs": {"n_stages": stages}}} for stages in (5, 6))
+    unet = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
+    ours, theirs = (
+        {
+            "architecture": {
+                "network_class_name": unet,
+                "arch_kwargs": {"n_stages": stages},
+                "_kw_requires_import": [],
+            }
+        }
+        for stages in (5, 6)
+    )
     write_json(run.base.plans_file, {"configurations": {run.base.configuration: ours}})
     write_json(given / "plans.json", {"configurations": {"3d_fullres": ours}})
     monkeypatch.setattr(plans, "plan_and_preprocess", lambda run, base: "hash")
