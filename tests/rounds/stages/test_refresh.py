@@ -222,7 +222,7 @@ def test_dataset_level_copies_follow_the_raw_dataset(run, caplog):
     write_json(run.raw / "flare_cases.json", table)
     plan_and_preprocess(run)
     assert read_json(run.preprocessed / "flare_cases.json") == table
-    table["cases"][cases[0]] = {"role": "partial", "annotated": ["liver"]}
+    table["cases"][cases[0]] = {"role": "partial", "annotated": [1]}
     write_json(run.raw / "flare_cases.json", table)
     plan_and_preprocess(run)
     assert read_json(run.preprocessed / "flare_cases.json") == table
