@@ -14,9 +14,10 @@ import torch
 from nnunet_flare.cli import predict
 from nnunet_flare.errors import FlareError, InputError
 from nnunet_flare.images import write_volume
-from nnunet_flare.inference import memory, networks
+from nnunet_flare.inference import memory
 from nnunet_flare.inference.core import Segmenter
-from nnunet_flare.inference.devices import open_device
+from nnunet_flare.inference.devices import Device, open_device
+from nnunet_flare.inference.model import Model
 from nnunet_flare.inference.predictor import FlarePredictor
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.inference.settings import PredictionSettings
@@ -24,7 +25,7 @@ from nnunet_flare.inference.torch_runtime import TorchRuntime
 from nnunet_flare.rounds.executors.local import gpu_lock, visible_gpus
 
 GIB = memory.GIGABYTE
-CUDA = SimpleNamespace(type="cuda")
+CUDA = Device("cuda")
 
 
 # ------------------------------------------------------------------ which device
@@ -185,9 +186,9 @@ def test_a_network_that_does_not_fit_the_gpu_is_run_by_the_cpu_and_this_is_said(
         scans.blobs((10, 36, 40))
     )
     card.free = 1000  # the sums lie on the CPU
-    real = networks.open_runtime
+    real = Model.runtime
 
-    def open_runtime(model, *, device, **more):
+    def runtime(model, *, device, **more):
         if device.type == "cpu":
             return real(model, device=device, **more)
         if when == "loading":
@@ -198,7 +199,7 @@ def test_a_network_that_does_not_fit_the_gpu_is_run_by_the_cpu_and_this_is_said(
 
         return full
 
-    monkeypatch.setattr(networks, "open_runtime", open_runtime)
+    monkeypatch.setattr(Model, "runtime", runtime)
     predictor = FlarePredictor.from_model_folder(folder, backend="torch", precision="fp32", device="cuda")
     np.testing.assert_array_equal(predictor.predict(scans.blobs((10, 36, 40))), expected)
     said = "the CPU predicts" if when == "loading" else "once more on the CPU"
@@ -208,10 +209,10 @@ def test_a_network_that_does_not_fit_the_gpu_is_run_by_the_cpu_and_this_is_said(
 def test_other_errors_of_the_gpu_are_not_taken_for_a_lack_of_memory(tmp_path, card, monkeypatch):
     folder = models.write_model(tmp_path / "model")
 
-    def open_runtime(model, **more):
+    def runtime(model, **more):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(networks, "open_runtime", open_runtime)
+    monkeypatch.setattr(Model, "runtime", runtime)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         FlarePredictor.from_model_folder(folder, backend="torch", device="cuda").segmenter.load()
 
@@ -243,9 +244,9 @@ def test_the_networks_time_is_booked_under_the_network_when_a_profile_is_wanted(
         def sum(self, *_: object, **__: object) -> torch.Tensor:
             return torch.zeros(())
 
-    def asynchronous(window: torch.Tensor) -> torch.Tensor:
+    def asynchronous(window: np.ndarray) -> torch.Tensor:
         pending.append(0.2)
-        return forward(window).as_subclass(OnGpu)
+        return torch.from_numpy(forward(window)).as_subclass(OnGpu)
 
     segmenter._forwards[0] = asynchronous
     scan = segmenter.prepare([scans.blobs((8, 32, 32))])
