@@ -172,9 +172,9 @@ def skipping(fine: Path, halved: Path, scans: dict[str, Scan]) -> dict[str, Figu
 
 def ideal_skipping(fine: Path, scans: dict[str, Scan], divisor: int) -> Figures:
     """As :func:`skipping`, of a network whose output is the reference; edges of windows are divided by ``divisor``."""
-    import torch
     from scipy.ndimage import zoom
 
+    from nnunet_flare.inference.devices import CPU
     from nnunet_flare.inference.settings import DEFAULT_STEP_SIZE
     from nnunet_flare.inference.skipping import BODY_HU, slide_growing
     from nnunet_flare.inference.windows import window_starts
@@ -189,23 +189,23 @@ def ideal_skipping(fine: Path, scans: dict[str, Scan], divisor: int) -> Figures:
         labels = zoom(reference_of(scan), factors, order=0, grid_mode=True, mode="nearest")
         heads = int(labels.max()) + 1
 
-        def network(window: torch.Tensor, heads: int = heads) -> torch.Tensor:
-            return torch.nn.functional.one_hot(window[0, 1].long(), heads).movedim(-1, 0).float()
+        def network(window: np.ndarray, heads: int = heads) -> np.ndarray:
+            return np.moveaxis(np.eye(heads, dtype=np.float32)[window[0, 1].astype(int)], -1, 0)
 
-        found: list[torch.Tensor] = []
+        found: list[np.ndarray] = []
         windows = slide_growing(
-            torch.from_numpy(np.stack([hu, labels.astype(np.float32)])),
+            np.stack([hu, labels.astype(np.float32)]),
             network,
             lambda scores, found=found: found.append(scores.argmax(0)),  # type: ignore[misc]
             heads=heads,
             patch=patch,
             step_size=DEFAULT_STEP_SIZE,
-            device=torch.device("cpu"),
+            device=CPU,
             foreground=lambda scores: scores.argmax(0) > 0,
             body_above=BODY_HU,
         )
         starts = window_starts(np.maximum(hu.shape, patch), patch, DEFAULT_STEP_SIZE)
-        lost = np.count_nonzero((labels > 0) & (torch.cat(found).numpy() != labels))
+        lost = np.count_nonzero((labels > 0) & (np.concatenate(found) != labels))
         rows[case] = {
             "windows": windows,
             "windows_of_all": float(np.prod([len(of_axis) for of_axis in starts])),

@@ -7,19 +7,20 @@ normalisation, and the label map is silently empty or wrong: such scores are not
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import torch
+import numpy as np
 
 from nnunet_flare.errors import CaseError
-from nnunet_flare.inference.memory import gpu_figures, is_out_of_memory
+from nnunet_flare.inference.arrays import Array, place_of
+from nnunet_flare.inference.devices import CPU, Device
+from nnunet_flare.inference.memory import free_gpu_memory, gpu_figures, is_out_of_memory
 from nnunet_flare.inference.windows import Consume, Forward
 
 log = logging.getLogger(__name__)
-
-CPU = torch.device("cpu")
 
 Result = TypeVar("Result")
 
@@ -32,9 +33,9 @@ class NotFiniteError(ArithmeticError):
 class Way:
     """How a prediction is computed: the networks' device and precision, and the device of the sums over windows."""
 
-    device: torch.device
+    device: Device
     precision: str
-    sums: torch.device
+    sums: Device
 
 
 def attempt(case: str, way: Way, work: Callable[[Way], Result]) -> Result:
@@ -67,7 +68,7 @@ def attempt(case: str, way: Way, work: Callable[[Way], Result]) -> Result:
             following = replace(way, precision="fp32")
             log.warning("%s: scores overflow in %s; predicted again in fp32", case, way.precision)
         if way.device.type == "cuda" or way.sums.type == "cuda":
-            torch.cuda.empty_cache()
+            free_gpu_memory()
         way = following
 
 
@@ -84,16 +85,16 @@ class Watch:
     """
 
     def __init__(self) -> None:
-        self._sum: torch.Tensor | None = None
+        self._sum: Any = None
 
     def watched(self, forward: Forward) -> Forward:
         """``forward``, its scores watched."""
 
-        def watching(window: torch.Tensor) -> torch.Tensor:
+        def watching(window: np.ndarray) -> Array:
             scores = forward(window)
-            total = scores.sum(dtype=torch.float32)
+            total = place_of(scores).total(scores)
             self._sum = total if self._sum is None else self._sum + total
-            if scores.device.type == "cpu":
+            if isinstance(scores, np.ndarray):
                 self.check()
             return scores
 
@@ -102,7 +103,7 @@ class Watch:
     def before(self, consume: Consume) -> Consume:
         """``consume``, called when all scores so far were finite."""
 
-        def checked(block: torch.Tensor) -> None:
+        def checked(block: Array) -> None:
             self.check()
             consume(block)
 
@@ -114,5 +115,5 @@ class Watch:
         Raises:
             NotFiniteError: then.
         """
-        if self._sum is not None and not bool(torch.isfinite(self._sum)):
+        if self._sum is not None and not math.isfinite(self._sum):
             raise NotFiniteError("scores are infinite or not a number")

@@ -10,8 +10,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-import torch
+import numpy as np
 
+from nnunet_flare.inference.arrays import Array, place_of
 from nnunet_flare.inference.windows import Consume, Forward
 
 CROP_SHARE = 0.9
@@ -47,12 +48,15 @@ def flipped(forward: Forward, flips: Flips) -> Forward:
     if len(flips) == 1:
         return forward
 
-    def average(window: torch.Tensor) -> torch.Tensor:
-        total = forward(window).float().clone()
+    def average(window: np.ndarray) -> Array:
+        scores = forward(window)
+        place = place_of(scores)
+        total = place.copy(scores)
         for flip in flips[1:]:
-            turned = forward(torch.flip(window, [axis + 2 for axis in flip]))
-            total += torch.flip(turned, [axis + 1 for axis in flip])
-        return total.div_(len(flips))
+            turned = forward(np.flip(window, tuple(axis + 2 for axis in flip)))
+            total += place.flip(turned, [axis + 1 for axis in flip])
+        total /= len(flips)
+        return total
 
     return average
 
@@ -63,7 +67,7 @@ def central_crop(shape: Sequence[int], share: float = CROP_SHARE) -> tuple[slice
     return tuple(slice((n - k) // 2, (n - k) // 2 + k) for n, k in zip(shape, kept, strict=True))
 
 
-def average_with(crop_scores: torch.Tensor, box: Sequence[slice], consume: Consume) -> Consume:
+def average_with(crop_scores: Array, box: Sequence[slice], consume: Consume) -> Consume:
     """A consumer of the whole scan's scores that averages them with the crop's where there are such.
 
     Args:
@@ -73,13 +77,13 @@ def average_with(crop_scores: torch.Tensor, box: Sequence[slice], consume: Consu
     """
     done = 0
 
-    def averaged(block: torch.Tensor) -> None:
+    def averaged(block: Array) -> None:
         nonlocal done
         first, last = max(box[0].start, done), min(box[0].stop, done + block.shape[1])
         if last > first:
             here = block[:, first - done : last - done, box[1], box[2]]
-            there = crop_scores[:, first - box[0].start : last - box[0].start].to(block.device)
-            here.add_(there).div_(2)
+            here += place_of(block).take(crop_scores[:, first - box[0].start : last - box[0].start])
+            here /= 2
         done += block.shape[1]
         consume(block)
 

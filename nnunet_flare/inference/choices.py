@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+Fold = int | str
+"""A fold's number, or ``"all"``."""
+
+DEFAULT_CHECKPOINT = "checkpoint_final.pth"
+
 Tta = Literal["none", "mirror", "crop-rotate"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 Backend = Literal["auto", "torch", "openvino"]

@@ -185,7 +185,7 @@ def open_coarse(name: str, fine: Segmenter) -> Segmenter:
     Raises:
         InputError: when there is no such model, or it cannot be opened.
     """
-    folder = coarse_model_folder(name, fine.models[0].member.folder)
+    folder = coarse_model_folder(name, fine.models[0].folder)
     settings = replace(fine.settings, tta="none", windows="all")
     return Segmenter.from_model_folder(folder, settings, profile=fine.profile.part("coarse "))
 

@@ -10,26 +10,21 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.images import Volume
+from nnunet_flare.inference.arrays import Array, to_host
 from nnunet_flare.inference.augment import central_crop
+from nnunet_flare.inference.choices import DEFAULT_CHECKPOINT, Fold
+from nnunet_flare.inference.devices import Device
 from nnunet_flare.inference.export import SliceExporter
+from nnunet_flare.inference.labels import Labels
 from nnunet_flare.inference.memory import Need, affordable, need, sums_device
-from nnunet_flare.inference.model import (
-    DEFAULT_CHECKPOINT,
-    Fold,
-    Member,
-    Model,
-    check_same_task,
-    find_folds,
-    open_model,
-)
 from nnunet_flare.inference.networks import Networks
+from nnunet_flare.inference.opened import Opened, check_same_task
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.inference.runtimes import averaged, stacked
 from nnunet_flare.inference.scans import PreparedScan, prepare_scan, value_oddities
@@ -37,6 +32,9 @@ from nnunet_flare.inference.settings import PredictionSettings
 from nnunet_flare.inference.sliding import Slider
 from nnunet_flare.inference.windows import Forward
 from nnunet_flare.readers import reader_of_plans
+
+if TYPE_CHECKING:
+    from nnunet_flare.inference.model import Member
 
 log = logging.getLogger(__name__)
 
@@ -51,13 +49,13 @@ class MembersPrediction:
     """Each member's label map (z, y, x), uint8, and the mean of their softmax (K, z, y, x), on the network's grid."""
 
     labels: list[np.ndarray]
-    mean_softmax: torch.Tensor
+    mean_softmax: np.ndarray
 
 
 class Segmenter:
     """Applies the members of an ensemble to scans. Members share preprocessing and labels; networks are kept ready."""
 
-    def __init__(self, models: Sequence[Model], settings: PredictionSettings, profile: Profile | None = None) -> None:
+    def __init__(self, models: Sequence[Opened], settings: PredictionSettings, profile: Profile | None = None) -> None:
         if not models:
             raise InputError("no model was given")
         for other in models[1:]:
@@ -67,7 +65,6 @@ class Segmenter:
         self.profile = profile or Profile()
         self.plans_manager = models[0].plans_manager
         self.configuration_manager = models[0].configuration_manager
-        self.label_manager = models[0].label_manager
         self._slider = Slider(models[0], settings, self.profile)
         self._networks = Networks(self.models, settings, self.profile, patch=self.patch, two_d=self._slider.two_d)
 
@@ -86,6 +83,8 @@ class Segmenter:
         Raises:
             InputError: when something is missing, damaged or unknown.
         """
+        from nnunet_flare.inference.model import Member, find_folds
+
         members = [Member(Path(folder), fold, checkpoint) for fold in find_folds(Path(folder), folds, checkpoint)]
         return cls.from_members(members, settings, profile=profile)
 
@@ -98,8 +97,20 @@ class Segmenter:
         Raises:
             InputError: when something is missing, damaged or unknown, or two members do not fit together.
         """
+        from nnunet_flare.inference.model import open_model
+
         models = [open_model(member, trust_checkpoint=settings.trust_checkpoint) for member in members]
         return cls(models, settings, profile)
+
+    @property
+    def labels(self) -> Labels:
+        """What the network's outputs stand for."""
+        return self.models[0].labels
+
+    @property
+    def label_manager(self) -> Any:
+        """Stock nnU-Net's label manager, of a trained model's folder."""
+        return self.plans_manager.get_label_manager(self.models[0].dataset_json)
 
     @property
     def channels(self) -> int:
@@ -175,15 +186,15 @@ class Segmenter:
         count = len(self.models) if members and len(self.models) > 1 else 1
         maps = count + (count > 1)
 
-        def work(forwards: list[Forward], device: torch.device, policy: str) -> list[np.ndarray]:
+        def work(forwards: list[Forward], device: Device, policy: str) -> list[np.ndarray]:
             exporters = [self._exporter(scan) for _ in range(maps)]
 
-            def consume(block: torch.Tensor) -> None:
+            def consume(block: Array) -> None:
                 with self.profile.stage("export"):
                     if count == 1:
                         exporters[0].consume(block)
                         return
-                    each = block.unflatten(0, (count, self.heads))
+                    each = block.reshape((count, self.heads, *block.shape[1:]))
                     exporters[0].consume(each.mean(0))
                     for exporter, scores in zip(exporters[1:], each, strict=True):
                         exporter.consume(scores)
@@ -210,14 +221,13 @@ class Segmenter:
             CaseError: when that would need more memory than allowed.
         """
 
-        def work(forwards: list[Forward], device: torch.device, policy: str) -> np.ndarray:
+        def work(forwards: list[Forward], device: Device, policy: str) -> np.ndarray:
             labels = np.empty(scan.shape, np.uint8)
             done = 0
 
-            def consume(block: torch.Tensor) -> None:
+            def consume(block: Array) -> None:
                 nonlocal done
-                decided = self.label_manager.convert_logits_to_segmentation(block.float().cpu())
-                labels[done : done + block.shape[1]] = np.asarray(decided)
+                labels[done : done + block.shape[1]] = self.labels.decided(to_host(block))
                 done += block.shape[1]
 
             self._slider.run(
@@ -227,13 +237,15 @@ class Segmenter:
 
         return self._within_limits(scan, ("all",), self.heads, 1, work)
 
-    def logits(self, data: np.ndarray) -> torch.Tensor:
+    def logits(self, data: np.ndarray) -> np.ndarray:
         """The members' averaged logits (K, z, y, x), float32, of a preprocessed scan (C, z, y, x)."""
 
-        def work(forwards: list[Forward], device: torch.device) -> torch.Tensor:
-            blocks: list[torch.Tensor] = []
-            self._slider.run(data, averaged(forwards), lambda block: blocks.append(block.cpu().clone()), device=device)
-            return torch.cat(blocks, dim=1)
+        def work(forwards: list[Forward], device: Device) -> np.ndarray:
+            blocks: list[np.ndarray] = []
+            self._slider.run(
+                data, averaged(forwards), lambda block: blocks.append(to_host(block).copy()), device=device
+            )
+            return np.concatenate(blocks, axis=1)
 
         return self._on_best_device(data.shape[1:], work)
 
@@ -246,28 +258,29 @@ class Segmenter:
         """
         others = [] if only is None else [head for head in range(1, self.heads) if head not in only]
 
-        def work(forwards: list[Forward], device: torch.device) -> MembersPrediction:
-            mean = torch.zeros((self.heads, *data.shape[1:]), dtype=torch.float32)
+        def work(forwards: list[Forward], device: Device) -> MembersPrediction:
+            mean = np.zeros((self.heads, *data.shape[1:]), np.float32)
             labels = [self._add_member(data, forward, device, mean, others) for forward in forwards]
-            return MembersPrediction(labels, mean.div_(len(forwards)))
+            mean /= len(forwards)
+            return MembersPrediction(labels, mean)
 
         return self._on_best_device(data.shape[1:], work)
 
     def _add_member(
-        self, data: np.ndarray, forward: Forward, device: torch.device, mean: torch.Tensor, merged: Sequence[int]
+        self, data: np.ndarray, forward: Forward, device: Device, mean: np.ndarray, merged: Sequence[int]
     ) -> np.ndarray:
         """A member's label map; its probabilities are added to ``mean``, those of ``merged`` classes as background."""
         labels = np.zeros(data.shape[1:], np.uint8)
         done = 0
 
-        def consume(block: torch.Tensor) -> None:
+        def consume(block: Array) -> None:
             nonlocal done
             last = done + block.shape[1]
-            probabilities = self.label_manager.apply_inference_nonlin(block).cpu()
+            probabilities = self.labels.probabilities(to_host(block))
             if merged:
                 probabilities[0] += probabilities[list(merged)].sum(0)
                 probabilities[list(merged)] = 0
-            labels[done:last] = np.asarray(self.label_manager.convert_probabilities_to_segmentation(probabilities))
+            labels[done:last] = self.labels.decided(probabilities, probabilities=True)
             mean[:, done:last] += probabilities
             done = last
 
@@ -280,7 +293,7 @@ class Segmenter:
         policies: Sequence[str],
         heads: int,
         maps: int,
-        work: Callable[[list[Forward], torch.device, str], Result],
+        work: Callable[[list[Forward], Device, str], Result],
     ) -> Result:
         """What ``work`` makes with the first of the window policies that keeps to the memory limits."""
         self.load()
@@ -291,13 +304,13 @@ class Segmenter:
         policy = affordable(scan.name, self.settings.max_memory_gb, policies, wanted)
         return self._attempt(scan.name, wanted(policy).sums, lambda forwards, sums: work(forwards, sums, policy))
 
-    def _on_best_device(self, shape: Sequence[int], work: Callable[[list[Forward], torch.device], Result]) -> Result:
+    def _on_best_device(self, shape: Sequence[int], work: Callable[[list[Forward], Device], Result]) -> Result:
         """What ``work`` makes of a preprocessed scan of this shape (z, y, x)."""
         self.load()
         wanted = self._need(shape, shape, self.heads, 1, self.settings.windows)
         return self._attempt("preprocessed scan", wanted.sums, work)
 
-    def _attempt(self, case: str, sums: int, work: Callable[[list[Forward], torch.device], Result]) -> Result:
+    def _attempt(self, case: str, sums: int, work: Callable[[list[Forward], Device], Result]) -> Result:
         """What ``work`` makes with the networks and the sums where they fit, in a precision that suffices."""
         device = sums_device(self._networks.device, self.settings.gpu_memory_gb, sums)
         return self._networks.attempt(case, device, work)
@@ -311,5 +324,5 @@ class Segmenter:
 
     def _exporter(self, scan: PreparedScan) -> SliceExporter:
         return SliceExporter(
-            scan.shape, scan.prepared.properties, self.plans_manager, self.configuration_manager, self.label_manager
+            scan.shape, scan.prepared.properties, self.plans_manager, self.configuration_manager, self.labels
         )

@@ -11,26 +11,22 @@ Equal to stock but for ties: stock rounds the interpolated scores to half precis
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from nnunet_flare.errors import InputError
+from nnunet_flare.inference.arrays import Array, place_of
 from nnunet_flare.inference.grids import ANISOTROPY_THRESHOLD, linear, nearest, separate_axis
-from nnunet_flare.inference.held import ONE_THREAD
-
-REGION_THRESHOLD = 0.5
-"""A region holds a voxel where its probability is above this (stock nnU-Net)."""
+from nnunet_flare.inference.planes import Axis, HostPlanes, Planes
 
 SEPARABLE = ("resample_data_or_seg_to_shape", "resample_torch_fornnunet")
 """Stock resampling functions whose result for scores :class:`SliceExporter` reproduces."""
 
 
 def labels_on_image_grid(
-    scores: torch.Tensor,
+    scores: Array,
     properties: dict[str, Any],
     plans_manager: Any,
     configuration_manager: Any,
@@ -77,27 +73,25 @@ class SliceExporter:
         target = tuple(int(n) for n in properties["shape_after_cropping_and_before_resampling"])
         axis = score_axis(properties, plans_manager, configuration_manager)
         self._backward = list(plans_manager.transpose_backward)
-        self._regions = list(label_manager.regions_class_order) if label_manager.has_regions else None
-        self._sigmoid = not probabilities
-        self._slices, self._target = int(shape[0]), target
-        self._rows = nearest(shape[1], target[1]) if axis == 1 else None
-        self._columns = nearest(shape[2], target[2]) if axis == 2 else None
+        regions = list(label_manager.regions_class_order) if label_manager.has_regions else None
+        self._slices = int(shape[0])
+        in_plane = [Axis.of(shape[one], target[one], by_nearest=axis == one) for one in (1, 2)]
+        self._planes = HostPlanes(in_plane[0], in_plane[1], regions, sigmoid=not probabilities)
         self._nearest = nearest(shape[0], target[0]) if axis == 0 or shape[0] == target[0] else None
         self._linear = linear(shape[0], target[0])
-        self._previous: torch.Tensor | None = None
+        self._previous: Array | None = None
         self._seen = 0
         self._canvas = np.zeros([int(n) for n in properties["shape_before_cropping"]], np.uint8)
         box = properties["bbox_used_for_cropping"]
         self._labels = self._canvas[tuple(slice(int(low), int(high)) for low, high in box)]
 
-    def consume(self, scores: torch.Tensor) -> None:
-        """Take the next slices (K, n, y, x) along the network's first axis, on any device."""
-        with (
-            ONE_THREAD.hold()
-        ):  # a plane is too little work to share: on a busy machine threads would wait for each other
-            for plane in scores.unbind(1):
-                self._consume_plane(plane.float())
-                self._seen += 1
+    def consume(self, scores: Array) -> None:
+        """Take the next slices (K, n, y, x) along the network's first axis, from the CPU or a GPU."""
+        planes = self._planes.beside(scores)
+        scores = place_of(scores).take(scores)
+        for index in range(scores.shape[1]):
+            self._consume_plane(scores[:, index], planes)
+            self._seen += 1
 
     def finish(self) -> np.ndarray:
         """The label map (Z, Y, X), uint8, crop and transposition undone."""
@@ -105,15 +99,15 @@ class SliceExporter:
             raise ValueError(f"{self._seen} of {self._slices} slices of scores were given")
         return np.ascontiguousarray(self._canvas.transpose(self._backward))
 
-    def _consume_plane(self, plane: torch.Tensor) -> None:
+    def _consume_plane(self, plane: Array, planes: Planes) -> None:
         if self._nearest is None:
-            self._consume_linear(plane)
+            self._consume_linear(plane, planes)
             return
         targets = np.flatnonzero(self._nearest == self._seen)
         if targets.size:
-            self._labels[targets] = self._classify(self._planes(plane))
+            self._labels[targets] = planes.labels(plane)
 
-    def _consume_linear(self, plane: torch.Tensor) -> None:
+    def _consume_linear(self, plane: Array, planes: Planes) -> None:
         """Output slices that lie between the slice before and this one."""
         low, high, weight = self._linear
         for target in np.flatnonzero(high == self._seen):
@@ -121,59 +115,11 @@ class SliceExporter:
                 mixed = plane
             else:
                 assert self._previous is not None  # high > low, hence a slice came before
-                mixed = torch.lerp(self._previous, plane, float(weight[target]))
-            self._labels[target] = self._classify(self._planes(mixed))
-        self._previous = plane.clone()  # the caller may use its memory again
-
-    def _planes(self, plane: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-        """Index and interpolated plane of each class that can win somewhere.
-
-        A class that is nowhere above the background on the network's grid cannot win between its points either:
-        interpolation has no negative weights, and rounding is monotone.
-        """
-        wanted = range(plane.shape[0])
-        if self._regions is None:
-            above = (plane[1:] > plane[:1]).flatten(1).any(1).tolist()
-            wanted = [0, *(k for k, wins in enumerate(above, start=1) if wins)]  # type: ignore[assignment]
-        for k in wanted:
-            yield k, self._interpolate(plane[k])
-
-    def _interpolate(self, plane: torch.Tensor) -> torch.Tensor:
-        size = (
-            plane.shape[0] if self._rows is not None else self._target[1],
-            plane.shape[1] if self._columns is not None else self._target[2],
-        )
-        if tuple(plane.shape) != size:
-            plane = F.interpolate(plane[None, None], size, mode="bilinear", align_corners=False)[0, 0]
-        if self._rows is not None:
-            plane = plane[torch.from_numpy(self._rows).to(plane.device)]
-        if self._columns is not None:
-            plane = plane[:, torch.from_numpy(self._columns).to(plane.device)]
-        return plane
-
-    def _classify(self, planes: Iterator[tuple[int, torch.Tensor]]) -> np.ndarray:
-        if self._regions is not None:
-            return self._classify_regions(planes)
-        _, best = next(planes)
-        best = best.clone()
-        labels = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
-        for k, plane in planes:
-            labels.masked_fill_(plane > best, k)
-            torch.maximum(best, plane, out=best)
-        return labels.cpu().numpy()
-
-    def _classify_regions(self, planes: Iterator[tuple[int, torch.Tensor]]) -> np.ndarray:
-        """Regions are painted one over the other in the data set's order."""
-        assert self._regions is not None
-        labels: torch.Tensor | None = None
-        for k, plane in planes:
-            if labels is None:
-                labels = torch.zeros(plane.shape, dtype=torch.uint8, device=plane.device)
-            probability = torch.sigmoid(plane) if self._sigmoid else plane
-            labels.masked_fill_(probability > REGION_THRESHOLD, int(self._regions[k]))
-        if labels is None:
-            raise ValueError("scores of no class were given")
-        return labels.cpu().numpy()
+                share = float(weight[target])
+                mixed = self._previous * (1 - share)
+                mixed += plane * share
+            self._labels[target] = planes.labels(mixed)
+        self._previous = place_of(plane).copy(plane)  # the caller may use its memory again
 
 
 def score_axis(properties: dict[str, Any], plans_manager: Any, configuration_manager: Any) -> int | None:

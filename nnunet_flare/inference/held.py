@@ -1,4 +1,4 @@
-"""Settings of the whole process that a prediction wants otherwise for a while: threads, TF32, cuDNN's benchmarks.
+"""Settings of the whole process that a prediction wants otherwise for a while: TF32, cuDNN's benchmarks.
 
 Predictions of several threads may overlap. The first one in notes what a setting was, the last one out restores it.
 """
@@ -16,11 +16,8 @@ import torch
 class Held:
     """A setting, how it is read and how it is written, and the value that it has while someone holds it."""
 
-    def __init__(
-        self, read: Callable[[], Any], write: Callable[[Any], None], value: Any, *, each: bool = False
-    ) -> None:
-        """``each``: threads have the setting for themselves, so that each one restores it when it goes."""
-        self._read, self._write, self._value, self._each = read, write, value, each
+    def __init__(self, read: Callable[[], Any], write: Callable[[Any], None], value: Any) -> None:
+        self._read, self._write, self._value = read, write, value
         self._lock = threading.Lock()
         self._holders, self._before = 0, None
 
@@ -37,12 +34,8 @@ class Held:
         finally:
             with self._lock:
                 self._holders -= 1
-                if self._holders == 0 or self._each:
+                if self._holders == 0:
                     self._write(self._before)
-
-
-ONE_THREAD = Held(torch.get_num_threads, torch.set_num_threads, 1, each=True)
-"""PyTorch computes on one thread."""
 
 
 _Flags = list[tuple[Any, str, Any]]

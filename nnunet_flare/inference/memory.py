@@ -16,9 +16,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from nnunet_flare.errors import CaseError, InputError
+from nnunet_flare.inference.devices import CPU, Device, of_torch
 
 log = logging.getLogger(__name__)
 
@@ -126,62 +125,78 @@ def sums_fit_on_gpu(sums: int, budget: int) -> bool:
     return sums <= GPU_SHARE * budget
 
 
-def sums_device(device: torch.device, gpu_memory_gb: float | None, sums: int) -> torch.device:
+def sums_device(device: Device, gpu_memory_gb: float | None, sums: int) -> Device:
     """Where the sums lie: on the GPU when they leave room for the network there, else on the CPU."""
     if device.type != "cuda":
         return device
-    free, _ = torch.cuda.mem_get_info(device)
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(of_torch(device))
     budget = free if gpu_memory_gb is None else min(free, keep_to(device, gpu_memory_gb))
     if sums_fit_on_gpu(sums, budget):
         return device
     log.info("sums of %.2f GB go to the CPU", sums / GIGABYTE)
-    return torch.device("cpu")
+    return CPU
 
 
-def keep_to(device: torch.device, gpu_memory_gb: float) -> int:
+def keep_to(device: Device, gpu_memory_gb: float) -> int:
     """Limit PyTorch's allocator so that the process keeps to a limit of the card; returns the bytes it may take.
 
     Raises:
         InputError: for a limit that the CUDA context alone takes.
     """
-    limit, (_, total) = int(gpu_memory_gb * GIGABYTE), torch.cuda.mem_get_info(device)
+    import torch
+
+    limit, (_, total) = int(gpu_memory_gb * GIGABYTE), torch.cuda.mem_get_info(of_torch(device))
     allowed = limit - beside_allocator(device)
     if limit <= CONTEXT[0]:
         raise InputError(
             f"--gpu_memory {gpu_memory_gb:g}: the CUDA context alone takes about {CONTEXT[0] / GIGABYTE:g} GB of the "
             "card; give more, or use -device cpu"
         )
-    torch.cuda.set_per_process_memory_fraction(min(1.0, max(0, allowed) / total), device)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, max(0, allowed) / total), of_torch(device))
     return max(0, allowed)
 
 
-def beside_allocator(device: torch.device) -> int:
+def beside_allocator(device: Device) -> int:
     """Bytes that this process holds on the card beside PyTorch's allocator: context, kernels, libraries.
 
     The card tells what all programs hold together, so that it is what the allocator does not explain, within
     :data:`CONTEXT`.
     """
-    free, total = torch.cuda.mem_get_info(device)
-    return min(max(total - free - torch.cuda.memory_reserved(device), CONTEXT[0]), CONTEXT[1])
+    import torch
+
+    free, total = torch.cuda.mem_get_info(of_torch(device))
+    return min(max(total - free - torch.cuda.memory_reserved(of_torch(device)), CONTEXT[0]), CONTEXT[1])
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a GPU's memory did not suffice: to PyTorch, to CUDA's context or to its libraries."""
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        return True
+    if not isinstance(error, RuntimeError):
+        return False
     text = str(error)
-    return isinstance(error, RuntimeError) and ("CUDA error: out of memory" in text or "_STATUS_ALLOC_FAILED" in text)
+    is_torchs = type(error).__name__ == "OutOfMemoryError"  # by name, since PyTorch need not be there
+    return is_torchs or "CUDA error: out of memory" in text or "_STATUS_ALLOC_FAILED" in text
 
 
-def gpu_figures(device: torch.device) -> str:
+def free_gpu_memory() -> None:
+    """Give back what PyTorch's allocator keeps for later."""
+    import torch
+
+    torch.cuda.empty_cache()
+
+
+def gpu_figures(device: Device) -> str:
     """What a GPU holds, as the end of a message; nothing where it cannot be asked."""
     if device.type != "cuda":
         return ""
+    import torch
+
     try:
-        free, total = torch.cuda.mem_get_info(device)
+        free, total = torch.cuda.mem_get_info(of_torch(device))
     except RuntimeError:  # no room even for a context
         return ""
-    held = torch.cuda.memory_allocated(device)
+    held = torch.cuda.memory_allocated(of_torch(device))
     return (
         f" (the GPU has {total / GIGABYTE:.1f} GB, {free / GIGABYTE:.1f} GB of it free; the network and its windows "
         f"held {held / GIGABYTE:.1f} GB)"

@@ -22,14 +22,13 @@ from nnunet_flare import plugin, trusted_names
 from nnunet_flare.checkpoints import load_checkpoint, weights_of
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json
+from nnunet_flare.inference.choices import DEFAULT_CHECKPOINT, Fold
+from nnunet_flare.inference.devices import Device
 from nnunet_flare.inference.export import check_resampling
 from nnunet_flare.inference.inputs import DOCUMENTS
+from nnunet_flare.inference.labels import Labels
+from nnunet_flare.inference.windows import Forward
 from nnunet_flare.readers import READERS
-
-Fold = int | str
-"""A fold's number, or ``"all"``."""
-
-DEFAULT_CHECKPOINT = "checkpoint_final.pth"
 
 STOCK_PLAN_TRAINER = re.compile(r"nnUNetTrainer(_\d+epochs?|NoMirroring|DA5|DAOrd0|NoDA)?")
 """Stock trainers that build the network of their plans unchanged."""
@@ -70,6 +69,19 @@ class Model:
         """Stock nnU-Net's label manager."""
         return self.plans_manager.get_label_manager(self.dataset_json)
 
+    @cached_property
+    def labels(self) -> Labels:
+        """What the network's outputs stand for."""
+        return Labels(self.dataset_json)
+
+    @property
+    def folder(self) -> Path:
+        """The model's folder."""
+        return Path(self.member.folder)
+
+    def __str__(self) -> str:
+        return str(self.member)
+
     @property
     def channels(self) -> int:
         """Number of image channels."""
@@ -95,6 +107,22 @@ class Model:
                 f"describes ({len(lines)} differences, the first: {lines[0] if lines else error})"
             ) from error
         return network.requires_grad_(False).eval()
+
+    def runtime(
+        self, *, backend: str, fall_back: bool, device: Device, precision: str, patch: Sequence[int], two_d: bool
+    ) -> Forward:
+        """What executes the network, see :class:`nnunet_flare.inference.opened.Opened`."""
+        from nnunet_flare.inference.torch_runtime import open_runtime
+
+        return open_runtime(
+            self,
+            backend=backend,
+            fall_back=fall_back,
+            device=device,
+            precision=precision,
+            patch=patch,
+            two_d=two_d,
+        )
 
 
 def open_model(member: Member, *, trust_checkpoint: bool = False) -> Model:
@@ -160,40 +188,6 @@ def find_folds(folder: Path, folds: Sequence[Fold] | None, checkpoint: str) -> l
         return ["all"]
     other = sorted({path.name for path in folder.glob("fold_*/*.pth")})
     raise InputError(f"{folder}: no fold holds {checkpoint}; found {other or 'no checkpoint'} (choose with -chk)")
-
-
-def check_same_task(first: Model, other: Model) -> None:
-    """Refuse members that do not share one preprocessing and one label set.
-
-    Raises:
-        InputError: naming both members and what differs.
-    """
-    for name, of in _SHARED.items():
-        one, two = of(first), of(other)
-        if one != two:
-            raise InputError(
-                f"{first.member} and {other.member} cannot be averaged: their {name} differ, {one} and {two}"
-            )
-
-
-_SHARED = {
-    "labels": lambda model: model.dataset_json["labels"],
-    "channels": lambda model: model.dataset_json.get("channel_names", model.dataset_json.get("modality")),
-    "spacings": lambda model: list(model.configuration_manager.spacing),
-    "patch sizes": lambda model: list(model.configuration_manager.patch_size),
-    "axis orders": lambda model: list(model.plans_manager.transpose_forward),
-    "readers": lambda model: model.plans_manager.plans["image_reader_writer"],
-    "normalisations": lambda model: (
-        list(model.configuration_manager.normalization_schemes),
-        list(model.configuration_manager.use_mask_for_norm),
-        model.plans_manager.foreground_intensity_properties_per_channel,
-    ),
-    "resamplings": lambda model: {
-        key: model.configuration_manager.configuration[key]
-        for stage in ("data", "probabilities")
-        for key in (f"resampling_fn_{stage}", f"resampling_fn_{stage}_kwargs")
-    },
-}
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:

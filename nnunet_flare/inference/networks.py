@@ -7,16 +7,15 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import torch
-
 from nnunet_flare.errors import InputError
-from nnunet_flare.inference.attempts import CPU, Way, attempt
+from nnunet_flare.inference.attempts import Way, attempt
 from nnunet_flare.inference.augment import flipped, flips_of
-from nnunet_flare.inference.memory import gpu_figures, is_out_of_memory, keep_to
-from nnunet_flare.inference.model import Model
+from nnunet_flare.inference.devices import CPU, Device, named, open_device
+from nnunet_flare.inference.memory import free_gpu_memory, gpu_figures, is_out_of_memory, keep_to
+from nnunet_flare.inference.opened import Opened
 from nnunet_flare.inference.profile import Profile
-from nnunet_flare.inference.runtimes import choose_backend, choose_precision, open_runtime
-from nnunet_flare.inference.settings import PredictionSettings, open_device
+from nnunet_flare.inference.runtimes import choose_backend, choose_precision
+from nnunet_flare.inference.settings import PredictionSettings
 from nnunet_flare.inference.windows import Forward
 
 log = logging.getLogger(__name__)
@@ -29,7 +28,7 @@ class Networks:
 
     def __init__(
         self,
-        models: Sequence[Model],
+        models: Sequence[Opened],
         settings: PredictionSettings,
         profile: Profile,
         *,
@@ -61,12 +60,12 @@ class Networks:
             if self.device.type == "cpu" or not is_out_of_memory(error):
                 raise
         log.warning("the GPU has no room for the network; the CPU predicts%s", gpu_figures(self.device))
-        torch.cuda.empty_cache()
+        free_gpu_memory()
         self.precision = _on(CPU, self.precision)
         self.device = CPU
         self.forwards(self.device, self.precision)
 
-    def attempt(self, case: str, sums: torch.device, work: Callable[[list[Forward], torch.device], Result]) -> Result:
+    def attempt(self, case: str, sums: Device, work: Callable[[list[Forward], Device], Result]) -> Result:
         """What ``work`` makes of the networks and the device of the sums, in the first way that succeeds.
 
         Raises:
@@ -79,7 +78,7 @@ class Networks:
             lambda way: work(self.forwards(way.device, _on(way.device, way.precision)), way.sums),
         )
 
-    def forwards(self, device: torch.device, precision: str) -> list[Forward]:
+    def forwards(self, device: Device, precision: str) -> list[Forward]:
         """The networks on a device in a precision; built once, by whichever thread comes first."""
         with self._lock:
             known = self._built.get((str(device), precision))
@@ -106,11 +105,10 @@ class Networks:
             return
         self._said = True
         backend = choose_backend(self._settings.backend, self.device)
-        log.info("device %s, precision %s, backend %s", self.device, self.precision, backend)
+        log.info("device %s, precision %s, backend %s", named(self.device), self.precision, backend)
 
-    def _runtime(self, model: Model, device: torch.device, precision: str) -> Forward:
-        return open_runtime(
-            model,
+    def _runtime(self, model: Opened, device: Device, precision: str) -> Forward:
+        return model.runtime(
             backend=choose_backend(self._settings.backend, device),
             fall_back=self._settings.backend == "auto",
             device=device,
@@ -120,6 +118,6 @@ class Networks:
         )
 
 
-def _on(device: torch.device, precision: str) -> str:
+def _on(device: Device, precision: str) -> str:
     """The precision after a fall from the GPU to the CPU, which has no fp16."""
     return choose_precision("auto", device) if device.type == "cpu" and precision == "fp16" else precision

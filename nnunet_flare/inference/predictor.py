@@ -23,11 +23,13 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.images import Volume, from_sitk, read_volume
+from nnunet_flare.inference.choices import DEFAULT_CHECKPOINT, Fold
 from nnunet_flare.inference.coarse_to_fine import RoiSegmenter, open_coarse
 from nnunet_flare.inference.core import MembersPrediction, Segmenter
-from nnunet_flare.inference.model import DEFAULT_CHECKPOINT, Fold, Member
+from nnunet_flare.inference.devices import of_torch, open_device
+from nnunet_flare.inference.model import Member, Model
 from nnunet_flare.inference.roi import MARGIN_MM
-from nnunet_flare.inference.settings import DEFAULT_STEP_SIZE, PredictionSettings, open_device
+from nnunet_flare.inference.settings import DEFAULT_STEP_SIZE, PredictionSettings
 
 __all__ = ["FlarePredictor", "Member", "MembersPrediction"]
 
@@ -56,7 +58,7 @@ class FlarePredictor(nnUNetPredictor):
         backend: str = "auto",
         trust_checkpoint: bool = False,
     ) -> None:
-        named, device = str(device), open_device(str(device))
+        named, device = str(device), of_torch(open_device(str(device)))
         benchmark = torch.backends.cudnn.benchmark
         with redirect_stdout(StringIO()):  # stock prints a remark about every device but cuda
             super().__init__(
@@ -231,14 +233,14 @@ class FlarePredictor(nnUNetPredictor):
         if self._segmenter is None:  # after stock's manual_initialization with a network
             return super().predict_logits_from_preprocessed_data(data)
         self._refuse_preprocessed()
-        return self._segmenter.logits(np.asarray(data))
+        return torch.from_numpy(self._segmenter.logits(np.asarray(data)))
 
     def predict_sliding_window_return_logits(self, input_image: torch.Tensor) -> torch.Tensor:
         """As stock's, for the folds that were opened."""
         if self._segmenter is None:
             return super().predict_sliding_window_return_logits(input_image)
         self._refuse_preprocessed()
-        return self._segmenter.logits(np.asarray(input_image))
+        return torch.from_numpy(self._segmenter.logits(np.asarray(input_image)))
 
     def _refuse_preprocessed(self) -> None:
         if self._roi is not None:
@@ -263,9 +265,10 @@ class FlarePredictor(nnUNetPredictor):
         self.configuration_manager = segmenter.configuration_manager
         self.label_manager = segmenter.label_manager
         self.dataset_json = first.dataset_json
-        self.trainer_name = first.trainer_name
         self.allowed_mirroring_axes = first.mirroring_axes
-        self.list_of_parameters = [model.weights for model in segmenter.models]
+        trained = [model for model in segmenter.models if isinstance(model, Model)]
+        self.trainer_name = trained[0].trainer_name if trained else None
+        self.list_of_parameters = [model.weights for model in trained]
 
 
 def _as_volume(image: Image, spacing_mm: Sequence[float] | None, case: str, reader: str) -> Volume:

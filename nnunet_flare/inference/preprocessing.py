@@ -16,6 +16,7 @@ import numpy as np
 
 from nnunet_flare import trusted_names
 from nnunet_flare.errors import InputError
+from nnunet_flare.inference import normalisation
 from nnunet_flare.inference.grids import new_shape
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.inference.resampling import resample_image
@@ -151,18 +152,13 @@ def _normaliser(channel: int, plans_manager: Any, configuration_manager: Any, ma
     """The plans' normalisation of one channel as a function of an array, which gets a float32 copy of it."""
     name = configuration_manager.normalization_schemes[channel]
     properties = plans_manager.foreground_intensity_properties_per_channel[str(channel)]
-    scheme = _normalisation_class(name)(
-        use_mask_for_norm=configuration_manager.use_mask_for_norm[channel], intensityproperties=properties
-    )
+    masked = configuration_manager.use_mask_for_norm[channel]
+    if name in normalisation.STOCK:
+        stock, inside = normalisation.STOCK[name], mask if masked else None
+        return lambda array: stock(array.astype(np.float32), inside, properties)
+    found = trusted_names.check_name("normalisation", name, "the plans' normalization_schemes")
+    scheme = found(use_mask_for_norm=masked, intensityproperties=properties)
     return lambda array: scheme.run(array.astype(np.float32), mask)
-
-
-def _normalisation_class(name: str) -> Any:
-    from nnunetv2.preprocessing.normalization import default_normalization_schemes as stock
-
-    if name in trusted_names.KINDS["normalisation"].stock:
-        return getattr(stock, name)
-    return trusted_names.check_name("normalisation", name, "the plans' normalization_schemes")
 
 
 def _with_plans_preprocessor(

@@ -44,12 +44,14 @@ class Profile:
             if within is not None:
                 self.add(within, -seconds, calls=0)
 
-    def settle(self, device: Any) -> None:
-        """Wait, at the end of a stage, for the torch device that it used."""
-        if self._waits and device.type in ("cuda", "mps"):
+    def settle(self, array: Any) -> None:
+        """Wait, at the end of a stage, for the GPU that makes this array."""
+        device = getattr(array, "device", None)
+        kind = getattr(device, "type", "cpu")
+        if self._waits and kind in ("cuda", "mps"):
             import torch
 
-            if device.type == "cuda":
+            if kind == "cuda":
                 torch.cuda.synchronize(device)
             else:
                 torch.mps.synchronize()

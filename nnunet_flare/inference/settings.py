@@ -1,10 +1,8 @@
-"""How to predict, checked once; and the device it happens on."""
+"""How to predict, checked once."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.choices import TTA, WINDOWS
@@ -42,26 +40,3 @@ class PredictionSettings:
             raise InputError(f"test-time augmentation {self.tta!r}: expected one of {', '.join(TTA)}")
         if self.windows not in WINDOWS:
             raise InputError(f"windows {self.windows!r}: expected one of {', '.join(WINDOWS)}")
-
-
-def open_device(name: str) -> torch.device:
-    """The torch device of a name; ``auto`` is CUDA where torch finds a device, else the CPU.
-
-    Raises:
-        InputError: when it does not exist here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"device {name!r}: expected auto, cuda, cpu or mps") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda: no CUDA device was found; use -device auto or cpu")
-    if device.type == "cuda" and (device.index or 0) >= max(1, torch.cuda.device_count()):
-        raise InputError(f"device {name}: this process sees {torch.cuda.device_count()} CUDA device(s), from cuda:0")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise InputError("device mps: not available here; use -device cpu")
-    if device.type not in ("cuda", "cpu", "mps"):
-        raise InputError(f"device {name!r}: expected auto, cuda, cpu or mps")
-    return device

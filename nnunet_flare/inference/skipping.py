@@ -11,17 +11,18 @@ its slab, the slab after an empty one is skipped, and only a central band of two
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-import torch
 
+from nnunet_flare.inference.arrays import Array, place_at, to_host
 from nnunet_flare.inference.windows import (
     Consume,
     Forward,
     Slab,
-    gaussian_weights,
     padded_volume,
     window_starts,
+    window_weights,
 )
 
 MARGIN = 1 / 8
@@ -66,7 +67,7 @@ class Huang:
             return
         middle = (self._rows[1], self._columns[1])
         scores = slab.run(*middle)
-        labels = scores.argmax(0)
+        labels = to_host(scores.argmax(0))
         if int((labels > 0).sum()) < HUANG_EMPTY_VOXELS:
             self._after_empty = True
             return
@@ -75,8 +76,8 @@ class Huang:
             if position != middle:
                 slab.add(*position, slab.run(*position))
 
-    def _others(self, labels: torch.Tensor) -> list[tuple[int, int]]:
-        if set(torch.unique(labels).tolist()) <= set(TUBES):
+    def _others(self, labels: np.ndarray) -> list[tuple[int, int]]:
+        if set(np.unique(labels).tolist()) <= set(TUBES):
             front = int((labels[:, 0] > 0).sum()) > HUANG_RIM_VOXELS
             back = int((labels[:, -1] > 0).sum()) > HUANG_RIM_VOXELS
             rows = [row for row, wanted in ((self._rows[0], front), (self._rows[2], back)) if wanted]
@@ -95,15 +96,15 @@ class Huang:
 
 
 def slide_growing(
-    data: torch.Tensor,
+    data: np.ndarray,
     forward: Forward,
     consume: Consume,
     *,
     heads: int,
     patch: Sequence[int],
     step_size: float,
-    device: torch.device,
-    foreground: Callable[[torch.Tensor], torch.Tensor],
+    device: Any,
+    foreground: Callable[[Array], Array],
     body_above: float | None,
     gaussian: bool = True,
     progress: Callable[[int], None] | None = None,
@@ -117,10 +118,10 @@ def slide_growing(
     patch = tuple(int(p) for p in patch)
     padded, kept = padded_volume(data, patch)
     shape = tuple(padded.shape[1:])
-    weights = (gaussian_weights(patch) if gaussian else torch.ones(patch)).to(device)
-    sums = torch.zeros((heads, *shape), dtype=torch.float32, device=device)
-    total = torch.zeros(shape, dtype=torch.float32, device=device)
-    found = torch.zeros(shape, dtype=torch.bool)
+    place = place_at(device)
+    weights = window_weights(patch, place, gaussian=gaussian)
+    sums, total = place.zeros((heads, *shape)), place.zeros(shape)
+    found = np.zeros(shape, bool)
     starts = window_starts(shape, patch, step_size)
     waiting = {(z, y, x) for z in starts[0] for y in starts[1] for x in starts[2]}
     if body_above is not None:
@@ -137,28 +138,27 @@ def slide_growing(
             waiting.discard(at)
             box = tuple(slice(start, start + width) for start, width in zip(at, patch, strict=True))
             everywhere = (slice(None), *box)
-            scores = forward(padded[everywhere][None].contiguous()).to(device).float()
-            sums[everywhere].addcmul_(scores, weights)
+            scores = place.take(forward(np.ascontiguousarray(padded[everywhere][None])))
+            place.add_weighted(sums[everywhere], scores, weights)
             total[box] += weights
-            found[box] |= foreground(scores).cpu()
+            found[box] |= to_host(foreground(scores)) > 0
             done += 1
             if progress is not None:
                 progress(1)
         ready = sorted(at for at in waiting if _is_near(found, at, patch))
     for first in range(kept[0].start, kept[0].stop, patch[0]):
         block = slice(first, min(first + patch[0], kept[0].stop))
-        weight = total[block, kept[1], kept[2]].clamp_(min=torch.finfo(torch.float32).tiny)
-        consume(sums[:, block, kept[1], kept[2]].div_(weight))
+        consume(place.divide(sums[:, block, kept[1], kept[2]], total[block, kept[1], kept[2]]))
     return done
 
 
-def _has_body(padded: torch.Tensor, at: tuple[int, ...], patch: tuple[int, ...], above: float) -> bool:
+def _has_body(padded: np.ndarray, at: tuple[int, ...], patch: tuple[int, ...], above: float) -> bool:
     z, y, x = at
     window = padded[0, z : z + patch[0], y : y + patch[1], x : x + patch[2]]
-    return float((window > above).float().mean()) >= BODY_SHARE
+    return float((window > above).mean()) >= BODY_SHARE
 
 
-def _is_near(found: torch.Tensor, at: tuple[int, ...], patch: tuple[int, ...]) -> bool:
+def _is_near(found: np.ndarray, at: tuple[int, ...], patch: tuple[int, ...]) -> bool:
     """Whether foreground was found inside a window or within the margin around it."""
     box = tuple(
         slice(max(0, start - round(width * MARGIN)), start + width + round(width * MARGIN))

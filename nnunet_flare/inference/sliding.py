@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 
 from nnunet_flare.errors import InputError
+from nnunet_flare.inference.arrays import Array, place_of
 from nnunet_flare.inference.attempts import Watch
 from nnunet_flare.inference.augment import average_with, central_crop
-from nnunet_flare.inference.model import Model
+from nnunet_flare.inference.opened import Opened
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.inference.settings import PredictionSettings
 from nnunet_flare.inference.skipping import BODY_HU, Huang, slide_growing
@@ -21,14 +21,14 @@ from nnunet_flare.inference.windows import Consume, Forward, count_windows, slid
 class Slider:
     """Runs networks of one preprocessing and label set over scans, and hands their scores on slice by slice."""
 
-    def __init__(self, model: Model, settings: PredictionSettings, profile: Profile) -> None:
+    def __init__(self, model: Opened, settings: PredictionSettings, profile: Profile) -> None:
         """``model`` is any of the members.
 
         Raises:
             InputError: for a window policy that was not made for this kind of model.
         """
         self._plans, self._configuration = model.plans_manager, model.configuration_manager
-        self._labels = model.label_manager
+        self._labels = model.labels
         self._settings, self._profile = settings, profile
         patch = tuple(int(p) for p in model.configuration_manager.patch_size)
         self.two_d = len(patch) == 2
@@ -39,7 +39,7 @@ class Slider:
     @property
     def heads(self) -> int:
         """Number of classes or regions."""
-        return int(self._labels.num_segmentation_heads)
+        return self._labels.heads
 
     def windows(self, shape: tuple[int, ...]) -> int:
         """How many windows a pass over a scan of this shape (z, y, x) takes at most."""
@@ -54,7 +54,7 @@ class Slider:
         forward: Forward,
         consume: Consume,
         *,
-        device: torch.device,
+        device: Any,
         members: int = 1,
         policy: str | None = None,
         progress: Callable[[int], None] | None = None,
@@ -79,10 +79,10 @@ class Slider:
 
         if self._settings.tta == "crop-rotate":
             box = central_crop(data.shape[1:])
-            blocks: list[torch.Tensor] = []
+            blocks: list[Array] = []
             middle = (slice(None), *box)
-            one_pass(data[middle], lambda block: blocks.append(block.clone()))
-            consume = average_with(torch.cat(blocks, dim=1), box, consume)
+            one_pass(data[middle], lambda block: blocks.append(place_of(block).copy(block)))
+            consume = average_with(place_of(blocks[0]).join(blocks, 1), box, consume)
         one_pass(data, consume)
 
     def _pass(
@@ -91,20 +91,20 @@ class Slider:
         forward: Forward,
         consume: Consume,
         policy: str,
-        device: torch.device,
+        device: Any,
         members: int,
         progress: Callable[[int], None] | None,
     ) -> None:
         watch = Watch()
         watching, consume = watch.watched(forward), watch.before(consume)
 
-        def timed(window: torch.Tensor) -> torch.Tensor:
+        def timed(window: np.ndarray) -> Array:
             with self._profile.stage("network"):
                 scores = watching(window)
-                self._profile.settle(scores.device)
+                self._profile.settle(scores)
                 return scores
 
-        tensor = torch.from_numpy(np.ascontiguousarray(data, np.float32))
+        data = np.ascontiguousarray(data, np.float32)
         common: dict[str, Any] = {
             "heads": members * self.heads,
             "patch": self.patch,
@@ -113,19 +113,15 @@ class Slider:
             "gaussian": self._settings.gaussian,
             "progress": progress,
         }
-        with torch.inference_mode():
-            if policy == "all":
-                slide(tensor, timed, consume, **common)
-            elif policy == "huang":
-                shape = [max(n, p) for n, p in zip(data.shape[1:], self.patch, strict=True)]
-                visit = Huang(shape, self.patch)
-                slide(tensor, lambda window: timed(window).float().softmax(0), consume, visit=visit, **common)
-            else:
-                slide_growing(
-                    tensor, timed, consume, foreground=self._foreground, body_above=self._body_above(), **common
-                )
+        if policy == "all":
+            slide(data, timed, consume, **common)
+        elif policy == "huang":
+            shape = [max(n, p) for n, p in zip(data.shape[1:], self.patch, strict=True)]
+            slide(data, lambda window: _softmax(timed(window)), consume, visit=Huang(shape, self.patch), **common)
+        else:
+            slide_growing(data, timed, consume, foreground=self._foreground, body_above=self._body_above(), **common)
 
-    def _foreground(self, scores: torch.Tensor) -> torch.Tensor:
+    def _foreground(self, scores: Array) -> Array:
         return (scores > 0).any(0) if self._labels.has_regions else scores.argmax(0) > 0
 
     def _body_above(self) -> float | None:
@@ -135,3 +131,7 @@ class Slider:
         values = self._plans.foreground_intensity_properties_per_channel["0"]
         threshold = max(BODY_HU, float(values["percentile_00_5"]))
         return (threshold - float(values["mean"])) / max(float(values["std"]), 1e-8)
+
+
+def _softmax(scores: Array) -> Array:
+    return place_of(scores).softmax(scores)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
-import torch
+
+from nnunet_flare.inference.arrays import Array, Place, place_at
 
 GAUSSIAN_SIGMA = 1 / 8
 """Standard deviation of the window weights, as a share of the patch size (stock nnU-Net)."""
@@ -21,8 +22,8 @@ GAUSSIAN_SIGMA = 1 / 8
 GAUSSIAN_PEAK = 10.0
 """Weight at the centre; it keeps half-precision weights away from zero (stock nnU-Net)."""
 
-Forward = Callable[[torch.Tensor], torch.Tensor]
-"""A window (1, C, z, y, x) to its scores (K, z, y, x); the next call may use the result's memory again."""
+Forward = Callable[[np.ndarray], Array]
+"""A window (1, C, z, y, x), float32, to its scores (K, z, y, x); the next call may use the result's memory again."""
 
 
 class Visit(Protocol):
@@ -34,7 +35,7 @@ class Visit(Protocol):
         """Run and add windows."""
 
 
-Consume = Callable[[torch.Tensor], None]
+Consume = Callable[[Array], None]
 """Takes the next finished slices (K, n, y, x) along the first axis."""
 
 
@@ -68,19 +69,25 @@ def count_windows(shape: Sequence[int], patch: Sequence[int], step_size: float) 
 
 
 @lru_cache(maxsize=4)
-def gaussian_weights(patch: tuple[int, ...]) -> torch.Tensor:
+def gaussian_weights(patch: tuple[int, ...]) -> np.ndarray:
     """Window weights (z, y, x), float32, with the values that stock nnU-Net has in half precision."""
-    from scipy.ndimage import gaussian_filter1d
-
-    profiles = []
-    for width in patch:
-        unit = np.zeros(width)
-        unit[width // 2] = 1
-        profiles.append(gaussian_filter1d(unit, width * GAUSSIAN_SIGMA, mode="constant"))
+    profiles = [_bell(width) for width in patch]
     weights = np.multiply.outer(np.multiply.outer(profiles[0], profiles[1]), profiles[2])
-    half = torch.from_numpy(weights / (weights.max() / GAUSSIAN_PEAK)).half()
+    half = (weights / (weights.max() / GAUSSIAN_PEAK)).astype(np.float32).astype(np.float16)
     half[half == 0] = half[half > 0].min()
-    return half.float()
+    return half.astype(np.float32)
+
+
+def _bell(width: int) -> np.ndarray:
+    """What SciPy's Gaussian filter, cut off at four standard deviations, makes of a single one in the middle."""
+    sigma = width * GAUSSIAN_SIGMA
+    reach = int(4 * sigma + 0.5)
+    bell = np.exp(-0.5 / (sigma * sigma) * np.arange(-reach, reach + 1) ** 2)
+    bell /= bell.sum()
+    profile = np.zeros(width)
+    low, high = max(0, width // 2 - reach), min(width, width // 2 + reach + 1)
+    profile[low:high] = bell[low - width // 2 + reach : high - width // 2 + reach]
+    return profile
 
 
 def padding(shape: Sequence[int], patch: Sequence[int]) -> list[tuple[int, int]]:
@@ -90,14 +97,14 @@ def padding(shape: Sequence[int], patch: Sequence[int]) -> list[tuple[int, int]]
 
 
 def slide(
-    data: torch.Tensor,
+    data: np.ndarray,
     forward: Forward,
     consume: Consume,
     *,
     heads: int,
     patch: Sequence[int],
     step_size: float,
-    device: torch.device,
+    device: Any,
     gaussian: bool = True,
     progress: Callable[[int], None] | None = None,
     visit: Visit | None = None,
@@ -105,7 +112,7 @@ def slide(
     """Predict a volume window by window and hand on its averaged scores, slice by slice.
 
     Args:
-        data: the preprocessed scan (C, Z, Y, X), float32, on the CPU.
+        data: the preprocessed scan (C, Z, Y, X), float32.
         forward: the network; its scores may lie on any device and are added up on ``device``.
         consume: gets all Z slices of scores (heads, n, Y, X), float32, in order.
         heads: number of classes or regions.
@@ -124,18 +131,19 @@ def slide(
     padded, kept = padded_volume(data, patch)
     shape = tuple(padded.shape[1:])
     choose = visit or EveryWindow(shape, patch, step_size)
-    weights = (gaussian_weights(patch) if gaussian else torch.ones(patch)).to(device)
-    sums = torch.zeros((heads, patch[0], *shape[1:]), dtype=torch.float32, device=device)
-    total = torch.zeros((patch[0], *shape[1:]), dtype=torch.float32, device=device)
+    place = place_at(device)
+    weights = window_weights(patch, place, gaussian=gaussian)
+    sums = place.zeros((heads, patch[0], *shape[1:]))
+    total = place.zeros((patch[0], *shape[1:]))
     done = 0
     for z, following in zip(choose.z_starts, [*choose.z_starts[1:], shape[0]], strict=True):
-        slab = Slab(padded[:, z : z + patch[0]], forward, sums, total, weights, patch, progress)
+        slab = Slab(padded[:, z : z + patch[0]], forward, place, sums, total, weights, patch, progress)
         choose(slab)
         done += slab.windows
         first, last = max(kept[0].start, z), min(kept[0].stop, following)
         if last > first:
-            weight = total[first - z : last - z, kept[1], kept[2]].clamp(min=torch.finfo(torch.float32).tiny)
-            consume(sums[:, first - z : last - z, kept[1], kept[2]].div_(weight))
+            weight = total[first - z : last - z, kept[1], kept[2]]
+            consume(place.divide(sums[:, first - z : last - z, kept[1], kept[2]], weight))
         _shift(sums, following - z, axis=1)
         _shift(total, following - z, axis=0)
     return done
@@ -146,32 +154,38 @@ class Slab:
 
     def __init__(
         self,
-        data: torch.Tensor,
+        data: np.ndarray,
         forward: Forward,
-        sums: torch.Tensor,
-        total: torch.Tensor,
-        weights: torch.Tensor,
+        place: Place,
+        sums: Array,
+        total: Array,
+        weights: Array,
         patch: tuple[int, ...],
         progress: Callable[[int], None] | None,
     ) -> None:
         self._data, self._forward, self._patch, self._progress = data, forward, patch, progress
-        self._sums, self._total, self._weights = sums, total, weights
+        self._place, self._sums, self._total, self._weights = place, sums, total, weights
         self.windows = 0
 
-    def run(self, y: int, x: int) -> torch.Tensor:
+    def run(self, y: int, x: int) -> Array:
         """Scores (K, z, y, x) of the window that starts here."""
         window = self._data[:, :, y : y + self._patch[1], x : x + self._patch[2]]
-        scores = self._forward(window[None].contiguous()).to(self._sums.device).float()
+        scores = self._place.take(self._forward(np.ascontiguousarray(window[None])))
         self.windows += 1
         if self._progress is not None:
             self._progress(1)
         return scores
 
-    def add(self, y: int, x: int, scores: torch.Tensor) -> None:
+    def add(self, y: int, x: int, scores: Array) -> None:
         """Add a window's scores to the sums."""
         rows, columns = slice(y, y + self._patch[1]), slice(x, x + self._patch[2])
-        self._sums[:, :, rows, columns].addcmul_(scores, self._weights)
+        self._place.add_weighted(self._sums[:, :, rows, columns], scores, self._weights)
         self._total[:, rows, columns] += self._weights
+
+
+def window_weights(patch: tuple[int, ...], place: Place, *, gaussian: bool) -> Array:
+    """Weights of a window's voxels (z, y, x), at the place of the sums."""
+    return place.take(gaussian_weights(patch) if gaussian else np.ones(patch, np.float32))
 
 
 class EveryWindow:
@@ -187,24 +201,16 @@ class EveryWindow:
                 slab.add(y, x, slab.run(y, x))
 
 
-def padded_volume(data: torch.Tensor, patch: Sequence[int]) -> tuple[torch.Tensor, tuple[slice, ...]]:
+def padded_volume(data: np.ndarray, patch: Sequence[int]) -> tuple[np.ndarray, tuple[slice, ...]]:
     """The scan (C, Z, Y, X), zero-padded to at least one patch, and where it lies in there."""
     before = padding(data.shape[1:], patch)
     kept = tuple(slice(low, low + size) for (low, _), size in zip(before, data.shape[1:], strict=True))
-    return _pad(data, before), kept
+    return (np.pad(data, [(0, 0), *before]) if any(map(sum, before)) else data), kept
 
 
-def _pad(data: torch.Tensor, widths: Sequence[tuple[int, int]]) -> torch.Tensor:
-    if not any(sum(width) for width in widths):
-        return data
-    flat = [value for width in reversed(widths) for value in width]
-    return torch.nn.functional.pad(data, flat)
-
-
-def _shift(sums: torch.Tensor, count: int, *, axis: int) -> None:
+def _shift(sums: Array, count: int, *, axis: int) -> None:
     """Drop the first ``count`` entries of an axis and append zeros, in place."""
-    size = sums.shape[axis]
-    keep = size - count
-    if keep > 0:
-        sums.narrow(axis, 0, keep).copy_(sums.narrow(axis, count, keep).clone())
-    sums.narrow(axis, max(0, keep), size - max(0, keep)).zero_()
+    slices = sums if axis == 0 else sums.swapaxes(0, axis)
+    size = len(slices)
+    for index in range(size):  # one by one, so that source and target never overlap
+        slices[index] = slices[index + count] if index + count < size else 0

@@ -13,8 +13,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from scipy.ndimage import gaussian_filter
 
 from nnunet_flare.errors import InputError
-from nnunet_flare.inference import export
+from nnunet_flare.inference import export, planes
 from nnunet_flare.inference.export import SliceExporter, labels_on_image_grid
+from nnunet_flare.inference.torch_arrays import OnDevice
+from nnunet_flare.inference.torch_planes import DevicePlanes
 
 TIE = 1e-4
 """Scores that are closer than this may be rounded either way."""
@@ -130,17 +132,31 @@ def test_probabilities_of_softmax_models_interpolated_and_thresholded_for_region
 def test_no_full_resolution_scores_are_made(monkeypatch):
     managers = setting((1.0, 0.5, 0.5), (100, 64, 64), spacing=(5.0, 1.5, 1.5))
     sizes = []
-    interpolate = torch.nn.functional.interpolate
+    resized = planes.HostPlanes._resized
 
-    def recorded(*args: Any, **kwargs: Any) -> torch.Tensor:
-        result = interpolate(*args, **kwargs)
-        sizes.append(result.numel())
+    def recorded(self: planes.HostPlanes, plane: np.ndarray) -> np.ndarray:
+        result = resized(self, plane)
+        sizes.append(result.size)
         return result
 
-    monkeypatch.setattr(export.F, "interpolate", recorded)
+    monkeypatch.setattr(planes.HostPlanes, "_resized", recorded)
     labels_on_image_grid(scores(14, (20, 21, 21)), *managers)
     assert max(sizes) == 64 * 64
     assert len(sizes) <= 14 * 20, "slices were interpolated more than once"
+
+
+@pytest.mark.parametrize("labels", [None, models.REGIONS], ids=["softmax", "regions"])
+@pytest.mark.parametrize(("spacing", "shape", "plan", "grid"), CASES)
+def test_a_gpu_gives_the_labels_of_the_cpu_but_for_ties(spacing, shape, plan, grid, labels, monkeypatch):
+    """Its operations are tried on the CPU in place of a GPU."""
+    managers = setting(spacing, shape, pad=2, labels=labels, **plan)
+    logits = scores(2 if labels else 4, grid)
+    expected = labels_on_image_grid(logits.numpy(), *managers)
+    monkeypatch.setattr(planes.HostPlanes, "beside", lambda self, scores: DevicePlanes(self))
+    monkeypatch.setattr(export, "place_of", lambda array: OnDevice(torch.device("cpu")))
+    found = labels_on_image_grid(logits, *managers)
+    assert len(np.unique(found)) > 2
+    assert (found != expected).mean() < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -14,16 +14,18 @@ import torch
 from nnunet_flare.cli import predict
 from nnunet_flare.errors import FlareError, InputError
 from nnunet_flare.images import write_volume
-from nnunet_flare.inference import memory, networks
+from nnunet_flare.inference import memory
 from nnunet_flare.inference.core import Segmenter
+from nnunet_flare.inference.devices import Device, open_device
+from nnunet_flare.inference.model import Model
 from nnunet_flare.inference.predictor import FlarePredictor
 from nnunet_flare.inference.profile import Profile
-from nnunet_flare.inference.runtimes import TorchRuntime
-from nnunet_flare.inference.settings import PredictionSettings, open_device
+from nnunet_flare.inference.settings import PredictionSettings
+from nnunet_flare.inference.torch_runtime import TorchRuntime
 from nnunet_flare.rounds.executors.local import gpu_lock, visible_gpus
 
 GIB = memory.GIGABYTE
-CUDA = SimpleNamespace(type="cuda")
+CUDA = Device("cuda")
 
 
 # ------------------------------------------------------------------ which device
@@ -31,9 +33,9 @@ CUDA = SimpleNamespace(type="cuda")
 
 def test_auto_is_what_torch_finds_and_the_commands_default(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert open_device("auto") == torch.device("cuda")
+    assert str(open_device("auto")) == "cuda"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert open_device("auto") == torch.device("cpu")
+    assert str(open_device("auto")) == "cpu"
     folder = models.write_model(tmp_path / "model")
     write_volume(tmp_path / "images" / "a_0000.nii.gz", scans.blobs((10, 36, 40)))
     words = ["-i", tmp_path / "images", "-o", tmp_path / "out", "-m", folder]
@@ -89,10 +91,9 @@ def test_batch_norms_with_large_variance_keep_to_single_precision_under_half(tmp
     torch.save(checkpoint, path)
     settings = PredictionSettings(backend="torch", precision="fp32")
     network = Segmenter.from_model_folder(folder, settings).models[0].network
-    window = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 1, 8, 32, 32)).astype(np.float32))
+    window = np.random.default_rng(0).normal(size=(1, 1, 8, 32, 32)).astype(np.float32)
     runtimes = {p: TorchRuntime(network(), device=torch.device("cpu"), precision=p) for p in ("fp32", "fp16")}
-    with torch.inference_mode():
-        exact, half = (runtimes[p](window).float() for p in ("fp32", "fp16"))
+    exact, half = (torch.from_numpy(runtimes[p](window)) for p in ("fp32", "fp16"))
     assert torch.isfinite(half).all() and len(exact.argmax(0).unique()) > 1
     assert not torch.equal(half, exact)
     assert (half.argmax(0) != exact.argmax(0)).float().mean() < 0.01
@@ -119,7 +120,7 @@ def test_single_precision_on_cuda_is_no_tf32_and_the_process_is_left_as_it_was(m
     torch.backends.cuda.matmul.allow_tf32 = True
     try:
         before = flags()
-        runtime(SimpleNamespace(to=lambda device, dtype: torch.zeros(1, 1, 2, 2, 2)))
+        runtime._scores(torch.zeros(1, 1, 2, 2, 2))
         assert seen == [(tf32, tf32, True)]
         assert flags() == before == (True, True, False)
     finally:
@@ -185,9 +186,9 @@ def test_a_network_that_does_not_fit_the_gpu_is_run_by_the_cpu_and_this_is_said(
         scans.blobs((10, 36, 40))
     )
     card.free = 1000  # the sums lie on the CPU
-    real = networks.open_runtime
+    real = Model.runtime
 
-    def open_runtime(model, *, device, **more):
+    def runtime(model, *, device, **more):
         if device.type == "cpu":
             return real(model, device=device, **more)
         if when == "loading":
@@ -198,7 +199,7 @@ def test_a_network_that_does_not_fit_the_gpu_is_run_by_the_cpu_and_this_is_said(
 
         return full
 
-    monkeypatch.setattr(networks, "open_runtime", open_runtime)
+    monkeypatch.setattr(Model, "runtime", runtime)
     predictor = FlarePredictor.from_model_folder(folder, backend="torch", precision="fp32", device="cuda")
     np.testing.assert_array_equal(predictor.predict(scans.blobs((10, 36, 40))), expected)
     said = "the CPU predicts" if when == "loading" else "once more on the CPU"
@@ -208,10 +209,10 @@ def test_a_network_that_does_not_fit_the_gpu_is_run_by_the_cpu_and_this_is_said(
 def test_other_errors_of_the_gpu_are_not_taken_for_a_lack_of_memory(tmp_path, card, monkeypatch):
     folder = models.write_model(tmp_path / "model")
 
-    def open_runtime(model, **more):
+    def runtime(model, **more):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(networks, "open_runtime", open_runtime)
+    monkeypatch.setattr(Model, "runtime", runtime)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         FlarePredictor.from_model_folder(folder, backend="torch", device="cuda").segmenter.load()
 
@@ -243,9 +244,9 @@ def test_the_networks_time_is_booked_under_the_network_when_a_profile_is_wanted(
         def sum(self, *_: object, **__: object) -> torch.Tensor:
             return torch.zeros(())
 
-    def asynchronous(window: torch.Tensor) -> torch.Tensor:
+    def asynchronous(window: np.ndarray) -> torch.Tensor:
         pending.append(0.2)
-        return forward(window).as_subclass(OnGpu)
+        return torch.from_numpy(forward(window)).as_subclass(OnGpu)
 
     segmenter._forwards[0] = asynchronous
     scan = segmenter.prepare([scans.blobs((8, 32, 32))])

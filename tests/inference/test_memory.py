@@ -34,13 +34,18 @@ def test_scores_need_the_same_for_any_number_of_slices():
     assert long.labels - short.labels < 2 * 300 * 2**20
 
 
+def whole(array: np.ndarray) -> np.ndarray:
+    """The array that a view looks at."""
+    return array if array.base is None else whole(array.base)
+
+
 def test_sums_really_cover_one_patch_depth():
-    """The largest tensor of scores that is handed on at once is one patch deep, however long the scan."""
+    """The largest array of scores that is handed on at once is one patch deep, however long the scan."""
     depths = []
     slide(
-        torch.zeros(1, 200, 24, 24),
-        lambda window: torch.zeros(3, *window.shape[2:]),
-        lambda block: depths.append((block.shape[1], block.untyped_storage().nbytes())),
+        np.zeros((1, 200, 24, 24), np.float32),
+        lambda window: np.zeros((3, *window.shape[2:]), np.float32),
+        lambda block: depths.append((block.shape[1], whole(block).nbytes)),
         heads=3,
         patch=(8, 24, 24),
         step_size=0.5,
@@ -96,7 +101,7 @@ def _gpu_that_is_full_after(windows: int, segmenter: Segmenter, monkeypatch: pyt
             return real(data, forward, consume, device=device, **more)
         left = windows
 
-        def failing(window: torch.Tensor) -> torch.Tensor:
+        def failing(window: np.ndarray) -> np.ndarray:
             nonlocal left
             if left == 0:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -114,10 +119,8 @@ RESULTS = {
     "a label map": lambda segmenter, scan: segmenter.segment(scan)[0],
     "a label map and the members'": lambda segmenter, scan: np.stack(segmenter.segment(scan, members=True)[1]),
     "a coarse label map": lambda segmenter, scan: segmenter.network_labels(scan),
-    "logits": lambda segmenter, scan: segmenter.logits(scan.prepared.data).numpy(),
-    "members for pseudo-labels": lambda segmenter, scan: segmenter.predict_members(
-        scan.prepared.data
-    ).mean_softmax.numpy(),
+    "logits": lambda segmenter, scan: segmenter.logits(scan.prepared.data),
+    "members for pseudo-labels": lambda segmenter, scan: segmenter.predict_members(scan.prepared.data).mean_softmax,
 }
 
 

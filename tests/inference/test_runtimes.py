@@ -25,7 +25,7 @@ needs_openvino = pytest.mark.skipif(
 
 
 def logits(folder: Path, data: np.ndarray, **options: object) -> torch.Tensor:
-    return FlarePredictor.from_model_folder(folder, **options).segmenter.logits(data)
+    return torch.from_numpy(FlarePredictor.from_model_folder(folder, **options).segmenter.logits(data))
 
 
 @pytest.fixture
@@ -93,12 +93,12 @@ def test_bf16_is_near_single_precision(case, backend):
 
 @needs_openvino
 def test_converted_network_is_kept_and_made_anew_for_other_weights(case, tmp_path, monkeypatch):
-    from nnunet_flare.inference import openvino_runtime
+    from nnunet_flare.inference import openvino_conversion
 
     folder, data = case
     conversions = []
-    convert = openvino_runtime._convert
-    monkeypatch.setattr(openvino_runtime, "_convert", lambda *a, **k: conversions.append(1) or convert(*a, **k))
+    convert = openvino_conversion.convert
+    monkeypatch.setattr(openvino_conversion, "convert", lambda *a, **k: conversions.append(1) or convert(*a, **k))
     options = {"backend": "openvino", "precision": "fp32", "folds": [0]}
     first = logits(folder, data, **options)
     again = logits(folder, data, **options)

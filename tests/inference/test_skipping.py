@@ -6,25 +6,24 @@ import model_folders as models
 import numpy as np
 import pytest
 import small_scans as scans
-import torch
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.images import read_labels
 from nnunet_flare.inference.core import Segmenter
+from nnunet_flare.inference.devices import CPU
 from nnunet_flare.inference.settings import PredictionSettings
 from nnunet_flare.inference.skipping import Huang, slide_growing
 from nnunet_flare.inference.windows import slide
 
 CLASSES = 14
-CPU = torch.device("cpu")
 BODY = 50
 
 
-def perfect(window: torch.Tensor) -> torch.Tensor:
+def perfect(window: np.ndarray) -> np.ndarray:
     """Scores that say what is in the window: label ids, ``BODY`` is background."""
-    labels = window[0, 0].long()
+    labels = window[0, 0].astype(int)
     labels[labels == BODY] = 0
-    return torch.nn.functional.one_hot(labels, CLASSES).permute(3, 0, 1, 2).float()
+    return np.moveaxis(np.eye(CLASSES, dtype=np.float32)[labels], -1, 0)
 
 
 def run(labels: np.ndarray, patch, *, body: np.ndarray | None = None, step: float = 0.5, body_above=None):
@@ -34,17 +33,17 @@ def run(labels: np.ndarray, patch, *, body: np.ndarray | None = None, step: floa
         data[(labels == 0) & body] = BODY
     results = []
     for growing in (False, True):
-        blocks: list[torch.Tensor] = []
+        blocks: list[np.ndarray] = []
         common = {"heads": CLASSES, "patch": patch, "step_size": step, "device": CPU}
-        consume = lambda block, blocks=blocks: blocks.append(block.argmax(0).clone())  # noqa: E731
+        consume = lambda block, blocks=blocks: blocks.append(block.argmax(0))  # noqa: E731
         if growing:
             windows = slide_growing(
-                torch.from_numpy(data)[None], perfect, consume, foreground=lambda s: s.argmax(0) > 0,
+                data[None], perfect, consume, foreground=lambda s: s.argmax(0) > 0,
                 body_above=body_above, **common,
             )  # fmt: skip
         else:
-            windows = slide(torch.from_numpy(data)[None], perfect, consume, **common)
-        results.append((torch.cat(blocks).numpy(), windows))
+            windows = slide(data[None], perfect, consume, **common)
+        results.append((np.concatenate(blocks), windows))
     return results
 
 
@@ -141,13 +140,13 @@ def test_a_scan_without_foreground_costs_one_window_a_slab():
 
 
 def huang(labels: np.ndarray, patch) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    blocks: list[torch.Tensor] = []
-    data = torch.from_numpy(labels.astype(np.float32))[None]
+    blocks: list[np.ndarray] = []
+    data = labels.astype(np.float32)[None]
     shape = [max(n, p) for n, p in zip(labels.shape, patch, strict=True)]
     visit = Huang(shape, patch)
-    windows = slide(data, perfect, lambda b: blocks.append(b.argmax(0).clone()), heads=CLASSES, patch=patch,
+    windows = slide(data, perfect, lambda b: blocks.append(b.argmax(0)), heads=CLASSES, patch=patch,
                     step_size=0.9, device=CPU, visit=visit)  # fmt: skip
-    return torch.cat(blocks).numpy(), windows
+    return np.concatenate(blocks), windows
 
 
 def test_huang_skips_the_slab_after_an_empty_one_and_sees_a_band_of_two_patches():

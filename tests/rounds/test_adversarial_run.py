@@ -214,11 +214,14 @@ def test_flare_predict_and_stock_open_the_models_that_the_run_trained(
 )
 def test_openvino_gives_the_networks_logits(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NNUNET_FLARE_CACHE", str(tmp_path / "cache"))
+    from nnunet_flare.inference.openvino_conversion import openvino_network
     from nnunet_flare.inference.openvino_runtime import OpenVinoRuntime
 
     model = open_model(Member(finished.round(0).model, "all"))
     network = model.network().float().eval()
     window = torch.randn(1, 1, 16, 32, 32, generator=torch.Generator().manual_seed(0))
-    runtime = OpenVinoRuntime(model, network, patch=(16, 32, 32), precision="fp32", two_d=False)
+    converted = openvino_network(model, network, patch=(16, 32, 32), two_d=False)
+    runtime = OpenVinoRuntime(converted, precision="fp32", two_d=False)
     with torch.no_grad():
-        torch.testing.assert_close(runtime(window), network(window)[0], atol=1e-3, rtol=1e-3)
+        found = torch.from_numpy(runtime(window.numpy()))
+        torch.testing.assert_close(found, network(window)[0], atol=1e-3, rtol=1e-3)

@@ -198,7 +198,7 @@ def test_a_killed_training_ends_as_one_that_was_not_and_predicts(data, tmp_path)
     opened = Segmenter.from_model_folder(folder, PredictionSettings(precision="fp32", backend="torch"), folds=[0])
     image = np.random.default_rng(0).normal(size=(1, 10, 20, 20)).astype(np.float32)
     first = opened.predict_members(image).mean_softmax
-    torch.testing.assert_close(first, opened.predict_members(image).mean_softmax, msg="dropout is off")
+    np.testing.assert_allclose(first, opened.predict_members(image).mean_softmax, rtol=1e-5, err_msg="dropout is off")
 
 
 def test_strong_augmentation_is_for_pseudo_labels_and_half_of_the_samples(data):

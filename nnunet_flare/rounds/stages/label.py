@@ -185,7 +185,7 @@ def _label_case(run: Run, of: Round, case: UnlabelledCase, predictor: Labeller, 
         data, crop_mask_seg, properties = _read_case(run, case)
         only = None if of.loop is None else list(organs.values())
         prediction = predictor.predict_members(data, only=only)
-        fused = prediction.mean_softmax.argmax(0).numpy().astype(np.uint8)
+        fused = prediction.mean_softmax.argmax(0).astype(np.uint8)
         spacing = network_spacing_mm(properties, predictor.plans_manager.transpose_forward, fused.shape)
         fused = _cleaned(run, fused, spacing)
         agreement = _agreement(prediction.labels, max(organs.values()) + 1)

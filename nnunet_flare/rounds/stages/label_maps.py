@@ -37,13 +37,12 @@ def write_label_map(run: Run, number: int, entry: Entry, path: Path, ending: str
 
 def _to_image_grid(run: Run, number: int, case: str, mask: np.ndarray) -> np.ndarray:
     """A mask of the network grid on the image's grid, by the interpolation that label maps take."""
-    import torch
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from nnunet_flare.inference.export import labels_on_image_grid
 
     plans = PlansManager(read_plans(run.plans_file))
-    scores = torch.from_numpy(np.stack([~mask, mask]).astype(np.float32))
+    scores = np.stack([~mask, mask]).astype(np.float32)
     two_classes = plans.get_label_manager({"labels": {"background": 0, "uncertain": 1}})
     properties = read_properties(run.paths.properties(number, case))
     manager = plans.get_configuration(run.recipe.configuration)

@@ -1,0 +1,123 @@
+"""Arrays of scores: NumPy's on the CPU, PyTorch's tensors on a GPU.
+
+Windows, augmentation and export slice, add and divide both alike; what the two libraries name differently is here, for
+the CPU in :class:`Host`, for GPUs in :mod:`nnunet_flare.inference.torch_arrays`. Nothing of PyTorch is imported until a
+tensor comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+Array = Any
+"""A NumPy array, or a tensor on a GPU."""
+
+
+class Place(Protocol):
+    """Where arrays lie, and what is done with them there."""
+
+    def zeros(self, shape: Sequence[int]) -> Array:
+        """Single precision zeros."""
+        ...
+
+    def take(self, array: Any) -> Array:
+        """An array from anywhere, here and in single precision; the same memory where that is so already."""
+        ...
+
+    def copy(self, array: Array) -> Array:
+        """A copy in single precision."""
+        ...
+
+    def add_weighted(self, sums: Array, scores: Array, weights: Array) -> None:
+        """Add scores (K, z, y, x), each times its weight (z, y, x), to sums, a part of an array of :meth:`zeros`."""
+        ...
+
+    def divide(self, sums: Array, total: Array) -> Array:
+        """Sums (K, n, y, x) by the total weight (n, y, x), in place; zero where that is zero."""
+        ...
+
+    def flip(self, array: Array, axes: Sequence[int]) -> Array:
+        """The array with axes reversed."""
+        ...
+
+    def join(self, arrays: Sequence[Array], axis: int) -> Array:
+        """Arrays one after the other along an axis."""
+        ...
+
+    def softmax(self, scores: Array) -> Array:
+        """Probabilities over the first axis."""
+        ...
+
+    def total(self, scores: Array) -> Any:
+        """The sum of all scores, which is a finite number when they are."""
+        ...
+
+
+TINY = float(np.finfo(np.float32).tiny)
+
+
+class Host:
+    """The CPU. Work goes plane by plane, so that what is made on the way stays in the processor's cache."""
+
+    def zeros(self, shape: Sequence[int]) -> np.ndarray:
+        return np.zeros(tuple(shape), np.float32)
+
+    def take(self, array: Any) -> np.ndarray:
+        return to_host(array)
+
+    def copy(self, array: np.ndarray) -> np.ndarray:
+        return np.array(array, np.float32)
+
+    def add_weighted(self, sums: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> None:
+        product = np.empty(scores.shape[2:], np.float32)
+        for index, weight in enumerate(weights):
+            for into, plane in zip(sums[:, index], scores[:, index], strict=True):
+                np.multiply(plane, weight, out=product)
+                into += product
+
+    def divide(self, sums: np.ndarray, total: np.ndarray) -> np.ndarray:
+        for index, weight in enumerate(np.maximum(total, TINY)):
+            sums[:, index] /= weight
+        return sums
+
+    def flip(self, array: np.ndarray, axes: Sequence[int]) -> np.ndarray:
+        return np.flip(array, tuple(axes))
+
+    def join(self, arrays: Sequence[np.ndarray], axis: int) -> np.ndarray:
+        return np.concatenate(arrays, axis=axis)
+
+    def softmax(self, scores: np.ndarray) -> np.ndarray:
+        powers = np.exp(scores - scores.max(0))
+        powers /= powers.sum(0)
+        return powers
+
+    def total(self, scores: np.ndarray) -> float:
+        with np.errstate(invalid="ignore", over="ignore"):
+            return float(scores.sum(dtype=np.float32))
+
+
+HOST = Host()
+
+
+def place_at(device: Any) -> Place:
+    """The place of arrays on a device, PyTorch's or of :mod:`nnunet_flare.inference.devices`."""
+    if device.type == "cpu":
+        return HOST
+    from nnunet_flare.inference.torch_arrays import OnDevice
+
+    return OnDevice(device)
+
+
+def place_of(array: Array) -> Place:
+    """Where an array lies; a tensor on the CPU is one of its arrays after :meth:`Place.take`."""
+    return HOST if isinstance(array, np.ndarray) else place_at(array.device)
+
+
+def to_host(array: Any) -> np.ndarray:
+    """An array from anywhere as a NumPy array in single precision; the same memory where it is one already."""
+    if not isinstance(array, np.ndarray):
+        array = array.detach().float().cpu().numpy()
+    return array.astype(np.float32, copy=False)

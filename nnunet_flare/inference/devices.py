@@ -1,0 +1,76 @@
+"""Where networks run, by name: nothing of PyTorch is imported for the CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from nnunet_flare.errors import InputError
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device as PyTorch names it; ``str`` gives that name."""
+
+    type: str
+    index: int | None = None
+
+    def __str__(self) -> str:
+        return self.type if self.index is None else f"{self.type}:{self.index}"
+
+
+CPU = Device("cpu")
+
+
+def open_device(name: str) -> Device:
+    """The device of a name; ``auto`` is CUDA where PyTorch finds a device, else the CPU.
+
+    Raises:
+        InputError: when it does not exist here.
+    """
+    if name == "auto":
+        return Device("cuda") if _has_cuda() else CPU
+    kind, colon, index = name.partition(":")
+    if kind not in ("cuda", "cpu", "mps") or (colon and not index.isdecimal()):
+        raise InputError(f"device {name!r}: expected auto, cuda, cpu or mps")
+    device = Device(kind, int(index) if colon else None)
+    if kind != "cpu":
+        _check_accelerator(device)
+    return device
+
+
+def named(device: Device) -> str:
+    """A device with the name of its GPU, for messages."""
+    if device.type != "cuda":
+        return str(device)
+    import torch
+
+    return f"{device} ({torch.cuda.get_device_name(of_torch(device))})"
+
+
+def of_torch(device: Any) -> Any:
+    """PyTorch's device of the same name."""
+    import torch
+
+    return torch.device(str(device))
+
+
+def _has_cuda() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False
+    return bool(torch.cuda.is_available())
+
+
+def _check_accelerator(device: Device) -> None:
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(f"device {device}: needs PyTorch, which is not installed here; use -device cpu") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda: no CUDA device was found; use -device auto or cpu")
+    if device.type == "cuda" and (device.index or 0) >= max(1, torch.cuda.device_count()):
+        raise InputError(f"device {device}: this process sees {torch.cuda.device_count()} CUDA device(s), from cuda:0")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError("device mps: not available here; use -device cpu")

@@ -1,0 +1,66 @@
+"""What the outputs of a network stand for, as stock nnU-Net's label manager reads it from dataset.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from nnunet_flare.errors import InputError
+from nnunet_flare.inference.arrays import HOST
+
+IGNORED = "ignore"
+"""The label of voxels without an annotation; no output stands for it."""
+
+REGION_THRESHOLD = 0.5
+"""A region holds a voxel where its probability is above this (stock nnU-Net)."""
+
+
+class Labels:
+    """Exclusive labels, or regions that are painted one over the other."""
+
+    def __init__(self, dataset_json: Mapping[str, Any]) -> None:
+        """Read dataset.json's ``labels`` and ``regions_class_order``.
+
+        Raises:
+            InputError: when they do not go together.
+        """
+        named = {name: value for name, value in dataset_json["labels"].items() if name != IGNORED}
+        ids = {name: list(value) if isinstance(value, (list, tuple)) else [value] for name, value in named.items()}
+        self.has_regions = any(len(some) > 1 for some in ids.values())
+        self.all_labels = sorted({int(label) for some in ids.values() for label in some})
+        self.regions_class_order: list[int] | None = None
+        if self.has_regions:
+            order = dataset_json.get("regions_class_order")
+            regions = [some for some in ids.values() if set(some) != {0}]
+            if not isinstance(order, (list, tuple)) or len(order) != len(regions):
+                raise InputError(
+                    f"dataset.json: regions_class_order is {order}, expected a label for each of {len(regions)} regions"
+                )
+            self.regions_class_order = [int(label) for label in order]
+
+    @cached_property
+    def heads(self) -> int:
+        """Number of classes or regions, which is the network's number of outputs."""
+        return len(self.all_labels if self.regions_class_order is None else self.regions_class_order)
+
+    def probabilities(self, scores: np.ndarray) -> np.ndarray:
+        """Softmax, or the sigmoid of each region, of scores (K, ...)."""
+        return HOST.softmax(scores) if self.regions_class_order is None else sigmoid(scores)
+
+    def decided(self, scores: np.ndarray, *, probabilities: bool = False) -> np.ndarray:
+        """The label (...), uint8, of each voxel of scores (K, ...), or of probabilities."""
+        if self.regions_class_order is None:
+            return scores.argmax(0).astype(np.uint8)
+        labels = np.zeros(scores.shape[1:], np.uint8)
+        for label, score in zip(self.regions_class_order, scores, strict=True):
+            labels[(score if probabilities else sigmoid(score)) > REGION_THRESHOLD] = label
+        return labels
+
+
+def sigmoid(scores: np.ndarray) -> np.ndarray:
+    """The logistic function, in single precision."""
+    with np.errstate(over="ignore"):
+        return np.float32(1) / (np.float32(1) + np.exp(-scores))

@@ -1,0 +1,62 @@
+"""Stock nnU-Net's normalisations of one channel, by the names that plans give them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+SMALLEST = 1e-8
+"""Least divisor, as in stock nnU-Net."""
+
+Normalise = Callable[[np.ndarray, "np.ndarray | None", Mapping[str, Any]], np.ndarray]
+"""Values (float32, changed in place), a mask that is negative outside or None, and the channel's intensities."""
+
+
+def _of_ct(values: np.ndarray, mask: np.ndarray | None, intensities: Mapping[str, Any]) -> np.ndarray:
+    """Clipped to the foreground's percentiles, then standardised by the foreground's mean and deviation."""
+    np.clip(values, intensities["percentile_00_5"], intensities["percentile_99_5"], out=values)
+    values -= intensities["mean"]
+    values /= max(intensities["std"], SMALLEST)
+    return values
+
+
+def _z_score(values: np.ndarray, mask: np.ndarray | None, intensities: Mapping[str, Any]) -> np.ndarray:
+    """Standardised by the scan's own mean and deviation, inside the mask alone where there is one."""
+    inside = ... if mask is None else mask >= 0
+    chosen = values[inside]
+    values[inside] = (chosen - chosen.mean()) / max(chosen.std(), SMALLEST)
+    return values
+
+
+def _none(values: np.ndarray, mask: np.ndarray | None, intensities: Mapping[str, Any]) -> np.ndarray:
+    return values
+
+
+def _to_one(values: np.ndarray, mask: np.ndarray | None, intensities: Mapping[str, Any]) -> np.ndarray:
+    """From the scan's lowest value, 0, to its highest, 1."""
+    values -= values.min()
+    values /= max(values.max(), SMALLEST)
+    return values
+
+
+def _of_rgb(values: np.ndarray, mask: np.ndarray | None, intensities: Mapping[str, Any]) -> np.ndarray:
+    """From 0 to 255.
+
+    Raises:
+        ValueError: for other values.
+    """
+    if values.min() < 0 or values.max() > 255:
+        raise ValueError(f"values from {values.min():g} to {values.max():g}; the model takes 8-bit pictures, 0 to 255")
+    values /= 255.0
+    return values
+
+
+STOCK: dict[str, Normalise] = {
+    "CTNormalization": _of_ct,
+    "ZScoreNormalization": _z_score,
+    "NoNormalization": _none,
+    "RescaleTo01Normalization": _to_one,
+    "RGBTo01Normalization": _of_rgb,
+}

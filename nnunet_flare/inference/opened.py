@@ -1,0 +1,101 @@
+"""What a prediction needs of an opened model, whether it is a trained one's folder or an exported one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from nnunet_flare.errors import InputError
+from nnunet_flare.inference.devices import Device
+from nnunet_flare.inference.labels import Labels
+from nnunet_flare.inference.windows import Forward
+
+
+class Opened(Protocol):
+    """A model: plans, data set, and a network that can be made ready. ``str`` of it names it in messages."""
+
+    @property
+    def folder(self) -> Path:
+        """The model's folder."""
+        ...
+
+    @property
+    def plans_manager(self) -> Any:
+        """Axis orders, reader and intensities, under stock nnU-Net's names."""
+        ...
+
+    @property
+    def configuration_manager(self) -> Any:
+        """Spacing, patch, normalisation and resampling, under stock nnU-Net's names."""
+        ...
+
+    @property
+    def dataset_json(self) -> dict[str, Any]:
+        """Channels, labels and file ending."""
+        ...
+
+    @property
+    def labels(self) -> Labels:
+        """What the network's outputs stand for."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """Number of image channels."""
+        ...
+
+    @property
+    def mirroring_axes(self) -> tuple[int, ...] | None:
+        """Axes that were mirrored in training."""
+        ...
+
+    def runtime(
+        self, *, backend: str, fall_back: bool, device: Device, precision: str, patch: Sequence[int], two_d: bool
+    ) -> Forward:
+        """What executes the network for windows of one size.
+
+        Args:
+            backend: ``torch`` or ``openvino``.
+            fall_back: whether PyTorch takes over a network that OpenVINO does not run.
+            device: of PyTorch.
+            precision: ``fp32``, ``fp16`` or ``bf16``.
+            patch: window size (z, y, x).
+            two_d: whether the network takes single slices.
+
+        Raises:
+            InputError: when the weights do not fit the network, or the backend cannot run it.
+        """
+        ...
+
+
+def check_same_task(first: Opened, other: Opened) -> None:
+    """Refuse members that do not share one preprocessing and one label set.
+
+    Raises:
+        InputError: naming both members and what differs.
+    """
+    for name, of in _SHARED.items():
+        one, two = of(first), of(other)
+        if one != two:
+            raise InputError(f"{first} and {other} cannot be averaged: their {name} differ, {one} and {two}")
+
+
+_SHARED = {
+    "labels": lambda model: model.dataset_json["labels"],
+    "channels": lambda model: model.dataset_json.get("channel_names", model.dataset_json.get("modality")),
+    "spacings": lambda model: list(model.configuration_manager.spacing),
+    "patch sizes": lambda model: list(model.configuration_manager.patch_size),
+    "axis orders": lambda model: list(model.plans_manager.transpose_forward),
+    "readers": lambda model: model.plans_manager.plans["image_reader_writer"],
+    "normalisations": lambda model: (
+        list(model.configuration_manager.normalization_schemes),
+        list(model.configuration_manager.use_mask_for_norm),
+        model.plans_manager.foreground_intensity_properties_per_channel,
+    ),
+    "resamplings": lambda model: {
+        key: model.configuration_manager.configuration[key]
+        for stage in ("data", "probabilities")
+        for key in (f"resampling_fn_{stage}", f"resampling_fn_{stage}_kwargs")
+    },
+}

@@ -1,0 +1,95 @@
+"""What executes a trained network that PyTorch built: PyTorch itself on any device, or OpenVINO."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from nnunet_flare.errors import InputError
+from nnunet_flare.inference.arrays import Array
+from nnunet_flare.inference.devices import of_torch
+from nnunet_flare.inference.held import BENCHMARK, EXACT
+from nnunet_flare.inference.windows import Forward
+
+if TYPE_CHECKING:
+    from nnunet_flare.inference.model import Model
+
+log = logging.getLogger(__name__)
+
+HALF_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class TorchRuntime:
+    """A network on a device, in one precision: a window (1, C, z, y, x) to scores (K, z, y, x).
+
+    Scores of a CPU are a NumPy array, of a GPU a tensor there.
+
+    Half precision is autocast's, as in stock nnU-Net: products are computed in it, while weights, running statistics
+    and what normalisations learn stay in single precision. Single precision on CUDA is no TF32.
+    """
+
+    def __init__(self, network: nn.Module, *, device: Any, precision: str, two_d: bool = False) -> None:
+        self._device, self._precision, self._two_d = of_torch(device), precision, two_d
+        self._network = network.to(self._device, torch.float32)
+
+    def __call__(self, window: np.ndarray) -> Array:
+        with torch.inference_mode():
+            scores = self._scores(torch.from_numpy(np.ascontiguousarray(window)).to(self._device, torch.float32))
+        return scores.float().numpy() if self._device.type == "cpu" else scores
+
+    def _scores(self, window: torch.Tensor) -> torch.Tensor:
+        with ExitStack() as stack:
+            if self._precision in HALF_TYPES:
+                stack.enter_context(torch.autocast(self._device.type, dtype=HALF_TYPES[self._precision]))
+            if self._device.type == "cuda":
+                stack.enter_context(BENCHMARK.hold())
+                if self._precision == "fp32":
+                    stack.enter_context(EXACT.hold())
+            if self._two_d:
+                return self._network(window[:, :, 0])[0][:, None]
+            return self._network(window)[0]
+
+
+def open_runtime(
+    model: Model,
+    *,
+    backend: str,
+    fall_back: bool,
+    device: Any,
+    precision: str,
+    patch: Sequence[int],
+    two_d: bool,
+) -> Forward:
+    """What executes a model's network for windows of one size.
+
+    Args:
+        model: with its weights.
+        backend: ``torch`` or ``openvino``.
+        fall_back: whether PyTorch takes over a network that OpenVINO does not run.
+        device: of PyTorch.
+        precision: ``fp32``, ``fp16`` or ``bf16``.
+        patch: window size (z, y, x).
+        two_d: whether the network takes single slices.
+
+    Raises:
+        InputError: when the checkpoint does not fit the network, or OpenVINO alone may run it and does not.
+    """
+    network = model.network()
+    if backend == "openvino":
+        from nnunet_flare.inference.openvino_conversion import openvino_network
+        from nnunet_flare.inference.openvino_runtime import OpenVinoRuntime
+
+        try:
+            source = openvino_network(model, network, patch=patch, two_d=two_d)
+            return OpenVinoRuntime(source, precision=precision, two_d=two_d)
+        except RuntimeError as error:
+            if not fall_back:
+                raise InputError(f"{model.member}: OpenVINO does not run this network ({error})") from error
+            log.warning("OpenVINO does not run this network (%s); PyTorch does", str(error).splitlines()[0])
+    return TorchRuntime(network, device=device, precision=precision, two_d=two_d)
