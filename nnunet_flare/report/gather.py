@@ -12,12 +12,12 @@ import numpy as np
 from nnunet_flare.errors import FlareError, InputError
 from nnunet_flare.files import read_json
 from nnunet_flare.recipes.load import load_recipe, shipped_recipes
-from nnunet_flare.rounds.markers import MARKER, is_marked
 from nnunet_flare.rounds.run.configurations import read_plans, resolve
 from nnunet_flare.rounds.run.dataset import organ_ids
 from nnunet_flare.rounds.run.labelled_case import LabelledCase, read_labelled_case
 from nnunet_flare.rounds.run.ledger import Entry, read_decisions
 from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.markers import MARKER, is_marked
 from nnunet_flare.rounds.run.tasks import graph
 from nnunet_flare.rounds.stages.arrays import read_array
 from nnunet_flare.rounds.stages.evaluate import held_out_dice

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_flare.files import remove_scratch
-from nnunet_flare.rounds.markers import is_marked
 from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.markers import is_marked
 from nnunet_flare.rounds.run.tasks import graph
 
 

@@ -16,9 +16,9 @@ from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import last_lines, write_json
 from nnunet_flare.processes import UNKNOWN, namespace, namespace_of
 from nnunet_flare.rounds.executors.child import END_SECONDS, run_child
-from nnunet_flare.rounds.markers import is_marked
 from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.markers import is_marked
 from nnunet_flare.rounds.run.round import Round
 from nnunet_flare.rounds.run.tasks import Task, is_done, train_arguments
 

@@ -14,13 +14,13 @@ from typing import Any
 from nnunet_flare.cases import read_table, table_name
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import holds
-from nnunet_flare.rounds.markers import is_marked
 from nnunet_flare.rounds.run.configurations import read_plans
 from nnunet_flare.rounds.run.dataset import raw_cases
 from nnunet_flare.rounds.run.labelled_case import LABELLED
 from nnunet_flare.rounds.run.ledger import decisions_shape
 from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.manifest import STOP, Run, load_run_to_write, read_manifest
+from nnunet_flare.rounds.run.markers import is_marked
 from nnunet_flare.rounds.run.round import Base
 from nnunet_flare.rounds.run.tasks import Task, graph
 from nnunet_flare.rounds.run.unlabelled import read_list

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 
 from nnunet_flare.files import read_json
-from nnunet_flare.rounds.markers import is_marked
 from nnunet_flare.rounds.mending import forget_damaged
 from nnunet_flare.rounds.run.labelled_case import LABELLED
 from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.markers import is_marked
 from nnunet_flare.rounds.run.tasks import graph
 from nnunet_flare.rounds.run.unlabelled import read_list
 from nnunet_flare.rounds.stages.boxes import read_box

@@ -10,10 +10,10 @@ import numpy as np
 
 from nnunet_flare.files import read_json
 from nnunet_flare.rounds.executors.executor import executor_of
-from nnunet_flare.rounds.markers import MARKER, is_marked
 from nnunet_flare.rounds.run.home import other_home, words
 from nnunet_flare.rounds.run.ledger import Entry, read_ledger
 from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.markers import MARKER, is_marked
 from nnunet_flare.rounds.run.round import Round
 from nnunet_flare.rounds.run.tasks import Task, graph
 from nnunet_flare.rounds.run.unlabelled import read_left, read_list

@@ -15,9 +15,9 @@ from pathlib import Path
 from nnunet_flare.documents import load_rows
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json, write_json
-from nnunet_flare.rounds.markers import is_marked
 from nnunet_flare.rounds.run.dataset import organ_ids
 from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.markers import is_marked
 from nnunet_flare.rounds.run.unlabelled import read_list
 
 log = logging.getLogger(__name__)

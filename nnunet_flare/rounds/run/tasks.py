@@ -13,8 +13,8 @@ from typing import Literal
 
 from nnunet_flare.children import python_module
 from nnunet_flare.errors import InputError
-from nnunet_flare.rounds.markers import is_marked
 from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.markers import is_marked
 from nnunet_flare.rounds.run.round import Round
 
 Stage = Literal["plan", "locate", "unlabelled", "build", "train", "label", "select", "report", "evaluate"]

@@ -67,14 +67,14 @@ def odd(folder: Path, case: str) -> list[str]:
     return list(read_state(folder, case).get("odd", []))
 
 
-def preprocess_unlabelled(run: Run, *, retry_failed: bool = False) -> dict[str, int]:
+def preprocess_unlabelled(run: Run) -> dict[str, int]:
     """Preprocess the run's unlabelled scans that are not there yet; returns how many are ready and how many failed."""
     lock = run.unlabelled_data.with_suffix(".lock")
     with LockFile(lock, f"the unlabelled cases of {run.settings.dataset}", wait=True):
-        return _preprocess_missing(run, retry_failed)
+        return _preprocess_missing(run)
 
 
-def _preprocess_missing(run: Run, retry_failed: bool) -> dict[str, int]:
+def _preprocess_missing(run: Run) -> dict[str, int]:
     folder = run.unlabelled_data
     folder.mkdir(parents=True, exist_ok=True)
     cases = read_list(run.paths.unlabelled)
@@ -87,8 +87,7 @@ def _preprocess_missing(run: Run, retry_failed: bool) -> dict[str, int]:
     todo = [
         case
         for case in cases
-        if case.case in changed
-        or (not is_ready(folder, case.case) and (retry_failed or failure(folder, case.case) is None))
+        if case.case in changed or (not is_ready(folder, case.case) and failure(folder, case.case) is None)
     ]
     if todo:
         log.info("preprocessing %d unlabelled scans", len(todo))
