@@ -141,8 +141,8 @@ def preprocess(arguments: argparse.Namespace) -> int:
 def retry(arguments: argparse.Namespace) -> int:
     """Do again what failed; returns the exit code."""
     from nnunet_flare.rounds.executors.executor import Options, executor_of
-    from nnunet_flare.rounds.mending import load_mended
     from nnunet_flare.rounds.retry import forget_failures
+    from nnunet_flare.rounds.stages.mending import load_mended
 
     run = load_mended(arguments.run_dir)
     options = Options(
@@ -165,7 +165,7 @@ def _folders() -> dict[str, Path]:
 def _go_on(executor: Executor, root: Path) -> int:
     """Bring a run's tasks to where they are done, and show its state; returns the exit code."""
     from nnunet_flare.rounds.executors.executor import executor_of
-    from nnunet_flare.rounds.mending import load_mended
+    from nnunet_flare.rounds.stages.mending import load_mended
     from nnunet_flare.rounds.status import failed_cases, status
 
     run = load_mended(root)

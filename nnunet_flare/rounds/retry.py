@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 
 from nnunet_flare.files import read_json
-from nnunet_flare.rounds.mending import forget_damaged
 from nnunet_flare.rounds.run.labelled_case import LABELLED
 from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.manifest import Run
@@ -13,6 +12,7 @@ from nnunet_flare.rounds.run.markers import is_marked
 from nnunet_flare.rounds.run.tasks import graph
 from nnunet_flare.rounds.run.unlabelled import read_list
 from nnunet_flare.rounds.stages.boxes import read_box
+from nnunet_flare.rounds.stages.mending import forget_damaged
 from nnunet_flare.rounds.stages.preprocess import failure, state_file
 
 log = logging.getLogger(__name__)

@@ -19,13 +19,13 @@ from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.rounds.executors.local import run_local
 from nnunet_flare.rounds.executors.slurm import state_file as slurm_file
-from nnunet_flare.rounds.mending import forget_damaged, load_mended
 from nnunet_flare.rounds.run.decisions import load_reviews
 from nnunet_flare.rounds.run.ledger import read_decisions, read_ledger
 from nnunet_flare.rounds.run.manifest import Run, load_run
 from nnunet_flare.rounds.run.tasks import graph, is_done
 from nnunet_flare.rounds.run.unlabelled import read_list
 from nnunet_flare.rounds.stages.arrays import is_cut
+from nnunet_flare.rounds.stages.mending import forget_damaged, load_mended
 from nnunet_flare.rounds.stages.preprocess import state_file
 
 

@@ -24,10 +24,10 @@ from nnunet_flare.files import last_lines, write_json
 from nnunet_flare.rounds.executors.child import end_group, start_child
 from nnunet_flare.rounds.executors.driver_end import cancel_driver
 from nnunet_flare.rounds.executors.executor import Options
-from nnunet_flare.rounds.mending import forget_damaged
 from nnunet_flare.rounds.run.locks import LockedError, LockFile, living_owner
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.tasks import Task, graph, is_done, ready_tasks
+from nnunet_flare.rounds.stages.mending import forget_damaged
 from nnunet_flare.wording import duration
 
 log = logging.getLogger(__name__)

@@ -24,11 +24,11 @@ from nnunet_flare.errors import FlareError, InputError, TaskError
 from nnunet_flare.files import read_json, write_json, write_text
 from nnunet_flare.rounds.executors.executor import Options
 from nnunet_flare.rounds.executors.slurm_options import parse_options, resources
-from nnunet_flare.rounds.mending import forget_damaged
 from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.markers import is_marked
 from nnunet_flare.rounds.run.tasks import Task, graph, is_done, stand_in
+from nnunet_flare.rounds.stages.mending import forget_damaged
 
 log = logging.getLogger(__name__)
 
