@@ -111,7 +111,7 @@ LABEL_KINDS: list[Kind] = [
     Kind("label_flat", "refused", changed(lambda a: a[..., 8])),
     Kind("label_one_hot", "refused", changed(lambda a: (a[..., None] == np.arange(14)).astype(np.uint8))),
     Kind("label_two_times", "refused", changed(lambda a: np.stack([a, a], axis=3))),
-    Kind("label_one_slice", "refused", changed(lambda a: a[..., 8:9])),
+    Kind("label_one_slice", "either", changed(lambda a: a[..., 8:9])),
 ]
 """Kinds of label maps that every command that reads them must survive."""
 

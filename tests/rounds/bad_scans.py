@@ -269,7 +269,7 @@ KINDS: list[Kind] = [
     Kind("intercept_nan", "refused", fields((112, "2f", 1.0, NAN))),
     Kind("slope_nan", "fine", header(112, "f", float("nan"))),
     Kind("slope_zero_with_intercept", "doubted", header(112, "2f", 0.0, -1024.0)),
-    Kind("in_metres", "doubted", header(123, "B", 1)),
+    Kind("in_metres", "either", header(123, "B", 1)),
     Kind("nifti_2", "refused", lambda path: nibabel.save(nibabel.Nifti2Image(scan(), DIAGONAL), path)),
     Kind("slope_huge", "either", header(112, "f", 1e30)),
     Kind("big_endian", "fine", big_endian),

@@ -5,7 +5,6 @@ None crashes a command, none is lost silently, and the good cases beside them ar
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
@@ -14,12 +13,19 @@ from bad_labels import LABEL_KINDS, LABEL_NAMES, OTHER_GRID, good_labels, write_
 from bad_scans import Kind, good
 
 from nnunet_flare.cli import doctor, evaluate, postprocess, pseudolabel
+from nnunet_flare.documents import load_rows
 from nnunet_flare.organs import FLARE22
 
 ONE_BY_ONE = LABEL_KINDS + LABEL_NAMES
 """What a command sees that reads one label map of a case."""
 
 IN_PAIRS = ONE_BY_ONE + OTHER_GRID
+
+
+def rows_of(table: Path) -> list[dict[str, str]]:
+    """A CSV table as our commands read it back: names that would be formulas are guarded in the file."""
+    (_, columns), *rows = load_rows(table)
+    return [dict(zip(columns, cells, strict=True)) for _, cells in rows]
 
 
 def check_fates(cases: dict[str, Kind | None], done: set[str], printed: str, *, absent_is_silent: bool = False) -> None:
@@ -134,8 +140,7 @@ def test_evaluate(tmp_path: Path, good_maps: Path, capsys, bad: str) -> None:
     output = tmp_path / "scores.csv"
     command = ["-ref", str(folders[0]), "-pred", str(folders[1]), "-o", str(output), "-np", "1"]
     assert evaluate.main(command) == 1
-    with open(output, newline="", encoding="utf-8") as stream:
-        scored = {row["Name"].removesuffix(".nii.gz") for row in csv.DictReader(stream)}
+    scored = {row["Name"].removesuffix(".nii.gz") for row in rows_of(output)}
     foreign = {"label_unknown_id", "label_next_id", "label_scaled"}
     assert foreign <= scored, "the official scripts score the organs that they know, whatever else is there"
     usable = {case: None if case in foreign else kind for case, kind in cases.items()}
@@ -148,8 +153,7 @@ def test_score_and_select(tmp_path: Path, good_maps: Path, capsys) -> None:
     assert pseudolabel.main(["score", "-i", str(good_maps), str(tmp_path / "bad"), "-o", str(scores)]) == 1
     assert pseudolabel.main(["select", "-i", str(scores), "-o", str(chosen)]) == 0
     for path in (scores, chosen):
-        with open(path, newline="", encoding="utf-8") as stream:
-            there = {row["case"] for row in csv.DictReader(stream)}
+        there = {row["case"] for row in rows_of(path)}
         check_fates(cases, there, "".join(capsys.readouterr()) if path == scores else " ".join(cases))
 
 
@@ -164,8 +168,7 @@ def test_merge(tmp_path: Path, good_maps: Path, capsys, bad: str) -> None:
         command += ["--partial", str(folders["partial"]), "--annotated", *ids]
     assert pseudolabel.main([*command, "--labels", "flare22", "-np", "1"]) == 1
     printed = "".join(capsys.readouterr())
-    with open(output / "merge.csv", newline="", encoding="utf-8") as stream:
-        fates = {row["case"]: row["result"] for row in csv.DictReader(stream)}
+    fates = {row["case"]: row["result"] for row in rows_of(output / "merge.csv")}
     done = {case for case, fate in fates.items() if fate in ("written", "dropped")}
     assert {case for case in done if fates[case] == "written"} == written(output)
     check_fates(cases, done, printed, absent_is_silent=bad != "teacher")

@@ -246,6 +246,7 @@ def test_a_training_on_a_full_disk_says_so(small_disk, tmp_path, monkeypatch):
     folder.parent.mkdir(parents=True)
     folder.symlink_to(small_disk)
     _fill(small_disk / "ballast")
+    monkeypatch.setattr(work, "_check_given", lambda run, task, arguments: None)
     monkeypatch.setattr(work, "run_child", lambda command: 1)
     with pytest.raises(TaskError, match=r"exit code 1.*fold_0: No space left on device; make room"):
         work.STAGES["train"](run, task)
