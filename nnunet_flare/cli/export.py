@@ -22,9 +22,7 @@ def parser() -> argparse.ArgumentParser:
         "nnU-Net.",
         epilog="Exit code 0: the folder was written; 1: it could not be written; 2: wrong usage or input.",
     )
-    p.add_argument(
-        "-m", dest="model", type=Path, required=True, metavar="MODEL_FOLDER", help="a trained model's folder"
-    )
+    p.add_argument("-m", dest="model", type=Path, required=True, metavar="MODEL", help="a trained model's folder")
     p.add_argument("-o", dest="output", type=Path, required=True, metavar="OUT", help="the new folder")
     p.add_argument(
         "-f",

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,9 +55,8 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("-o", dest="output", type=Path, required=True, metavar="OUT", help="output folder")
     model = p.add_argument_group("model: -m, or -d with -c")
-    model.add_argument(
-        "-m", dest="model", type=Path, metavar="MODEL_FOLDER", help="a trained model's folder, or one of flare-export"
-    )
+    text = "a trained model's folder, or one that flare-export wrote"
+    model.add_argument("-m", dest="model", type=Path, metavar="MODEL_FOLDER", help=text)
     model.add_argument("-d", dest="dataset", help="dataset id or name in nnUNet_results")
     model.add_argument("-c", dest="configuration", help="configuration, for example 3d_fullres")
     model.add_argument("-tr", dest="trainer", help="trainer name; needed where several were trained")
@@ -142,7 +142,8 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--postprocess",
         metavar="PIPELINE",
-        help="none, flare22 or another built-in pipeline, or a YAML file; as flare-postprocess. Default: none, or as the model was exported",
+        help="none, flare22 or another built-in pipeline, or a YAML file; as flare-postprocess; default: none, or as "
+        "the model was exported",
     )
     out.add_argument("--save_members", action="store_true", help="also write each fold's label map, OUT/members/<k>")
     out.add_argument(
@@ -234,7 +235,11 @@ def _check_outputs(args: argparse.Namespace, inputs: Inputs, also: FurtherForm |
 def _open(args: argparse.Namespace, folder: Path, profile: Profile) -> PredictsScans:
     with profile.stage("imports"):
         from nnunet_flare.inference.core import Segmenter
+        from nnunet_flare.inference.exported import is_exported
         from nnunet_flare.inference.settings import PredictionSettings
+
+        if not is_exported(folder):
+            _limit_torch_threads()
     settings = PredictionSettings(
         step_size=args.step_size,
         tta=args.tta,
@@ -251,6 +256,16 @@ def _open(args: argparse.Namespace, folder: Path, profile: Profile) -> PredictsS
             folder, settings, folds=args.folds, checkpoint=args.checkpoint, profile=profile
         )
         return segmenter if args.roi == "none" else _with_roi(args, segmenter)
+
+
+def _limit_torch_threads() -> None:
+    """More threads than a container may use wait for each other."""
+    with suppress(ImportError):  # what is missing is said when the model is opened
+        import torch
+
+        from nnunet_flare.inference.runtimes import thread_count
+
+        torch.set_num_threads(thread_count())
 
 
 def _with_roi(args: argparse.Namespace, fine: Segmenter) -> PredictsScans:

@@ -106,11 +106,9 @@ def _write(segmenter: Segmenter, folder: Path, export: Export, roi: dict[str, An
         _write_network(model, folder / f"fold_{model.member.fold}", segmenter, export)
     plans = plain_plans(first.plans_manager.plans, first.configuration_manager.configuration, first.configuration_name)
     write_json(folder / "plans.json", plans)
-    dataset = {
-        **first.dataset_json,
-        "channel_names": first.dataset_json.get("channel_names", first.dataset_json.get("modality")),
-    }
-    write_json(folder / "dataset.json", {key: dataset[key] for key in OF_DATASET if key in dataset})
+    dataset = {key: first.dataset_json[key] for key in OF_DATASET if key in first.dataset_json}
+    dataset.setdefault("channel_names", first.dataset_json.get("modality"))  # its name in older data sets
+    write_json(folder / "dataset.json", dataset)
     manifest = {
         "kind": KIND,
         "format": FORMAT,
@@ -173,10 +171,8 @@ def _write_onnx(network: torch.nn.Module, noise: np.ndarray, expected: np.ndarra
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         scores = session.run(None, {"window": noise})[0][0]
     except Exception as error:  # what the exporter, the checker and the runtime raise has nothing in common
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise InputError(
-            f"{model}: cannot be written as ONNX ({lines[0] if lines else type(error).__name__})"
-        ) from error
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise InputError(f"{model}: cannot be written as ONNX ({lines[0]})") from error
     _compare(scores, expected, f"{model}: onnxruntime", LARGEST_DIFFERENCE["single"])
 
 
