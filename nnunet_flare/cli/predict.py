@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +21,14 @@ from nnunet_flare.cli.common import (
     setup_logging,
     whole,
 )
+from nnunet_flare.cli.defaults import fill_in
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.choices import BACKENDS, PRECISIONS, ROI_RULES, TTA, WINDOWS
 
 if TYPE_CHECKING:
     from nnunet_flare.images import Volume
     from nnunet_flare.inference.core import Segmenter
-    from nnunet_flare.inference.folder import FurtherForm, PredictionReport, PredictsScans
+    from nnunet_flare.inference.folder import FurtherForm, Postprocess, PredictionReport, PredictsScans
     from nnunet_flare.inference.inputs import InputCase, Inputs
     from nnunet_flare.inference.profile import Profile
 
@@ -53,7 +55,8 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("-o", dest="output", type=Path, required=True, metavar="OUT", help="output folder")
     model = p.add_argument_group("model: -m, or -d with -c")
-    model.add_argument("-m", dest="model", type=Path, metavar="MODEL_FOLDER", help="a trained model's folder")
+    text = "a trained model's folder, or one that flare-export wrote"
+    model.add_argument("-m", dest="model", type=Path, metavar="MODEL_FOLDER", help=text)
     model.add_argument("-d", dest="dataset", help="dataset id or name in nnUNet_results")
     model.add_argument("-c", dest="configuration", help="configuration, for example 3d_fullres")
     model.add_argument("-tr", dest="trainer", help="trainer name; needed where several were trained")
@@ -78,10 +81,9 @@ def parser() -> argparse.ArgumentParser:
         "-step_size",
         "--step_size",
         type=number(0, 1, above=True),
-        default=0.9,
-        help="distance of windows as a share of the patch (default 0.9)",
+        help="distance of windows as a share of the patch (default 0.9, or as the model was exported)",
     )
-    how.add_argument("--tta", choices=TTA, default="none", help="test-time augmentation")
+    how.add_argument("--tta", choices=TTA, help="test-time augmentation (default none, or as the model was exported)")
     how.add_argument(
         "--windows",
         choices=WINDOWS,
@@ -90,10 +92,9 @@ def parser() -> argparse.ArgumentParser:
     )
     how.add_argument(
         "--roi",
-        default="none",
         metavar="none|MODEL",
         help="a coarse model finds the organs' box, the scan is cropped to it: its folder, or a configuration trained "
-        "beside the fine model (3d_lowres)",
+        "beside the fine model (3d_lowres); default: none, or the one that was exported with the model",
     )
     how.add_argument(
         "--roi_rule",
@@ -140,9 +141,9 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--continue_prediction", "--c", action="store_true", help="skip cases whose label map exists")
     out.add_argument(
         "--postprocess",
-        default="none",
         metavar="PIPELINE",
-        help="none, flare22 or another built-in pipeline, or a YAML file; as flare-postprocess",
+        help="none, flare22 or another built-in pipeline, or a YAML file; as flare-postprocess; default: none, or as "
+        "the model was exported",
     )
     out.add_argument("--save_members", action="store_true", help="also write each fold's label map, OUT/members/<k>")
     out.add_argument(
@@ -173,6 +174,9 @@ def _run(args: argparse.Namespace) -> int:
     from nnunet_flare.inference.inputs import find_inputs, model_dataset, model_reader
     from nnunet_flare.inference.profile import Profile
 
+    folder = _model_folder(args)
+    dataset = model_dataset(folder)
+    stored = fill_in(args, folder, dataset)
     if args.disable_tta and args.tta != "none":
         raise InputError(f"--disable_tta and --tta {args.tta} contradict each other; give one of them")
     if args.roi == "none" and (args.save_roi or args.roi_rule or args.roi_margin is not None):
@@ -180,17 +184,15 @@ def _run(args: argparse.Namespace) -> int:
     if not 0 <= args.part_id < args.num_parts:
         raise InputError(f"-part_id {args.part_id}: expected a number from 0 to {args.num_parts - 1} (-num_parts)")
     profile = Profile(waits=args.profile)
-    folder = _model_folder(args)
-    dataset = model_dataset(folder)
     if args.dataset:
         _check_dataset(args.dataset, dataset, folder)
     inputs = find_inputs(args.input, dataset, output=args.output)
     cases = inputs.part(args.part_id, args.num_parts)
-    pipeline = None
+    postprocess: Postprocess | None = stored
     if args.postprocess != "none":
         from nnunet_flare.postprocessing.pipeline import load_pipeline
 
-        pipeline = load_pipeline(args.postprocess, labels=dataset["labels"])
+        postprocess = load_pipeline(args.postprocess, labels=dataset["labels"]).apply
     bar = _ProgressBar(disabled=args.disable_progress_bar or not sys.stderr.isatty())
     also = _dicom_writer(list(inputs.cases.values()), args.output, dataset) if args.dicom_seg else None
     crops = dataset["file_ending"] if args.save_roi else None
@@ -203,7 +205,7 @@ def _run(args: argparse.Namespace) -> int:
         lambda: _open(args, folder, profile),
         overwrite=not args.continue_prediction,
         save_members=args.save_members,
-        postprocess=None if pipeline is None else pipeline.apply,
+        postprocess=postprocess,
         also_write=also,
         crops=crops,
         profile=profile,
@@ -232,13 +234,12 @@ def _check_outputs(args: argparse.Namespace, inputs: Inputs, also: FurtherForm |
 
 def _open(args: argparse.Namespace, folder: Path, profile: Profile) -> PredictsScans:
     with profile.stage("imports"):
-        import torch
-
         from nnunet_flare.inference.core import Segmenter
-        from nnunet_flare.inference.runtimes import usable_cpus
+        from nnunet_flare.inference.exported import is_exported
         from nnunet_flare.inference.settings import PredictionSettings
-    # more threads than a container may use wait for each other
-    torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
+
+        if not is_exported(folder):
+            _limit_torch_threads()
     settings = PredictionSettings(
         step_size=args.step_size,
         tta=args.tta,
@@ -255,6 +256,16 @@ def _open(args: argparse.Namespace, folder: Path, profile: Profile) -> PredictsS
             folder, settings, folds=args.folds, checkpoint=args.checkpoint, profile=profile
         )
         return segmenter if args.roi == "none" else _with_roi(args, segmenter)
+
+
+def _limit_torch_threads() -> None:
+    """More threads than a container may use wait for each other."""
+    with suppress(ImportError):  # what is missing is said when the model is opened
+        import torch
+
+        from nnunet_flare.inference.runtimes import thread_count
+
+        torch.set_num_threads(thread_count())
 
 
 def _with_roi(args: argparse.Namespace, fine: Segmenter) -> PredictsScans:

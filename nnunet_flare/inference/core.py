@@ -21,6 +21,7 @@ from nnunet_flare.inference.augment import central_crop
 from nnunet_flare.inference.choices import DEFAULT_CHECKPOINT, Fold
 from nnunet_flare.inference.devices import Device
 from nnunet_flare.inference.export import SliceExporter
+from nnunet_flare.inference.exported import Exported, is_exported
 from nnunet_flare.inference.labels import Labels
 from nnunet_flare.inference.memory import Need, affordable, need, sums_device
 from nnunet_flare.inference.networks import Networks
@@ -78,15 +79,39 @@ class Segmenter:
         checkpoint: str = DEFAULT_CHECKPOINT,
         profile: Profile | None = None,
     ) -> Segmenter:
-        """The folds of one trained model. Without ``folds`` all numbered ones found, else ``all``.
+        """The folds of one model, trained or exported. Without ``folds`` all numbered ones found, else ``all``.
 
         Raises:
             InputError: when something is missing, damaged or unknown.
         """
-        from nnunet_flare.inference.model import Member, find_folds
-
+        if is_exported(folder):
+            if folds or checkpoint != DEFAULT_CHECKPOINT or settings.trust_checkpoint:
+                raise InputError(
+                    f"{folder}: is an exported model, all of whose folds are used; -f, -chk and --trust-checkpoint go "
+                    "with a trained model's folder"
+                )
+            return cls.from_exported(Exported.read(folder), settings, profile=profile)
+        try:
+            from nnunet_flare.inference.model import Member, find_folds
+        except ImportError as error:
+            raise InputError(
+                f"{folder}: a trained model's folder needs PyTorch and nnU-Net, which are not installed here "
+                f"({error}); expected a folder that flare-export wrote (with exported.json)"
+            ) from error
         members = [Member(Path(folder), fold, checkpoint) for fold in find_folds(Path(folder), folds, checkpoint)]
         return cls.from_members(members, settings, profile=profile)
+
+    @classmethod
+    def from_exported(
+        cls, exported: Exported, settings: PredictionSettings, *, profile: Profile | None = None
+    ) -> Segmenter:
+        """A model that ``flare-export`` wrote, whose files are checked first.
+
+        Raises:
+            InputError: when something is missing or damaged, or the settings ask for what it does not have.
+        """
+        exported.check()
+        return cls(exported.models(), exported.settings(settings), profile)
 
     @classmethod
     def from_members(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 from pathlib import Path
@@ -11,6 +12,9 @@ import numpy as np
 
 from nnunet_flare.inference.openvino_norms import average_in_blocks
 from nnunet_flare.inference.runtimes import thread_count
+
+OLDEST = (2024, 4)
+"""Year and release of the oldest OpenVINO that networks are run with."""
 
 REPORTING = "openvino_telemetry"
 """The package through which OpenVINO reports."""
@@ -64,6 +68,9 @@ def silent_openvino() -> Any:
 
     Its import and every conversion tell its makers, by default, from processes that it forks. A prediction contacts
     nobody, and a process that is forked while another thread multiplies matrices may stop both for ever.
+
+    Raises:
+        RuntimeError: when it is too old.
     """
     with _IMPORTING:
         if "openvino" not in sys.modules:
@@ -73,4 +80,8 @@ def silent_openvino() -> Any:
         finally:
             if sys.modules.get(REPORTING, ...) is None:
                 del sys.modules[REPORTING]
+    found = re.match(r"(\d+)\.(\d+)", str(openvino.__version__))
+    if found is not None and (int(found[1]), int(found[2])) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise RuntimeError(f"OpenVINO {found[0]} is too old, expected {oldest} or newer: pip install -U openvino")
     return openvino

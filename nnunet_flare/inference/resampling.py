@@ -8,7 +8,7 @@ Differs from stock by rounding (single instead of double precision): below 0.001
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,6 +99,11 @@ def _resample_3d(image: np.ndarray, shape: tuple[int, ...], order: int) -> np.nd
         slices = spline_matrix(image.shape[0], shape[0], order)
         in_plane = (slices @ in_plane.reshape(image.shape[0], -1)).reshape(shape)
     return np.clip(in_plane, low, high, out=in_plane)
+
+
+def is_ours(configuration: Mapping[str, Any]) -> bool:
+    """Whether images of a configuration are resampled here, and not by the function of nnU-Net that it names."""
+    return _reproducible(configuration["resampling_fn_data"], configuration["resampling_fn_data_kwargs"])
 
 
 def _reproducible(name: str, kwargs: dict[str, Any]) -> bool:

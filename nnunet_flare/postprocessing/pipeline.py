@@ -117,6 +117,19 @@ def load_pipeline(name_or_path: str | Path, *, labels: str | Mapping[str, Any] |
             out of range; all problems at once.
     """
     name, document = _read(name_or_path)
+    return _bound(name, document, labels)
+
+
+def stored_pipeline(name: str, document: Mapping[str, Any], *, labels: str | Mapping[str, Any]) -> Pipeline:
+    """A pipeline of which only the content was kept, as ``Pipeline.content.model_dump(mode="json")`` gives it.
+
+    Raises:
+        InputError: as :func:`load_pipeline`.
+    """
+    return _bound(name, document, labels)
+
+
+def _bound(name: str, document: Any, labels: str | Mapping[str, Any] | None) -> Pipeline:
     try:
         content = PipelineFile.model_validate(document)
     except ValidationError as error:
