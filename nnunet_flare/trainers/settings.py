@@ -125,7 +125,9 @@ class TrainingSettings(BaseModel):
         0, ge=0, le=MAX_ITERATIONS, description="iterations over which the rate rises linearly from zero"
     )
     class_weights: Literal["inverse-sqrt-frequency"] | tuple[_NotNegative, ...] | None = Field(
-        None, description="weights of the classes, background first, in the cross-entropy"
+        None,
+        description="weights of the classes, background first, in the cross-entropy; trainers with soft Dice alone, as "
+        "in their papers, add one",
     )
     oversample_foreground: float = Field(0.33, ge=0, le=1)
     init_from: str | None = Field(
