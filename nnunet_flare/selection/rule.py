@@ -19,6 +19,9 @@ Table = Literal["pairs", "last", "rounds"]
 """The columns of a rule's table (cases, columns): the organs' Dice over all pairs of members, their Dice over the pairs
 with the last member, or how much the label map changed from each round to the next."""
 
+Absent = Literal["one", "skip", "zero", "expected"]
+"""What pairs of members count that both lack an organ (:mod:`nnunet_flare.selection.absence`)."""
+
 
 def every_value_missing(table: np.ndarray) -> np.ndarray:
     """(cases,) whether nothing is known of a case."""
@@ -38,6 +41,7 @@ class Rule:
         table: what it judges.
         score: (cases,) scores in 0 .. 1, higher is better, of a table (cases, columns). Agreements have 0 in place of
             NaN; changes come as they are.
+        absent: what pairs that both lack an organ count, unless ``selection.absent`` says otherwise.
         unknown: (cases,) which cases cannot be judged, of the table with its NaN.
     """
 
@@ -47,6 +51,7 @@ class Rule:
     table: Table
     score: Callable[[np.ndarray], np.ndarray]
     unknown: Callable[[np.ndarray], np.ndarray] = every_value_missing
+    absent: Absent = "one"
 
     @property
     def judges_agreement(self) -> bool:

@@ -68,8 +68,9 @@ def changed(run: Run, **parts: dict) -> Run:
 def set_agreement(run: Run, case: str, **organs: float | None) -> None:
     path = run.paths.case(0, case)
     document = read_json(path)
-    full = dict.fromkeys(document["agreement"], 1.0)
-    write_json(path, {**document, "agreement": {**full, **organs}})
+    full, none = dict.fromkeys(document["agreement"], 1.0), dict.fromkeys(document["agreement"], 0.0)
+    found = {"present": dict.fromkeys(full, True), "absent_pairs": none}  # both members have every organ
+    write_json(path, {**document, **found, "agreement": {**full, **organs}})
 
 
 def labelled_cases(run: Run) -> list[str]:
@@ -218,7 +219,7 @@ def test_early_stop_ends_the_rounds_when_agreement_no_longer_rises(run):
     assert (
         patient.final.number == 4 and patient.current().final.number == 2
     )  # rounds 0 and 1 were labelled, 2 is the final training
-    assert load_run(run.root).paths.stop.is_file()
+    assert read_json(run.paths.stop)["last_labelled_round"] == 1
 
 
 def test_a_dataset_without_a_labelled_case_is_refused(run, capsys):

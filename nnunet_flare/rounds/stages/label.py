@@ -189,7 +189,8 @@ def _label_case(run: Run, of: Round, case: UnlabelledCase, predictor: Labeller, 
         spacing = network_spacing_mm(properties, predictor.plans_manager.transpose_forward, fused.shape)
         fused = _cleaned(run, fused, spacing)
         agreement = _agreement(prediction.labels, max(organs.values()) + 1)
-        per_organ = judged_by(agreement, run.recipe.selection_of(of.planned).rule)
+        rule = run.recipe.selection_of(of.planned).rule
+        per_organ, absent = judged_by(agreement, rule), absent_by(agreement, rule)
         _write_label(run, number, name, predictor, prediction, properties)
         compares = of.learns_from is not None and run.recipe.needs_change(number)
         change = _change(run, number, name) if compares else None
@@ -211,6 +212,7 @@ def _label_case(run: Run, of: Round, case: UnlabelledCase, predictor: Labeller, 
     return LabelledCase(
         agreement={n: None if agreement is None else float(per_organ[i - 1]) for n, i in organs.items()},
         present={n: bool(agreement is None or agreement.present[i - 1]) for n, i in organs.items()},
+        absent_pairs={n: float(absent[i - 1]) for n, i in organs.items()} if agreement is not None else {},
         volume_mm3={n: float(counts[i] * voxel_mm3) for n, i in organs.items()},
         members=len(prediction.labels),
         change=change,
@@ -277,6 +279,13 @@ def judged_by(agreement: Agreement | None, rule: Rule) -> np.ndarray:
     if agreement is None:
         return np.empty(0)
     return agreement.with_last if rule.table == "last" else agreement.per_organ
+
+
+def absent_by(agreement: Agreement | None, rule: Rule) -> np.ndarray:
+    """(organs,) of the pairs that a rule judges by, the share that both lack the organ."""
+    if agreement is None:
+        return np.empty(0)
+    return agreement.absent_with_last if rule.table == "last" else agreement.absent
 
 
 def _write_label(
