@@ -156,6 +156,8 @@ def select_from_scores(
     organs = [column for column in columns if column not in ("case", *FIXED_COLUMNS)]
     if "case" not in columns or not organs or len(set(columns)) < len(columns):
         raise InputError(f"{scores}: columns {columns}, expected case, one per organ, {', '.join(FIXED_COLUMNS)}")
+    if RULES[rule].copies:
+        raise InputError(f"--rule {rule}: labels changed copies of each scan, which needs a run; take another rule")
     holds_changes = MEAN_CHANGE in columns
     if RULES[rule].needs != "nothing" and holds_changes != (RULES[rule].table == "rounds"):
         held, wanted = ("changes between rounds", "agreements") if holds_changes else ("agreements", "changes")

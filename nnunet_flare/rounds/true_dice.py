@@ -23,7 +23,8 @@ from nnunet_flare.selection.ranking import Ranking, rank_quality
 from nnunet_flare.selection.rules import RULES
 
 RANKED = tuple(rule.name for rule in RULES.values() if rule.needs == "members")
-"""Rules that judge by the agreement of members, whatever the run's own rule is."""
+"""Rules that judge by the agreement of members, whatever the run's own rule is; those that need changed copies of the
+scans only where the run's own rule does, too."""
 
 
 def true_dice(run: Run, number: int, truth: Path) -> dict[str, float]:
@@ -78,9 +79,11 @@ def _judgements(run: Run, number: int) -> dict[str, tuple[list[str], Judgement]]
         return {}
     cases = [_compared(run, number, name, maps, organs) for name, maps in zip(names, members, strict=True)]
     selection = run.recipe.selection_of(number)
+    has_copies = all(case.steady for case in cases)
     return {
         rule: (names, judge(run, cases, organs, replace(selection, rule=RULES[rule], absent=RULES[rule].absent)))
         for rule in RANKED
+        if has_copies or not RULES[rule].copies
     }
 
 

@@ -30,6 +30,23 @@ def every_value_missing(table: np.ndarray) -> np.ndarray:
     return np.isnan(table).all(axis=1)
 
 
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What is known of a round's organs, each (cases, organs) in 0 .. 1, absences counted as the round says.
+
+    ``agreement`` is that of the members; ``steadiness`` that of a label with the labels of the scan's changed copies
+    (:mod:`nnunet_flare.selection.perturb`), NaN unless the rule asks for copies. NaN is what is not known or skipped.
+    """
+
+    agreement: np.ndarray
+    steadiness: np.ndarray
+
+
+def agreement_alone(evidence: Evidence) -> np.ndarray:
+    """(cases, organs) what most rules judge an organ by."""
+    return evidence.agreement
+
+
 @dataclass(frozen=True)
 class Rule:
     """One selection rule.
@@ -42,6 +59,8 @@ class Rule:
         score: (cases,) scores in 0 .. 1, higher is better, of a table (cases, columns). Agreements have 0 in place of
             NaN; changes come as they are.
         absent: what pairs that both lack an organ count, unless ``selection.absent`` says otherwise.
+        organs: (cases, organs) values that ``score``, thresholds of single organs and organ-wise acceptance go by.
+        copies: whether scans are labelled again in changed copies, which costs as many predictions.
         unknown: (cases,) which cases cannot be judged, of the table with its NaN.
     """
 
@@ -52,6 +71,8 @@ class Rule:
     score: Callable[[np.ndarray], np.ndarray]
     unknown: Callable[[np.ndarray], np.ndarray] = every_value_missing
     absent: Absent = "one"
+    organs: Callable[[Evidence], np.ndarray] = agreement_alone
+    copies: bool = False
 
     @property
     def judges_agreement(self) -> bool:

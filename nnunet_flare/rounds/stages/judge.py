@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.stages.labelled_anatomy import labelled_anatomy
 from nnunet_flare.selection.absence import with_absence
 from nnunet_flare.selection.anatomy import presence
+from nnunet_flare.selection.rule import Evidence
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,13 +43,35 @@ def judge(run: Run, cases: Sequence[LabelledCase], organs: Mapping[str, int], se
         organs: names and ids of the round's organs, the columns.
         selection: how the round selects.
     """
-    shape = (len(cases), len(organs))
-    agreement = np.array([[case.value(organ) for organ in organs] for case in cases]).reshape(shape)
-    absent = np.array([[case.absence(organ) for organ in organs] for case in cases]).reshape(shape)
-    expected = None
-    if selection.absent == "expected" and (absent > 0).any():
-        found = np.array([[case.present.get(organ, True) for organ in organs] for case in cases]).reshape(shape)
-        expected = presence(labelled_anatomy(run, list(organs.values())), found)
-    how = selection.absent if expected is not None or selection.absent != "expected" else "one"  # nothing is absent
-    values = with_absence(agreement, absent, how, presence=expected)
-    return Judgement(values, np.isnan(values) & ~np.isnan(agreement))
+    expected = _presence(run, cases, organs, selection)
+    agreement = _table(cases, organs, lambda case, organ: case.value(organ))
+    absent = _table(cases, organs, lambda case, organ: case.absence(organ))
+    steady = _table(cases, organs, lambda case, organ: case.steadiness(organ))
+    absent_copies = _table(cases, organs, lambda case, organ: case.absent_copies.get(organ, 0.0))
+    found = Evidence(
+        with_absence(agreement, absent, selection.absent, presence=expected),
+        with_absence(steady, absent_copies, selection.absent, presence=expected),
+    )
+    values = selection.rule.organs(found)
+    unknown = np.isnan(agreement) | (np.isnan(steady) if selection.rule.copies else False)
+    return Judgement(values, np.isnan(values) & ~unknown)
+
+
+def _table(
+    cases: Sequence[LabelledCase], organs: Mapping[str, int], value: Callable[[LabelledCase, str], float]
+) -> np.ndarray:
+    """(cases, organs) of one value."""
+    return np.array([[value(case, organ) for organ in organs] for case in cases], dtype=float).reshape(-1, len(organs))
+
+
+def _presence(
+    run: Run, cases: Sequence[LabelledCase], organs: Mapping[str, int], selection: RoundSelection
+) -> np.ndarray | None:
+    """(cases, organs) probability that an organ is there, where the round asks for it; 1 where none was missed."""
+    if selection.absent != "expected":
+        return None
+    missed = any(case.absence(organ) or case.absent_copies.get(organ) for case in cases for organ in organs)
+    if not missed:  # the labelled cases need not be read
+        return np.ones((len(cases), len(organs)))
+    found = _table(cases, organs, lambda case, organ: case.present.get(organ, True))
+    return presence(labelled_anatomy(run, list(organs.values())), found > 0)
