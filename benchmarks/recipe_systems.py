@@ -29,7 +29,7 @@ FULL = Budget(labelled=4, unlabelled=24, test=12, size=(32, 48, 64), epoch_steps
 QUICK = Budget(labelled=3, unlabelled=3, test=2, size=(32, 48, 64), epoch_steps=1)
 """To see that everything runs; its figures mean nothing."""
 
-EPOCHS = 10
+EPOCHS = 8
 """Of every network."""
 STEPS = EPOCHS * FULL.epoch_steps
 MEMBERS = 3
@@ -186,10 +186,10 @@ _STOCK: tuple[System, ...] = (
         "adversarial",
         {
             **WHOLE_SCANS,
-            # 2 supervised epochs and 4 with two steps of the generator each: EPOCHS in all
-            "training.adversarial": "{warmup: 0.16, finish: 0.17, augmentation: stock, discriminator_features: 8}",
+            # 2 supervised epochs and 3 with two steps of the generator each: EPOCHS in all
+            "training.adversarial": "{warmup: 0.2, finish: 0.2, augmentation: stock, discriminator_features: 8}",
         },
-        epochs=6,
+        epochs=5,
     ),
     System("mean_teacher", "mean teacher: labels from a moving average, online", "mean_teacher", WHOLE_SCANS),
     System(

@@ -18,6 +18,7 @@ from nnunet_flare.rounds.run.dataset import organ_ids
 from nnunet_flare.rounds.run.ledger import read_decisions, read_ledger
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.stages.arrays import read_array
+from nnunet_flare.rounds.stages.label import label_shard, open_members, read_labelled
 from nnunet_flare.rounds.stages.labelled_anatomy import labelled_anatomy, sizes_and_slices
 from nnunet_flare.rounds.stages.select import select_round
 
@@ -127,6 +128,31 @@ def test_a_ledger_and_decisions_of_an_older_version_are_read(run):
     before = read_ledger(run.paths)
     assert len(before) == len(document["cases"]) and all(entry.present == {} for entry in before)
     assert selected(run, "one") in read_ledger(run.paths)
+
+
+def test_the_rule_steady_compares_with_the_labels_of_changed_copies(run):
+    selection = run.recipe.selection.model_copy(update={"rule": "steady", "top_fraction": None})
+    changed = replace(run, recipe=run.recipe.model_copy(update={"selection": selection}))
+    of, ids = changed.round(0), organ_ids(run)
+    run.paths.case(0, CASE).unlink()
+    label_shard(changed, of, 0, 1)
+    found = read_labelled(changed, 0, CASE)
+    scan = read_array(run.unlabelled_data / f"{CASE}.b2nd")
+    segmenter = open_members(changed, of.model, of.members)
+
+    def label(copy):
+        return segmenter.predict_members(copy).mean_softmax.argmax(0).numpy()
+
+    maps = [label(scan), label(1.15 * scan + np.float32(0.1)), label(0.85 * scan - np.float32(0.1))]
+    liver = [labels == ids["liver"] for labels in maps]
+    moved_there = np.pad(scan, [(0, 0), (2, 0), (2, 0), (2, 0)], mode="edge")[:, :-2, :-2, :-2]
+    back = np.pad(label(moved_there), [(0, 2)] * 3, mode="edge")[2:, 2:, 2:] == ids["liver"]
+    dice = [2 * (liver[0] & other).sum() / max(1, liver[0].sum() + other.sum()) for other in (back, *liver[1:])]
+    assert liver[0].any() and found.steady["liver"] == pytest.approx(np.mean(dice))
+    select_round(changed, of)
+    entry = {entry.case: entry for entry in read_decisions(run.paths, 0)}[CASE]
+    assert entry.agreement["liver"] == pytest.approx((found.agreement["liver"] + found.steady["liver"]) / 2)
+    assert entry.score == pytest.approx(np.mean(list(entry.agreement.values())))
 
 
 def test_what_no_round_could_use_is_refused():

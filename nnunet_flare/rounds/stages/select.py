@@ -68,10 +68,10 @@ def select_round(run: Run, of: Round) -> dict[str, Any]:
     model = f"{of.model.name} [{members}]"
     known_of_all = {"round": number, "model": model, "recipe_hash": run.recipe.hash}
     entries = []
+    rows_of = {case: row for row, case in enumerate(judged)}
     for case, document in documents.items():
         known_of_case = {**known_of_all, "role": roles[case]}
-        row = judged.index(case) if document.failed is None else None
-        values = {} if row is None else _values_of(judgement, row, organs)
+        values = _values_of(judgement, rows_of[case], organs) if case in rows_of else {}
         entry = _entry(known_of_case, case, document, decisions.get(case), uncertain.get(case, []), values)
         entries.append(_reviewed(entry, reviews.get(case)))
     counts_of_members = [documents[case].members for case in judged]
