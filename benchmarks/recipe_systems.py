@@ -1,16 +1,16 @@
-"""The arms of ``recipes.py`` as data: every system on one tiny network, with one budget.
+"""The arms of ``recipes.py`` as data: every system on one tiny network, every network with the same steps.
 
 Papers differ in planner, patch, network and length, which says nothing about how they use unlabelled scans. Here every
-arm has the demo's plan, optimiser and augmentation, the same optimiser steps in all its trainings together, and the
-same unlabelled predictions (passes of one network over one unlabelled scan).
+arm has the demo's plan and optimiser, one augmentation for all its scans, class weights in the cross-entropy, and as
+many labelled as pseudo-labelled samples. Every network that an arm trains gets :data:`STEPS` optimiser steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from nnunet_flare.recipes.load import load_recipe
+from nnunet_flare.recipes.load import load_recipe, shipped_recipes
 from nnunet_flare.recipes.recipe import Recipe
 
 
@@ -29,9 +29,11 @@ FULL = Budget(labelled=4, unlabelled=24, test=12, size=(32, 48, 64), epoch_steps
 QUICK = Budget(labelled=3, unlabelled=3, test=2, size=(32, 48, 64), epoch_steps=1)
 """To see that everything runs; its figures mean nothing."""
 
-EPOCHS = 28
-"""Of all trainings of an arm together."""
+EPOCHS = 8
+"""Of every network."""
+STEPS = EPOCHS * FULL.epoch_steps
 MEMBERS = 3
+SEEDS = (1, 2, 3, 4, 5)
 
 COMMON: Mapping[str, str] = {
     "planner": "nnUNetPlannerFlareTiny",
@@ -45,13 +47,16 @@ COMMON: Mapping[str, str] = {
     "training.validation_iterations": "1",
     "training.optimizer": "AdamW",
     "training.initial_lr": "0.01",
+    "training.lr_schedule": "poly",
+    "training.weight_decay": "0.00003",
     "training.warmup_iterations": "20",
     "training.class_weights": "inverse-sqrt-frequency",
+    "training.oversample_foreground": "0.0",
+    "training.labelled_to_pseudo": "[1, 1]",
     "training.mirroring": "false",
     "training.cpu_precision": "bf16",
     "training.pseudo_folds": "all",
     "training.final_validation": "false",
-    "augmentation": "{labelled: stock, pseudo: stock}",
     "predict": "{step_size: 1.0, tta: none}",
 }
 """What every arm has: the demo recipe's settings, which were measured to learn."""
@@ -62,36 +67,50 @@ class System:
     """One arm.
 
     Attributes:
-        name: of its runs and result files.
+        arm: what it is; with the augmentation its :attr:`name`.
         title: in tables and pictures.
         recipe: the shipped recipe.
-        epochs: of each round's training (of each member), the final training last.
         settings: ``--set`` values beyond :data:`COMMON`.
-        ensemble: round 0 is the seed's ensemble (:data:`ENSEMBLE`), trained once for all such arms and charged to each.
+        teachers: the arm whose model makes the first labels (its own first round then trains nothing), or None.
         labels: what trains: the labelled cases and pseudo-labels, the labelled cases alone, or true labels of all.
+        epochs: of every network, in :attr:`Budget.epoch_steps`.
+        augmentation: of all scans: ``stock`` or ``strong``.
     """
 
-    name: str
+    arm: str
     title: str
     recipe: str
-    epochs: tuple[int, ...]
     settings: Mapping[str, str] = field(default_factory=dict)
-    ensemble: bool = False
+    teachers: str | None = None
     labels: str = "pseudo"
+    epochs: int = EPOCHS
+    augmentation: str = "stock"
+
+    @property
+    def name(self) -> str:
+        """Of its runs and result files."""
+        return self.arm if self.augmentation == "stock" else f"{self.arm}_{self.augmentation}"
+
+    @property
+    def teacher(self) -> str | None:
+        """The name of the arm that teaches it."""
+        return None if self.teachers is None else replace(self, arm=self.teachers).name
 
     @property
     def is_supervised(self) -> bool:
-        """Whether one training on labels that are given is all there is."""
+        """Whether one round of trainings on labels that are given is all there is."""
         return self.labels != "pseudo"
 
     def set_values(self, seed: int, budget: Budget) -> dict[str, str]:
         """The ``--set`` values of this arm."""
-        length = {
-            "training.num_epochs": str(list(self.epochs)),
+        kind = self.augmentation
+        given = {
+            "training.num_epochs": str(self.epochs),
             "training.iterations_per_epoch": str(budget.epoch_steps),
+            "augmentation": f"{{labelled: {kind}, pseudo: {kind}, partial: {kind}}}",
             "seed": str(seed),
         }
-        return {**COMMON, **length, **self.settings}
+        return {**COMMON, **given, **self.settings}
 
     def load(self, seed: int, budget: Budget) -> Recipe:
         """The arm's recipe."""
@@ -99,56 +118,62 @@ class System:
 
 
 ONE_MODEL = {"members.count": "1", "selection": "{rule: all}"}
-WHOLE_SCANS = {
-    "configuration": "3d_fullres",
-    "roi": "null",
-    "training.epoch": "iterations",
-    "training.class_weights": "null",
-}
-"""Systems that train coarse to fine and by passes: the phantom is one patch. Their soft Dice has no weights."""
-MEAN_HALF = {"selection": "{rule: mean-organ, threshold: 0.0, top_fraction: 0.5}"}
+MEMBERS_COUNT = {"rounds": "1", "members.count": str(MEMBERS)}
+WHOLE_SCANS = {"configuration": "3d_fullres", "roi": "null", "training.epoch": "iterations"}
+"""Systems that train coarse to fine and by passes: the phantom is one patch."""
 
-ENSEMBLE = System("ensemble", "ensemble of three supervised members", "demo", (4, 16))
 
-SYSTEMS: tuple[System, ...] = (
-    System("supervised", "supervised only (control)", "demo", (28,), ONE_MODEL, labels="labelled"),
-    System("unfiltered", "all pseudo-labels", "demo", (4, 16), {"selection": "{rule: all}"}, ensemble=True),
+def half_by(rule: str) -> dict[str, str]:
+    """The better half by a rule: the papers' thresholds pass nobody with models as weak as these."""
+    return {**MEMBERS_COUNT, "selection": f"{{rule: {rule}, threshold: 0.0, top_fraction: 0.5}}"}
+
+
+CONTROL, ORACLE, ENSEMBLE = "supervised", "oracle", "ensemble"
+
+_STOCK: tuple[System, ...] = (
+    System(CONTROL, "supervised only (control)", "demo", ONE_MODEL, labels="labelled"),
+    System(ENSEMBLE, "three supervised folds together", "demo", MEMBERS_COUNT, labels="labelled"),
+    System(ORACLE, "oracle: true labels of all", "demo", ONE_MODEL, labels="true"),
+    System("unfiltered", "all pseudo-labels", "demo", {**MEMBERS_COUNT, "selection": "{rule: all}"}, ENSEMBLE),
+    System("ours", "ours: best half by `steady`", "demo", half_by("steady"), ENSEMBLE),
+    System("mean_organ", "demo: best half by the mean organ", "demo", half_by("mean-organ"), ENSEMBLE),
+    System("uncertainty", "uncertainty: best half by the worst organ", "uncertainty", half_by("min-organ"), ENSEMBLE),
     System(
-        "uncertainty",
-        "uncertainty: best half by the worst organ",
-        "uncertainty",
-        (4, 16),
-        {"rounds": "1", "members.count": "3", "selection": "{rule: min-organ, threshold: 0.0, top_fraction: 0.5}"},
-        ensemble=True,
+        "per_organ",
+        "per organ: what agrees is learnt, the rest ignored",
+        "demo",
+        {
+            **MEMBERS_COUNT,
+            "selection": "{rule: mean-organ, threshold: 0.6}",
+            "fusion": "{uncertain_organs: ignore, min_certain_organs: 0.0}",
+        },
+        ENSEMBLE,
     ),
-    System("noisy_student", "noisy student: three generations", "noisy_student", (7, 7, 7, 7), {"rounds": "3"}),
-    System("oracle", "oracle: true labels of all", "demo", (28,), ONE_MODEL, labels="true"),
+    System("noisy_student", "noisy student: one generation", "noisy_student", {}, CONTROL),
+    System(
+        "generations",
+        "noisy student: three generations, each going on from the one before",
+        "noisy_student",
+        {"rounds": "3", "members": "{kind: folds, count: 1, start: member}", "final": "{start: member}"},
+        CONTROL,
+    ),
+    System(
+        "blackbean",
+        "blackbean: three generations, 23 of 24 that change least",
+        "blackbean",
+        {"members": "{kind: folds, count: 1}", "final": "{}"},
+        CONTROL,
+    ),
     System(
         "selective",
         "selective: best half by the stability of checkpoints",
         "selective",
-        (14, 14),
-        {
-            **WHOLE_SCANS,
-            "rounds": "1",
-            "selection": "{rule: stability, threshold: 0.0, top_fraction: 0.5}",
-        },
-    ),
-    System(
-        "adversarial",
-        "adversarial: the discriminator picks, online",
-        "adversarial",
-        (16,),
-        {
-            **WHOLE_SCANS,
-            "training.adversarial": "{warmup: 0.125, finish: 0.125, augmentation: stock, discriminator_features: 8}",
-        },
+        {**WHOLE_SCANS, "rounds": "1", "selection": "{rule: stability, threshold: 0.0, top_fraction: 0.5}"},
     ),
     System(
         "partial",
         "partial: a loop for each of three groups of organs",
         "partial",
-        (5, 5, 5, 13),
         {
             "rounds": "1",
             "loops": "[{name: large, organs: [1, 2, 3, 5, 6, 11, 13]}, {name: hollow, organs: [9, 10, 12]}, "
@@ -156,23 +181,41 @@ SYSTEMS: tuple[System, ...] = (
         },
     ),
     System(
-        "blackbean",
-        "blackbean: three generations, 23 of 24 that change least",
-        "blackbean",
-        (7, 7, 7, 7),
-        {"members.count": "1", "final": "{num_epochs: 7}"},
+        "adversarial",
+        "adversarial: the discriminator picks, online",
+        "adversarial",
+        {
+            **WHOLE_SCANS,
+            # 2 supervised epochs and 3 with two steps of the generator each: EPOCHS in all
+            "training.adversarial": "{warmup: 0.2, finish: 0.2, augmentation: stock, discriminator_features: 8}",
+        },
+        epochs=5,
     ),
-    System("mean_organ", "demo: best half by the mean organ", "demo", (4, 16), MEAN_HALF, ensemble=True),
+    System("mean_teacher", "mean teacher: labels from a moving average, online", "mean_teacher", WHOLE_SCANS),
     System(
-        "warm",
-        "all pseudo-labels, the student goes on from a teacher",
+        "supervised_x2", "supervised only, twice the steps", "demo", ONE_MODEL, labels="labelled", epochs=2 * EPOCHS
+    ),
+    System(
+        "supervised_x4",
+        "supervised only, four times the steps",
         "demo",
-        (4, 16),
-        {"selection": "{rule: all}", "final.start": "member"},
-        ensemble=True,
+        ONE_MODEL,
+        labels="labelled",
+        epochs=4 * EPOCHS,
     ),
 )
-"""In the order in which they run within a seed."""
+
+_ALSO_STRONG = (CONTROL, ENSEMBLE, ORACLE, "unfiltered", "ours", "mean_teacher", "supervised_x4")
+"""Arms that a second table has, with strong augmentation in all of them."""
+
+
+def systems() -> tuple[System, ...]:
+    """Every arm whose recipe is shipped, in the order in which they run within a seed."""
+    there = [system for system in _STOCK if system.recipe in shipped_recipes()]
+    return (*there, *(replace(system, augmentation="strong") for system in there if system.arm in _ALSO_STRONG))
+
+
+SYSTEMS = systems()
 
 
 def find_systems(names: list[str]) -> list[System]:

@@ -1,13 +1,14 @@
-"""Every recipe on synthetic abdomens whose truth is known, with one budget: does self-training learn, and what helps?
+"""Every recipe on synthetic abdomens whose truth is known: does self-training learn, and what helps?
 
-    python benchmarks/recipes.py [--systems NAME ...] [--seeds 1 2 3] [--jobs N] [--quick] [-o WORK_DIR]
+    python benchmarks/recipes.py [--systems NAME ...] [--seeds 1 2 3 4 5] [--jobs N] [--quick] [-o WORK_DIR]
 
 Labelled scans come from a narrow domain, unlabelled and test scans from a wide one. Every arm (``recipe_systems.py``)
-is a run of the package as a user would start it, with the same optimiser steps and unlabelled predictions. An arm and
-seed that has its result file is skipped and a killed one goes on where it stopped. Writes
-benchmarks/results/recipes/<system>_seed<k>.json; ``recipe_evidence.py`` makes table, picture and page of them.
-``--jobs 2`` runs two arms at a time, each in a process of its own, which on two cores is faster than two threads.
-``--quick`` trains a few steps to show that all arms run, and leaves its results in WORK_DIR.
+is a run of the package as a user would start it, and each of its networks has the same optimiser steps. Arms of a seed
+share their first teachers: the control, or three folds. Two supervised arms with twice and four times the steps stand
+for the arms' steps in all. An arm and seed that has its result file is skipped, and a killed one goes on where it
+stopped. Writes benchmarks/results/recipes/<system>_seed<k>.json; ``recipe_evidence.py`` makes tables, picture and page
+of them. ``--jobs 2`` runs two arms at a time, each in a process of its own, which on two cores is faster than two
+threads. ``--quick`` trains a few steps to show that all arms run, and leaves its results in WORK_DIR.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from label_maps import ROOT, environment
-from recipe_systems import ENSEMBLE, FULL, MEMBERS, QUICK, Budget, System, find_systems
+from recipe_systems import FULL, QUICK, SEEDS, SYSTEMS, Budget, System, find_systems
 
 from nnunet_flare.errors import FlareError
 from nnunet_flare.files import link_or_copy, read_json, write_json
@@ -37,7 +38,7 @@ from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.tasks import Task, graph
 from nnunet_flare.rounds.stages.evaluate import held_out_dice
 from nnunet_flare.rounds.start import plan_run, start_run
-from nnunet_flare.rounds.true_dice import ranking, true_dice
+from nnunet_flare.rounds.true_dice import organ_ranking, ranking, true_dice
 from nnunet_flare.trainers.adversarial_steps import is_adversarial
 
 RESULTS = ROOT / "benchmarks" / "results" / "recipes"
@@ -66,8 +67,8 @@ def make_data(folder: Path, seed: int, budget: Budget) -> None:
     write_json(target / "dataset.json", {**document, "numTraining": budget.labelled + budget.unlabelled})
 
 
-def start(folder: Path, system: System, seed: int, budget: Budget, members: Run | None) -> Run:
-    """The arm's run, started or as it was left."""
+def start(folder: Path, system: System, seed: int, budget: Budget, teachers: Run | None) -> Run:
+    """The arm's run, started or as it was left; ``teachers`` is the run of the arm that makes its first labels."""
     folders = {name: folder / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     for path in folders.values():
         path.mkdir(parents=True, exist_ok=True)
@@ -77,8 +78,8 @@ def start(folder: Path, system: System, seed: int, budget: Budget, members: Run 
         run_dir=folder / "runs" / system.name,
         name=system.name.replace("_", "-"),
         device="cpu",
-        init_model=None if members is None else members.round(0).model,
-        init_folds=() if members is None else tuple(str(fold) for fold in range(MEMBERS)),
+        init_model=None if teachers is None else teachers.round(0).model,
+        init_folds=() if teachers is None else teachers.round(0).folds,
         eval_images=folder / "test" / "images",
         eval_labels=folder / "test" / "labels",
     )
@@ -103,20 +104,21 @@ def work(run: Run, *, is_supervised: bool) -> float:
     return sum(float(read_json(run.paths.done(task.name))["seconds"]) for task in tasks)
 
 
-def optimiser_steps(recipe: Recipe, *, is_supervised: bool) -> dict[str, int]:
-    """Optimiser steps of the networks that segment, by round, and ``total``; members of an ensemble count each.
+def steps_of_networks(recipe: Recipe, *, is_supervised: bool) -> list[int]:
+    """Optimiser steps of every network that segments and that an arm trains or is taught by, in order.
 
-    An iteration of adversarial training with all three steps has two of them; the third is the discriminator's.
+    An iteration of adversarial training with all three steps has two of the generator's; the third is the
+    discriminator's.
     """
-    steps = {}
+    steps = []
     for number in range(1 if is_supervised else recipe.final_round + 1):
         settings = recipe.settings(number, run=None)
         epochs = settings.num_epochs
         if (course := settings.adversarial) is not None:
             every = range(settings.num_epochs)
             epochs += sum(is_adversarial(e, len(every), warmup=course.warmup, finish=course.finish) for e in every)
-        steps[f"r{number}"] = len(recipe.member_folds(number)) * epochs * settings.iterations_per_epoch
-    return {**steps, "total": sum(steps.values())}
+        steps += [epochs * settings.iterations_per_epoch] * len(recipe.member_folds(number))
+    return steps
 
 
 def round_result(run: Run, number: int, truth: Path) -> dict[str, Any]:
@@ -124,15 +126,14 @@ def round_result(run: Run, number: int, truth: Path) -> dict[str, Any]:
     entries = read_decisions(run.paths, number)
     quality = true_dice(run, number, truth)
     taken = [quality[entry.case] for entry in entries if entry.decision == "taken"]
-    documents = [read_json(run.paths.case(number, case)) for case in quality]
     return {
         "taken": len(taken),
         "pseudo_labels": len(quality),
-        "predictions": sum(document["members"] for document in documents),
         "true_dice": sum(quality.values()) / len(quality),
         "true_dice_of_taken": sum(taken) / len(taken),
         "test_dice": held_out_dice(run, number),
         "ranking": {rule: vars(found) for rule, found in ranking(run, number, truth).items()},
+        "organ_ranking": organ_ranking(run, number, truth),
     }
 
 
@@ -140,20 +141,20 @@ def result(run: Run, system: System, seed: int, budget: Budget, truth: Path, sec
     """What stands in the arm's result file."""
     rounds = [] if system.is_supervised else [round_result(run, number, truth) for number in range(run.final.number)]
     final = read_json(run.paths.evaluation(0 if system.is_supervised else run.final.number) / "dice.json")
+    steps = steps_of_networks(run.recipe, is_supervised=system.is_supervised)
     return {
         "system": system.name,
         "title": system.title,
         "seed": seed,
-        "optimiser_steps": optimiser_steps(run.recipe, is_supervised=system.is_supervised),
-        "unlabelled_predictions": sum(found["predictions"] for found in rounds),
-        "members_trained_once_for_all_arms_of_the_seed": system.ensemble,
-        "augmentation": run.recipe.settings(0, run=None).augmentation.model_dump(),
+        "augmentation": system.augmentation,
+        "networks": len(steps),
+        "steps": steps,
         "cases": {"labelled": budget.labelled, "unlabelled": budget.unlabelled, "test": budget.test},
         "size": list(budget.size),
-        "dice": {"mean": final["mean"], "organs": final["organs"]},
-        "dice_by_case": {case: sum(row.values()) / len(row) for case, row in final["cases"].items()},
+        "dice": {"mean": final["mean"], "organs": final["organs"], "cases": final["cases"]},
         "rounds": rounds,
         "seconds": round(seconds, 1),
+        "teachers": system.teacher,
         "recipe": system.recipe,
         "set": system.set_values(seed, budget),
         "environment": {**environment("nnunet-flare", "nnunetv2", "torch"), "threads": THREADS},
@@ -161,13 +162,14 @@ def result(run: Run, system: System, seed: int, budget: Budget, truth: Path, sec
 
 
 def run_arm(folder: Path, system: System, seed: int, budget: Budget) -> dict[str, Any]:
-    """Run one arm of one seed to its end and measure it."""
-    members, seconds = None, 0.0
-    if system.ensemble:
-        members = start(folder, ENSEMBLE, seed, budget, None)
-        seconds = work(members, is_supervised=True)
-    run = start(folder, system, seed, budget, members)
-    seconds += work(run, is_supervised=system.is_supervised)
+    """Run one arm of one seed to its end and measure it; its seconds are those of its own tasks."""
+    teachers = None
+    if system.teacher is not None:
+        arm = next(other for other in SYSTEMS if other.name == system.teacher)
+        teachers = start(folder, arm, seed, budget, None)
+        work(teachers, is_supervised=True)
+    run = start(folder, system, seed, budget, teachers)
+    seconds = work(run, is_supervised=system.is_supervised)
     return result(run, system, seed, budget, folder / "unlabelled_truth", seconds)
 
 
@@ -179,7 +181,8 @@ def run_and_keep(work_dir: Path, system: System, seed: int, budget: Budget, resu
         log.error("%s, seed %d: %s", system.name, seed, error)
         return False
     write_json(result_file(results, system, seed), found)
-    log.info("%s, seed %d: mean Dice %.3f in %.0f s", system.name, seed, found["dice"]["mean"], found["seconds"])
+    dice, seconds = found["dice"]["mean"], found["seconds"]
+    log.info("%s, seed %d: mean Dice %.3f in %.0f s", system.name, seed, dice, seconds)
     return True
 
 
@@ -199,17 +202,15 @@ def in_processes(words: list[str], wanted: list[tuple[int, System]], jobs: int) 
         return list(pool.map(one, *zip(*wanted, strict=True)))
 
 
-def members_once(wanted: list[tuple[int, System]]) -> list[tuple[int, System]]:
-    """In an order in which one arm of a seed trains the common ensemble long before the others that want it."""
-    trains = {seed: system.name for seed, system in reversed(wanted) if system.ensemble}
-    place = {False: 1, True: 2}
-    return sorted(wanted, key=lambda arm: 0 if trains.get(arm[0]) == arm[1].name else place[arm[1].ensemble])
+def teachers_first(wanted: list[tuple[int, System]]) -> list[tuple[int, System]]:
+    """Seed by seed, the arms that teach others before those: two that run at a time then wait for nobody's teacher."""
+    return sorted(wanted, key=lambda arm: (arm[0], arm[1].teachers is not None))
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--systems", nargs="+", default=[], metavar="NAME", help="default: all")
-    parser.add_argument("--seeds", type=int, nargs="+", default=None, help="default: 1 2 3; with --quick 1")
+    parser.add_argument("--seeds", type=int, nargs="+", default=None, help="default: 1 to 5; with --quick 1")
     parser.add_argument("--jobs", type=int, default=1, help="arms at a time")
     parser.add_argument("--quick", action="store_true", help="a few steps of every arm, less than 5 minutes")
     parser.add_argument("-o", dest="work_dir", type=Path, default=Path(tempfile.gettempdir()) / "flare_recipes")
@@ -220,12 +221,12 @@ def main(argv: list[str] | None = None) -> int:
     work_dir = args.work_dir / "quick" if args.quick else args.work_dir
     results = work_dir / "results" if args.quick else RESULTS
     wanted = []
-    for seed in args.seeds or ([1] if args.quick else [1, 2, 3]):
+    for seed in args.seeds or ([1] if args.quick else SEEDS):
         make_data(work_dir / f"seed{seed}", seed, budget)
         arms = find_systems(args.systems)
         wanted += [(seed, system) for system in arms if not result_file(results, system, seed).is_file()]
     if args.jobs > 1 and wanted:
-        wanted = members_once(wanted)
+        wanted = teachers_first(wanted)
         done = in_processes(["-o", str(args.work_dir), *(["--quick"] if args.quick else [])], wanted, args.jobs)
     else:
         done = [run_and_keep(work_dir, system, seed, budget, results) for seed, system in wanted]

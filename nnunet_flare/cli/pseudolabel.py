@@ -107,6 +107,13 @@ def _parser() -> argparse.ArgumentParser:
         "stability; rounds: changed voxels from each to the next, for --rule round-change",
     )
 
+    score.add_argument(
+        "--absent",
+        choices=("one", "skip", "zero"),
+        default="one",
+        help="what two folders count that both lack an organ: 1 as in the papers (default), nothing, or 0",
+    )
+
     choose = add("select", _select, "select cases of a scores.csv")
     choose.add_argument("-i", dest="input", type=Path, required=True, metavar="scores.csv")
     choose.add_argument("-o", dest="output", type=Path, required=True, metavar="selection.csv")
@@ -252,7 +259,9 @@ def _recipes(arguments: argparse.Namespace) -> int:
 def _score(arguments: argparse.Namespace) -> int:
     from nnunet_flare.rounds.by_hand import score_folders
 
-    scored, failed = score_folders(arguments.inputs, arguments.output, compare=arguments.compare)
+    scored, failed = score_folders(
+        arguments.inputs, arguments.output, compare=arguments.compare, absent=arguments.absent
+    )
     print(f"{arguments.output}: {scored} cases")
     for case, reason in failed.items():
         print(f"set aside: {case}: {reason}", file=sys.stderr)

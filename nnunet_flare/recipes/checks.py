@@ -34,6 +34,13 @@ def check_recipe(recipe: Recipe) -> None:
     for number in range(recipe.final_round):
         check_selection(recipe, number)
         check_checkpoints(recipe, number)
+    if recipe.selection.absent is not None and not any(map(recipe.judges_agreement, range(recipe.final_round))):
+        raise ValueError(
+            f"selection.absent: found {recipe.selection.absent!r}, but no round compares members organ by organ; "
+            "leave it out"
+        )
+    if recipe.members.start == "member":
+        check_going_on(recipe)
     if recipe.final.start == "member":
         check_start(recipe)
     if recipe.roi is not None:
@@ -169,3 +176,15 @@ def check_start(recipe: Recipe) -> None:
                 f"{key}: found {given!r}, but final.start is 'member', whose network the final training then has; "
                 "expected none, or final.start=scratch"
             )
+
+
+def check_going_on(recipe: Recipe) -> None:
+    """Rounds that go on from the weights of the round before have one member each."""
+    several = [number for number in range(recipe.final_round) if not recipe.has_one_member(number)]
+    if several:
+        raise ValueError(
+            f"members.start: found 'member', but round {several[0]} has several members, which would agree because "
+            "they started from one network; expected members.count=1, or members.start=scratch"
+        )
+    if recipe.loops:
+        raise ValueError("members.start: found 'member', but each loop trains other organs; expected 'scratch'")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from nnunet_flare.inference.choices import Backend, Precision, RoiRule, Tta
-from nnunet_flare.selection.rule import Rule
+from nnunet_flare.selection.rule import Absent, Rule
 from nnunet_flare.selection.rules import RULES
 from nnunet_flare.trainers.settings import MAX_EPOCHS, Augmentation, AugmentationSettings
 
@@ -107,6 +107,9 @@ class Members(Part):
     kind: Literal["folds", "checkpoints"] = "folds"
     count: _Count = Field(5, description="one number, or one per round")
     at: tuple[_Share, ...] = ()
+    start: Literal["scratch", "member"] = Field(
+        "scratch", description="from the second round on: new weights, or those of the round before (one member only)"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Members:
@@ -133,6 +136,7 @@ class RoundSelection:
     """How one round selects: :class:`Selection` with the round's own values."""
 
     rule: Rule
+    absent: Absent
     threshold: float
     top_fraction: float | None
     per_organ: dict[str, float]
@@ -146,14 +150,21 @@ class Selection(Part):
     rule: _Rules = "min-organ"
     threshold: _Thresholds = 0.9
     top_fraction: _Fractions = None
+    absent: Absent | None = Field(
+        None,
+        description="what members count that both lack an organ: one (the papers'), skip, zero, or expected: as much "
+        "as the labelled cases make its absence likely; None: the rule's own",
+    )
     per_organ: dict[str, _Unit] = {}
     keep_odd: bool = Field(False, description="take scans that are odd (not CT-like values, strange spacing) too")
     complete: bool = Field(False, description="take only cases whose pseudo-label has every organ")
 
     def in_round(self, number: int) -> RoundSelection:
         """What holds for a round."""
+        rule = RULES[of_round(self.rule, number)]
         return RoundSelection(
-            rule=RULES[of_round(self.rule, number)],
+            rule=rule,
+            absent=self.absent or rule.absent,
             threshold=of_round(self.threshold, number),
             top_fraction=of_round(self.top_fraction, number),
             per_organ=dict(self.per_organ),

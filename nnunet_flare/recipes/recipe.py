@@ -107,6 +107,10 @@ class Recipe(Part):
         """Whether one model labels the cases of a round, so that there is no agreement to judge them by."""
         return self.members.kind == "folds" and of_round(self.members.count, number) == 1
 
+    def judges_agreement(self, number: int) -> bool:
+        """Whether a round judges organs by the agreement of members."""
+        return not self.has_one_member(number) and self.selection_of(number).rule.table != "rounds"
+
     def needs_change(self, number: int) -> bool:
         """Whether this round or a later one is judged by how much the labels change from round to round."""
         return any(self.selection_of(later).rule.table == "rounds" for later in range(max(1, number), self.final_round))

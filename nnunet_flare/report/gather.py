@@ -33,7 +33,8 @@ DECISIONS = ("taken", "refused", "odd", "failed")
 @dataclass(frozen=True)
 class Row:
     """One case in one round, as the table shows it. ``least`` is the organ that the members agree on least;
-    ``mean`` the agreement over the organs, None for an ensemble of one.
+    ``mean`` the agreement over the organs, None for an ensemble of one; ``absent`` the organs that no member found, of
+    which there is no agreement to show.
     """
 
     entry: Entry
@@ -42,11 +43,15 @@ class Row:
     volume_ml: dict[str, float]
     outside: tuple[str, ...]
     members: int
+    absent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class RoundFigures:
-    """One round's figures; ``validation`` is the members' mean Dice on their own validation folds."""
+    """One round's figures; ``validation`` is the members' mean Dice on their own validation folds.
+
+    ``absent`` says in how many cases no member found an organ; ``agreement`` leaves these out.
+    """
 
     number: int
     name: str
@@ -55,6 +60,7 @@ class RoundFigures:
     held_out: float | None
     validation: float | None
     agreement: dict[str, list[float]] = field(default_factory=dict)
+    absent: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ def gather(run: Run) -> RunReport:
     for number in range(run.final.number + 1):
         entries = read_decisions(run.paths, number)
         rows += [_row(run, entry, organs, ranges) for entry in entries]
-        rounds.append(_round(run, number, entries, list(organs)))
+        rounds.append(_round(run, number, rows[len(rows) - len(entries) :], list(organs)))
     return RunReport(run, organs, rows, rounds, ranges, _seconds(run), _settings(run))
 
 
@@ -94,21 +100,31 @@ def _row(run: Run, entry: Entry, organs: dict[str, int], ranges: dict[str, tuple
     remedy = f"remove it, and its volumes are left out; or flare-pseudolabel retry -o {run.root} labels the case again"
     labelled = read_labelled_case(path, remedy=remedy) if path.is_file() else LabelledCase()
     volumes = {organ: float(mm3) / 1000 for organ, mm3 in labelled.volume_mm3.items() if organ in organs}
-    seen = {o: v for o, v in entry.agreement.items() if o in organs and v is not None and labelled.present.get(o, True)}
+    absent = tuple(o for o in entry.agreement if o in organs and not _is_present(entry, labelled, o))
+    seen = {o: v for o, v in entry.agreement.items() if o in organs and v is not None and o not in absent}
     outside = [o for o, ml in volumes.items() if o in ranges and not ranges[o][0] <= ml <= ranges[o][1]]
     least = min(seen, key=lambda organ: seen[organ]) if seen else None
-    return Row(entry, _mean(entry), least, volumes, tuple(outside), labelled.members)
+    return Row(entry, _mean(entry), least, volumes, tuple(outside), labelled.members, absent)
+
+
+def _is_present(entry: Entry, labelled: LabelledCase, organ: str) -> bool:
+    """Whether any member found an organ; ledgers of older versions leave that to the case's own file."""
+    return entry.present.get(organ, labelled.present.get(organ, True))
 
 
 def _mean(entry: Entry) -> float | None:
     return entry.mean_organ if any(value is not None for value in entry.agreement.values()) else None
 
 
-def _round(run: Run, number: int, entries: Sequence[Entry], organs: Sequence[str]) -> RoundFigures:
+def _round(run: Run, number: int, rows: Sequence[Row], organs: Sequence[str]) -> RoundFigures:
+    entries = [row.entry for row in rows]
     means = [mean for entry in entries if (mean := _mean(entry)) is not None]
-    agreement = {}
+    agreement: dict[str, list[float]] = {}
+    absent: dict[str, int] = {}
     for organ in organs:
-        values = [value for entry in entries if (value := entry.agreement.get(organ)) is not None]
+        found = [row.entry.agreement.get(organ) for row in rows if organ not in row.absent]
+        values = [value for value in found if value is not None]
+        absent[organ] = sum(organ in row.absent for row in rows)
         if values:
             agreement[organ] = [float(q) for q in np.quantile(values, QUANTILES)]
     return RoundFigures(
@@ -119,6 +135,7 @@ def _round(run: Run, number: int, entries: Sequence[Entry], organs: Sequence[str
         held_out=held_out_dice(run, number),
         validation=_validation_dice(run, number),
         agreement=agreement,
+        absent=absent,
     )
 
 

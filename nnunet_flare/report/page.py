@@ -152,6 +152,7 @@ def _document(report: RunReport, folder: Path) -> dict[str, Any]:
                 [_rounded(row.volume_ml.get(organ), 1) for organ in organs],
                 int(_picture(folder, entry.round, entry.case).is_file()),
                 int(_view(folder, entry.round, entry.case).is_file()),
+                [organs.index(organ) for organ in row.absent],
             ]
         )
     return {

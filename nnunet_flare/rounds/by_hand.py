@@ -14,10 +14,12 @@ from nnunet_flare.images import geometry_difference, read_labels
 from nnunet_flare.listing import list_label_maps, told
 from nnunet_flare.organs import FLARE22
 from nnunet_flare.outputs import check_document
-from nnunet_flare.rounds.stages.select import write_changes, write_scores, write_selection
+from nnunet_flare.rounds.stages.select import ABSENT, write_changes, write_scores, write_selection
+from nnunet_flare.selection.absence import with_absence
 from nnunet_flare.selection.agreement import pairwise_dice
 from nnunet_flare.selection.change import label_change
 from nnunet_flare.selection.choose import select
+from nnunet_flare.selection.rule import Absent
 from nnunet_flare.selection.rules import RULES
 
 COMPARISONS = ("pairs", "last", "rounds")
@@ -30,7 +32,9 @@ TABLES = (".csv", ".tsv", ".txt")
 FIXED_COLUMNS = ("mean_organ", "min_organ", MEAN_CHANGE, "members")
 
 
-def score_folders(folders: Sequence[Path], output: Path, *, compare: str = "pairs") -> tuple[int, dict[str, str]]:
+def score_folders(
+    folders: Sequence[Path], output: Path, *, compare: str = "pairs", absent: Absent = "one"
+) -> tuple[int, dict[str, str]]:
     """Agreement of the label maps that several members wrote for the same cases, as ``scores.csv``.
 
     The organs are those of the ``dataset.json`` in the first folder that has one, else FLARE22's.
@@ -42,6 +46,8 @@ def score_folders(folders: Sequence[Path], output: Path, *, compare: str = "pair
         compare: ``pairs``: the organs' mean Dice over all pairs, for the rules on organs; ``last``: over the pairs with
             the last folder, for ``stability``; ``rounds``: the share of changed voxels from each folder to the next
             (:func:`nnunet_flare.selection.change.label_change`), for ``round-change``.
+        absent: what two folders count that both lack an organ: ``one``, ``skip`` or ``zero`` (there are no labelled
+            cases here to say what is ``expected``).
 
     Returns:
         The number of scored cases, and why each other case was set aside.
@@ -51,6 +57,8 @@ def score_folders(folders: Sequence[Path], output: Path, *, compare: str = "pair
     """
     if compare not in COMPARISONS:
         raise InputError(f"--compare {compare}: expected one of {', '.join(COMPARISONS)}")
+    if compare == "rounds" and absent != "one":
+        raise InputError(f"--absent {absent}: --compare rounds counts changed voxels, of no single organ; leave it out")
     if len(folders) < 2:
         raise InputError(f"score: agreement needs at least two member folders, got {len(folders)}")
     for folder in folders:
@@ -86,13 +94,15 @@ def score_folders(folders: Sequence[Path], output: Path, *, compare: str = "pair
             rows.append([label_change(before, after) for before, after in pairwise(arrays)])
             continue
         agreement = pairwise_dice(arrays, max(organs.values()) + 1)
+        columns = [organ - 1 for organ in organs.values()]
         values = agreement.with_last if compare == "last" else agreement.per_organ
-        rows.append([values[organ - 1] for organ in organs.values()])
+        lacking = agreement.absent_with_last if compare == "last" else agreement.absent
+        rows.append(with_absence(values[columns], lacking[columns], absent).tolist())
     if compare == "rounds":
         write_changes(output, scored, np.array(rows).reshape(-1, len(folders) - 1))
     else:
         table = np.array(rows).reshape(-1, len(organs))
-        write_scores(output, scored, table, list(organs), [len(folders)] * len(scored))
+        write_scores(output, scored, table, list(organs), [len(folders)] * len(scored), skipped=np.isnan(table))
     return len(scored), failed
 
 
@@ -146,6 +156,8 @@ def select_from_scores(
     organs = [column for column in columns if column not in ("case", *FIXED_COLUMNS)]
     if "case" not in columns or not organs or len(set(columns)) < len(columns):
         raise InputError(f"{scores}: columns {columns}, expected case, one per organ, {', '.join(FIXED_COLUMNS)}")
+    if RULES[rule].copies:
+        raise InputError(f"--rule {rule}: labels changed copies of each scan, which needs a run; take another rule")
     holds_changes = MEAN_CHANGE in columns
     if RULES[rule].needs != "nothing" and holds_changes != (RULES[rule].table == "rounds"):
         held, wanted = ("changes between rounds", "agreements") if holds_changes else ("agreements", "changes")
@@ -155,13 +167,17 @@ def select_from_scores(
     if unknown or (per_organ and holds_changes):
         raise InputError(f"--per_organ {', '.join(unknown or per_organ or ())}: {scores} has the columns {organs}")
     cases: dict[str, int] = {}
-    table = []
+    table, skipped = [], []
     for line, cells in rows:
         if len(cells) != len(columns):
             raise InputError(f"{scores}, line {line}: {len(cells)} cells, expected {len(columns)} as in the first line")
         row = dict(zip(columns, cells, strict=True))
+        without = [row[organ].strip() == ABSENT for organ in organs]
         try:
-            values = [float(row[organ]) if row[organ].strip() else float("nan") for organ in organs]
+            values = [
+                float(row[organ]) if row[organ].strip() and not lacks else float("nan")
+                for organ, lacks in zip(organs, without, strict=True)
+            ]
         except ValueError as error:
             raise InputError(f"{scores}, line {line}: {error}; expected one number per organ") from error
         if not row["case"] or row["case"] in cases:
@@ -172,6 +188,7 @@ def select_from_scores(
             raise InputError(f"{scores}, line {line}: {expected}")
         cases[row["case"]] = line
         table.append(values)
+        skipped.append(without)
     chosen = select(
         list(cases),
         np.array(table).reshape(-1, len(organs)),
@@ -180,6 +197,7 @@ def select_from_scores(
         threshold=threshold,
         top_fraction=top_fraction,
         per_organ=per_organ,
+        skipped=np.array(skipped, dtype=bool).reshape(-1, len(organs)),
     )
     write_selection(output, [(d.case, d.taken, d.score, d.reason) for d in chosen])
     return sum(decision.taken for decision in chosen), len(chosen)

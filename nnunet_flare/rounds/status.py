@@ -123,7 +123,8 @@ def _agreement_rows(entries: Sequence[Entry]) -> list[str]:
     for organ in organs:
         cells = []
         for number in rounds:  # of which a loop's has its own organs only
-            values = [e.agreement[organ] or 0.0 for e in entries if e.round == number and organ in e.agreement]
+            here = [e for e in entries if e.round == number and e.present.get(organ, True)]
+            values = [value for e in here if (value := e.agreement.get(organ)) is not None]
             cells.append(f"{np.mean(values):>8.3f}" if values else f"{'-':>8}")
         lines.append(f"  {organ[:26]:<26}" + "".join(cells))
     return [*lines, ""]

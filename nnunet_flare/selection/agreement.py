@@ -41,8 +41,25 @@ class Agreement:
     @property
     def with_last(self) -> np.ndarray:
         """(organs,) mean over the pairs of the last member: how stable checkpoints of one training are (Fosun)."""
+        return self.dice[self._pairs_of_last()].mean(axis=0)
+
+    @property
+    def absent(self) -> np.ndarray:
+        """(organs,) share of the pairs that both lack the organ, whose Dice is 1 by definition."""
+        return self._both_lack().mean(axis=0)
+
+    @property
+    def absent_with_last(self) -> np.ndarray:
+        """(organs,) the same of the pairs of the last member."""
+        return self._both_lack()[self._pairs_of_last()].mean(axis=0)
+
+    def _both_lack(self) -> np.ndarray:
+        lacks = self.voxels == 0
+        return np.array([lacks[a] & lacks[b] for a, b in self.pairs])
+
+    def _pairs_of_last(self) -> list[bool]:
         last = max(member for pair in self.pairs for member in pair)
-        return self.dice[[last in pair for pair in self.pairs]].mean(axis=0)
+        return [last in pair for pair in self.pairs]
 
 
 def pairwise_dice(labels: Sequence[np.ndarray], num_labels: int) -> Agreement:

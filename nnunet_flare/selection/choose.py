@@ -26,13 +26,27 @@ class Decision:
     reason: str
 
 
-def scores(table: np.ndarray, rule: str) -> np.ndarray:
-    """(cases,) score of each row of a table (cases, columns) under a rule."""
+def scores(table: np.ndarray, rule: str, *, skipped: np.ndarray | None = None) -> np.ndarray:
+    """(cases,) score of each row of a table (cases, columns) under a rule.
+
+    Args:
+        table: the values; an agreement that is NaN counts as 0.
+        rule: name of the rule.
+        skipped: (cases, columns) bool, values that do not count at all; a row without another one scores 0.
+    """
     given = np.asarray(table, dtype=float)
     if given.ndim != 2 or given.shape[1] == 0:
         raise ValueError(f"expected a table (cases, organs), got shape {given.shape}")
     found = find(rule)
-    return found.score(given if found.table == "rounds" else np.nan_to_num(given, nan=0.0))
+    values = given if found.table == "rounds" else np.nan_to_num(given, nan=0.0)
+    if skipped is None or not skipped.any() or found.needs == "nothing":
+        return found.score(values)
+    score = np.zeros(len(values))
+    for pattern in np.unique(skipped, axis=0):
+        rows = (skipped == pattern).all(axis=1)
+        if not pattern.all():
+            score[rows] = found.score(values[rows][:, ~pattern])
+    return score
 
 
 def find(name: str) -> Rule:
@@ -56,6 +70,7 @@ def select(
     top_fraction: float | None = None,
     per_organ: Mapping[str, float] | None = None,
     missing: Mapping[str, Sequence[str]] | None = None,
+    skipped: np.ndarray | None = None,
 ) -> list[Decision]:
     """Decide on every case: score >= ``threshold`` (inclusive), every organ of ``per_organ`` at least its own
     threshold, and of those only the best ``top_fraction`` of *all* cases. The order of the cases does not matter; ties
@@ -71,6 +86,7 @@ def select(
         per_organ: smallest agreement by organ name.
         missing: organs that a case's label lacks, by case; such a case is not taken (Fosun's ``label_complete``). None:
             nobody asks for complete labels.
+        skipped: (cases, organs) bool, organs that do not count in a case, neither in its score nor alone.
     """
     values = np.asarray(table, dtype=float).reshape(len(cases), len(organs))
     strange = sorted(set(per_organ or {}) - set(organs))
@@ -78,16 +94,20 @@ def select(
         raise ValueError(f"thresholds for unknown organs {strange}, the organs are {list(organs)}")
     if not len(cases):
         return []
-    score, unknown = scores(values, rule), find(rule).unknown(values)
+    left_out = np.zeros(values.shape, dtype=bool) if skipped is None else np.asarray(skipped, dtype=bool)
+    score, unknown = scores(values, rule, skipped=left_out), find(rule).unknown(values)
     reasons: list[str | None] = [None] * len(cases)
     for row in range(len(cases)):
         if unknown[row]:
             reasons[row] = f"{rule} could not be computed"
         elif score[row] < threshold:
-            reasons[row] = f"{rule} {score[row]:.3f} < {threshold:g}{_weakest(values[row], organs, rule)}"
+            reasons[row] = (
+                f"{rule} {score[row]:.3f} < {threshold:g}{_weakest(values[row], left_out[row], organs, rule)}"
+            )
         for organ, least in (per_organ or {}).items():
-            value = np.nan_to_num(values[row, list(organs).index(organ)], nan=0.0)
-            if reasons[row] is None and value < least:
+            column = list(organs).index(organ)
+            value = np.nan_to_num(values[row, column], nan=0.0)
+            if reasons[row] is None and value < least and not left_out[row, column]:
                 reasons[row] = f"{organ} {value:.3f} < {least:g}"
         lacking = (missing or {}).get(cases[row])
         if reasons[row] is None and lacking:
@@ -107,15 +127,15 @@ def select(
     ]
 
 
-def _weakest(row: np.ndarray, names: Sequence[str], rule: str) -> str:
+def _weakest(row: np.ndarray, skipped: np.ndarray, names: Sequence[str], rule: str) -> str:
     """The column that speaks most against a case, in words."""
     judged = find(rule)
-    if judged.needs == "nothing":
+    if judged.needs == "nothing" or skipped.all():
         return ""
     if judged.table == "rounds":
         worst = int(row.argmax())
         return f"; largest change {names[worst]} {row[worst]:.3f}"
-    values = np.nan_to_num(row, nan=0.0)
+    values = np.where(skipped, np.inf, np.nan_to_num(row, nan=0.0))
     worst = int(values.argmin())
     return f"; lowest organ {names[worst]} {values[worst]:.3f}"
 

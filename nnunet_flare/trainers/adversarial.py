@@ -28,7 +28,6 @@ from nnunet_flare.trainers.sampling import CyclingDataLoader, start_augmenter, s
 from nnunet_flare.trainers.seeding import derived_seed
 from nnunet_flare.trainers.self_training import nnUNetTrainerFlareST
 from nnunet_flare.trainers.settings import AdversarialSettings
-from nnunet_flare.trainers.soft_dice import SquaredSoftDice
 
 DISCRIMINATOR_LOSS = "discriminator_loss"
 UNLABELLED_LOSS = "unlabelled_loss"
@@ -54,6 +53,7 @@ class nnUNetTrainerFlareAdversarial(nnUNetTrainerFlareST):
         "weight_decay": 1e-5,
         "lr_schedule": "steps",
         "mirroring": False,
+        "oversample_foreground": 0.0,
         "augmentation": {"labelled": "shift", "pseudo": "shift", "partial": "shift"},
     }
     curves = (*nnUNetTrainerFlareST.curves, DISCRIMINATOR_LOSS, UNLABELLED_LOSS, WINNER_SCORE)
@@ -113,22 +113,15 @@ class nnUNetTrainerFlareAdversarial(nnUNetTrainerFlareST):
             raise InputError(f"{where}: is 2-D, but {type(self).__name__} has a 3-D discriminator; train a 3-D one")
 
     def _build_loss(self) -> torch.nn.Module:
-        """The soft Dice, with stock's weights of the resolutions where there are several.
-
-        Raises:
-            InputError: for class weights, which it has no place for.
+        """The soft Dice, with a cross-entropy beside it where ``class_weights`` are set; with stock's weights of the
+        resolutions where there are several.
         """
-        if self.settings.class_weights is not None:
-            raise InputError(
-                f"flare.class_weights: {type(self).__name__} has no cross-entropy to weigh; leave it out, or train "
-                "with nnUNetTrainerFlareST"
-            )
-        loss: Any = SquaredSoftDice()
+        loss: Any = self.soft_dice()
         if self._do_i_compile():
             loss = torch.compile(loss)
         if not self.enable_deep_supervision:
             return loss
-        stock: Any = super()._build_loss()
+        stock: Any = self.stock_loss()
         stock.loss = loss
         return stock
 

@@ -17,7 +17,7 @@ brightness x.8-1.2     ``MultiplicativeBrightnessTransform``        about the pl
 gamma .5-1.5           ``GammaTransform``                           -
 noise std 0-.2         ``GaussianNoiseTransform``, 0-100 HU / std   S1's unit is its half window of 500 HU
 blur sigma .5-1        ``GaussianBlurTransform``                    -
-in- / out-painting     ``PaintingTransform``                        noise over the plan's window
+in- / out-painting     ``PaintingTransform``                        noise over the window's upper half, as in S1
 clip to [-1, 1]        ``ClipToWindowTransform``                    the plan's window
 =====================  ===========================================  ==================================================
 

@@ -43,6 +43,10 @@ SETTINGS_OF_ONE = {
 """Settings that a single trainer uses: its name, and what the others say."""
 
 
+class _NoMoreGain(Exception):
+    """Ends a training whose validation Dice has not risen for ``patience`` epochs."""
+
+
 class FlareTrainer(nnUNetTrainer):
     """Base class; nnU-Net is never asked for it by name.
 
@@ -270,7 +274,27 @@ class FlareTrainer(nnUNetTrainer):
         super().on_train_start()
         self._saved_at = time.monotonic()
 
+    def run_training(self) -> None:
+        """Stock's training, which ``patience`` may end before its last epoch, also where it is continued."""
+        try:
+            super().run_training()
+        except _NoMoreGain:
+            self.print_to_log_file(
+                f"No new best moving validation Dice for {self.settings.patience} epochs: the training ends after "
+                f"{self.current_epoch} of {self.num_epochs}."
+            )
+            if self.local_rank == 0:
+                self.plot_progress()
+            self.on_train_end()
+
+    def _epochs_without_gain(self) -> int:
+        """Epochs since the best moving validation Dice; 0 where none is reported."""
+        moving = np.asarray(self.logger.local_logger.my_fantastic_logging["ema_fg_dice"], dtype=float)
+        return 0 if np.isnan(moving).all() else len(moving) - 1 - int(np.nanargmax(moving))
+
     def on_epoch_start(self) -> None:
+        if self.settings.patience is not None and self._epochs_without_gain() >= self.settings.patience:
+            raise _NoMoreGain
         super().on_epoch_start()
         self._iteration = 0
         if self.settings.seed is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
@@ -26,8 +26,30 @@ def count_labels(label_maps: Iterable[np.ndarray], n_classes: int) -> np.ndarray
     return counts
 
 
+def frequencies(counts: Sequence[np.ndarray], annotated: Sequence[Collection[int] | None]) -> np.ndarray:
+    """(n_classes,) share of the voxels that each class has; the background has what the organs leave.
+
+    The map of a case that lacks the annotation of an organ calls it background: such a case says nothing about how
+    frequent the organ is, nor the background.
+
+    Args:
+        counts: of each case, (n_classes,) voxels, background first.
+        annotated: of each case, the organs that its map names; None: all.
+    """
+    table = np.asarray(counts, dtype=np.float64).reshape(len(counts), -1)
+    organs = range(1, table.shape[1])
+    known = np.array([[found is None or organ in found for organ in organs] for found in annotated]).reshape(
+        len(table), -1
+    )
+    seen = (table.sum(axis=1, keepdims=True) * known).sum(axis=0)
+    shares = (table[:, 1:] * known).sum(axis=0) / np.maximum(seen, 1)
+    return np.concatenate(([max(0.0, 1.0 - shares.sum())], shares))
+
+
 def inverse_sqrt_frequency(counts: np.ndarray) -> np.ndarray:
-    """Weights (n_classes,) proportional to 1 / sqrt(voxels), of mean 1; an absent class gets the rarest one's weight.
+    """Weights (n_classes,) proportional to 1 / sqrt(voxels, or their share), of mean 1.
+
+    An absent class gets the rarest one's weight.
 
     Without weights a small organ (an adrenal has 1 in 10 000 voxels) is not learnt in a short training; plain inverse
     frequencies overdo it, because Dice already balances the classes.

@@ -1,6 +1,7 @@
 """``nnUNetTrainerFlareSelective``: Fosun Aitrox's training (S1, seed-systems 1.4) as a trainer of stock nnU-Net.
 
-Soft Dice with squared denominator over the organs, no deep supervision, AdamW with steps at 66 and 86 % of the epochs,
+Soft Dice with squared denominator over the organs (``class_weights``, which the paper does not have, add a
+cross-entropy), no deep supervision, AdamW with steps at 66 and 86 % of the epochs,
 labelled and pseudo-labelled samples 1:1, weak augmentation of the first and strong augmentation of the second. Dropout
 and the network are the plans' (``nnUNetPlannerFlareFine``). Any setting of the configuration wins over these.
 """
@@ -12,7 +13,6 @@ import torch
 from nnunet_flare.errors import InputError
 from nnunet_flare.trainers.lengths import class_with_length
 from nnunet_flare.trainers.self_training import nnUNetTrainerFlareST
-from nnunet_flare.trainers.soft_dice import SquaredSoftDice
 
 
 class nnUNetTrainerFlareSelective(nnUNetTrainerFlareST):
@@ -34,22 +34,17 @@ class nnUNetTrainerFlareSelective(nnUNetTrainerFlareST):
         self.enable_deep_supervision = False
 
     def _build_loss(self) -> torch.nn.Module:
-        """The soft Dice.
+        """The soft Dice, with a cross-entropy beside it where ``class_weights`` are set.
 
         Raises:
-            InputError: for region-based labels or class weights, which it has no place for.
+            InputError: for region-based labels, which it has no place for.
         """
         if self.label_manager.has_regions:
             raise InputError(
                 f"{type(self).__name__}: dataset.json has region-based labels, expected one id per organ; train "
                 "regions with nnUNetTrainerFlareST"
             )
-        if self.settings.class_weights is not None:
-            raise InputError(
-                f"flare.class_weights: {type(self).__name__} has no cross-entropy to weigh; leave it out, or train "
-                "with nnUNetTrainerFlareST"
-            )
-        return SquaredSoftDice(ignore_label=self.label_manager.ignore_label)
+        return self.soft_dice()
 
 
 def __getattr__(name: str) -> type:

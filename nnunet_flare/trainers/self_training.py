@@ -20,6 +20,7 @@ from nnunet_flare.errors import InputError
 from nnunet_flare.trainers import losses
 from nnunet_flare.trainers.by_role import CasesByRole
 from nnunet_flare.trainers.lengths import class_with_length
+from nnunet_flare.trainers.soft_dice import SoftDiceCE, SquaredSoftDice
 from nnunet_flare.trainers.validation import is_annotated, without_unannotated
 
 PSEUDO_SHARE = "pseudo_share"
@@ -41,9 +42,34 @@ class nnUNetTrainerFlareST(CasesByRole):
         self._samples: dict[str, int] = {}
 
     def _build_loss(self) -> torch.nn.Module:
-        loss: torch.nn.Module = super()._build_loss()
-        if self.settings.class_weights is None:
+        loss = self.stock_loss()
+        weights = self.class_weights()
+        if weights is None:
             return loss
+        inner: Any = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
+        inner.ce.weight = weights
+        return loss.to(self.device)
+
+    def stock_loss(self) -> torch.nn.Module:
+        """Dice and cross-entropy, with deep supervision in the wrapper that weighs the resolutions."""
+        loss: torch.nn.Module = super()._build_loss()
+        return loss
+
+    def soft_dice(self) -> torch.nn.Module:
+        """The papers' soft Dice, for trainers that have it alone; ``class_weights`` add a cross-entropy."""
+        weights, ignored = self.class_weights(), self.label_manager.ignore_label
+        if weights is None:
+            return SquaredSoftDice(ignore_label=ignored)
+        return SoftDiceCE(weights, ignore_label=ignored).to(self.device)
+
+    def class_weights(self) -> torch.Tensor | None:
+        """(classes,) weights of the cross-entropy, background first; None where the settings have none.
+
+        Raises:
+            InputError: for regions, or weights that do not fit the classes.
+        """
+        if self.settings.class_weights is None:
+            return None
         if self.label_manager.has_regions:
             raise InputError(
                 "flare.class_weights: region-based training has no cross-entropy over classes; leave it out"
@@ -56,18 +82,19 @@ class nnUNetTrainerFlareST(CasesByRole):
                     f"flare.class_weights: found {len(weights)} weights, expected {n_classes} (background first)"
                 )
         else:
-            weights = losses.inverse_sqrt_frequency(self._count_voxels(n_classes))
-        inner: Any = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
-        inner.ce.weight = torch.as_tensor(weights, dtype=torch.float32)
+            weights = losses.inverse_sqrt_frequency(self._frequencies(n_classes))
         self.print_to_log_file(f"Weights of the classes in the cross-entropy: {np.round(weights, 3).tolist()}")
-        return loss.to(self.device)
+        return torch.as_tensor(weights, dtype=torch.float32)
 
-    def _count_voxels(self, n_classes: int) -> np.ndarray:
+    def _frequencies(self, n_classes: int) -> np.ndarray:
+        """Share of each class among the voxels of the true labels, each organ where it is annotated."""
         training = self.fold_cases().training
         table = self.case_table()
         true_cases = table.with_role(training, "labelled", "partial")
         dataset = self._dataset(losses.evenly_spaced(true_cases or training, losses.MAX_CASES_COUNTED))
-        return losses.count_labels((dataset.load_case(case)[1][:] for case in dataset.identifiers), n_classes)
+        counts = [losses.count_labels([dataset.load_case(case)[1][:]], n_classes) for case in dataset.identifiers]
+        known = [None if table[case].is_complete else table[case].annotated for case in dataset.identifiers]
+        return losses.frequencies(counts, known)
 
     # ------------------------------------------------------------------ steps
 
@@ -154,7 +181,8 @@ class nnUNetTrainerFlareST(CasesByRole):
         self.log_means(train_outputs, LABELLED_LOSS, PSEUDO_LOSS)
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
-        """Logs the loss and, where the fold has validation cases, the Dice."""
+        """Logs the loss and, where the fold has validation cases, the Dice; says which organs were never predicted."""
+        self._say_what_is_never_predicted(val_outputs)
         if self.reports_dice:
             super().on_validation_epoch_end(val_outputs)
             return
@@ -167,6 +195,26 @@ class nnUNetTrainerFlareST(CasesByRole):
         self.logger.log("mean_fg_dice", float("nan"), self.current_epoch)
         self.logger.log("dice_per_class_or_region", [float("nan")] * organs, self.current_epoch)
         self.logger.log("val_losses", float(np.mean(values)), self.current_epoch)
+
+    def _say_what_is_never_predicted(self, val_outputs: list[dict]) -> None:
+        counts = {
+            key: np.sum([output[key] for output in val_outputs], axis=0) for key in ("tp_hard", "fp_hard", "fn_hard")
+        }
+        if self.is_ddp:
+            gathered: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, counts)
+            counts = {key: np.sum([part[key] for part in gathered], axis=0) for key in counts}
+        missed = (counts["tp_hard"] + counts["fp_hard"] == 0) & (counts["fn_hard"] > 0)
+        if missed.any():
+            manager = self.label_manager
+            organs = manager.foreground_regions if manager.has_regions else manager.foreground_labels
+            names = {_as_key(value): name for name, value in self.dataset_json["labels"].items()}
+            found = [
+                names.get(_as_key(organ), str(organ))
+                for organ, is_missed in zip(organs, missed, strict=True)
+                if is_missed
+            ]
+            self.print_to_log_file(f"Never predicted in this epoch's validation, but there: {', '.join(found)}")
 
     # ------------------------------------------------------------------ final validation
 
@@ -188,6 +236,11 @@ class nnUNetTrainerFlareST(CasesByRole):
         dice = summary["foreground_mean"]["Dice"]
         self.logger.log_summary("final_val/foreground_dice", dice)
         self.print_to_log_file(f"Mean Validation Dice over the annotated organs of partial cases: {dice}")
+
+
+def _as_key(label: Any) -> Any:
+    """A label of dataset.json, or a region, in a form that can be compared."""
+    return tuple(label) if isinstance(label, (list, tuple)) else label
 
 
 def _of(parts: Any, samples: list[int]) -> Any:

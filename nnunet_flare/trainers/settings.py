@@ -125,7 +125,9 @@ class TrainingSettings(BaseModel):
         0, ge=0, le=MAX_ITERATIONS, description="iterations over which the rate rises linearly from zero"
     )
     class_weights: Literal["inverse-sqrt-frequency"] | tuple[_NotNegative, ...] | None = Field(
-        None, description="weights of the classes, background first, in the cross-entropy"
+        None,
+        description="weights of the classes, background first, in the cross-entropy; trainers with soft Dice alone, as "
+        "in their papers, add one",
     )
     oversample_foreground: float = Field(0.33, ge=0, le=1)
     init_from: str | None = Field(
@@ -137,6 +139,12 @@ class TrainingSettings(BaseModel):
     )
     ignore_label: int | None = Field(
         None, ge=1, le=65_535, description="value in a round's labels that the loss leaves out"
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_EPOCHS,
+        description="epochs without a new best moving validation Dice after which the training ends; None: all epochs",
     )
     final_validation: bool = Field(True, description="False: the validation after training is skipped")
     cpu_precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast and channels-last on the CPU")
@@ -168,6 +176,15 @@ class TrainingSettings(BaseModel):
     def _weights_not_all_zero(self) -> TrainingSettings:
         if isinstance(self.class_weights, tuple) and not any(self.class_weights):
             raise ValueError("class_weights: expected at least one weight above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _checkpoints_are_reached(self) -> TrainingSettings:
+        if self.patience is not None and self.checkpoints_at:
+            raise ValueError(
+                f"patience {self.patience}: a training that may end early never reaches the checkpoints at "
+                f"{list(self.checkpoints_at)} of its length; give one of the two"
+            )
         return self
 
     @property

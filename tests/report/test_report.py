@@ -28,7 +28,7 @@ from nnunet_flare.report.papers import paper_and_ours
 from nnunet_flare.report.pictures import colour, rgb, upright
 from nnunet_flare.report.planes import DISAGREEMENT, PANEL, Scene, direction_of, draw_case
 from nnunet_flare.report.volumes import LONGEST, smaller, write_volumes
-from nnunet_flare.rounds.run.ledger import read_decisions
+from nnunet_flare.rounds.run.ledger import read_decisions, write_round
 
 CASES = [f"case_{number:03d}" for number in range(8)]
 HOSTILE = ('<img src=x onerror="alert(1)">', "</script><script>alert(1)</script>", "a&b\"'`${1}\u2028", "{{ 7 * 7 }}")
@@ -113,6 +113,34 @@ def test_volumes_outside_the_labelled_sets_range_are_counted(tmp_path):
     assert row.least == least_organ(run, 0, row.entry.case)
     expected = {o for o, ml in row.volume_ml.items() if ml < report.ranges[o][0] or ml > report.ranges[o][1]}
     assert set(row.outside) == expected and expected
+
+
+def test_an_organ_that_no_member_found_is_marked_and_not_drawn_as_the_best(tmp_path):
+    run = fake_run(tmp_path, cases=CASES, rounds=1)
+    entries = read_decisions(run.paths, 0)
+    organ = ORGANS[1]
+    absent = {
+        "agreement": {**entries[0].agreement, organ: 1.0},
+        "present": {**dict.fromkeys(ORGANS, True), organ: False},
+    }
+    write_round(run.paths, 0, [replace(entries[0], **absent), *entries[1:]])
+    report = gather(run)
+    assert report.rows[0].absent == (organ,) and report.rows[1].absent == ()
+    others = [entry.agreement[organ] for entry in entries[1:]]
+    assert report.rounds[0].agreement[organ][4] == pytest.approx(np.quantile(others, 0.95))
+    assert report.rounds[0].absent == {name: int(name == organ) for name in ORGANS}
+    write_report(run)
+    assert "1 absent" in " ".join(page_of(run).words)
+    assert data_of(run)["rows"][0][12] == [1]
+
+
+def test_a_ledger_of_an_older_version_says_absent_by_the_cases_own_file(tmp_path):
+    run = fake_run(tmp_path, cases=CASES, rounds=1)
+    path = run.paths.case(0, CASES[0])
+    document = json.loads(path.read_text())
+    document["present"][ORGANS[0]] = False
+    path.write_text(json.dumps(document))
+    assert next(row for row in gather(run).rows if row.entry.case == CASES[0]).absent == (ORGANS[0],)
 
 
 def test_pictures_go_to_the_doubtful_cases_and_are_drawn_once(tmp_path):

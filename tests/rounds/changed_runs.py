@@ -24,8 +24,9 @@ def changed(run: Run, **parts: dict) -> Run:
 def set_agreement(run: Run, case: str, **organs: float | None) -> None:
     path = run.paths.case(0, case)
     document = read_json(path)
-    full = dict.fromkeys(document["agreement"], 1.0)
-    write_json(path, {**document, "agreement": {**full, **organs}})
+    full, none = dict.fromkeys(document["agreement"], 1.0), dict.fromkeys(document["agreement"], 0.0)
+    found = {"present": dict.fromkeys(full, True), "absent_pairs": none}  # both members have every organ
+    write_json(path, {**document, **found, "agreement": {**full, **organs}})
 
 
 def labelled_cases(run: Run) -> list[str]:

@@ -150,7 +150,14 @@ def test_single_organs_have_their_own_threshold_by_hand(three_folders, tmp_path)
     assert chosen["a"]["taken"] == "0" and chosen["a"]["reason"].startswith("liver 0.778 < 0.9")
 
 
-@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_that_labels_copies_of_the_scans_needs_a_run(three_folders, tmp_path, capsys):
+    scores = tmp_path / "scores.csv"
+    assert main(["score", "-i", *map(str, three_folders), "-o", str(scores)]) == 0
+    assert main(["select", "-i", str(scores), "-o", str(tmp_path / "selection.csv"), "--rule", "steady"]) == 2
+    assert "needs a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if not rule.copies])
 def test_every_rule_of_the_loop_works_by_hand(three_folders, tmp_path, rule):
     scores, selection = tmp_path / "scores.csv", tmp_path / "selection.csv"
     compare = {"stability": "last", "round-change": "rounds"}.get(rule, "pairs")

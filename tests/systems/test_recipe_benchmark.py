@@ -1,4 +1,4 @@
-"""The benchmark of all recipes: one budget for every arm, sound statistics, kept results. Nothing is trained."""
+"""The benchmark of all recipes: the same steps a network, sound statistics, kept results. Nothing is trained."""
 
 from __future__ import annotations
 
@@ -9,38 +9,44 @@ from typing import Any
 import numpy as np
 import pytest
 import recipe_evidence as evidence
+import recipe_picture as picture
+import recipe_statistics as statistics
 import recipe_systems as systems
 import recipes as benchmark
-from scipy.stats import ttest_1samp, ttest_rel
 
 from nnunet_flare.errors import TaskError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.organs import FLARE22
 
-CONTROL = {1: 0.50, 2: 0.52, 3: 0.55}
+SEEDS = (1, 2, 3)
+CASES = ("a", "b", "c", "d")
 RULES = {"mean-organ": (0.9, 0.95), "min-organ": (0.4, 0.7)}
 
 
 def document(
-    name: str, seed: int, mean: float, *, rules: dict[str, tuple[float, float]] | None = None
+    name: str, seed: int, mean: float, *, networks: int = 1, rules: dict[str, tuple[float, float]] | None = None
 ) -> dict[str, Any]:
-    """A result file as the benchmark writes it."""
+    """A result file as the benchmark writes it; the test cases differ by -.03, -.01, .01 and .03."""
     ranks = {rule: {"spearman": rho, "auc": auc} for rule, (rho, auc) in (rules or {}).items()}
     rounds = [
-        {"taken": 12, "pseudo_labels": 24, "predictions": 72, "true_dice": 0.6, "true_dice_of_taken": 0.7,
-         "test_dice": 0.58, "ranking": ranks}
+        {"taken": 12, "pseudo_labels": 24, "true_dice": 0.6, "true_dice_of_taken": 0.7, "test_dice": 0.58,
+         "ranking": ranks, "organ_ranking": dict.fromkeys(ranks, 0.3)}
     ]  # fmt: skip
+    values = {case: mean + shift for case, shift in zip(CASES, (-0.03, -0.01, 0.01, 0.03), strict=True)}
     return {
         "system": name,
         "title": f"title of {name}",
         "seed": seed,
-        "optimiser_steps": {"total": 1400},
-        "unlabelled_predictions": 72 if rules else 0,
-        evidence.CHARGED: name in ("unfiltered", "uncertainty"),
-        "augmentation": {"labelled": "stock"},
+        "augmentation": "stock",
+        "networks": networks,
+        "steps": [400] * networks,
         "cases": {"labelled": 4, "unlabelled": 24, "test": 12},
         "size": [32, 48, 64],
-        "dice": {"mean": mean, "organs": {organ.name: mean for organ in FLARE22}},
+        "dice": {
+            "mean": mean,
+            "organs": {organ.name: mean for organ in FLARE22},
+            "cases": {case: {"liver": value - 0.1, "spleen": value + 0.1} for case, value in values.items()},
+        },
         "rounds": rounds if rules else [],
         "seconds": 100.0,
         "environment": {"machine": "a machine", "cores": 2},
@@ -49,81 +55,128 @@ def document(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Results of three arms and seeds: one far above the control, one not told apart from it."""
-    for seed, control in CONTROL.items():
-        for name, mean, ranks in (
-            ("supervised", control, None),
-            ("unfiltered", control + 0.05 + 0.001 * seed, RULES),
-            ("uncertainty", control + (0.03 if seed == 1 else -0.03), RULES),
+    """Three seeds: one arm .05 above the control, but below one of four times the steps; one not told apart from it."""
+    for seed in SEEDS:
+        control = 0.5 + 0.02 * seed
+        for name, mean, networks, ranks in (
+            ("supervised", control, 1, None),
+            ("supervised_x4", control + 0.08, 1, None),
+            ("unfiltered", control + 0.05, 4, RULES),
+            ("uncertainty", control + (0.03 if seed == 1 else -0.02), 4, RULES),
         ):
-            write_json(tmp_path / f"{name}_seed{seed}.json", document(name, seed, mean, rules=ranks))
+            write_json(tmp_path / f"{name}_seed{seed}.json", document(name, seed, mean, networks=networks, rules=ranks))
     return tmp_path
 
 
-def test_the_interval_is_the_t_test_s():
-    values = [0.51, 0.58, 0.55]
-    found = evidence.t_interval(values)
-    expected = ttest_1samp(values, 0).confidence_interval(0.95)
-    assert (found.mean, found.low, found.high) == pytest.approx((np.mean(values), expected.low, expected.high))
-    assert str(evidence.t_interval([0.5])) == "0.500", "one seed has no interval"
-    assert evidence.t_interval([0.5, math.nan, 0.7]).mean == pytest.approx(0.6), "what is not known does not count"
+def test_the_interval_covers_seeds_and_cases():
+    """Two levels, by hand: the variance is that of seeds plus that of a mean over n cases and k seeds."""
+    stream = np.random.default_rng(3)
+    seeds = [stream.normal(mean, 0.05, 40) for mean in (0.4, 0.5, 0.6, 0.55, 0.45)]
+    found = statistics.bootstrap(seeds)
+    means = np.array([values.mean() for values in seeds])
+    spread = math.sqrt((means.var() + np.mean([values.var() / 40 for values in seeds])) / 5)
+    assert found.mean == pytest.approx(means.mean()) and found.values == pytest.approx(means)
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * spread, rel=0.08)
+    one = statistics.bootstrap([[0.4, 0.5, 0.6]])
+    assert 0.4 <= one.low < 0.5 < one.high <= 0.6, "of one seed the cases alone are drawn"
+    assert str(statistics.bootstrap([[0.5]])) == "0.500 (0.500 to 0.500)"
+    assert math.isnan(statistics.bootstrap([]).mean)
 
 
-def test_arms_are_compared_seed_by_seed(folder):
-    results = evidence.read_results(folder)
-    found = evidence.difference(results, "unfiltered")
-    arm, control = evidence.dice(results, "unfiltered"), evidence.dice(results, "supervised")
-    expected = ttest_rel(list(arm.values()), list(control.values())).confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+def test_arms_are_compared_test_case_by_test_case(folder):
+    results = statistics.read_results(folder)
+    found = statistics.difference(results, "unfiltered", "supervised")
+    assert (found.mean, found.low, found.high) == pytest.approx((0.05, 0.05, 0.05)), "the cases' own spread falls out"
+    arm = statistics.dice(results, "unfiltered")
+    assert arm.high - arm.low > 0.01
     (folder / "supervised_seed2.json").unlink()
-    assert len(evidence.difference(evidence.read_results(folder), "unfiltered").values) == 2
+    assert len(statistics.difference(statistics.read_results(folder), "unfiltered", "supervised").values) == 2
 
 
-def test_the_page_says_what_the_figures_say(folder):
-    text = evidence.page(evidence.read_results(folder))
-    assert "Above the control: title of unfiltered." in text
-    assert "Not told apart from the control: title of uncertainty." in text
-    assert "Not measured yet: noisy student" in text and "title of supervised" in text
-    assert "1400 optimiser steps and 72 unlabelled predictions" in text
-    assert text.count("three folds | mean-organ | 0.90") == 1, "labels that two arms share are judged once"
-    assert "| three folds | min-organ | 0.40 (0.40 to 0.40) | 0.70 (0.70 to 0.70) |" in text
-    for seed in CONTROL:
-        write_json(
-            folder / f"unfiltered_seed{seed}.json", document("unfiltered", seed, CONTROL[seed] - 0.05, rules=RULES)
-        )
-    assert "Below the control: title of unfiltered." in evidence.page(evidence.read_results(folder))
+def test_the_two_questions_have_two_answers(folder):
+    text = evidence.page(statistics.read_results(folder))
+    papers, total = text.split("## The sum")
+    assert "| title" not in papers.split("| supervised only (control)")[0]
+    row = "| all pseudo-labels | 3 | 4 |"
+    assert row + " 0.590 (" in papers and "| 0.050 (0.050 to 0.050) |" in papers.split(row)[1].splitlines()[0]
+    assert "-0.030 (-0.030 to -0.030) |" in total.split(row)[1].splitlines()[0]
+    assert "Above the control: all pseudo-labels." in papers
+    assert "Below the control: all pseudo-labels; uncertainty" in total.split("## By organ")[0]
+    assert "Not told apart from the control: uncertainty" in papers
+    assert "Not measured yet: three supervised folds together; oracle" in papers
+    assert "400 optimiser steps a network" in papers
+
+
+def test_labels_that_arms_share_are_ranked_once(folder):
+    text = evidence.page(statistics.read_results(folder))
+    row = "| labels of ensemble | mean-organ | 0.90 (0.90 to 0.90) | 0.95 (0.95 to 0.95) | 0.30 (0.30 to 0.30) |"
+    assert text.count(row) == 1
 
 
 def test_a_difference_that_means_nothing_is_no_finding(folder):
-    for seed in CONTROL:
+    for seed in SEEDS:
         path = folder / f"unfiltered_seed{seed}.json"
-        write_json(path, document("unfiltered", seed, CONTROL[seed] + 0.005, rules=RULES))
-    assert "Above the control" not in evidence.page(evidence.read_results(folder))
+        write_json(path, document("unfiltered", seed, 0.5 + 0.02 * seed + 0.005, networks=4, rules=RULES))
+    assert "Above the control" not in evidence.page(statistics.read_results(folder))
 
 
-def test_the_picture_is_drawn(folder, tmp_path):
-    evidence.draw(evidence.read_results(folder), tmp_path / "picture.png")
+def test_strong_augmentation_has_a_table_and_a_control_of_its_own(folder):
+    for seed in SEEDS:
+        for name, mean in (("supervised_strong", 0.7), ("unfiltered_strong", 0.72)):
+            write_json(folder / f"{name}_seed{seed}.json", document(name, seed, mean, rules=RULES))
+    text = evidence.page(statistics.read_results(folder)).split("## The same with strong augmentation")[1]
+    row = next(line for line in text.splitlines() if line.startswith("| all pseudo-labels"))
+    assert row.endswith("0.020 (0.020 to 0.020) |")
+
+
+def test_the_picture_is_drawn(tmp_path):
+    found = statistics.bootstrap([[0.4, 0.5], [0.5, 0.6]])
+    picture.draw([("an arm", found, False)], [("a rule", found)], tmp_path / "picture.png", control=0.5)
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("system", [systems.ENSEMBLE, *systems.SYSTEMS], ids=lambda system: system.name)
-def test_every_arm_has_the_same_budget_network_and_augmentation(system):
-    recipe, reference = (each.load(1, systems.FULL) for each in (system, systems.SYSTEMS[0]))
+def loaded(system: systems.System) -> Any:
+    return system.load(1, systems.FULL)
+
+
+@pytest.mark.parametrize("system", systems.SYSTEMS, ids=lambda system: system.name)
+def test_every_network_of_every_arm_has_the_same_steps_plan_optimiser_and_augmentation(system):
+    recipe, reference = loaded(system), loaded(systems.SYSTEMS[0])
     last = 0 if system.is_supervised else recipe.final_round
-    augmentation = reference.settings(0, run=None).augmentation
-    assert all(recipe.settings(number, run=None).augmentation == augmentation for number in range(last + 1))
-    steps = benchmark.optimiser_steps(recipe, is_supervised=system.is_supervised)
-    assert steps["total"] == systems.EPOCHS * systems.FULL.epoch_steps
-    predictions = sum(len(benchmark_members(recipe, number)) for number in range(last)) * systems.FULL.unlabelled
-    asks = not system.is_supervised and not recipe.is_online
-    assert predictions == (systems.MEMBERS * systems.FULL.unlabelled if asks else 0)
+    settings = [recipe.settings(number, run=None) for number in range(last + 1)]
+    own = reference.settings(0, run=None)
+    for each in settings:
+        assert set(each.augmentation.model_dump().values()) == {system.augmentation}
+        for key in ("optimizer", "initial_lr", "lr_schedule", "weight_decay", "class_weights", "warmup_iterations"):
+            assert getattr(each, key) == getattr(own, key), key
+        assert each.labelled_to_pseudo == (1, 1) and each.class_weights == "inverse-sqrt-frequency"
+        assert each.oversample_foreground == 0 and not each.mirroring
+    longer = {"supervised_x2": 2, "supervised_x4": 4}.get(system.arm, 1)
+    steps = benchmark.steps_of_networks(recipe, is_supervised=system.is_supervised)
+    assert set(steps) == {longer * systems.STEPS} and systems.STEPS >= 400
     assert recipe.plan == reference.plan
     assert (recipe.planner, recipe.configuration) == (reference.planner, reference.configuration)
     assert recipe.base_changes(final=True) == recipe.base_changes(final=False)
 
 
-def benchmark_members(recipe: Any, number: int) -> list[tuple[str, str]]:
-    return [(fold, at) for fold in recipe.member_folds(number) for at in recipe.member_checkpoints(number)]
+def test_every_number_of_networks_has_a_control_of_as_many_steps():
+    controls = {1: "supervised", 2: "supervised_x2", 4: "supervised_x4"}
+    for system in systems.SYSTEMS:
+        count = len(benchmark.steps_of_networks(loaded(system), is_supervised=system.is_supervised))
+        if not system.is_supervised:
+            assert count in controls, system.name
+            found = {system.name: {1: {"networks": count}}}
+            control = statistics.control_of(system, found, total=True)
+            assert control == controls[count] + ("" if system.augmentation == "stock" else "_strong")
+
+
+def test_what_teaches_is_an_arm_that_has_as_many_members_as_its_students_ask_for():
+    arms = {system.name: system for system in systems.SYSTEMS}
+    for system in systems.SYSTEMS:
+        if system.teacher is not None:
+            teacher = arms[system.teacher]
+            assert teacher.is_supervised and teacher.augmentation == system.augmentation
+            assert loaded(system).member_folds(0) == loaded(teacher).member_folds(0)
 
 
 def test_quick_runs_every_arm_goes_on_after_a_failure_and_repeats_nothing(tmp_path, monkeypatch):
@@ -165,17 +218,18 @@ def test_several_arms_at_a_time_each_in_a_process(tmp_path, monkeypatch):
     assert asked["oracle-2"] == f"-o {tmp_path} --seeds 2 --systems oracle"
 
 
-def test_one_arm_of_a_seed_trains_the_ensemble_before_the_others_want_it():
-    wanted = [(seed, system) for seed in (1, 2) for system in systems.SYSTEMS]
-    order = [(seed, system.name) for seed, system in benchmark.members_once(wanted)]
-    assert order[:2] == [(1, "unfiltered"), (2, "unfiltered")]
-    others = {system.name for system in systems.SYSTEMS if system.ensemble} - {"unfiltered"}
-    assert {name for _, name in order[-2 * len(others) :]} == others
-    assert sorted(order) == sorted((seed, system.name) for seed, system in wanted)
+def test_arms_that_teach_come_first_seed_by_seed():
+    wanted = [(seed, system) for seed in (2, 1) for system in systems.SYSTEMS]
+    order = benchmark.teachers_first(wanted)
+    assert [seed for seed, _ in order] == sorted(seed for seed, _ in wanted)
+    for number, (seed, system) in enumerate(order):
+        if system.teacher is not None:
+            assert (seed, system.teacher) in [(other, arm.name) for other, arm in order[:number]]
+    assert len(order) == len(wanted)
 
 
 def test_an_unknown_arm_is_refused_with_the_names_that_there_are():
-    with pytest.raises(KeyError, match=r"no arm magic; there are supervised, unfiltered"):
+    with pytest.raises(KeyError, match=r"no arm magic; there are supervised, ensemble"):
         systems.find_systems(["magic"])
     assert [system.name for system in systems.find_systems(["oracle", "supervised"])] == ["supervised", "oracle"]
 
@@ -195,19 +249,21 @@ def test_a_supervised_arm_trains_and_measures_round_0_alone(tmp_path):
     run = _started(tmp_path, systems.SYSTEMS[0])
     names = [task.name for task in benchmark.needed_tasks(run, is_supervised=True)]
     assert names == ["plan", "build-r0", "train-r0-fall", "evaluate-r0"]
-    assert benchmark.optimiser_steps(run.recipe, is_supervised=True) == {"r0": 28, "total": 28}
+    assert benchmark.steps_of_networks(run.recipe, is_supervised=True) == [systems.EPOCHS]
 
 
 def test_two_of_the_three_steps_of_adversarial_training_count():
-    recipe = next(system for system in systems.SYSTEMS if system.name == "adversarial").load(1, systems.FULL)
+    recipe = loaded(next(system for system in systems.SYSTEMS if system.name == "adversarial"))
     settings = recipe.settings(0, run=None)
-    assert settings.num_epochs * settings.iterations_per_epoch == 800, "12 of 16 epochs have both"
-    assert benchmark.optimiser_steps(recipe, is_supervised=False)["total"] == 4 * 50 + 12 * 50 * 2
+    assert settings.num_epochs * settings.iterations_per_epoch == 250, "3 of 5 epochs have both"
+    assert benchmark.steps_of_networks(recipe, is_supervised=False) == [2 * 50 + 3 * 50 * 2] == [systems.STEPS]
 
 
-def test_an_arm_of_the_ensemble_is_charged_for_it(tmp_path):
-    run = _started(tmp_path, systems.ENSEMBLE)
-    assert benchmark.optimiser_steps(run.recipe, is_supervised=False) == {"r0": 12, "r1": 16, "total": 28}
+def test_networks_of_teachers_count(tmp_path):
+    generations = next(system for system in systems.SYSTEMS if system.name == "generations")
+    assert len(benchmark.steps_of_networks(loaded(generations), is_supervised=False)) == 4
+    run = _started(tmp_path, systems.SYSTEMS[1])
+    assert benchmark.steps_of_networks(run.recipe, is_supervised=True) == [systems.EPOCHS] * 3
     assert not any(task.stage == "report" for task in benchmark.needed_tasks(run, is_supervised=False))
 
 

@@ -279,6 +279,7 @@ def test_the_papers_numbers_are_the_trainers_own(data: Any) -> None:
         trainer.optimizer.defaults
     )
     assert (settings.lr_schedule, settings.mirroring, trainer.enable_deep_supervision) == ("steps", False, False)
+    assert trainer.oversample_foreground_percent == 0
     assert trainer.discriminator.head.weight.shape == (2, 1536)
     assert [epoch for epoch in range(500) if trainer.is_adversarial(epoch)] == list(range(50, 450))
 
@@ -562,9 +563,35 @@ def test_heads_without_gradients_are_refused_on_several_gpus(data: Any, monkeypa
                 trainer.initialize()
 
 
-def test_class_weights_are_refused(data: Any) -> None:
-    with pytest.raises(InputError, match="no cross-entropy to weigh"):
-        adversarial(data, class_weights=[1, 1, 1]).initialize()
+@pytest.mark.parametrize("deep_supervision", [False, True])
+def test_class_weights_add_a_cross_entropy_to_the_generators_loss(data: Any, deep_supervision: bool) -> None:
+    changes = {"adversarial": {"deep_supervision": deep_supervision}}
+    plain = started(data, **changes)
+    weighted = started(data, class_weights=[1, 2, 5], **changes)
+    batch = batch_of("a", "b", deep_supervision=deep_supervision)
+    output = weighted.network(batch["data"])
+    # stock's weights: 1 and 1/2 by resolution, but the lowest has none
+    logits, target = (output[0], batch["target"][0]) if deep_supervision else (output, batch["target"])
+    added = F.cross_entropy(logits, target[:, 0].long(), weight=torch.tensor([1.0, 2, 5]))
+    difference = weighted.loss(output, batch["target"]) - plain.loss(output, batch["target"])
+    assert float(difference) == pytest.approx(float(added), rel=1e-4)
+
+
+def test_a_patch_as_large_as_the_volume_holds_all_of_it(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stock's oversampling centres the second sample of a batch on an organ, half of the volume outside the patch."""
+    data.plans["configurations"]["3d_fullres"]["patch_size"] = [10, 20, 20]
+    data.plans["configurations"]["3d_fullres"]["batch_size"] = 2
+    monkeypatch.setattr(ShiftTransform, "get_parameters", lambda self, **_: {"shift": [0, 0, 0]})
+    trainer = adversarial(data)
+    trainer.initialize()
+    trainer.on_train_start()
+    loaders = {"training": trainer.dataloader_train, "validation": trainer.dataloader_val}
+    for name, loader in loaders.items():
+        for _ in range(4):
+            for target in torch.as_tensor(next(loader)["target"]):
+                assert target.shape[1:] == (10, 20, 20)
+                sizes = [int((target == organ).sum()) for organ in (1, 2)]
+                assert sizes == [5 * 8 * 8, 5 * 6 * 8], f"{name}: a part of the organs lies outside the patch"
 
 
 def test_other_trainers_have_no_discriminator(data: Any) -> None:

@@ -269,6 +269,28 @@ def check_adversarial(tiny: Any) -> None:
         train(tiny, adversarial={})
 
 
+def check_patience(tiny: Any) -> None:
+    """Ended early and late by Dice that are given here: .2 .4 .3 .35 .1, moving: .2 .22 .228 .2402 .2262."""
+    dice = iter([0.2, 0.4, 0.3, 0.35, 0.1, 0.1, 0.1])
+
+    def given(self: Any, outputs: list[dict]) -> None:
+        self.logger.log("mean_fg_dice", next(dice), self.current_epoch)
+        self.logger.log("dice_per_class_or_region", [0.0, 0.0], self.current_epoch)
+        self.logger.log("val_losses", 0.0, self.current_epoch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nnunet_flare.trainers.self_training.nnUNetTrainerFlareST.on_validation_epoch_end", given)
+        trained = train(tiny, num_epochs=9, iterations_per_epoch=1, patience=2)
+    assert trained.trainer.current_epoch == 6  # best in the fourth epoch
+    assert "No new best moving validation Dice for 2 epochs: the training ends after 6 of 9." in trained.log
+    saved = torch.load(Path(trained.trainer.output_folder) / "checkpoint_final.pth", weights_only=False)
+    assert saved["current_epoch"] == 6
+    continued = tiny.trainer(continued=True, num_epochs=9, iterations_per_epoch=1, patience=2, final_validation=False)
+    continued.load_checkpoint(str(Path(trained.trainer.output_folder) / "checkpoint_final.pth"))
+    continued.run_training()
+    assert continued.current_epoch == 6, "a training that had ended does not go on"
+
+
 def check_recipe_hash(tiny: Any) -> None:
     """Kept with the model, where the ledger and the report find it."""
     folder = Path(train(tiny, recipe_hash="abc123").trainer.output_folder)

@@ -19,7 +19,7 @@ from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.inference.settings import PredictionSettings
 from nnunet_flare.rounds.stages.arrays import write_properties
 from nnunet_flare.trainers.sampling import stop_augmenter
-from nnunet_flare.trainers.soft_dice import SquaredSoftDice
+from nnunet_flare.trainers.soft_dice import SoftDiceCE, SquaredSoftDice
 from nnunet_flare.trainers.transforms.organ_shift import OrganShiftTransform
 from nnunet_flare.trainers.transforms.painting import PaintingTransform
 from nnunet_flare.trainers.transforms.window import Window, common_windows
@@ -86,6 +86,36 @@ def test_the_loss_is_the_papers_formula(present):
         assert SquaredSoftDice()(sure, labels) < 1e-6, "a perfect prediction"
 
 
+@pytest.mark.parametrize("ignored", [None, 3])
+def test_class_weights_add_a_weighted_cross_entropy(ignored):
+    """-sum(w[y] log p[y]) / sum(w[y]) over the voxels that count, beside the paper's Dice."""
+    stream = torch.Generator().manual_seed(2)
+    logits = torch.randn((2, 3, 2, 3, 4), generator=stream)
+    labels = torch.randint(0, 3, (2, 1, 2, 3, 4), generator=stream)
+    if ignored:
+        labels[0, 0, 0] = ignored
+    weights = torch.tensor([0.5, 1.0, 3.0])
+    log_p = torch.log_softmax(logits, 1).movedim(1, -1).reshape(-1, 3)
+    y = labels.flatten()
+    log_p, y = log_p[y != 3], y[y != 3]
+    expected = -(weights[y] * log_p[range(len(y)), y]).sum() / weights[y].sum()
+    found = SoftDiceCE(weights, ignore_label=ignored)(logits, labels.to(torch.int16))
+    assert found - SquaredSoftDice(ignore_label=ignored)(logits, labels) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_patch_of_ignored_voxels_alone_has_a_finite_loss():
+    loss = SoftDiceCE(torch.ones(3), ignore_label=3)(torch.randn(1, 3, 2, 2, 2), torch.full((1, 1, 2, 2, 2), 3))
+    assert torch.isfinite(loss)
+
+
+def test_without_class_weights_the_loss_is_the_papers_alone(data):
+    for settings, kind in (({}, SquaredSoftDice), ({"class_weights": "inverse-sqrt-frequency"}, SoftDiceCE)):
+        trainer = data.trainer(name=NAME, **settings)
+        trainer.initialize()
+        assert type(trainer.loss) is kind
+    assert trainer.loss.ce.weight[0] < trainer.loss.ce.weight[1:].min(), "background is the most frequent class"
+
+
 def test_ignored_voxels_count_nowhere():
     _, labels = patch(0)
     labels[:, :, :3] = 3
@@ -148,8 +178,8 @@ def test_the_defaults_hold_without_settings_and_settings_win(data):
 
 
 def test_what_has_no_place_in_the_loss_is_refused(data):
-    with pytest.raises(InputError, match=r"flare\.class_weights.*no cross-entropy"):
-        data.trainer(name=NAME, class_weights=[1, 1, 2]).initialize()
+    with pytest.raises(InputError, match=r"flare\.class_weights: found 2 weights, expected 3"):
+        data.trainer(name=NAME, class_weights=[1, 1]).initialize()
     data.dataset_json["labels"] = {"background": 0, "both": [1, 2], "spleen": 2}
     data.dataset_json["regions_class_order"] = [1, 2]
     data.plans["configurations"]["3d_fullres"].pop("flare")

@@ -227,6 +227,45 @@ def test_class_weights_are_measured_on_true_labels(tiny: Any) -> None:
     assert torch.equal(trainer.loss.loss.ce.weight, before)
 
 
+def test_class_weights_do_not_take_an_organ_that_nobody_annotated_for_background(tiny: Any) -> None:
+    """The same scans, of which one names the liver alone: the spleen is as frequent as in the other one."""
+    tiny.add(*TRUE[:2])
+    trainer = tiny.trainer(fold="all", class_weights="inverse-sqrt-frequency")
+    trainer.initialize()
+    expected = trainer.loss.loss.ce.weight
+    without_spleen = np.zeros((1, 10, 20, 20), np.int8)
+    without_spleen[0, 2:7, 3:11, 3:11] = 1
+    for path in tiny.data.glob(f"{TRUE[1]}*"):
+        path.unlink()
+    tiny.add(TRUE[1], seg=without_spleen)
+    tiny.table({TRUE[1]: {"role": "partial", "annotated": [1]}})
+    trainer = tiny.trainer(fold="all", class_weights="inverse-sqrt-frequency")
+    trainer.initialize()
+    torch.testing.assert_close(trainer.loss.loss.ce.weight, expected)
+
+
+# ---------------------------------------------------------------------------------- organs that are never predicted
+
+
+def counts(tp: list[int], fp: list[int], fn: list[int]) -> dict[str, Any]:
+    return {"loss": np.float32(1), "tp_hard": np.array(tp), "fp_hard": np.array(fp), "fn_hard": np.array(fn)}
+
+
+def test_the_log_names_organs_that_an_epochs_validation_never_predicted(tiny: Any) -> None:
+    tiny.add(*TRUE)
+    trainer = tiny.trainer(fold=0)
+    trainer.initialize()
+    trainer.get_tr_and_val_datasets()
+    said: list[str] = []
+    trainer.print_to_log_file = lambda *words, **_: said.append(" ".join(map(str, words)))
+    trainer.on_validation_epoch_end([counts([5, 0], [0, 0], [1, 4]), counts([0, 0], [2, 0], [1, 0])])
+    assert said == ["Never predicted in this epoch's validation, but there: spleen"]
+    said.clear()
+    trainer.on_validation_epoch_end([counts([5, 0], [0, 0], [1, 0])])  # no spleen there
+    trainer.on_validation_epoch_end([counts([5, 0], [0, 3], [1, 4])])  # predicted, in the wrong place
+    assert said == []
+
+
 # ---------------------------------------------------------------------------------------------------- ignore label
 
 

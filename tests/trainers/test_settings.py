@@ -69,6 +69,8 @@ def test_validation_takes_a_fifth_of_the_iterations_but_at_least_one(iterations:
         ({"initial_lr": 0}, "flare.initial_lr", "greater than 0"),
         ({"initial_lr": float("nan")}, "flare.initial_lr", "finite"),
         ({"class_weights": "median"}, "flare.class_weights", "inverse-sqrt-frequency"),
+        ({"patience": 3, "checkpoints_at": [0.5, 1.0]}, "patience 3", "give one of the two"),
+        ({"patience": 0}, "flare.patience", "greater than or equal to 1"),
         ({"class_weights": [0, 0]}, "class_weights", "above 0"),
         ({"mirroring": 1}, "flare.mirroring", "boolean"),
         ({"seed": -1}, "flare.seed", "greater than or equal to 0"),

@@ -119,16 +119,19 @@ def painted(p_in: float, *, seed: int, windows: Any = (WINDOW,)) -> tuple[torch.
     return before, after["image"]
 
 
-def test_in_painting_replaces_small_boxes_with_noise_of_the_window() -> None:
+def test_in_painting_replaces_small_boxes_with_noise_of_the_upper_half_of_the_window() -> None:
+    """S1: U[0, 1] in an image that goes from -1 to 1. Of the window -970 to 280 HU: from -345 HU on."""
+    middle = (-345 - 80) / 140
     shares = []
     for seed in range(20):
         before, after = painted(1.0, seed=seed)
         changed = after != before
         shares.append(changed.float().mean().item())
         if changed.any():
-            assert after[changed].min() >= WINDOW.low
+            assert after[changed].min() >= middle
             assert after[changed].max() <= WINDOW.high
-            assert after[changed].std() == pytest.approx((WINDOW.high - WINDOW.low) / 12**0.5, rel=0.2)
+            assert after[changed].mean() == pytest.approx((-32.5 - 80) / 140, abs=0.3)
+            assert after[changed].std() == pytest.approx((WINDOW.high - middle) / 12**0.5, rel=0.2)
     assert 0 < max(shares) <= 3 * 0.2**3 * 1.3
     assert sum(share > 0 for share in shares) >= 15
 
@@ -140,14 +143,16 @@ def test_out_painting_keeps_large_boxes_and_paints_the_border() -> None:
         assert kept == 1.0 or 0.8**3 * 0.9 <= kept <= 0.95
         if kept < 1:
             assert (after[:, 0] != before[:, 0]).all(), "three voxels at each border are painted"
+            assert after[after != before].min() >= (-345 - 80) / 140
 
 
-def test_a_channel_without_a_window_is_painted_in_its_own_range() -> None:
+def test_a_channel_without_a_window_is_painted_in_the_upper_half_of_its_own_range() -> None:
     torch.manual_seed(3)
     image = torch.rand(1, 30, 30, 30) * 7 + 100
     after = PaintingTransform((None,), p_in=0.0)(image=image.clone())["image"]
-    assert not torch.equal(after, image)
-    assert after.min() >= image.min()
+    painted_over = after != image
+    assert painted_over.any()
+    assert after[painted_over].min() >= (image.min() + image.max()) / 2
     assert after.max() <= image.max()
 
 

@@ -3,7 +3,7 @@
 (() => {
   const data = window.FLARE_REPORT;
   const CASE = 0, ROUND = 1, DECISION = 2, SCORE = 3, MEAN = 4, LEAST = 5, OUTSIDE = 6, REASON = 7, AGREEMENT = 8,
-    VOLUME = 9, PICTURE = 10, VIEW = 11;
+    VOLUME = 9, PICTURE = 10, VIEW = 11, ABSENT = 12;
   const ROW_HEIGHT = 30; // of a body row in report.css
   const $ = (id) => document.getElementById(id);
   const organName = (index) => (index < 0 ? "" : data.organs[index].name.replaceAll("_", " "));
@@ -79,13 +79,15 @@
   let current = -1;
   let sortBy = { key: "score", down: true };
 
-  const scoreOf = (row) => ($("organ").value === "" ? row[SCORE] : row[AGREEMENT][Number($("organ").value)]);
+  const agreementOf = (row, index) => (row[ABSENT].includes(index) ? null : row[AGREEMENT][index]); // none to show
+  const scoreOf = (row) => ($("organ").value === "" ? row[SCORE] : agreementOf(row, Number($("organ").value)));
+  const scoreText = (row) => ($("organ").value !== "" && row[ABSENT].includes(Number($("organ").value)) ? "absent" : shown(scoreOf(row)));
   const columns = [
     { key: "case", title: () => "case", value: (row) => row[CASE] },
     { key: "round", title: () => "round", value: (row) => row[ROUND], text: (row) => `r${row[ROUND]}` },
     { key: "decision", title: () => "decision", value: (row) => row[DECISION], class: (row) => row[DECISION] },
     { key: "score", title: () => ($("organ").value === "" ? "score" : organName(Number($("organ").value))),
-      value: scoreOf, text: (row) => shown(scoreOf(row)) },
+      value: scoreOf, text: scoreText },
     { key: "mean", title: () => "mean", value: (row) => row[MEAN], text: (row) => shown(row[MEAN]),
       hint: "mean agreement over the organs" },
     { key: "least", title: () => "least certain", value: (row) => organName(row[LEAST]),
@@ -303,9 +305,12 @@
     wrong.addEventListener("click", () => toggleWrong(index));
     const last = element("td");
     last.append(wrong);
+    const isAbsent = row[ABSENT].includes(index);
+    const agreement = element("td", isAbsent ? "absent" : shown(row[AGREEMENT][index]), isAbsent ? "absent" : "");
+    if (isAbsent) agreement.title = `no member found it; counted as ${shown(row[AGREEMENT][index])}`;
     line.append(
       name,
-      element("td", shown(row[AGREEMENT][index])),
+      agreement,
       element("td", shown(volume, 1) + (outside ? (volume < low ? " (small)" : " (large)") : ""), outside ? "outside" : ""),
       element("td", low === undefined ? "–" : `${shown(low, 1)} to ${shown(high, 1)}`),
       last,

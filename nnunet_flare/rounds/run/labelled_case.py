@@ -18,6 +18,9 @@ LABELLED = (
         "odd": [str],
         "label_sha256": str,
         "present?": {str: bool},
+        "absent_pairs?": {str: float},
+        "steady?": {str: (float, None)},
+        "absent_copies?": {str: float},
         "change?": (float, None),
     },
 )
@@ -32,6 +35,9 @@ class LabelledCase:
         failed: why it has no label; the rest is empty then.
         agreement: what the round's rule judges by, of each organ; None with one member.
         present: whether any member found the organ.
+        absent_pairs: share of the compared pairs of members that both lack the organ, and count 1 in ``agreement``.
+        steady: mean Dice of each organ with the labels of the scan's changed copies, where the round's rule asks.
+        absent_copies: share of the copies that lack the organ as the label does, and count 1 in ``steady``.
         volume_mm3: of each organ in the fused label.
         members: how many label maps there are.
         change: how much the label map changed since the round before, where the recipe asks for it.
@@ -43,6 +49,9 @@ class LabelledCase:
     failed: str | None = None
     agreement: Mapping[str, float | None] = field(default_factory=dict)
     present: Mapping[str, bool] = field(default_factory=dict)
+    absent_pairs: Mapping[str, float] = field(default_factory=dict)
+    steady: Mapping[str, float | None] = field(default_factory=dict)
+    absent_copies: Mapping[str, float] = field(default_factory=dict)
     volume_mm3: Mapping[str, float] = field(default_factory=dict)
     members: int = 0
     change: float | None = None
@@ -54,6 +63,15 @@ class LabelledCase:
     def lacking(self) -> list[str]:
         """Organs that its label does not have."""
         return [organ for organ, volume in self.volume_mm3.items() if not volume]
+
+    def absence(self, organ: str) -> float:
+        """Share of the pairs that both lack an organ; files of older versions say only whether anyone found it."""
+        return self.absent_pairs.get(organ, 0.0 if self.present.get(organ, True) else 1.0)
+
+    def steadiness(self, organ: str) -> float:
+        """How steady an organ's label is; NaN where that was not measured."""
+        value = self.steady.get(organ)
+        return float("nan") if value is None else float(value)
 
     def value(self, organ: str) -> float:
         """Agreement of an organ; NaN where it is not known."""

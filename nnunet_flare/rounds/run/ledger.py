@@ -12,7 +12,7 @@ import logging
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,10 @@ BUSY_SECONDS = 30.0
 class Entry:
     """One case in one round.
 
-    ``decision`` is ``taken``, ``refused``, ``odd`` or ``failed``; ``agreement`` and ``ignored`` map organ names to the
-    mean pairwise Dice and to the share of voxels set to *ignore*; ``label_sha256`` is the hash of the fused label.
+    ``decision`` is ``taken``, ``refused``, ``odd`` or ``failed``; ``agreement``, ``ignored`` and ``present`` map organ
+    names to what the rule judged by (the mean pairwise Dice, an absence counted as ``selection.absent`` says, None
+    where it does not count), to the share of voxels set to *ignore*, and to whether any member found the organ;
+    ``label_sha256`` is the hash of the fused label.
     """
 
     round: int
@@ -48,6 +50,7 @@ class Entry:
     model: str
     recipe_hash: str
     label_sha256: str | None
+    present: dict[str, bool] = field(default_factory=dict)
 
 
 def decisions_shape(number: int) -> Any:
@@ -56,21 +59,25 @@ def decisions_shape(number: int) -> Any:
     text = dict.fromkeys(("case", "role", "reason", "model", "recipe_hash"), str)
     numbers = dict.fromkeys(("score", "mean_organ", "min_organ"), optional)
     entry = {**text, **numbers, "agreement": shares, "ignored": {str: float}, "label_sha256": (str, None)}
+    entry["present?"] = {str: bool}
     return {"cases": [{**entry, "round": {number}, "decision": {"taken", "refused", "odd", "failed"}}]}
 
 
-COLUMNS = tuple(field.name for field in fields(Entry))
-JSON_COLUMNS = ("agreement", "ignored")
+COLUMNS = tuple(each.name for each in fields(Entry))
+JSON_COLUMNS = ("agreement", "ignored", "present")
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[sqlite3.Connection]:
     with closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as connection:
         connection.execute("PRAGMA journal_mode=DELETE")
+        found = {str(row[1]) for row in connection.execute("PRAGMA table_info(cases)")}
+        if found and found != set(COLUMNS):  # of another version: it is made anew from the rounds' JSON files
+            connection.execute("DROP TABLE cases")
         connection.execute(
             "CREATE TABLE IF NOT EXISTS cases (round INTEGER, 'case' TEXT, role TEXT, decision TEXT, reason TEXT, "
             "score REAL, mean_organ REAL, min_organ REAL, agreement TEXT, ignored TEXT, model TEXT, recipe_hash TEXT, "
-            "label_sha256 TEXT, PRIMARY KEY (round, 'case'))"
+            "label_sha256 TEXT, present TEXT, PRIMARY KEY (round, 'case'))"
         )
         yield connection
 
@@ -103,7 +110,7 @@ def read_decisions(paths: RunPaths, number: int) -> list[Entry]:
         return []
     remedy = f"flare-pseudolabel retry -o {paths.root} decides again"
     document = read_json(path, decisions_shape(number), remedy=remedy)
-    return [Entry(**{name: entry[name] for name in COLUMNS}) for entry in document["cases"]]
+    return [Entry(**{name: entry[name] for name in COLUMNS if name in entry}) for entry in document["cases"]]
 
 
 def rebuild(paths: RunPaths) -> int:

@@ -76,7 +76,8 @@ def train_arguments(run: Run, task: Task, *, resume: bool = False) -> list[str]:
 
 def _takes_pretrained(run: Run, trained: Round) -> bool:
     """Whether a round starts from given weights: not one with another network, nor one that goes on from a model."""
-    goes_on = trained.kind == "fine-tuning" or (trained.kind == "final" and run.recipe.final.start == "member")
+    start = {"final": run.recipe.final.start, "self-training": run.recipe.members.start}.get(trained.kind)
+    goes_on = trained.kind == "fine-tuning" or start == "member"
     return trained.base == run.base and not goes_on
 
 

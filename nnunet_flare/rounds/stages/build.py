@@ -171,12 +171,13 @@ def _teacher(run: Run, of: Round) -> dict[str, Any] | None:
 
 
 def initial_weights(run: Run, of: Round) -> str | None:
-    """The checkpoint that a round's training starts from: the final model for its fine-tuning, a member for the final
-    training where ``final.start`` says so.
+    """The checkpoint that a round's training starts from: the final model for its fine-tuning, a member of the round
+    before for the final training and the rounds where ``final.start`` and ``members.start`` say so.
     """
     if of.kind == "fine-tuning":
         return str(run.final.model / "fold_all" / "checkpoint_final.pth")
-    if of.kind == "final" and run.recipe.final.start == "member":
+    start = {"final": run.recipe.final.start, "self-training": run.recipe.members.start}.get(of.kind)
+    if start == "member":
         before = run.round(of.number - 1)
         fold, checkpoint = before.members[0]
         return str(before.model / f"fold_{fold}" / checkpoint)

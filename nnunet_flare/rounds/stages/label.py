@@ -42,6 +42,7 @@ from nnunet_flare.rounds.stages.arrays import (
 from nnunet_flare.rounds.stages.preprocess import failure, odd, preprocess_again
 from nnunet_flare.selection.agreement import Agreement, pairwise_dice
 from nnunet_flare.selection.change import label_change
+from nnunet_flare.selection.perturb import labels_of_copies, steadiness
 from nnunet_flare.selection.rule import Rule
 
 if TYPE_CHECKING:
@@ -185,11 +186,13 @@ def _label_case(run: Run, of: Round, case: UnlabelledCase, predictor: Labeller, 
         data, crop_mask_seg, properties = _read_case(run, case)
         only = None if of.loop is None else list(organs.values())
         prediction = predictor.predict_members(data, only=only)
-        fused = prediction.mean_softmax.argmax(0).astype(np.uint8)
+        fused = _fused(prediction)
         spacing = network_spacing_mm(properties, predictor.plans_manager.transpose_forward, fused.shape)
         fused = _cleaned(run, fused, spacing)
         agreement = _agreement(prediction.labels, max(organs.values()) + 1)
-        per_organ = judged_by(agreement, run.recipe.selection_of(of.planned).rule)
+        rule = run.recipe.selection_of(of.planned).rule
+        per_organ, absent = judged_by(agreement, rule), absent_by(agreement, rule)
+        steady, absent_copies = _steadiness(predictor, data, prediction, only) if rule.copies else (None, None)
         _write_label(run, number, name, predictor, prediction, properties)
         compares = of.learns_from is not None and run.recipe.needs_change(number)
         change = _change(run, number, name) if compares else None
@@ -211,6 +214,9 @@ def _label_case(run: Run, of: Round, case: UnlabelledCase, predictor: Labeller, 
     return LabelledCase(
         agreement={n: None if agreement is None else float(per_organ[i - 1]) for n, i in organs.items()},
         present={n: bool(agreement is None or agreement.present[i - 1]) for n, i in organs.items()},
+        absent_pairs={n: float(absent[i - 1]) for n, i in organs.items()} if agreement is not None else {},
+        steady={} if steady is None else {n: float(steady[i - 1]) for n, i in organs.items()},
+        absent_copies={} if absent_copies is None else {n: float(absent_copies[i - 1]) for n, i in organs.items()},
         volume_mm3={n: float(counts[i] * voxel_mm3) for n, i in organs.items()},
         members=len(prediction.labels),
         change=change,
@@ -218,6 +224,22 @@ def _label_case(run: Run, of: Round, case: UnlabelledCase, predictor: Labeller, 
         odd=tuple(odd(run.unlabelled_data, case.case)),
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+def _steadiness(
+    predictor: Labeller, scan: np.ndarray, prediction: MembersPrediction, only: Sequence[int] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """How alike a scan's label and those of its changed copies are, and the share of copies that lack the organ too."""
+
+    def label(copy: np.ndarray) -> np.ndarray:
+        return _fused(predictor.predict_members(copy, only=only))
+
+    return steadiness(_fused(prediction), labels_of_copies(label, scan), len(prediction.mean_softmax))
+
+
+def _fused(prediction: MembersPrediction) -> np.ndarray:
+    """The label map (Z, Y, X) of the members' mean softmax."""
+    return prediction.mean_softmax.argmax(0).astype(np.uint8)
 
 
 def _cleaned(run: Run, labels: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
@@ -277,6 +299,13 @@ def judged_by(agreement: Agreement | None, rule: Rule) -> np.ndarray:
     if agreement is None:
         return np.empty(0)
     return agreement.with_last if rule.table == "last" else agreement.per_organ
+
+
+def absent_by(agreement: Agreement | None, rule: Rule) -> np.ndarray:
+    """(organs,) of the pairs that a rule judges by, the share that both lack the organ."""
+    if agreement is None:
+        return np.empty(0)
+    return agreement.absent_with_last if rule.table == "last" else agreement.absent
 
 
 def _write_label(

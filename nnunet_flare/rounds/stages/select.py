@@ -19,10 +19,14 @@ from nnunet_flare.rounds.run.ledger import Entry, read_decisions, write_round
 from nnunet_flare.rounds.run.loops import TrainingScan, round_organs, round_scans
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Round
+from nnunet_flare.rounds.stages.judge import Judgement, judge
 from nnunet_flare.rounds.stages.label import read_labelled
 from nnunet_flare.selection.choose import Decision, accepted_organs, select
 
 log = logging.getLogger(__name__)
+
+ABSENT = "absent"
+"""In ``scores.csv``: an organ that no two compared members have, and that does not count."""
 
 
 def select_round(run: Run, of: Round) -> dict[str, Any]:
@@ -32,7 +36,8 @@ def select_round(run: Run, of: Round) -> dict[str, Any]:
         TaskError: when nothing is taken: it says which threshold kept out what, and what to change.
     """
     number = of.number
-    organs = list(round_organs(run, of))
+    ids = round_organs(run, of)
+    organs = list(ids)
     scans = round_scans(run, of)
     documents = {scan.case: read_labelled(run, number, scan.case) for scan in scans}
     roles = {scan.case: "partial" if isinstance(scan, TrainingScan) else "pseudo" for scan in scans}
@@ -40,11 +45,11 @@ def select_round(run: Run, of: Round) -> dict[str, Any]:
     reviews = load_reviews(run)
     for case in judged:
         if case in reviews:
-            agreement = {**documents[case].agreement, **dict.fromkeys(reviews[case].organs, 0.0)}
-            documents[case] = replace(documents[case], agreement=agreement)
-    table = np.array([[documents[case].value(organ) for organ in organs] for case in judged]).reshape(-1, len(organs))
+            documents[case] = _with_wrong_organs(documents[case], reviews[case].organs)
     rule = run.recipe.selection_of(number)
-    for row, column in np.argwhere(np.isnan(table)):
+    judgement = judge(run, [documents[case] for case in judged], ids, rule)
+    table = judgement.values
+    for row, column in np.argwhere(np.isnan(table) & ~judgement.skipped):
         if not rule.rule.judges_agreement and documents[judged[row]].members < 2:
             continue  # one member has no agreement, and these rules ask for none
         log.warning("%s: agreement of %s could not be computed; it counts as 0", judged[row], organs[column])
@@ -54,7 +59,7 @@ def select_round(run: Run, of: Round) -> dict[str, Any]:
     for rejected in (False, True):  # a rejected case has a score, but takes no other's place in a top fraction
         rows = [row for row in eligible if (judged[row] in reviews and reviews[judged[row]].is_rejected) == rejected]
         names = [judged[row] for row in rows]
-        judged_by = _judged_table(run, number, names, table[rows], organs)
+        judged_by = _judged_table(run, number, names, judgement.rows(rows), organs)
         lacking = {name: documents[name].lacking for name in names} if rule.complete else None
         decided, missing = _decide(run, rule, names, *judged_by, lacking=lacking)
         decisions |= decided
@@ -63,35 +68,49 @@ def select_round(run: Run, of: Round) -> dict[str, Any]:
     model = f"{of.model.name} [{members}]"
     known_of_all = {"round": number, "model": model, "recipe_hash": run.recipe.hash}
     entries = []
+    rows_of = {case: row for row, case in enumerate(judged)}
     for case, document in documents.items():
         known_of_case = {**known_of_all, "role": roles[case]}
-        entry = _entry(known_of_case, case, document, decisions.get(case), uncertain.get(case, []))
+        values = _values_of(judgement, rows_of[case], organs) if case in rows_of else {}
+        entry = _entry(known_of_case, case, document, decisions.get(case), uncertain.get(case, []), values)
         entries.append(_reviewed(entry, reviews.get(case)))
-    write_scores(run.paths.scores(number), judged, table, organs, [documents[case].members for case in judged])
+    counts_of_members = [documents[case].members for case in judged]
+    write_scores(run.paths.scores(number), judged, table, organs, counts_of_members, skipped=judgement.skipped)
     write_selection(run.paths.selection(number), [(e.case, e.decision == "taken", e.score, e.reason) for e in entries])
     write_round(run.paths, number, entries)
     taken = [entry for entry in entries if entry.decision == "taken"]
     if not taken:
-        raise TaskError(_nothing_taken(run, number, table, organs, entries))
+        raise TaskError(_nothing_taken(run, number, judgement, organs, entries))
     _early_stop(run, number)
     known = table[~np.isnan(table)]
     mean = float(known.mean()) if known.size else None
     counts = {d: sum(e.decision == d for e in entries) for d in ("taken", "refused", "odd", "failed")}
-    judgement = "no agreement" if mean is None else f"mean agreement {mean:.3f}"
-    log.info("round %d: %s, %s", number, ", ".join(f"{n} {d}" for d, n in counts.items() if n), judgement)
+    agreed = "no agreement" if mean is None else f"mean agreement {mean:.3f}"
+    log.info("round %d: %s, %s", number, ", ".join(f"{n} {d}" for d, n in counts.items() if n), agreed)
     return {**counts, "mean_agreement": mean}
 
 
+def _with_wrong_organs(labelled: LabelledCase, wrong: Sequence[str]) -> LabelledCase:
+    """A case in which a person called the labels of some organs wrong: agreement 0, also on an absence."""
+    nothing = dict.fromkeys(wrong, 0.0)
+    return replace(
+        labelled,
+        agreement={**labelled.agreement, **nothing},
+        absent_pairs={**{organ: labelled.absence(organ) for organ in labelled.agreement}, **nothing},
+    )
+
+
 def _judged_table(
-    run: Run, number: int, cases: Sequence[str], agreement: np.ndarray, organs: Sequence[str]
-) -> tuple[np.ndarray, Sequence[str]]:
-    """What the round's rule judges by: the agreement of the organs, or the changes between the rounds so far."""
+    run: Run, number: int, cases: Sequence[str], judgement: Judgement, organs: Sequence[str]
+) -> tuple[Judgement, Sequence[str]]:
+    """What the round's rule judges by: the organs, or the changes between the rounds so far."""
     if run.recipe.selection_of(number).rule.table != "rounds":
-        return agreement, organs
+        return judgement, organs
     first = next(earlier for earlier in range(number, -1, -1) if run.recipe.starts(earlier))
     rounds = range(first + 1, number + 1)
     changes = [[_change(run, later, case) for later in rounds] for case in cases]
-    return np.array(changes).reshape(-1, len(rounds)), [f"r{later - 1} to r{later}" for later in rounds]
+    table = np.array(changes, dtype=float).reshape(-1, len(rounds))
+    return Judgement(table, np.zeros(table.shape, dtype=bool)), [f"r{later - 1} to r{later}" for later in rounds]
 
 
 def _change(run: Run, number: int, case: str) -> float:
@@ -103,7 +122,7 @@ def _decide(
     run: Run,
     rule: RoundSelection,
     cases: Sequence[str],
-    table: np.ndarray,
+    judgement: Judgement,
     organs: Sequence[str],
     *,
     lacking: Mapping[str, Sequence[str]] | None,
@@ -112,21 +131,22 @@ def _decide(
     if run.recipe.fusion.uncertain_organs == "drop-case":
         chosen = select(
             cases,
-            table,
+            judgement.values,
             organs=organs,
             rule=rule.rule.name,
             threshold=rule.threshold,
             top_fraction=rule.top_fraction,
             per_organ=rule.per_organ,
             missing=lacking,
+            skipped=judgement.skipped,
         )
         return {decision.case: decision for decision in chosen}, {}
     own = {organs.index(organ): least for organ, least in rule.per_organ.items()}
-    certain = accepted_organs(table, rule.threshold, own)
+    certain = accepted_organs(judgement.values, rule.threshold, own) | judgement.skipped
     least = run.recipe.fusion.min_certain_organs
     decisions, uncertain = {}, {}
     for row, case in enumerate(cases):
-        share = float(certain[row].mean())
+        share = float(certain[row][~judgement.skipped[row]].mean()) if not judgement.skipped[row].all() else 0.0
         missing = [organ for organ, ok in zip(organs, certain[row], strict=True) if not ok]
         taken = share >= least and share > 0
         reason = (
@@ -139,25 +159,37 @@ def _decide(
     return decisions, uncertain
 
 
+def _values_of(judgement: Judgement, row: int, organs: Sequence[str]) -> dict[str, float | None]:
+    """What a case's organs were judged by, by name; None where an organ does not count."""
+    values = zip(organs, judgement.values[row], judgement.skipped[row], strict=True)
+    return {organ: None if skipped else float(np.nan_to_num(value)) for organ, value, skipped in values}
+
+
 def _entry(
-    known: dict[str, Any], case: str, labelled: LabelledCase, decision: Decision | None, uncertain: Sequence[str]
+    known: dict[str, Any],
+    case: str,
+    labelled: LabelledCase,
+    decision: Decision | None,
+    uncertain: Sequence[str],
+    judged: Mapping[str, float | None],
 ) -> Entry:
     base = {**known, "case": case}
     if labelled.failed is not None:
         return Entry(
             **base, decision="failed", reason=labelled.failed, score=None, mean_organ=None, min_organ=None,
-            agreement={}, ignored={}, label_sha256=None,
+            agreement={}, ignored={}, present={}, label_sha256=None,
         )  # fmt: skip
     alone = labelled.members < 2
-    values = np.nan_to_num([labelled.value(organ) for organ in labelled.agreement])
+    values = [value for value in judged.values() if value is not None]
+    has_none = alone or not values
     if decision is None:
         outcome, reason = "odd", f"{'; '.join(labelled.odd)} (selection.keep_odd=true would judge it)"
     else:
         outcome, reason = ("taken" if decision.taken else "refused"), decision.reason
     return Entry(
         **base, decision=outcome, reason=reason, score=None if decision is None else decision.score,
-        mean_organ=None if alone else float(values.mean()), min_organ=None if alone else float(values.min()),
-        agreement={} if alone else dict(labelled.agreement),
+        mean_organ=None if has_none else float(np.mean(values)), min_organ=None if has_none else float(min(values)),
+        agreement={} if alone else dict(judged), present={} if alone else dict(labelled.present),
         ignored=dict.fromkeys(uncertain, 0.0), label_sha256=labelled.label_sha256,
     )  # fmt: skip
 
@@ -171,12 +203,12 @@ def _reviewed(entry: Entry, review: Review | None) -> Entry:
     return replace(entry, decision=decided, reason=f"{review.reason}; {entry.reason}", ignored=ignored)
 
 
-def _nothing_taken(run: Run, number: int, table: np.ndarray, organs: Sequence[str], entries: Sequence[Entry]) -> str:
+def _nothing_taken(run: Run, number: int, judgement: Judgement, organs: Sequence[str], entries: Sequence[Entry]) -> str:
     rule = run.recipe.selection_of(number)
     failed = sum(entry.decision == "failed" for entry in entries)
     odd = sum(entry.decision == "odd" for entry in entries)
     best = max((entry.score for entry in entries if entry.score is not None), default=float("nan"))
-    below = np.nan_to_num(table) < rule.threshold
+    below = (np.nan_to_num(judgement.values) < rule.threshold) & ~judgement.skipped
     worst = [organs[i] for i in np.argsort(-below.sum(axis=0))[:3] if below.shape[0] and below[:, i].any()]
     if not rule.rule.judges_agreement:
         worst = []
@@ -205,13 +237,28 @@ def _early_stop(run: Run, number: int) -> None:
 
 
 def write_scores(
-    path: Path, cases: Sequence[str], table: np.ndarray, organs: Sequence[str], members: Sequence[int]
+    path: Path,
+    cases: Sequence[str],
+    table: np.ndarray,
+    organs: Sequence[str],
+    members: Sequence[int],
+    *,
+    skipped: np.ndarray | None = None,
 ) -> None:
-    """Write ``scores.csv``: case, one column per organ, mean_organ, min_organ, members; of one member no numbers."""
+    """Write ``scores.csv``: case, one column per organ, mean_organ, min_organ, members; of one member no numbers.
+
+    An organ that does not count in a case is :data:`ABSENT` there, and in neither of mean and minimum.
+    """
     rows = []
-    for case, row, count in zip(cases, np.nan_to_num(table), members, strict=True):
-        numbers = [*row, row.mean(), row.min()]
-        rows.append([case, *(f"{v:.6f}" if count > 1 else "" for v in numbers), count])
+    left_out = np.zeros(np.shape(table), dtype=bool) if skipped is None else skipped
+    for case, row, without, count in zip(cases, np.nan_to_num(table), left_out, members, strict=True):
+        counted = row[~without]
+        numbers = [
+            *np.where(without, np.nan, row),
+            *((counted.mean(), counted.min()) if counted.size else (np.nan,) * 2),
+        ]
+        words = [f"{v:.6f}" if not np.isnan(v) else ABSENT for v in numbers] if count > 1 else [""] * len(numbers)
+        rows.append([case, *words, count])
     write_csv(path, [["case", *organs, "mean_organ", "min_organ", "members"], *rows])
 
 

@@ -14,4 +14,4 @@ def mean_of_organs(table: np.ndarray) -> np.ndarray:
     return table.mean(axis=1)
 
 
-RULE = Rule("mean-organ", "the organs' mean agreement", "members", "pairs", mean_of_organs)
+RULE = Rule("mean-organ", "the organs' mean agreement", "members", "pairs", mean_of_organs, absent="expected")

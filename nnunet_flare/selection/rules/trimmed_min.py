@@ -20,4 +20,6 @@ def third_smallest_organ(table: np.ndarray) -> np.ndarray:
     return np.sort(table, axis=1)[:, min(RANK, table.shape[1]) - 1]
 
 
-RULE = Rule("trimmed-min", "the third smallest organ's agreement", "members", "pairs", third_smallest_organ)
+RULE = Rule(
+    "trimmed-min", "the third smallest organ's agreement", "members", "pairs", third_smallest_organ, absent="expected"
+)

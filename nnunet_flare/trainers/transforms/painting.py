@@ -1,8 +1,9 @@
 """In-painting and out-painting with random values (S1's painting block, from Models Genesis).
 
 In-painting fills a few small boxes with noise; out-painting keeps a few large boxes and fills the rest. Labels stay, so
-the network has to infer what it cannot see. The papers' noise is uniform over the image's range, [0, 1] there, the
-plan's window here (a channel that is not CT: the range of its values in the patch).
+the network has to infer what it cannot see. Models Genesis paints into images of [0, 1], noise over all of their range.
+S1 maps its window to [-1, 1] and keeps that noise, U[0, 1]: the upper half of the window. So it is here, with the
+plan's window (a channel that is not CT: the range of its values in the patch).
 """
 
 from __future__ import annotations
@@ -67,12 +68,13 @@ class PaintingTransform(ImageOnlyTransform):
         for index, channel in enumerate(img):
             window = self.windows[index] if index < len(self.windows) else None
             low, high = (window.low, window.high) if window is not None else _range_of(channel)
+            middle = (low + high) / 2
             if inside:
                 for box in boxes:
-                    channel[box].uniform_(low, high)
+                    channel[box].uniform_(middle, high)
             elif boxes:
                 kept = [channel[box].clone() for box in boxes]
-                channel.uniform_(low, high)
+                channel.uniform_(middle, high)
                 for box, values in zip(boxes, kept, strict=True):
                     channel[box] = values
         return img

@@ -13,7 +13,7 @@ from nnunet_flare.files import read_json, write_json
 from nnunet_flare.rounds.run.dataset import organ_ids
 from nnunet_flare.rounds.run.decisions import Review
 from nnunet_flare.rounds.run.ledger import read_decisions, read_ledger
-from nnunet_flare.rounds.run.manifest import Run, load_run
+from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.stages.select import select_round
 
 
@@ -79,4 +79,4 @@ def test_early_stop_ends_the_rounds_when_agreement_no_longer_rises(run):
     assert (
         patient.final.number == 4 and patient.current().final.number == 2
     )  # rounds 0 and 1 were labelled, 2 is the final training
-    assert load_run(run.root).paths.stop.is_file()
+    assert read_json(run.paths.stop)["last_labelled_round"] == 1
