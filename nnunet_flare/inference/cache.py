@@ -20,6 +20,7 @@ from tempfile import gettempdir, mkdtemp
 from typing import Any
 
 from nnunet_flare.digests import file_digest
+from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ def damage(entry: Path) -> str | None:
         if not isinstance(known, dict) or not known:
             return f"{CHECKSUMS} names no file"
         different = [name for name, digest in known.items() if file_digest(entry / name) != digest]
-    except (OSError, ValueError) as error:
+    except (InputError, OSError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
     return f"{', '.join(different)} changed since it was written" if different else None
 

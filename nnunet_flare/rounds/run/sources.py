@@ -14,6 +14,7 @@ from typing import Any
 
 from nnunet_flare.dicom_files import dicom_files
 from nnunet_flare.digests import digest_of, file_digest
+from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json, replacing, write_json
 from nnunet_flare.rounds.stages.arrays import ENDINGS
 
@@ -30,12 +31,12 @@ def table_path(data: Path) -> Path:
 
 def read_table(path: Path) -> dict[str, list[Source]]:
     """Sources by case; none where nothing was noted, or the table is damaged, which is said."""
+    if not path.is_file():
+        return {}
     try:
         cases = read_json(path)["cases"]
         return {str(case): [dict(source) for source in sources] for case, sources in cases.items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (InputError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         log.warning("%s: damaged (%s); the arrays' times are compared instead", path, error)
         return {}
 
