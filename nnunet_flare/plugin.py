@@ -32,6 +32,7 @@ TRAINERS = {
     "nnUNetTrainerFlarePartial": ("nnunet_flare.trainers.partial_labels", ANNOTATED_ORGANS),
     "nnUNetTrainerFlareDistill": ("nnunet_flare.trainers.distillation", TEACHER),
     "nnUNetTrainerFlareAdversarial": ("nnunet_flare.trainers.adversarial", UNLABELLED),
+    "nnUNetTrainerFlareMeanTeacher": ("nnunet_flare.trainers.mean_teacher", UNLABELLED),
     "nnUNetTrainerFlareSelective": ("nnunet_flare.trainers.selective", LABELS),
 }
 """Our trainers: the module of each, and what it learns from, which says what a recipe may ask of it."""
@@ -55,16 +56,16 @@ REGISTRY = {**{name: module for name, (module, _) in TRAINERS.items()}, **PLANNE
 
 def module_of(class_name: str) -> str | None:
     """The module that defines ``class_name``, or None. ``<trainer>_<N>epochs`` belongs to its trainer's module."""
-    return REGISTRY.get(_without_epochs(class_name))
+    return REGISTRY.get(without_epochs(class_name))
 
 
 def learns_from(trainer: str) -> str | None:
     """What one of our trainers learns from, also as ``<trainer>_<N>epochs``; None for a trainer that is not ours."""
-    found = TRAINERS.get(_without_epochs(trainer))
+    found = TRAINERS.get(without_epochs(trainer))
     return None if found is None else found[1]
 
 
-def _without_epochs(class_name: str) -> str:
+def without_epochs(class_name: str) -> str:
     """The trainer's own name of ``<trainer>_<N>epochs``; any other name as it is."""
     base, _, suffix = class_name.rpartition("_")
     number = suffix[: -len("epochs")]

@@ -204,7 +204,7 @@ def plan_dataset(
         dataset_id: as in ``DatasetXXX_Name``.
         planner_class: any planner of stock nnU-Net or ours.
         configuration: the configuration that ``overrides`` change.
-        plans_name: other than the planner's own.
+        plans_name: other than the planner's own; the data folder of ``configuration`` is then named by it.
         spacing_mm: target spacing in the reader's axis order (z, y, x).
         overrides: keyword arguments of :func:`override_configuration`.
 
@@ -225,7 +225,12 @@ def plan_dataset(
             f"{planner_class.__name__} plans no configuration '{configuration}' for {planner.dataset_name}, "
             f"only {', '.join(configurations)}"
         )
+    identifier = f"{planner.plans_identifier}_{configuration}"
+    is_renamed = plans_name is not None and configurations[configuration].get("data_identifier") != identifier
     if overrides:
         configurations[configuration] = override_configuration(configurations[configuration], **overrides)
+    if is_renamed:  # stock's ResEnc planners call their data as the plain planner does, whatever the spacing
+        configurations[configuration]["data_identifier"] = identifier
+    if overrides or is_renamed:
         planner.save_plans(plans)
     return plans, planner.plans_identifier

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nnunet_flare import plugin
 from nnunet_flare.recipes.parts import Final, Fusion, Members, Part, Selection, Stop
 from nnunet_flare.recipes.recipe import Recipe
-from nnunet_flare.trainers.settings import MAX_EPOCHS
+from nnunet_flare.trainers.settings import MAX_EPOCHS, stream_key
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -66,8 +66,9 @@ def check_online(recipe: Recipe) -> None:
                 f"{key}: found {found!r}, but trainer {recipe.trainer} learns from the unlabelled scans in one "
                 f"training, without labelling them before; expected {expected!r}"
             )
-    if "unlabelled" in (recipe.training.get("adversarial") or {}):
-        raise ValueError("training.adversarial.unlabelled: is set by the loop and cannot be given here")
+    stream = stream_key(recipe.trainer)
+    if "unlabelled" in (recipe.training.get(str(stream)) or {}):
+        raise ValueError(f"training.{stream}.unlabelled: is set by the loop and cannot be given here")
 
 
 def check_loops(recipe: Recipe) -> None:

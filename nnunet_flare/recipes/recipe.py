@@ -35,7 +35,7 @@ from nnunet_flare.recipes.parts import (
     of_round,
     without_teacher,
 )
-from nnunet_flare.trainers.settings import MAX_SEED, TrainingSettings
+from nnunet_flare.trainers.settings import MAX_SEED, TrainingSettings, stream_key
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 """Names of runs: letters, digits, hyphen."""
@@ -189,8 +189,9 @@ class Recipe(Part):
             given |= self.final.training
         if number > self.final_round and self.final.finetune is not None:
             given |= {"initial_lr": self.final.finetune.initial_lr}
-        if unlabelled is not None:
-            given |= {"adversarial": {**given.get("adversarial", {}), "unlabelled": unlabelled}}
+        stream = stream_key(self.trainer)
+        if unlabelled is not None and stream is not None:
+            given |= {stream: {**(given.get(stream) or {}), "unlabelled": unlabelled}}
         if teacher is not None:
             given = {"teacher": dict(teacher)} | given
         given = _with_epoch("training", given, iterations)

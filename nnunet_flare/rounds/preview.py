@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from nnunet_flare.errors import FlareError
 from nnunet_flare.parallel import num_processes
 from nnunet_flare.rounds.disk import check_disk, disk_needed, prepares_again
-from nnunet_flare.rounds.run.configurations import base_configuration, check_names
-from nnunet_flare.rounds.run.dataset import dataset_json, read_dataset
+from nnunet_flare.rounds.iteration_time import iteration_seconds
+from nnunet_flare.rounds.run.configurations import base_configuration
+from nnunet_flare.rounds.run.dataset import dataset_json
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Base
 from nnunet_flare.rounds.run.tasks import Task, graph
@@ -35,7 +35,7 @@ def preview(plan: Plan) -> str:
     run = plan.run
     sources = find_sources(Path(run.settings.unlabelled_dir), plan.channels)
     bases = {base.task: base for base in (run.base, run.final_base, run.coarse_base) if base is not None}
-    timed = {task: _iteration_seconds(run, base) for task, base in bases.items()}
+    timed = {task: iteration_seconds(run, base) for task, base in bases.items()}
     lines = [
         f"{run.settings.dataset}: {len(plan.labelled)} labelled and {len(sources)} unlabelled cases, "
         f"recipe {run.recipe.name}, into {run.root}",
@@ -133,82 +133,3 @@ def _preparation(run: Run, sources: Mapping[str, Sequence[Path]]) -> str:
         return f"{start}; {files[0].name} could not be timed ({type(error).__name__})"
     seconds = (time.perf_counter() - began) * len(sources) / num_processes(len(sources))
     return f"{start}: about {duration(seconds)} if all are taken, from one timed scan"
-
-
-def _iteration_seconds(run: Run, base: Base) -> float | None:
-    """Seconds of one training iteration of the planned network on random input; None before planning."""
-    if not base.plans_file.is_file():
-        return None
-    import torch
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-
-    configuration = check_names(run, base)
-    dataset = read_dataset(run.preprocessed / "dataset.json")
-    architecture = configuration["architecture"]
-    device = torch.device(run.settings.device)
-    network = get_network_from_plans(
-        architecture["network_class_name"],
-        architecture["arch_kwargs"],
-        architecture["_kw_requires_import"],
-        len(dataset["channel_names"]),
-        len(dataset["labels"]),
-        deep_supervision=True,
-    ).to(device)
-    shape = (configuration["batch_size"], len(dataset["channel_names"]), *configuration["patch_size"])
-    image = torch.randn(shape, device=device)
-    seconds = _timed(lambda: _supervised_step(network, image))
-    if run.recipe.is_online and base == run.base:
-        from nnunet_flare.networks.discriminator import Discriminator
-        from nnunet_flare.trainers.settings import AdversarialSettings
-
-        settings = run.recipe.settings(0, run=None).adversarial or AdversarialSettings()
-        size = configuration["patch_size"]
-        organs = len(dataset["labels"]) - 1
-        judge = Discriminator(shape[1], organs, size, features=settings.discriminator_features).to(device)
-        few = settings.unlabelled_batch_size or max(1, shape[0] // 2)
-        share = 1 - settings.warmup - settings.finish
-        seconds = share * _timed(lambda: _three_steps(network, judge, image, few)) + (1 - share) * seconds
-    return seconds
-
-
-def _timed(step: Callable[[], None]) -> float:
-    """Seconds of a step on its device, the better of two: the first pays for set-up."""
-    import torch
-
-    best = float("inf")
-    for _ in range(2):
-        started = time.perf_counter()
-        step()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - started)
-    return best
-
-
-def _supervised_step(network: Any, image: Any) -> None:
-    import torch
-
-    with torch.autocast(image.device.type, enabled=image.device.type == "cuda"):
-        loss = sum(output.float().square().mean() for output in network(image))
-    loss.backward()
-
-
-def _three_steps(network: Any, judge: Any, image: Any, few: int) -> None:
-    """An iteration of adversarial training with any labels: what it computes, without its optimizers."""
-    import torch
-
-    from nnunet_flare.trainers import adversarial_steps as steps
-
-    some = image[:1].expand(few, *image.shape[1:])
-    with torch.autocast(image.device.type, enabled=image.device.type == "cuda"):
-        with torch.no_grad():
-            mask = torch.softmax(steps.highest(network(image)), dim=1)
-        organs = steps.shown_masks(mask, poison=False)
-        loss = steps.discriminator_loss(judge, image, organs, organs, truth_first=True)
-    loss.backward()
-    _supervised_step(network, image)
-    with torch.no_grad(), torch.autocast(image.device.type, enabled=image.device.type == "cuda"):
-        first, second = (torch.softmax(steps.highest(network(some)), dim=1) for _ in range(2))
-        choice = steps.choose(judge, some, some, first[:, 1:], second[:, 1:])
-        learnt, _ = steps.lesson(choice, some, some, first, second)
-    _supervised_step(network, learnt)

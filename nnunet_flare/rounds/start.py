@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nnunet_flare.datasets import dataset_reader, read_dataset_json, resolve_dataset
 from nnunet_flare.errors import InputError
+from nnunet_flare.plugin import PLANNERS
 from nnunet_flare.recipes.recipe import GIVEN_MODEL, NAME_PATTERN, Recipe
 from nnunet_flare.rounds.check_input import Request, checked_input
 from nnunet_flare.rounds.disk import check_disk
@@ -102,9 +103,14 @@ def freeze_unlabelled(plan: Plan) -> None:
 
 
 def _plans_name(recipe: Recipe, name: str, request: Request) -> str:
-    """The planner's own plans; plans of the run's own where the recipe changes them, or a given model has made them."""
+    """The planner's own plans; plans of the run's own where the recipe changes them, or they name others' data."""
     default = _default_plans_name(recipe.planner, request)
-    return f"{default}_{name}" if recipe.plan.changes() or recipe.planner == GIVEN_MODEL else default
+    return f"{default}_{name}" if recipe.plan.changes() or not _names_its_data(recipe.planner) else default
+
+
+def _names_its_data(planner: str) -> bool:
+    """Whether a planner's data folders are named by its plans: not those of a given model, nor of stock's ResEnc."""
+    return planner in (*PLANNERS, "ExperimentPlanner")
 
 
 def _default_plans_name(planner: str, request: Request) -> str:
@@ -125,7 +131,7 @@ def _final_plans_name(recipe: Recipe, name: str, request: Request) -> str | None
     if (planner, changes) == (rounds[0], rounds[2]):  # another configuration of the same plans
         return _plans_name(recipe, name, request)
     default = _default_plans_name(planner, request)
-    return f"{default}_{name}-final" if changes or planner == GIVEN_MODEL else default
+    return f"{default}_{name}-final" if changes or not _names_its_data(planner) else default
 
 
 def _coarse_plans_name(recipe: Recipe, name: str) -> str | None:
@@ -134,7 +140,7 @@ def _coarse_plans_name(recipe: Recipe, name: str) -> str | None:
     if roi is None or roi.model is not None:
         return None
     default = default_plans_name(roi.planner)
-    return f"{default}_{name}-coarse" if roi.plan.changes() else default
+    return f"{default}_{name}-coarse" if roi.plan.changes() or not _names_its_data(roi.planner) else default
 
 
 def _report_late_files(run: Run, folder: Path, channels: int) -> None:

@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import copy
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
-from batchgenerators.utilities.file_and_folder_operations import join
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_flare.errors import InputError
@@ -24,10 +20,9 @@ from nnunet_flare.trainers import adversarial_steps as steps
 from nnunet_flare.trainers import checkpoints
 from nnunet_flare.trainers.base import optimizer_step
 from nnunet_flare.trainers.lengths import class_with_length
-from nnunet_flare.trainers.sampling import CyclingDataLoader, start_augmenter, stop_augmenter
-from nnunet_flare.trainers.seeding import derived_seed
-from nnunet_flare.trainers.self_training import nnUNetTrainerFlareST
+from nnunet_flare.trainers.resolutions import at_resolutions, highest
 from nnunet_flare.trainers.settings import AdversarialSettings
+from nnunet_flare.trainers.unlabelled import LearnsFromUnlabelled
 
 DISCRIMINATOR_LOSS = "discriminator_loss"
 UNLABELLED_LOSS = "unlabelled_loss"
@@ -36,12 +31,8 @@ WINNER_SCORE = "winner_score"
 discriminator is of the mask that it prefers (0.5 to 1). No numbers while the training is supervised only."""
 
 
-class nnUNetTrainerFlareAdversarial(nnUNetTrainerFlareST):
-    """Supervised training and, beside it, a discriminator that tells the generator which of its masks to learn.
-
-    The unlabelled scans are the arrays of ``<data_identifier>_un``, which ``flare-pseudolabel preprocess -u`` makes:
-    those that the case table calls ``unlabelled``, or all of them where it names none.
-    """
+class nnUNetTrainerFlareAdversarial(LearnsFromUnlabelled):
+    """Supervised training and, beside it, a discriminator that tells the generator which of its masks to learn."""
 
     own_settings = frozenset({"adversarial"})
     defaults = {
@@ -56,33 +47,25 @@ class nnUNetTrainerFlareAdversarial(nnUNetTrainerFlareST):
         "oversample_foreground": 0.0,
         "augmentation": {"labelled": "shift", "pseudo": "shift", "partial": "shift"},
     }
-    curves = (*nnUNetTrainerFlareST.curves, DISCRIMINATOR_LOSS, UNLABELLED_LOSS, WINNER_SCORE)
+    curves = (*LearnsFromUnlabelled.curves, DISCRIMINATOR_LOSS, UNLABELLED_LOSS, WINNER_SCORE)
 
     discriminator: Any
     discriminator_optimizer: torch.optim.Optimizer
     discriminator_scaler: Any = None
-    dataloader_unlabelled: Any = None
 
     def take_settings(self) -> None:
         super().take_settings()
-        self.adversarial = self.settings.adversarial or AdversarialSettings()
+        self.adversarial = self.stream = self.settings.adversarial or AdversarialSettings()
         self.enable_deep_supervision = self.adversarial.deep_supervision
 
     def initialize(self) -> None:
         """The generator as usual, then the discriminator with an optimizer of its own.
 
         Raises:
-            InputError: for labels or a configuration that the discriminator cannot look at, and for several GPUs where
-                a part of the network would not be trained.
+            InputError: for labels or a configuration that the discriminator cannot look at.
         """
         self._check()
         super().initialize()
-        heads = len(getattr(self._unwrapped_network().decoder, "seg_layers", []))
-        if self.is_ddp and heads > 1 and not self.enable_deep_supervision:
-            raise InputError(
-                f"{type(self).__name__}: on several GPUs the network's heads of lower resolutions must not go without "
-                "gradients; set flare.adversarial.deep_supervision to true, or train on one GPU"
-            )
         discriminator: Any = Discriminator(
             self.num_input_channels,
             self.label_manager.num_segmentation_heads - 1,
@@ -125,42 +108,9 @@ class nnUNetTrainerFlareAdversarial(nnUNetTrainerFlareST):
         stock.loss = loss
         return stock
 
-    # ------------------------------------------------------------------ unlabelled scans
-
-    @property
-    def unlabelled_folder(self) -> Path:
-        """The arrays of the unlabelled scans."""
-        name = self.adversarial.unlabelled or f"{self.configuration_manager.data_identifier}_un"
-        return Path(join(self.preprocessed_dataset_folder_base, name))
-
-    def unlabelled_cases(self) -> list[str]:
-        """Ids of the unlabelled scans of this training.
-
-        Raises:
-            InputError: when there is none, or one that the case table names is not preprocessed.
-        """
-        folder = self.unlabelled_folder
-        present = sorted(path.stem for path in folder.glob("*.pkl"))
-        table = self.case_table()
-        named = table.with_role(sorted(table.cases), "unlabelled")
-        absent = sorted(set(named) - set(present))
-        if absent or not present:
-            found = f"lacks {', '.join(absent[:5])}" if absent else "holds no unlabelled scan"
-            raise InputError(
-                f"{folder}: {found}, which {type(self).__name__} learns from; preprocess the unlabelled scans with "
-                "flare-pseudolabel preprocess -d DATASET -u FOLDER"
-            )
-        return named or present
-
-    def get_dataloaders(self) -> tuple[Any, Any]:
-        """The loaders of labelled cases; that of the unlabelled ones is started beside them."""
-        cases = self.unlabelled_cases()
-        loaders: tuple[Any, Any] = super().get_dataloaders()
-        self.print_to_log_file(
-            f"Unlabelled: {len(cases)} scans of {self.unlabelled_folder}, in batches of {self.unlabelled_batch_size}."
-        )
-        self.dataloader_unlabelled = self._start_unlabelled(cases)
-        return loaders
+    def batches_taken(self, epochs: int) -> int:
+        """Only the epochs with all three steps take from the stream."""
+        return self._adversarial_epochs(epochs) * self.num_iterations_per_epoch
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """As for self-training.
@@ -177,38 +127,6 @@ class nnUNetTrainerFlareAdversarial(nnUNetTrainerFlareST):
         datasets: tuple[Any, Any] = super().get_tr_and_val_datasets()
         return datasets
 
-    @property
-    def unlabelled_batch_size(self) -> int:
-        """Of one process; by default half the labelled batch (S4: 1 beside 2 on each GPU)."""
-        return self.adversarial.unlabelled_batch_size or max(1, self.batch_size // 2)
-
-    def _start_unlabelled(self, cases: list[str]) -> Any:
-        folder = str(self.unlabelled_folder)
-        tail = self.get_validation_transforms(None, **self._label_arguments())
-        before = self._adversarial_epochs(self.current_epoch) * self.num_iterations_per_epoch
-        loader = self._loader(
-            infer_dataset_class(folder)(folder, cases),
-            self._geometry.initial_patch_size,
-            self._chain("unlabelled", self._geometry, tail),
-            probabilities=None,
-            purpose="unlabelled",
-            batch_size=self.unlabelled_batch_size,
-            loader_class=CyclingDataLoader,
-            batches_before=before,
-        )
-        loader.next_batch = before
-        loader.order = derived_seed(self.settings.seed or 0, self.fold, self.local_rank)
-        processes = get_allowed_n_proc_DA()
-        return start_augmenter(
-            loader,
-            processes=min(processes, max(1, processes // 2)),
-            cached=max(3, processes // 4),
-            pin_memory=self.device.type == "cuda",
-        )
-
-    def _augmentation_of(self, role: str) -> str:
-        return self.adversarial.augmentation if role == "unlabelled" else super()._augmentation_of(role)
-
     # ------------------------------------------------------------------ steps
 
     def is_adversarial(self, epoch: int) -> bool:
@@ -224,6 +142,7 @@ class nnUNetTrainerFlareAdversarial(nnUNetTrainerFlareST):
         if not self.is_adversarial(self.current_epoch):
             nothing = dict.fromkeys((DISCRIMINATOR_LOSS, UNLABELLED_LOSS, WINNER_SCORE), float("nan"))
             return {**super().train_step(batch), **nothing}
+        batch = self.on_device(batch)
         discriminator_loss = self.discriminator_step(batch)
         supervised = super().train_step(batch)
         unlabelled = self.unlabelled_step(next(self.dataloader_unlabelled))
@@ -231,13 +150,14 @@ class nnUNetTrainerFlareAdversarial(nnUNetTrainerFlareST):
 
     def discriminator_step(self, batch: dict) -> float:
         """Step 1: the discriminator tells the truth of a batch from the generator's mask; returns its loss."""
-        data, target = self._to_device(batch)
+        batch = self.on_device(batch)
+        data, target = batch["data"], batch["target"]
         self.network.eval()
         with torch.no_grad(), self._autocast():
             prediction = self._probabilities(data)
         self.network.train()
         self.discriminator.train()
-        truth = steps.one_hot(steps.highest(target), prediction.shape[1])
+        truth = steps.one_hot(highest(target), prediction.shape[1])
         poison = self.adversarial.poison_masks
         self.discriminator_optimizer.zero_grad(set_to_none=True)
         with self._judging():
@@ -253,7 +173,7 @@ class nnUNetTrainerFlareAdversarial(nnUNetTrainerFlareST):
 
     def unlabelled_step(self, batch: dict) -> dict[str, float]:
         """Step 3: of two copies of each scan the generator learns, on the loser's, the winner's mask."""
-        clean = self._to_device(batch)[0]
+        clean = self.on_device({"data": batch["data"]})["data"]
         noised = steps.with_noise(clean, self.adversarial.noise_std)
         poison = self.adversarial.poison_masks
         self.discriminator.eval()
@@ -271,7 +191,7 @@ class nnUNetTrainerFlareAdversarial(nnUNetTrainerFlareST):
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             output = self._forward(image)
-            loss = steps.weighted_loss(self.loss, output, steps.at_resolutions(labels, output), choice.score)
+            loss = steps.weighted_loss(self.loss, output, at_resolutions(labels, output), choice.score)
         optimizer_step(loss, self.network, self.optimizer, self.grad_scaler)
         return {UNLABELLED_LOSS: float(loss.detach()), WINNER_SCORE: float(choice.score.mean())}
 
@@ -284,17 +204,13 @@ class nnUNetTrainerFlareAdversarial(nnUNetTrainerFlareST):
 
     def _probabilities(self, data: torch.Tensor) -> torch.Tensor:
         """The generator's softmax at full resolution, background included, float32."""
-        return torch.softmax(steps.highest(self._forward(data)).float(), dim=1)
+        return torch.softmax(highest(self._forward(data)).float(), dim=1)
 
     # ------------------------------------------------------------------ course of a training
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         super().on_train_epoch_end(train_outputs)
         self.log_means(train_outputs, DISCRIMINATOR_LOSS, UNLABELLED_LOSS, WINNER_SCORE)
-
-    def on_train_end(self) -> None:
-        stop_augmenter(self.dataloader_unlabelled)
-        super().on_train_end()
 
     def state_besides(self, filename: str) -> dict[str, Any]:
         """The discriminator and its optimizer, but for the final checkpoint, which nothing goes on from."""

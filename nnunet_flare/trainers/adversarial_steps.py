@@ -13,13 +13,15 @@ are made per image; the released code gives a whole batch one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from nnunet_flare.trainers.resolutions import samples_of
 
 POISON_RANGE = (0.5, 1.0)
 """Both random factors of mask poisoning (S4, code)."""
@@ -42,12 +44,6 @@ def is_adversarial(epoch: int, num_epochs: int, *, warmup: float, finish: float)
     The released code has the three steps in epochs 50 to 450 of 500; the shares 0.1 and 0.1 give 50 to 449.
     """
     return round(warmup * num_epochs, 6) <= epoch < round((1 - finish) * num_epochs, 6)
-
-
-def highest(parts: Any) -> torch.Tensor:
-    """Of outputs or targets with deep supervision the first, full-resolution part."""
-    full: torch.Tensor = parts[0] if isinstance(parts, (list, tuple)) else parts
-    return full
 
 
 def one_hot(labels: torch.Tensor, n_classes: int) -> torch.Tensor:
@@ -126,17 +122,6 @@ def with_noise(images: torch.Tensor, max_std: float) -> torch.Tensor:
     return images + std * torch.randn_like(images)
 
 
-def at_resolutions(labels: torch.Tensor, outputs: Any) -> Any:
-    """Labels (B, 1, Z, Y, X) as the target of ``outputs``: with deep supervision one per output, nearest neighbour."""
-    if not isinstance(outputs, (list, tuple)):
-        return labels
-    sizes = [output.shape[2:] for output in outputs]
-    return [
-        labels if size == labels.shape[2:] else functional.interpolate(labels.float(), size, mode="nearest-exact")
-        for size in sizes
-    ]
-
-
 def weighted_loss(
     loss: Callable[[Any, Any], torch.Tensor], outputs: Any, targets: Any, weights: torch.Tensor
 ) -> torch.Tensor:
@@ -148,11 +133,8 @@ def weighted_loss(
         targets: (B, 1, Z, Y, X), or a list.
         weights: (B,).
     """
-    parts = [weight * loss(_sample(outputs, index), _sample(targets, index)) for index, weight in enumerate(weights)]
+    parts = [
+        weight * loss(samples_of(outputs, [index]), samples_of(targets, [index]))
+        for index, weight in enumerate(weights)
+    ]
     return torch.stack(parts).mean()
-
-
-def _sample(batch: torch.Tensor | Sequence[torch.Tensor], index: int) -> Any:
-    if isinstance(batch, (list, tuple)):
-        return [part[index : index + 1] for part in batch]
-    return batch[index : index + 1]

@@ -32,6 +32,7 @@ to a scan without labels. They do not flip; whether this chain mirrors is up to 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +53,7 @@ from batchgeneratorsv2.transforms.utils.random import OneOfTransform, RandomTran
 
 from nnunet_flare.trainers.transforms.organ_shift import OrganShiftTransform
 from nnunet_flare.trainers.transforms.painting import PaintingTransform
-from nnunet_flare.trainers.transforms.shift import ShiftTransform
+from nnunet_flare.trainers.transforms.shift import SHIFT, ShiftTransform
 from nnunet_flare.trainers.transforms.shuffled import ShuffledTransforms
 from nnunet_flare.trainers.transforms.window import ClipToWindowTransform, Window
 
@@ -82,6 +83,26 @@ class Geometry:
     dummy_2d: bool
 
 
+def region_of(kind: str, geometry: Geometry) -> tuple[int, ...]:
+    """The region of a scan, in voxels, that an augmentation needs for one patch; stock's where it rotates.
+
+    Resizing reaches 1 / 0.8 of a patch and a quarter turn the other edge in the plane; a shift 15 % beyond either side.
+    """
+    if kind not in ("weak", "jitter", "shift"):
+        return geometry.initial_patch_size
+    reach = 1 + 2 * SHIFT if kind == "shift" else 1 / RESIZE[0]
+    needed = [math.ceil(round(reach * edge, 6)) for edge in geometry.patch_size]
+    if kind != "shift":
+        needed[-2:] = [max(needed[-2:])] * 2
+    margins = zip(needed, geometry.initial_patch_size, geometry.patch_size, strict=True)
+    return tuple(_same_centre(min(edge, loaded), patch) for edge, loaded, patch in margins)
+
+
+def _same_centre(edge: int, patch: int) -> int:
+    """The edge, made one larger where a patch would not lie in its middle."""
+    return edge + (edge - patch) % 2
+
+
 def weak_transforms(
     geometry: Geometry, labels: Sequence[int], windows: Sequence[Window | None]
 ) -> list[BasicTransform]:
@@ -103,6 +124,13 @@ def strong_transforms(
     return [
         *_spatial(geometry, p_rotation=P_ROTATION),
         _organ_shift(labels, windows),
+        *intensity_transforms(windows),
+    ]
+
+
+def intensity_transforms(windows: Sequence[Window | None]) -> list[BasicTransform]:
+    """What of the strong augmentation moves nothing: the colour, noise and painting blocks."""
+    return [
         *_jitter(windows),
         RandomTransform(PaintingTransform(windows), apply_probability=P_BLOCK),
         ClipToWindowTransform(windows),

@@ -24,7 +24,13 @@ from nnunet_flare.trainers import checkpoints
 from nnunet_flare.trainers.curves import add_panels
 from nnunet_flare.trainers.schedules import EpochSchedule
 from nnunet_flare.trainers.seeding import derived_seed, seed_everything
-from nnunet_flare.trainers.settings import TrainingSettings, checkpoint_epochs, read_settings, with_environment
+from nnunet_flare.trainers.settings import (
+    SETTINGS_OF_ONE,
+    TrainingSettings,
+    checkpoint_epochs,
+    read_settings,
+    with_environment,
+)
 
 THREADS_VARIABLE = "NNUNET_FLARE_THREADS"
 """Torch's threads on the CPU. ``nnUNetv2_train -device cpu`` takes all cores, but two trainings of one thread each give
@@ -35,12 +41,6 @@ GRADIENT_NORM = 12
 """Stock's limit."""
 PLOT_EVERY_S = 60
 """``progress.png`` takes stock over a second, too long for epochs of seconds."""
-
-SETTINGS_OF_ONE = {
-    "teacher": ("nnUNetTrainerFlareDistill", "learns from no teacher"),
-    "adversarial": ("nnUNetTrainerFlareAdversarial", "has no discriminator"),
-}
-"""Settings that a single trainer uses: its name, and what the others say."""
 
 
 class _NoMoreGain(Exception):
@@ -67,7 +67,7 @@ class FlareTrainer(nnUNetTrainer):
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Settings of this trainer that hold where the configuration does not say otherwise."""
     own_settings: ClassVar[frozenset[str]] = frozenset()
-    """Those of :data:`SETTINGS_OF_ONE` that have an effect in this trainer."""
+    """Those of ``settings.SETTINGS_OF_ONE`` that have an effect in this trainer."""
 
     def __init__(
         self,
@@ -109,6 +109,8 @@ class FlareTrainer(nnUNetTrainer):
         self.weight_decay = settings.weight_decay
         self.oversample_foreground_percent = settings.oversample_foreground
         self.save_every = settings.save_every
+        if self.device.type == "cuda" and settings.cuda_precision == "bf16":
+            self.grad_scaler = None  # bf16 reaches as far as fp32
         self.kept_checkpoints = checkpoint_epochs(settings.checkpoints_at, self.num_epochs)
 
     def _label_manager_with_ignore(self, value: int, where: str) -> Any:
@@ -128,6 +130,8 @@ class FlareTrainer(nnUNetTrainer):
         """Builds network, optimizer and loss as stock does; then loads ``init_from``, unless a training is resumed."""
         if self.device.type == "cpu":
             self._set_threads()
+        elif self.settings.cuda_precision == "bf16" and not torch.cuda.is_bf16_supported():
+            raise InputError("flare.cuda_precision: found 'bf16', which this GPU does not compute in; expected 'fp16'")
         if self.settings.seed is not None:
             seed_everything(self.derived_seed("initialize"))
         super().initialize()
@@ -168,6 +172,7 @@ class FlareTrainer(nnUNetTrainer):
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
         """Stock's SGD, Adam or AdamW; the rate is a closed formula of the epoch, so that ``--c`` resumes it exactly."""
         settings = self.settings
+        self._freeze_unused_heads()
         optimizer: torch.optim.Optimizer
         if settings.optimizer == "SGD":
             optimizer = torch.optim.SGD(
@@ -188,6 +193,16 @@ class FlareTrainer(nnUNetTrainer):
         )
         return optimizer, schedule
 
+    def _freeze_unused_heads(self) -> None:
+        """Without deep supervision only the last head is used: on several GPUs, torch waits for the others' gradients.
+
+        Stock calls :meth:`configure_optimizers` before it wraps the network for them.
+        """
+        network = self.network._orig_mod if isinstance(self.network, OptimizedModule) else self.network
+        if not self.enable_deep_supervision:
+            for head in list(getattr(network.decoder, "seg_layers", []))[:-1]:
+                head.requires_grad_(False)
+
     # ------------------------------------------------------------------ steps
 
     def _low_precision(self) -> bool:
@@ -197,21 +212,25 @@ class FlareTrainer(nnUNetTrainer):
         return torch.channels_last_3d if len(self.configuration_manager.patch_size) == 3 else torch.channels_last
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        """Stock's autocast on CUDA; on the CPU only where the settings ask for bf16."""
+        """Stock's autocast on CUDA, or one to bf16; on the CPU only where the settings ask for bf16."""
         if self.device.type == "cuda":
-            return torch.autocast("cuda", enabled=True)
+            half = torch.bfloat16 if self.settings.cuda_precision == "bf16" else torch.float16
+            return torch.autocast("cuda", dtype=half)
         if self._low_precision():
             return torch.autocast("cpu", dtype=torch.bfloat16)
         return nullcontext()
 
-    def _to_device(self, batch: dict) -> tuple[torch.Tensor, Any]:
-        data = batch["data"].to(self.device, non_blocking=True)
+    def on_device(self, batch: dict) -> dict:
+        """A loader's batch with its image on the device, and its target where it has one; a moved batch stays."""
+        moved = {**batch, "data": batch["data"].to(self.device, non_blocking=True)}
         if self._low_precision():
-            data = data.to(memory_format=self._memory_format())
-        target = batch["target"]
+            moved["data"] = moved["data"].to(memory_format=self._memory_format())
+        target = batch.get("target")
         if isinstance(target, list):
-            return data, [part.to(self.device, non_blocking=True) for part in target]
-        return data, target.to(self.device, non_blocking=True)
+            moved["target"] = [part.to(self.device, non_blocking=True) for part in target]
+        elif target is not None:
+            moved["target"] = target.to(self.device, non_blocking=True)
+        return moved
 
     def _forward(self, data: torch.Tensor) -> Any:
         output = self.network(data)
@@ -225,7 +244,7 @@ class FlareTrainer(nnUNetTrainer):
         Args:
             output: logits (B, K, Z, Y, X), with deep supervision a list of them, highest resolution first.
             target: labels (B, 1, Z, Y, X), or a list of them.
-            batch: the loader's batch; ``batch["keys"]`` names the cases.
+            batch: the loader's batch on the device; ``batch["keys"]`` names the cases.
         """
         return self.loss_on_labels(output, target, batch)
 
@@ -239,10 +258,11 @@ class FlareTrainer(nnUNetTrainer):
         if self.lr_scheduler.is_warming_up(self.current_epoch, self._iteration):
             self.lr_scheduler.step(self.current_epoch, self._iteration)
         self._iteration += 1
-        data, target = self._to_device(batch)
+        batch = self.on_device(batch)
+        target = batch["target"]
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            output = self._forward(data)
+            output = self._forward(batch["data"])
             loss = self.compute_loss(output, target, batch)
         optimizer_step(loss, self.network, self.optimizer, self.grad_scaler)
         return {"loss": loss.detach().cpu().numpy(), **self.watched(output, target, batch, loss.detach())}
@@ -349,9 +369,13 @@ class FlareTrainer(nnUNetTrainer):
             return
         with checkpoints.written_whole(Path(filename)) as temporary:
             super().save_checkpoint(str(temporary))
-            state = self.state_besides(Path(filename).name)
-            if state:
-                checkpoints.add_state(temporary, state)
+            state, weights = self.state_besides(Path(filename).name), self.exported_weights()
+            if state or weights is not None:
+                checkpoints.add_state(temporary, state, weights=weights)
+
+    def exported_weights(self) -> dict[str, Any] | None:
+        """The weights that a checkpoint predicts with, where they are not those that are trained."""
+        return None
 
     def state_besides(self, filename: str) -> dict[str, Any]:
         """What a checkpoint of this name holds beside stock's content: tensors and numbers; nothing in general."""

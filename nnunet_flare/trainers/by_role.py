@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from nnunet_flare.shapes import SPLITS
 from nnunet_flare.trainers.augmentation import (
     Geometry,
     jitter_transforms,
+    region_of,
     shift_transforms,
     strong_transforms,
     weak_transforms,
@@ -156,24 +158,33 @@ class CasesByRole(FlareTrainer):
         loaders = (
             self._loader(
                 training,
-                geometry.initial_patch_size,
+                self._region(sorted(set(roles.values())), geometry),
                 PerCaseTransforms(chains, roles),
                 probabilities=sampling_probabilities(training.identifiers, table, self.settings.labelled_to_pseudo),
                 purpose="training",
             ),
             self._loader(validation, geometry.patch_size, tail, probabilities=None, purpose="validation"),
         )
-        processes = get_allowed_n_proc_DA()
+        training_workers, validation_workers = self._workers("training"), self._workers("validation")
         pin_memory = self.device.type == "cuda"
         return (
-            start_augmenter(loaders[0], processes=processes, cached=max(6, processes // 2), pin_memory=pin_memory),
             start_augmenter(
-                loaders[1],
-                processes=min(processes, max(1, processes // 2)),
-                cached=max(3, processes // 4),
-                pin_memory=pin_memory,
+                loaders[0], processes=training_workers, cached=max(6, training_workers // 2), pin_memory=pin_memory
+            ),
+            start_augmenter(
+                loaders[1], processes=validation_workers, cached=max(3, validation_workers // 2), pin_memory=pin_memory
             ),
         )
+
+    def _workers(self, purpose: str) -> int:
+        """Augmenting processes of a loader, as in stock: all that are allowed in training, half of them beside."""
+        allowed: int = get_allowed_n_proc_DA()
+        return allowed if purpose == "training" else min(allowed, max(1, allowed // 2))
+
+    def _region(self, roles: Sequence[str], geometry: Geometry) -> tuple[int, ...]:
+        """The region that is loaded of a scan for one patch: no larger than the augmentation of these roles reaches."""
+        regions = [region_of(self._augmentation_of(role), geometry) for role in roles]
+        return tuple(max(edges) for edges in zip(*regions, strict=True))
 
     def _label_arguments(self) -> dict[str, Any]:
         manager = self.label_manager

@@ -64,13 +64,15 @@ def _damaged_record(path: Path) -> str | None:
         return archive.testzip()
 
 
-def add_state(path: Path, state: dict[str, Any]) -> None:
+def add_state(path: Path, state: dict[str, Any], *, weights: dict[str, Any] | None = None) -> None:
     """Put what a trainer needs beside stock's content into a checkpoint that was just written.
 
     Stock's ``save_checkpoint`` has no place for it, and a second file could be newer or older than the first.
+    ``weights`` take the place of the network's.
     """
     checkpoint = torch.load(path, map_location="cpu", weights_only=False)
-    torch.save({**checkpoint, STATE_KEY: state}, path)
+    exported = {} if weights is None else {"network_weights": weights}
+    torch.save({**checkpoint, **exported, **({STATE_KEY: state} if state else {})}, path)
 
 
 def added_state(checkpoint: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ trainer does. The teacher sees the student's own augmented patch, so both must e
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from nnunet_flare.errors import InputError
+from nnunet_flare.errors import FlareError, InputError
 from nnunet_flare.inference.model import Member, Model, open_model
 from nnunet_flare.trainers.lengths import class_with_length
+from nnunet_flare.trainers.resolutions import highest
 from nnunet_flare.trainers.self_training import nnUNetTrainerFlareST
 from nnunet_flare.trainers.settings import TRUST_VARIABLE
 
@@ -33,12 +35,14 @@ def soft_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) 
 class nnUNetTrainerFlareDistill(nnUNetTrainerFlareST):
     """Self-training with a teacher: any nnU-Net model folder of the same labels, spacing and normalisation.
 
-    The teacher is never trained, never part of the network and never in a checkpoint; in half precision on CUDA.
+    The teacher is never trained, never part of the network and never in a checkpoint. On CUDA it computes in the
+    student's autocast, and in single precision from the first batch on that overflows in half.
     """
 
     own_settings = frozenset({"teacher"})
-    loss_is_of_labels = False
     teacher: nn.Module
+    _teacher_overflowed = False
+    _hard_loss: torch.Tensor
 
     def initialize(self) -> None:
         """Opens the teacher first, so that a wrong one stops the training before it starts.
@@ -59,8 +63,8 @@ class nnUNetTrainerFlareDistill(nnUNetTrainerFlareST):
         member = Member(Path(settings.folder).expanduser(), settings.fold, settings.checkpoint)
         model = open_model(member, trust_checkpoint=os.environ.get(TRUST_VARIABLE) == "1")
         self._check_teacher(model)
-        teacher = model.network().to(self.device)
-        self.teacher = teacher.half() if self.device.type == "cuda" else teacher.float()
+        self.teacher = model.network().to(self.device).float()
+        self._teachers_name = str(model.member)
         super().initialize()
         self.print_to_log_file(
             f"Teacher: {model.member}, temperature {settings.temperature:g}, weight {settings.weight:g}."
@@ -94,15 +98,49 @@ class nnUNetTrainerFlareDistill(nnUNetTrainerFlareST):
         """Hard loss on all resolutions, soft loss on the highest; ignored voxels have the soft one only."""
         settings = self.settings.teacher
         hard = super().compute_loss(output, target, batch)
+        self._hard_loss = hard.detach()
         if settings is None or settings.weight == 0:
             return hard
-        full = output[0] if isinstance(output, (list, tuple)) else output
-        weight = next(self.teacher.parameters())
-        with torch.no_grad():
-            taught = self.teacher(batch["data"].to(weight.device, weight.dtype, non_blocking=True))
+        full = highest(output)
+        taught = self._taught(batch)
         with torch.autocast(full.device.type, enabled=False):
             soft = soft_loss(full, taught, settings.temperature)
         return (1 - settings.weight) * hard + settings.weight * soft
+
+    def watched(self, output: Any, target: Any, batch: dict, loss: torch.Tensor) -> dict[str, float]:
+        """The losses on labels, without what the teacher adds."""
+        return super().watched(output, target, batch, self._hard_loss)
+
+    @torch.no_grad()
+    def _taught(self, batch: dict) -> torch.Tensor:
+        """The teacher's logits (B, K, Z, Y, X), which are finite.
+
+        Raises:
+            FlareError: when they are not, although the teacher computes in single precision.
+        """
+        data = batch["data"]
+        if not self._teacher_overflowed:
+            with self._teachers_autocast():
+                taught: torch.Tensor = self.teacher(data)
+            if bool(torch.isfinite(taught).all()):
+                return taught
+            self._teacher_overflowed = True
+            self.print_to_log_file(
+                "The teacher's scores overflow in half precision: from here on it computes in single precision."
+            )
+        with torch.autocast(data.device.type, enabled=False):
+            taught = self.teacher(data.float())
+        if not bool(torch.isfinite(taught).all()):
+            cases = ", ".join(map(str, batch["keys"]))
+            raise FlareError(
+                f"teacher {self._teachers_name}: its scores of {cases} are not finite even in single precision, "
+                "expected numbers; its weights or the scans' arrays are damaged"
+            )
+        return taught
+
+    def _teachers_autocast(self) -> AbstractContextManager[Any]:
+        """The student's precision on CUDA; single on the CPU."""
+        return self._autocast() if self.device.type == "cuda" else torch.autocast("cpu", enabled=False)
 
 
 def _normalisation(plans_manager: Any, configuration_manager: Any) -> tuple[Any, ...]:

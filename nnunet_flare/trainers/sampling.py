@@ -178,6 +178,17 @@ class CyclingDataLoader(FlareDataLoader):
         return str(self.indices[order[place]])
 
 
+def workers_of(processes: int, batch_sizes: Mapping[str, int]) -> dict[str, int]:
+    """Workers of several loaders that share ``processes`` by the size of their batches, each at least one (or none)."""
+    if processes == 0:
+        return dict.fromkeys(batch_sizes, 0)
+    samples = sum(batch_sizes.values())
+    shares = {name: max(1, processes * size // samples) for name, size in batch_sizes.items()}
+    largest = max(batch_sizes, key=lambda name: batch_sizes[name])
+    shares[largest] += max(0, processes - sum(shares.values()))
+    return shares
+
+
 PAUSE_S = 0.2
 """Time for a batch that is on its way from a worker to arrive, before the workers end."""
 

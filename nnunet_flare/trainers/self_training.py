@@ -20,6 +20,7 @@ from nnunet_flare.errors import InputError
 from nnunet_flare.trainers import losses
 from nnunet_flare.trainers.by_role import CasesByRole
 from nnunet_flare.trainers.lengths import class_with_length
+from nnunet_flare.trainers.resolutions import samples_of
 from nnunet_flare.trainers.soft_dice import SoftDiceCE, SquaredSoftDice
 from nnunet_flare.trainers.validation import is_annotated, without_unannotated
 
@@ -28,14 +29,14 @@ LABELLED_LOSS = "labelled_loss"
 PSEUDO_LOSS = "pseudo_loss"
 """Curves: the share of the epoch's training samples that were drawn from pseudo cases, and the loss on the labels of
 the other samples (labelled and partial) and of those; no numbers where none was drawn."""
+WATCH_EVERY = 10
+"""Of batches with both kinds the curves have the losses of one in ten."""
 
 
 class nnUNetTrainerFlareST(CasesByRole):
     """Self-training: roles decide who trains, who validates, how often a case is drawn and how it is augmented."""
 
     curves: ClassVar[tuple[str, ...]] = (PSEUDO_SHARE, LABELLED_LOSS, PSEUDO_LOSS)
-    loss_is_of_labels: ClassVar[bool] = True
-    """Whether the training loss has no other part than :meth:`loss_on_labels`."""
 
     def take_settings(self) -> None:
         super().take_settings()
@@ -108,26 +109,34 @@ class nnUNetTrainerFlareST(CasesByRole):
     def watched(self, output: Any, target: Any, batch: dict, loss: torch.Tensor) -> dict[str, float]:
         """The loss on the labels of labelled and partial samples, and of pseudo-labelled ones.
 
-        It is computed again where a batch has both, or the loss has more parts than labels; not where processes would
-        have to wait for each other (batch Dice on several GPUs).
+        Where a batch has both, it is computed again for either, in one iteration of :data:`WATCH_EVERY`; never where
+        processes would have to wait for each other (batch Dice on several GPUs). ``loss`` is that on all labels.
         """
         is_pseudo = torch.tensor([self._table[str(case)].role == "pseudo" for case in batch["keys"]])
         values = {LABELLED_LOSS: float("nan"), PSEUDO_LOSS: float("nan")}
         for curve, samples in ((LABELLED_LOSS, ~is_pseudo), (PSEUDO_LOSS, is_pseudo)):
             chosen = torch.nonzero(samples).flatten().tolist()
-            if len(chosen) == len(samples) and self.loss_is_of_labels:
+            if len(chosen) == len(samples):
                 values[curve] = float(loss)
-            elif chosen and not (self.is_ddp and self.configuration_manager.batch_dice):
+            elif chosen and self._watches():
                 part = {"keys": [batch["keys"][index] for index in chosen]}
                 with torch.no_grad(), self._autocast():
-                    values[curve] = float(self.loss_on_labels(_of(output, chosen), _of(target, chosen), part))
+                    values[curve] = float(
+                        self.loss_on_labels(samples_of(output, chosen), samples_of(target, chosen), part)
+                    )
         return values
+
+    def _watches(self) -> bool:
+        """Whether this iteration computes losses a second time, for the curves alone."""
+        waits = self.is_ddp and self.configuration_manager.batch_dice
+        return not waits and (self._iteration - 1) % WATCH_EVERY == 0
 
     def validation_step(self, batch: dict) -> dict:
         """Loss and voxel counts of a batch, as stock's; of a partial case only its annotated organs count."""
-        data, target = self._to_device(batch)
+        batch = self.on_device(batch)
+        target = batch["target"]
         with self._autocast():
-            output = self._forward(data)
+            output = self._forward(batch["data"])
             loss = self.compute_loss(output, target, batch)
         if self.enable_deep_supervision:
             output, target = output[0], target[0]
@@ -241,11 +250,6 @@ class nnUNetTrainerFlareST(CasesByRole):
 def _as_key(label: Any) -> Any:
     """A label of dataset.json, or a region, in a form that can be compared."""
     return tuple(label) if isinstance(label, (list, tuple)) else label
-
-
-def _of(parts: Any, samples: list[int]) -> Any:
-    """Some samples of a batch, or of each resolution of it."""
-    return [part[samples] for part in parts] if isinstance(parts, (list, tuple)) else parts[samples]
 
 
 def __getattr__(name: str) -> type:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from nnunet_flare import plugin
 from nnunet_flare.errors import InputError
 
 KEY = "flare"
@@ -60,8 +61,8 @@ class TeacherSettings(BaseModel):
     weight: float = Field(0.5, ge=0, le=1, description="of the soft loss; the labels get the rest")
 
 
-class AdversarialSettings(BaseModel):
-    """What ``nnUNetTrainerFlareAdversarial`` needs besides: the unlabelled stream, the discriminator, the course."""
+class StreamSettings(BaseModel):
+    """The stream of unlabelled scans beside the labelled batches, of every trainer that learns from one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -71,6 +72,12 @@ class AdversarialSettings(BaseModel):
     unlabelled_batch_size: int | None = Field(
         None, ge=1, le=10_000, description="None: half the plan's batch, at least 1"
     )
+    augmentation: Augmentation = Field("weak", description="of the unlabelled scans")
+
+
+class AdversarialSettings(StreamSettings):
+    """What ``nnUNetTrainerFlareAdversarial`` needs besides: the discriminator and the course."""
+
     augmentation: Augmentation = Field("shift", description="of the unlabelled scans")
     noise_std: _NotNegative = Field(0.1, description="highest standard deviation of the noise on one of the two copies")
     warmup: _Share = Field(0.1, description="share of the epochs, at the start, that are supervised only")
@@ -89,6 +96,32 @@ class AdversarialSettings(BaseModel):
                 f"warmup {self.warmup:g} and finish {self.finish:g}: expected shares that leave some epochs between"
             )
         return self
+
+
+class MeanTeacherSettings(StreamSettings):
+    """What ``nnUNetTrainerFlareMeanTeacher`` needs besides: the average that teaches, and how much it counts."""
+
+    decay: float = Field(0.999, ge=0, lt=1, description="of the average of the weights, per iteration")
+    threshold: float = Field(0.9, ge=0, le=1, description="voxels of which the teacher is less sure are left out")
+    weight: _NotNegative = Field(1.0, description="of the loss on unlabelled scans beside that on labels")
+    ramp_up: float = Field(0.25, ge=0, le=1, description="share of the training over which the weight rises")
+
+
+STREAMS = {"adversarial": "nnUNetTrainerFlareAdversarial", "mean_teacher": "nnUNetTrainerFlareMeanTeacher"}
+"""The key of each trainer that learns from a stream of unlabelled scans, and the trainer."""
+
+SETTINGS_OF_ONE = {
+    "teacher": ("nnUNetTrainerFlareDistill", "learns from no teacher"),
+    "adversarial": (STREAMS["adversarial"], "has no discriminator"),
+    "mean_teacher": (STREAMS["mean_teacher"], "has no average that teaches"),
+}
+"""Settings that a single trainer uses: its name, and what the others say."""
+
+
+def stream_key(trainer: str) -> str | None:
+    """The key of a trainer that learns from unlabelled scans, also as ``<trainer>_<N>epochs``; None for any other."""
+    name = plugin.without_epochs(trainer)
+    return next((key for key, owner in STREAMS.items() if owner == name), None)
 
 
 class TrainingSettings(BaseModel):
@@ -137,6 +170,9 @@ class TrainingSettings(BaseModel):
     adversarial: AdversarialSettings | None = Field(
         None, description="of nnUNetTrainerFlareAdversarial, which without it takes the defaults; refused by the others"
     )
+    mean_teacher: MeanTeacherSettings | None = Field(
+        None, description="of nnUNetTrainerFlareMeanTeacher, which without it takes the defaults; refused by the others"
+    )
     ignore_label: int | None = Field(
         None, ge=1, le=65_535, description="value in a round's labels that the loss leaves out"
     )
@@ -148,6 +184,9 @@ class TrainingSettings(BaseModel):
     )
     final_validation: bool = Field(True, description="False: the validation after training is skipped")
     cpu_precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast and channels-last on the CPU")
+    cuda_precision: Literal["fp16", "bf16"] = Field(
+        "fp16", description="of the autocast on CUDA; fp16 is stock's, with a gradient scaler, bf16 needs none"
+    )
     save_every: int = Field(
         10, ge=1, le=MAX_EPOCHS, description="epochs between two checkpoint_latest; at least every 15 minutes anyway"
     )
@@ -234,6 +273,7 @@ def _explain(error: Exception) -> str:
                 "augmentation": AugmentationSettings,
                 "teacher": TeacherSettings,
                 "adversarial": AdversarialSettings,
+                "mean_teacher": MeanTeacherSettings,
             }
             model = parts[problem["loc"][0]] if len(problem["loc"]) > 1 else TrainingSettings
             problems.append(f"{path}: unknown key, allowed are {', '.join(model.model_fields)}")

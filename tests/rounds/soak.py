@@ -11,6 +11,7 @@ The state of a soak is a folder; one that is cut goes on where it was.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import random
@@ -158,7 +159,7 @@ class Soak:
         return plan
 
     def read(self) -> list[Kill]:
-        return [Kill(**kill) for kill in read_json(self.log)] if self.log.is_file() else []
+        return [Kill(**kill) for kill in json.loads(self.log.read_text())] if self.log.is_file() else []
 
     def _note(self, kills: list[Kill]) -> None:
         write_json(self.log, [asdict(kill) for kill in kills])

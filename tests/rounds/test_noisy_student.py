@@ -35,7 +35,10 @@ def run(tmp_path: Path) -> Run:
         RunSettings("noisy-student", "Dataset022_X", "plans", "un", recipe.model_dump(mode="json"), folders, "cpu", 1),
         recipe,
     )
-    write_json(made.raw / "dataset.json", {"labels": dataset_labels(FLARE22), "file_ending": ".nii.gz"})
+    write_json(
+        made.raw / "dataset.json",
+        {"labels": dataset_labels(FLARE22), "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"},
+    )
     cases = ["one", "two", "odd", "broken"]
     write_list(made.paths.unlabelled, [UnlabelledCase(case, "un", (f"{case}.nii.gz",), 1) for case in cases])
     for case in cases[:-1]:

@@ -23,6 +23,8 @@ ELSEWHERE = {
     "selective": "test_selective_run.py",
     "partial": "test_partial_recipe.py",
     "adversarial": "test_adversarial_run.py",
+    "mean_teacher": "test_mean_teacher_run.py",
+    "resenc": "test_resenc_run.py",
     "blackbean": "test_blackbean.py",
     "distill": "test_blackbean.py",
 }

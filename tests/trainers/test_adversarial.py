@@ -33,7 +33,6 @@ SETTINGS = {
     "seed": 3,
     "adversarial": {"discriminator_features": 2, "warmup": 0, "finish": 0},
 }
-MODULE = "nnunet_flare.trainers.adversarial"
 CURVES = ("discriminator_loss", "unlabelled_loss", "winner_score")
 
 
@@ -540,27 +539,6 @@ def test_two_dimensions_are_refused(data: Any) -> None:
     configuration["patch_size"] = configuration["patch_size"][1:]
     with pytest.raises(InputError, match=r"configuration '3d_fullres': is 2-D"):
         adversarial(data).initialize()
-
-
-def test_heads_without_gradients_are_refused_on_several_gpus(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch would stop in the second iteration, with a page of text."""
-
-    class Wrapped(nn.Module):
-        def __init__(self, module: nn.Module, **_: object) -> None:
-            super().__init__()
-            self.module = module
-
-    for module in ("nnunetv2.training.nnUNetTrainer.nnUNetTrainer.DDP", f"{MODULE}.DistributedDataParallel"):
-        monkeypatch.setattr(module, Wrapped)
-    for deep_supervision in (True, False):
-        trainer = adversarial(data, adversarial={"deep_supervision": deep_supervision})
-        monkeypatch.setattr(trainer, "_set_batch_size_and_oversample", lambda t=trainer: setattr(t, "batch_size", 1))
-        trainer.is_ddp = True
-        if deep_supervision:
-            trainer.initialize()
-        else:
-            with pytest.raises(InputError, match="deep_supervision to true, or train on one GPU"):
-                trainer.initialize()
 
 
 @pytest.mark.parametrize("deep_supervision", [False, True])

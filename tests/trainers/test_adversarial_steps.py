@@ -123,16 +123,6 @@ def test_each_image_has_noise_of_its_own_strength() -> None:
     assert torch.equal(steps.with_noise(clean, 0.0), clean)
 
 
-def test_labels_at_the_resolutions_of_deep_supervision() -> None:
-    labels = torch.zeros(1, 1, 4, 8, 8, dtype=torch.long)
-    labels[..., :4] = 3
-    assert steps.at_resolutions(labels, torch.zeros(1, 4, 4, 8, 8)) is labels
-    parts = steps.at_resolutions(labels, [torch.zeros(1, 4, 4, 8, 8), torch.zeros(1, 4, 4, 4, 4)])
-    assert parts[0] is labels
-    assert parts[1].shape == (1, 1, 4, 4, 4)
-    assert (parts[1][..., :2] == 3).all() and (parts[1][..., 2:] == 0).all()
-
-
 @pytest.mark.parametrize("deep_supervision", [False, True])
 def test_every_image_has_its_own_loss_and_weight(deep_supervision: bool) -> None:
     output, target = torch.randn(3, 2), torch.randn(3, 2)

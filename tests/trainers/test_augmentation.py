@@ -19,6 +19,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_flare.trainers.augmentation import (
     NOISE_WITHOUT_UNIT,
     Geometry,
+    region_of,
+    shift_transforms,
     strong_transforms,
     weak_transforms,
     with_tail,
@@ -45,7 +47,7 @@ def sample(geometry: Geometry, seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def chain(kind: str, geometry: Geometry) -> Any:
-    make = {"weak": weak_transforms, "strong": strong_transforms}[kind]
+    make = {"weak": weak_transforms, "strong": strong_transforms, "shift": shift_transforms}[kind]
     scales = [[1.0] * len(geometry.patch_size), [0.5] * len(geometry.patch_size)]
     return with_tail(make(geometry, [1, 2, 3], [WINDOW]), nnUNetTrainer.get_validation_transforms(scales), None)
 
@@ -55,6 +57,35 @@ def flattened(transform: Any) -> list[Any]:
     for part in [*getattr(transform, "transforms", []), *getattr(transform, "list_of_transforms", [])]:
         found += flattened(part)
     return found + flattened(transform.transform) if hasattr(transform, "transform") else found
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES.keys())
+@pytest.mark.parametrize("kind", ["weak", "shift", "strong"])
+def test_the_region_that_is_loaded_has_all_that_a_chain_reaches(kind: str, geometry: Geometry) -> None:
+    """What lies further out makes no difference."""
+    whole = sample(geometry)
+    region = region_of(kind, geometry)
+    offsets = [(edge - part) // 2 for edge, part in zip(geometry.initial_patch_size, region, strict=True)]
+    inside = tuple(slice(at, at + part) for at, part in zip(offsets, region, strict=True))
+    transforms = chain(kind, geometry)
+    without_timing(transforms)
+    for seed in range(12):
+        results = []
+        for part in (slice(None), (slice(None), *inside)):
+            seed_everything(seed)
+            results.append(transforms(**{key: value[part].clone() for key, value in whole.items()}))
+        torch.testing.assert_close(results[0]["image"], results[1]["image"], atol=1e-4, rtol=0, msg=f"seed {seed}")
+        assert torch.equal(results[0]["segmentation"][0], results[1]["segmentation"][0]), seed
+
+
+def test_the_region_is_no_larger_than_it_must_be() -> None:
+    geometry = Geometry((192, 192, 192), (308, 308, 308), (-0.5, 0.5), None, dummy_2d=False)
+    sizes = {kind: region_of(kind, geometry) for kind in ("stock", "elastic", "strong", "weak", "jitter", "shift")}
+    assert sizes == {
+        **dict.fromkeys(("stock", "elastic", "strong"), (308,) * 3),
+        **dict.fromkeys(("weak", "jitter"), (240,) * 3),
+        "shift": (250,) * 3,
+    }
 
 
 @pytest.mark.parametrize("kind", ["weak", "strong"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_flare.errors import InputError
+from nnunet_flare.errors import FlareError, InputError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.trainers.distillation import soft_loss
 
@@ -94,6 +94,40 @@ def test_the_teacher_is_its_checkpoint_and_never_in_the_students(tiny: Any, teac
     student_weights = torch.load(path, weights_only=False)["network_weights"]
     assert student_weights.keys() == trainer.network.state_dict().keys()
     assert any(not torch.equal(value, saved[name]) for name, value in student_weights.items())
+
+
+class Overflowing(torch.nn.Module):
+    """A teacher whose scores are infinite in its first calls."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.left = times
+        self.calls = 0
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.left -= 1
+        return torch.full((len(image), 3, *image.shape[2:]), float("inf") if self.left >= 0 else 1.0)
+
+
+def test_a_teacher_that_overflows_goes_on_in_single_precision_and_the_log_says_so(tiny: Any, teacher: Path) -> None:
+    trainer = student(tiny, teacher)
+    trainer.initialize()
+    trainer.get_tr_and_val_datasets()
+    trainer.teacher = Overflowing(1)
+    losses = [trainer.train_step(batch())["loss"] for _ in range(2)]
+    assert np.isfinite(losses).all()
+    assert trainer.teacher.calls == 3, "twice for the first batch, once for the second"
+    assert Path(trainer.log_file).read_text().count("overflow in half precision") == 1
+
+
+def test_a_teacher_without_finite_scores_ends_the_training(tiny: Any, teacher: Path) -> None:
+    trainer = student(tiny, teacher)
+    trainer.initialize()
+    trainer.get_tr_and_val_datasets()
+    trainer.teacher = Overflowing(9)
+    with pytest.raises(FlareError, match=r"checkpoint_final.pth: its scores of case0, case1 are not finite even in"):
+        trainer.train_step(batch())
 
 
 def test_weight_zero_is_training_without_a_teacher(tiny: Any, teacher: Path, one_thread: None) -> None:

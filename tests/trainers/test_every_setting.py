@@ -232,6 +232,19 @@ def check_cpu_precision(tiny: Any) -> None:
     assert train(tiny).autocast == {False}
 
 
+def check_cuda_precision(tiny: Any) -> None:
+    """Without a GPU: what the trainer would enter there."""
+    for precision, dtype, has_scaler in (("fp16", torch.float16, True), ("bf16", torch.bfloat16, False)):
+        trainer = tiny.trainer(cuda_precision=precision)
+        trainer.device, trainer.grad_scaler = torch.device("cuda"), "stock's"
+        trainer.take_settings()
+        assert (trainer.grad_scaler is not None) == has_scaler
+        assert trainer._autocast().fast_dtype == dtype
+    tiny.environment.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    with pytest.raises(InputError, match=r"flare\.cuda_precision: found 'bf16'.*expected 'fp16'"):
+        trainer.initialize()
+
+
 def check_save_every(tiny: Any) -> None:
     saved = [epoch for name, epoch in train(tiny, num_epochs=5, save_every=2).saved if name == "checkpoint_latest.pth"]
     assert saved == [2, 4]
@@ -289,6 +302,12 @@ def check_patience(tiny: Any) -> None:
     continued.load_checkpoint(str(Path(trained.trainer.output_folder) / "checkpoint_final.pth"))
     continued.run_training()
     assert continued.current_epoch == 6, "a training that had ended does not go on"
+
+
+def check_mean_teacher(tiny: Any) -> None:
+    """What it does is tested with its own trainer; the others refuse it."""
+    with pytest.raises(InputError, match="has no average that teaches"):
+        train(tiny, mean_teacher={})
 
 
 def check_recipe_hash(tiny: Any) -> None:

@@ -68,19 +68,28 @@ def test_partial_cases_count_as_labelled_on_their_annotated_organs(data: Any) ->
 
 
 def test_what_a_teacher_adds_is_no_loss_on_labels(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nnunet_flare.trainers.distillation import nnUNetTrainerFlareDistill
+    from nnunet_flare.trainers import distillation
 
+    trainer = distillation.nnUNetTrainerFlareDistill
     batch = batch_of("true0", "true1")
     plain = started(data).train_step(batch)
-    monkeypatch.setattr(
-        nnUNetTrainerFlareDistill, "compute_loss", lambda self, *given: self.loss_on_labels(*given) + 100
-    )
-    monkeypatch.setattr(
-        nnUNetTrainerFlareDistill, "initialize", lambda self: super(nnUNetTrainerFlareDistill, self).initialize()
-    )
-    taught = started(data, name="nnUNetTrainerFlareDistill").train_step(batch)
-    assert float(taught["loss"]) == pytest.approx(float(plain["loss"]) + 100, rel=1e-5)
+    monkeypatch.setattr(trainer, "initialize", lambda self: super(trainer, self).initialize())
+    monkeypatch.setattr(trainer, "_taught", lambda self, batch: torch.zeros(1))
+    monkeypatch.setattr(distillation, "soft_loss", lambda *_: torch.tensor(100.0))
+    teacher = {"folder": "none is opened", "weight": 0.25}
+    taught = started(data, name="nnUNetTrainerFlareDistill", teacher=teacher).train_step(batch)
+    assert float(taught["loss"]) == pytest.approx(0.75 * float(plain["loss"]) + 25, rel=1e-5)
     assert taught["labelled_loss"] == pytest.approx(plain["labelled_loss"], rel=1e-4)
+
+
+def test_mixed_batches_are_looked_at_once_in_ten(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = started(data)
+    counted: list[int] = []
+    loss = trainer.loss_on_labels
+    monkeypatch.setattr(trainer, "loss_on_labels", lambda *given: (counted.append(trainer._iteration), loss(*given))[1])
+    results = [trainer.train_step(batch_of("true0", "pseudo1")) for _ in range(11)]
+    assert [counted.count(iteration) for iteration in range(1, 12)] == [3, *[1] * 9, 3]
+    assert [not np.isnan(result["pseudo_loss"]) for result in results] == [True, *[False] * 9, True]
 
 
 def test_an_epoch_has_the_mean_over_the_samples_that_had_a_loss(data: Any) -> None:

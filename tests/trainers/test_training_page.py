@@ -24,6 +24,6 @@ def test_the_page_gives_the_defaults() -> None:
     for key in ("num_epochs", "iterations_per_epoch", "oversample_foreground", "save_every", "warmup_iterations"):
         row = next(line for line in text.splitlines() if line.startswith(f"| `{key}`"))
         assert row.split("|")[2].strip() == str(getattr(defaults, key)), key
-    for key in ("optimizer", "lr_schedule", "cpu_precision", "pseudo_folds"):
+    for key in ("optimizer", "lr_schedule", "cpu_precision", "cuda_precision", "pseudo_folds"):
         row = next(line for line in text.splitlines() if line.startswith(f"| `{key}`"))
         assert row.split("|")[2].strip() == f"`{getattr(defaults, key)}`", key

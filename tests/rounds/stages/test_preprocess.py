@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_flare.images import Volume, read_volume, to_sitk, write_volume
-from nnunet_flare.rounds.executors import local
+from nnunet_flare.rounds.retry import forget_failures
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, read_list, write_list
 from nnunet_flare.rounds.stages.preprocess import failure, odd, preprocess_unlabelled, state_file
@@ -68,6 +68,6 @@ def test_a_scan_that_was_mended_takes_part_after_retry(run, capsys):
     target = run.raw / "imagesUn" / "truncated_0000.nii.gz"
     target.unlink()
     shutil.copyfile(good.images[0], target)
-    local.forget_failures(run)
+    forget_failures(run)
     assert not state_file(run.unlabelled_data, "truncated").is_file()
     assert preprocess_unlabelled(run) == {"ready": 7, "failed": 0}

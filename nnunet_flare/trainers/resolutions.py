@@ -1,0 +1,30 @@
+"""Outputs and targets with deep supervision are lists, highest resolution first; without it they are tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+
+def highest(parts: Any) -> torch.Tensor:
+    """Of outputs or targets with deep supervision the first, full-resolution part."""
+    full: torch.Tensor = parts[0] if isinstance(parts, (list, tuple)) else parts
+    return full
+
+
+def samples_of(parts: Any, samples: list[int] | slice) -> Any:
+    """Some samples of a batch, or of each resolution of it."""
+    return [part[samples] for part in parts] if isinstance(parts, (list, tuple)) else parts[samples]
+
+
+def at_resolutions(labels: torch.Tensor, outputs: Any) -> Any:
+    """Labels (B, 1, Z, Y, X) as the target of ``outputs``: with deep supervision one per output, nearest neighbour."""
+    if not isinstance(outputs, (list, tuple)):
+        return labels
+    sizes = [output.shape[2:] for output in outputs]
+    return [
+        labels if size == labels.shape[2:] else functional.interpolate(labels.float(), size, mode="nearest-exact")
+        for size in sizes
+    ]
