@@ -235,10 +235,10 @@ def _open(args: argparse.Namespace, folder: Path, profile: Profile) -> PredictsS
         import torch
 
         from nnunet_flare.inference.core import Segmenter
-        from nnunet_flare.inference.runtimes import usable_cpus
+        from nnunet_flare.inference.cpus import thread_count
         from nnunet_flare.inference.settings import PredictionSettings
     # more threads than a container may use wait for each other
-    torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
+    torch.set_num_threads(thread_count())
     settings = PredictionSettings(
         step_size=args.step_size,
         tta=args.tta,

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_flare.inference.cpus import thread_count
 from nnunet_flare.inference.openvino_norms import average_in_blocks
-from nnunet_flare.inference.runtimes import thread_count
 
 REPORTING = "openvino_telemetry"
 """The package through which OpenVINO reports."""
