@@ -7,9 +7,10 @@ be a slice is read or named.
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
+
+from nnunet_flare.deflate import DAMAGED, inflater
 
 MAGIC = b"DICM"
 MAGIC_OFFSET = 128
@@ -129,8 +130,8 @@ def _unpacked(start: bytes) -> bytes:
     if not start.startswith(GZIP_MAGIC):
         return b""
     try:
-        return zlib.decompressobj(wbits=31).decompress(start, START_BYTES)
-    except zlib.error:
+        return inflater().decompress(start, START_BYTES)
+    except DAMAGED:
         return b""
 
 

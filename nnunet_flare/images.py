@@ -25,6 +25,7 @@ from nnunet_flare.geometry import TO_OTHER_WORLD, is_same_grid, matrix_of
 from nnunet_flare.hounsfield import SMALLEST_SPAN, not_hounsfield
 from nnunet_flare.names import is_plain, plain_folder, readable
 from nnunet_flare.nifti import Nifti, is_whole, load_nifti
+from nnunet_flare.nifti_write import nibabel_header, simpleitk_header, write_nifti
 from nnunet_flare.readers import NIBABEL, SITK, doubt, doubtful, is_doubt_of_one, last_line, library, seen_by
 
 SUFFIXES: tuple[str, ...] = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
@@ -335,12 +336,12 @@ def write_volume(path: Path, volume: Volume) -> None:
     # A folder of its own, because the header of .mhd names its second file: both must have their final names.
     with plain_folder(beside=path.parent) as folder, naming_disk_errors(path):
         name = _name_for_libraries(path)
-        if volume.affine is not None and suffix_of(path) in NIFTI_SUFFIXES:
-            _write_by_nibabel(folder / name, volume.array, volume.affine)
+        if suffix_of(path) in NIFTI_SUFFIXES:
+            write_nifti(folder / name, _nifti_start(volume, folder, path), volume.array)
+            if not is_whole(folder / name):
+                raise OSError(f"{path}: could not be written whole")
         else:
             _write_by_simpleitk(folder / name, volume, path)
-        if suffix_of(path) in NIFTI_SUFFIXES and not is_whole(folder / name):
-            raise OSError(f"{path}: could not be written whole")
         for file in sorted(folder.iterdir(), key=lambda file: file.name == name):
             os.replace(file, path if file.name == name else path.with_name(file.name))
 
@@ -361,10 +362,15 @@ def _write_by_simpleitk(file: Path, volume: Volume, path: Path) -> None:
         raise OSError(f"{path}: cannot be written ({last_line(error)})") from error
 
 
-def _write_by_nibabel(file: Path, array: np.ndarray, affine: tuple[float, ...]) -> None:
-    import nibabel
-
-    nibabel.save(nibabel.Nifti1Image(array.transpose(2, 1, 0), np.reshape(affine, (4, 4))), file)
+def _nifti_start(volume: Volume, folder: Path, path: Path) -> bytes:
+    """A NIfTI file's bytes before the voxels, as the library writes them by which the volume's grid was read."""
+    if volume.affine is not None:
+        return nibabel_header(volume.array.dtype, volume.affine)
+    try:
+        voxel = np.zeros((1, 1, 1), volume.array.dtype)
+        return simpleitk_header(to_sitk(replace(volume, array=voxel)), folder)
+    except RuntimeError as error:
+        raise OSError(f"{path}: cannot be written ({last_line(error)})") from error
 
 
 def write_labels(path: Path, labels: np.ndarray, like: Volume) -> None:

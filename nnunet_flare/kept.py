@@ -5,9 +5,9 @@ A full disk, a broken copy or a crash of the machine leave files of no bytes or 
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 
+from nnunet_flare.deflate import DAMAGED, inflater
 from nnunet_flare.dicom_files import is_dicom
 from nnunet_flare.errors import CaseError
 from nnunet_flare.images import NIFTI_SUFFIXES, read_volume, suffix_of
@@ -71,8 +71,10 @@ def header_of(path: Path) -> Header | None:
         with open(path, "rb") as file:
             start = file.read(1 << 16)
         if start[:2] == b"\x1f\x8b":
-            start = zlib.decompressobj(wbits=31).decompress(start, HEADER_BYTES)
-    except (OSError, zlib.error):
+            start = inflater().decompress(start, HEADER_BYTES)
+    except OSError:
+        return None
+    except DAMAGED:
         return None
     return parse_header(start)
 

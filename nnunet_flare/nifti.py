@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import struct
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunet_flare.deflate import DAMAGED, GZIP, inflater
 from nnunet_flare.errors import CaseError
 from nnunet_flare.nifti_header import LONGEST_HEADER_BYTES, Header, check_header, parse_header
 
@@ -66,9 +66,7 @@ def load_nifti(path: Path, case: str) -> Nifti:
         CaseError: when the file is no NIfTI, truncated or damaged, or has impossible spacings, NaN or infinite voxels.
     """
     chunks = _chunks(path, case)
-    first = next(chunks, b"")
-    while len(first) < LONGEST_HEADER_BYTES and (more := next(chunks, None)) is not None:  # a short gzip member
-        first += more
+    first = _start(chunks)
     if parse_header(first) is None:
         for _ in chunks:  # a damaged or truncated stream is said to be that
             pass
@@ -104,7 +102,7 @@ def load_nifti(path: Path, case: str) -> Nifti:
 def load_header(path: Path) -> Header | None:
     """The header alone; None for a file that is no NIfTI file or cannot be read."""
     try:
-        return parse_header(next(_chunks(path, path.name), b""))
+        return parse_header(_start(_chunks(path, path.name)))
     except CaseError:
         return None
 
@@ -120,10 +118,20 @@ def is_whole(path: Path) -> bool:
         if path.name.lower().endswith(".gz"):
             file.seek(max(0, size - GZIP_LENGTH.size))
             end = file.read()
-            start = zlib.decompressobj(wbits=31).decompress(start, LONGEST_HEADER_BYTES)
+            start = inflater().decompress(start, LONGEST_HEADER_BYTES)
             size = GZIP_LENGTH.unpack(end)[0] if len(end) == GZIP_LENGTH.size else 0
     header = parse_header(start)
     return header is not None and header.file_bytes % GZIP_MODULUS == size % GZIP_MODULUS
+
+
+def _start(chunks: Iterator[bytes]) -> bytes:
+    """The first chunks, as many as any header needs: the members of a gzip file may be short."""
+    start = b""
+    for chunk in chunks:
+        start += chunk
+        if len(start) >= LONGEST_HEADER_BYTES:
+            break
+    return start
 
 
 def _voxels(buffer: np.ndarray, header: Header) -> np.ndarray:
@@ -149,14 +157,14 @@ def _chunks(path: Path, case: str) -> Iterator[bytes]:
 
 
 def inflate(
-    chunks: Iterator[bytes], path: Path, case: str, *, wbits: int = 31, several: bool = True
+    chunks: Iterator[bytes], path: Path, case: str, *, wbits: int = GZIP, several: bool = True
 ) -> Iterator[bytes]:
     """Decompressed bytes of a gzip stream (``wbits`` as zlib has it) of one or several members, up to what is none.
 
     Raises:
         CaseError: when the stream is damaged or truncated.
     """
-    stream = zlib.decompressobj(wbits=wbits)
+    stream = inflater(wbits)
     try:
         for chunk in chunks:
             while chunk:
@@ -165,8 +173,8 @@ def inflate(
                 if chunk and not GZIP_MAGIC.startswith(chunk[:2]):
                     return
                 if chunk:
-                    stream = zlib.decompressobj(wbits=wbits)
-    except zlib.error as error:
+                    stream = inflater(wbits)
+    except DAMAGED as error:
         raise CaseError(case, f"{path}: is damaged ({error}); copy it again") from error
     if not stream.eof:
         raise CaseError(case, f"{path}: is truncated after {path.stat().st_size} bytes; copy it again")

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import BinaryIO, Literal
 
+from nnunet_flare.deflate import GZIP, ZLIB_OR_GZIP
 from nnunet_flare.errors import CaseError
 from nnunet_flare.nifti import CHUNK_BYTES, inflate, surplus_bytes
-
-GZIP, ZLIB_OR_GZIP = 31, 47
-"""``wbits`` of ``zlib`` for a stream of either kind."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ def _raw(file: BinaryIO, payload: Payload) -> tuple[int, int]:
 
 
 def _packed(file: BinaryIO, payload: Payload, header: Path, case: str) -> tuple[int, int]:
-    """The same of compressed voxels; the checksum at the end is compared by zlib."""
+    """The same of compressed voxels; the checksum at the end is compared on the way."""
     file.seek(payload.start)
     total, several = 0, payload.packing == "gzip"
     chunks = inflate(

@@ -114,7 +114,7 @@ def test_writing_leaves_only_the_file_and_replaces_a_link_instead_of_its_target(
 def test_a_failed_write_keeps_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_volume(tmp_path / "scan.nii.gz", Volume(ct(1), (1, 1, 1)))
 
-    def full(image: object, path: str, useCompression: bool) -> None:
+    def full(image: object, path: str, **options: object) -> None:
         Path(path).write_bytes(b"half")
         raise RuntimeError("ITK ERROR: no space left on device")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
@@ -17,8 +19,10 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReori
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
 
+from nnunet_flare import readers
 from nnunet_flare.errors import CaseError
 from nnunet_flare.images import read_volume, write_labels
+from nnunet_flare.nifti import load_header
 from nnunet_flare.orientation import turn_for_reader
 from nnunet_flare.readers import READERS, reader_of_dataset, reader_of_plans
 
@@ -166,6 +170,41 @@ def test_what_is_read_and_written_is_what_the_stock_reader_reads_and_writes(
     assert ours.header.get_zooms() == pytest.approx(stock.header.get_zooms(), rel=1e-6)
     for code in ("sform_code", "qform_code"):
         assert ours.header[code] == stock.header[code]
+
+
+def spaces(qform: int, sform: int, intent: int = 0) -> Callable[[Path], None]:
+    return changed((252, "2h", (qform, sform)), (68, "h", (intent,)))
+
+
+CODES = {f"codes {q} and {s}": spaces(q, s) for q in (-1, 0, 1, 2, 5, 300) for s in (-1, 0, 1, 2, 3, 4, 5, 300)}
+
+
+@pytest.mark.parametrize("name", [*EVERY, *REFUSED_BY_NIBABEL, *CODES])
+def test_headers_that_nibabel_takes_as_they_stand_are_told_without_it_and_told_the_same(
+    tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "scan.nii.gz"
+    {**EVERY, **REFUSED_BY_NIBABEL, **CODES}[name](path)
+    header = load_header(path)
+    assert header is not None
+    plain = readers._as_it_stands(header)
+    if plain is None:
+        assert name not in AGREED
+        return
+    told, refusal = readers._by_nibabel(header, reorient=False)
+    assert refusal is None
+    assert np.array_equal(plain.affine, told.affine) and plain.zooms == told.zooms
+    assert (plain.slope, plain.intercept) == (told.slope, told.intercept)
+
+
+def test_an_ordinary_scan_is_read_without_importing_nibabel(tmp_path: Path) -> None:
+    AGREED["oblique"](tmp_path / "scan.nii.gz")
+    code = (
+        "import sys; from pathlib import Path; from nnunet_flare.images import read_volume\n"
+        f"assert read_volume(Path({str(tmp_path / 'scan.nii.gz')!r})).doubt is None\n"
+        "sys.exit('nibabel' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("reader", READERS)

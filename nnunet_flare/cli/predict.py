@@ -263,7 +263,7 @@ def _limit_torch_threads() -> None:
     with suppress(ImportError):  # what is missing is said when the model is opened
         import torch
 
-        from nnunet_flare.inference.runtimes import thread_count
+        from nnunet_flare.inference.cpus import thread_count
 
         torch.set_num_threads(thread_count())
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_flare.inference.cpus import thread_count
 from nnunet_flare.inference.openvino_norms import average_in_blocks
-from nnunet_flare.inference.runtimes import thread_count
 
 OLDEST = (2024, 4)
 """Year and release of the oldest OpenVINO that networks are run with."""

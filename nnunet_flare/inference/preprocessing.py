@@ -29,7 +29,7 @@ VOXELWISE = frozenset({"CTNormalization", "NoNormalization"})
 OUTSIDE = -1
 """Marks voxels outside the nonzero mask, as stock nnU-Net marks them for masked normalisations."""
 
-NORMALISE, RESAMPLE = "crop + normalise", "resample"
+CROP, RESAMPLE = "crop", "normalise + resample"
 """Stages of the profile."""
 
 MAX_NETWORK_VOXELS = 2**31
@@ -71,7 +71,7 @@ def preprocess(
     forward = list(plans_manager.transpose_forward)
     arrays = [channel.transpose(forward) for channel in channels]
     spacing = [float(spacing_mm[axis]) for axis in forward]
-    with profile.stage(NORMALISE):
+    with profile.stage(CROP):
         box = nonzero_box(arrays)
     inside = tuple(slice(low, high) for low, high in box)
     properties: dict[str, Any] = {
@@ -90,16 +90,11 @@ def preprocess(
     for channel, array in enumerate(arrays):
         scheme = configuration_manager.normalization_schemes[channel]
         normalise = _normaliser(channel, plans_manager, configuration_manager, mask)
-
-        def run(values: np.ndarray, normalise: Any = normalise) -> np.ndarray:
-            with profile.stage(NORMALISE, within=RESAMPLE):
-                return normalise(values)
-
         with profile.stage(RESAMPLE):
             if scheme in VOXELWISE:
-                data[channel] = resample_image(array, shape, spacing, target, configuration_manager, run)
+                data[channel] = resample_image(array, shape, spacing, target, configuration_manager, normalise)
             else:
-                data[channel] = resample_image(run(array), shape, spacing, target, configuration_manager)
+                data[channel] = resample_image(normalise(array), shape, spacing, target, configuration_manager)
     return Prepared(data, properties)
 
 

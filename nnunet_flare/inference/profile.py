@@ -33,16 +33,13 @@ class Profile:
         return part
 
     @contextmanager
-    def stage(self, name: str, *, within: str | None = None) -> Iterator[None]:
-        """Time a block under a name; its time is taken from the stage ``within`` which it runs, and is no call."""
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a block under a name."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            seconds = time.perf_counter() - start
-            self.add(name, seconds, calls=int(within is None))
-            if within is not None:
-                self.add(within, -seconds, calls=0)
+            self.add(name, time.perf_counter() - start)
 
     def settle(self, array: Any) -> None:
         """Wait, at the end of a stage, for the GPU that makes this array."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import platform
-import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -23,9 +21,6 @@ log = logging.getLogger(__name__)
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 """CPU features with which bfloat16 products are faster than single precision."""
-
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""Quota and period of the control group: what ``docker run --cpus`` sets."""
 
 
 def choose_precision(asked: str, device: Any) -> str:
@@ -75,26 +70,6 @@ def cpu_flags() -> frozenset[str]:
         if line.startswith("flags"):
             return frozenset(line.partition(":")[2].split())
     return frozenset()
-
-
-def usable_cpus(quota_file: Path = CPU_QUOTA) -> int:
-    """CPUs that this process may use: those it may run on, and no more than its container's quota."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = quota_file.read_text().split()
-    except (OSError, ValueError):
-        return count
-    return count if quota == "max" else max(1, min(count, round(int(quota) / int(period))))
-
-
-def thread_count() -> int:
-    """Threads to compute with: those the container may use, or fewer as ``OMP_NUM_THREADS`` or PyTorch say."""
-    most = usable_cpus()
-    said = os.environ.get("OMP_NUM_THREADS", "")
-    if said.isdecimal() and int(said) > 0:
-        most = min(most, int(said))
-    torch = sys.modules.get("torch")
-    return most if torch is None else min(most, torch.get_num_threads())
 
 
 def averaged(forwards: Sequence[Forward]) -> Forward:

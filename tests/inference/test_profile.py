@@ -1,23 +1,8 @@
-"""The table of ``--profile``: every second is in one row, and rows of a part stand under names of their own."""
+"""The table of ``--profile``: rows of a part stand under names of their own."""
 
 import threading
-import time
 
 from nnunet_flare.inference.profile import Profile
-
-
-def test_a_stage_within_another_is_taken_from_it():
-    profile = Profile()
-    start = time.perf_counter()
-    with profile.stage("resample"):
-        time.sleep(0.02)
-        for _ in range(3):
-            with profile.stage("normalise", within="resample"):
-                time.sleep(0.03)
-    whole = time.perf_counter() - start
-    assert profile.seconds["normalise"] >= 0.09 and profile.seconds["resample"] >= 0.02
-    assert profile.seconds["normalise"] + profile.seconds["resample"] <= whole
-    assert profile.calls == {"normalise": 0, "resample": 1}
 
 
 def test_a_part_enters_its_stages_under_its_prefix():

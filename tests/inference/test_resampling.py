@@ -13,8 +13,10 @@ from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape, determine_do_sep_z_and_axis
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from scipy.ndimage import zoom
+from threadpoolctl import threadpool_info, threadpool_limits
 
-from nnunet_flare.inference import grids, windows
+from nnunet_flare.inference import grids, windows, workers
 from nnunet_flare.inference.preprocessing import nonzero_box, preprocess
 from nnunet_flare.inference.resampling import resample_image
 
@@ -88,6 +90,48 @@ def test_slices_that_are_not_wanted_are_not_normalised():
 
     resample_image(image, (10, 15, 15), (1, 1, 1), (4.0, 1.3, 1.3), manager.get_configuration("3d_fullres"), normalise)
     assert sum(seen) == 10
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=st.integers(1, 90), new_size=st.integers(1, 90), order=st.sampled_from([1, 2, 3, 4, 5]))
+def test_the_spline_of_one_axis_is_what_scipy_makes_of_unit_vectors(size, new_size, order):
+    options = {"order": order, "mode": "nearest", "grid_mode": True, "prefilter": order > 1}
+    expected = np.eye(size)
+    if size != new_size:
+        expected = np.stack([zoom(unit, new_size / size, **options) for unit in np.eye(size)], axis=1)
+    np.testing.assert_allclose(grids.spline_matrix(size, new_size, order), expected, rtol=0, atol=1e-7)
+    banded = np.zeros_like(expected)
+    for band in grids.spline_bands(size, new_size, order):
+        banded[band.out, band.into] = band.matrix
+    np.testing.assert_allclose(banded, expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("spacing", [(5.0, 1.1, 1.3), (0.6, 1.1, 1.3), (1.5, 1.0, 0.8)], ids=["fewer", "more", "fine"])
+def test_threads_make_no_difference(monkeypatch, spacing):
+    configuration = PlansManager(models.plans(force_separate_z=False)).get_configuration("3d_fullres")
+    image = scans.blobs((40, 45, 50)).array
+    shape = grids.new_shape(image.shape, (1.0, 1.0, 1.0), spacing)
+
+    def resampled(threads: int) -> np.ndarray:
+        monkeypatch.setattr(workers, "thread_count", lambda: threads)
+        return resample_image(image, shape, (1.0, 1.0, 1.0), spacing, configuration)
+
+    np.testing.assert_array_equal(resampled(1), resampled(4))
+
+
+def test_products_are_computed_on_one_thread_and_the_setting_is_restored():
+    with threadpool_limits(2, user_api="blas"):
+        seen: list[int] = []
+
+        def look(part: int) -> None:
+            seen.extend(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas")
+            if part == 3:
+                raise ValueError("part 3")
+
+        with pytest.raises(ValueError, match="part 3"):
+            workers.in_parallel(look, range(6))
+        assert set(seen) == {1}
+        assert {one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"} == {2}
 
 
 def test_the_image_is_not_changed():

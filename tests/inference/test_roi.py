@@ -177,7 +177,7 @@ def test_the_result_is_the_crops_own_prediction_pasted(fine, coarse, images, tmp
     assert run("-i", images, "-o", tmp_path / "out", "-m", fine, *options) == 0
     printed = capsys.readouterr().out
     stages = [line.split("  ")[0] for line in printed.splitlines()]
-    both = {"model", "check", "crop + normalise", "resample"}
+    both = {"model", "check", "crop", "normalise + resample"}
     assert {*both, *(f"coarse {stage}" for stage in both), "coarse pass", "network", "export", "write"} <= set(stages)
     assert "volume seen by the fine model: " in printed
     assert run("-i", tmp_path / "out" / "roi", "-o", tmp_path / "alone", "-m", fine, "--save_members") == 0

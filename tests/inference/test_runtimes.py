@@ -256,11 +256,3 @@ def test_cache_keeps_the_entries_used_last_and_nothing_half_made(tmp_path, monke
 
     assert cache.cached(tmp_path, "k9", fails) is None
     assert sorted(p.name for p in tmp_path.iterdir()) == ["k2", "k3", "k4"]
-
-
-@pytest.mark.parametrize(("text", "expected"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 64)])
-def test_threads_keep_to_the_containers_quota(tmp_path, monkeypatch, text, expected):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
-    (tmp_path / "cpu.max").write_text(text)
-    assert runtimes.usable_cpus(tmp_path / "cpu.max") == expected
-    assert runtimes.usable_cpus(tmp_path / "missing") == 64

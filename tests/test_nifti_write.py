@@ -1,0 +1,57 @@
+"""A written NIfTI file is what SimpleITK or nibabel would have written of the whole image, compressed otherwise."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from nnunet_flare.images import Volume, to_sitk, write_volume
+from nnunet_flare.nifti_write import LONGEST_AXIS
+
+ROTATED = (0.36, 0.48, -0.8, -0.8, 0.6, 0.0, 0.48, 0.64, 0.6)
+MIRRORED = (-1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+PLAIN = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+TYPES = ["uint8", "int8", "int16", "uint16", "int32", "uint32", "float32", "float64"]
+
+
+def volume(dtype: str, direction: tuple[float, ...] = PLAIN, **more: tuple[float, ...]) -> Volume:
+    array = np.random.default_rng(0).integers(0, 120, (6, 7, 9)).astype(dtype)
+    return Volume(array, (2.5, 0.8, 0.7), (-100.25, 30.5, 7.125), direction, **more)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("direction", [PLAIN, ROTATED, MIRRORED], ids=["plain", "rotated", "mirrored"])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_every_byte_is_simpleitks(tmp_path: Path, dtype: str, direction: tuple[float, ...], ending: str) -> None:
+    write_volume(tmp_path / f"ours{ending}", volume(dtype, direction))
+    sitk.WriteImage(to_sitk(volume(dtype, direction)), str(tmp_path / "stock.nii"))
+    ours = (tmp_path / f"ours{ending}").read_bytes()
+    assert (gzip.decompress(ours) if ending.endswith("gz") else ours) == (tmp_path / "stock.nii").read_bytes()
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_every_byte_is_nibabels_where_nibabel_read_the_grid(tmp_path: Path, dtype: str) -> None:
+    affine = np.array([[0.7, 0.1, 0, 4], [0, -0.8, 0.2, 5], [0.1, 0, 2.5, 6], [0, 0, 0, 1]])
+    own = volume(dtype, affine=tuple(affine.ravel().tolist()))
+    write_volume(tmp_path / "ours.nii.gz", own)
+    nibabel.save(nibabel.Nifti1Image(own.array.transpose(2, 1, 0), affine), tmp_path / "stock.nii")
+    assert gzip.decompress((tmp_path / "ours.nii.gz").read_bytes()) == (tmp_path / "stock.nii").read_bytes()
+
+
+def test_voxels_in_another_order_of_memory_are_the_same(tmp_path: Path) -> None:
+    own = volume("int16")
+    write_volume(tmp_path / "a.nii", own)
+    write_volume(tmp_path / "b.nii", own.with_array(np.asfortranarray(own.array)))
+    assert (tmp_path / "a.nii").read_bytes() == (tmp_path / "b.nii").read_bytes()
+
+
+def test_an_axis_that_the_format_cannot_tell_of_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    long = Volume(np.zeros((1, 1, LONGEST_AXIS + 1), np.uint8), (1.0, 1.0, 1.0))
+    with pytest.raises(OSError, match="32768 voxels"):
+        write_volume(tmp_path / "long.nii.gz", long)
+    assert not list(tmp_path.iterdir())
