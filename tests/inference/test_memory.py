@@ -63,7 +63,8 @@ def test_a_case_over_the_limit_is_set_aside_with_the_figures(tmp_path, capsys):
     line = capsys.readouterr().err
     assert "--max_memory allows 0.001 GB" in line and "a: set aside" in line
     assert predict.main([str(w) for w in (*words, "--max_memory", 64)]) == 0
-    assert predict.main([str(w) for w in (*words, "--max_memory", -1)]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        predict.main([str(w) for w in (*words, "--max_memory", -1)])
     for flag in ("--gpu_memory", "--gpu-memory", "--gpu-memory-gb"):
         assert predict.main([str(w) for w in (*words, "-device", "cpu", flag, 2)]) == 2
 
