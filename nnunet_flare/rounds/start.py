@@ -23,6 +23,7 @@ from nnunet_flare.rounds.run.settings import RunSettings
 from nnunet_flare.rounds.run.unlabelled import find_sources, freeze, not_taken, read_list, size_of, write_list
 from nnunet_flare.rounds.stages.evaluate import check_held_out
 from nnunet_flare.rounds.stages.given_plans import model_plans
+from nnunet_flare.rounds.stages.mapped import check_id_map
 from nnunet_flare.rounds.stages.plan import default_plans_name
 from nnunet_flare.rounds.stages.replanned import has_same_arrays
 from nnunet_flare.trusted_names import check_plans
@@ -45,6 +46,7 @@ class Request:
     shards: int = 1
     init_model: Path | None = None
     init_folds: Sequence[str] = ()
+    init_map: str | None = None
     eval_images: Path | None = None
     eval_labels: Path | None = None
     trust_checkpoint: bool = False
@@ -126,6 +128,7 @@ def plan_run(request: Request, recipe: Recipe, folders: Mapping[str, Path]) -> P
         shards=request.shards,
         init_model=None if request.init_model is None else str(request.init_model.absolute()),
         init_folds=tuple(init_folds),
+        init_map=_absolute_map(request.init_map),
         eval_images=None if request.eval_images is None else str(request.eval_images.absolute()),
         eval_labels=None if request.eval_labels is None else str(request.eval_labels.absolute()),
         trust_checkpoint=request.trust_checkpoint,
@@ -327,14 +330,21 @@ def _init_folds(request: Request, document: Mapping[str, Any], recipe: Recipe) -
     """The folds of ``--init_model`` that are members, checked to exist and to have checkpoints and these labels."""
     folder = request.init_model
     if folder is None:
+        if request.init_map is not None:
+            raise InputError(f"--init_map {request.init_map}: maps the labels of --init_model, which was not given")
         return []
     checkpoint = "checkpoint_final.pth"
     if not (folder / "plans.json").is_file() or not (folder / "dataset.json").is_file():
         raise InputError(f"--init_model {folder}: no nnU-Net model folder (plans.json or dataset.json is missing)")
     model = load_json(folder / "dataset.json")
     there = model.get("labels") if isinstance(model, dict) else None
-    if there != document["labels"]:
-        raise InputError(f"--init_model {folder}: its labels are {there}, the dataset's {document['labels']}")
+    if request.init_map is not None:
+        check_id_map(request.init_map, there, document["labels"], recipe, where=f"--init_model {folder}")
+    elif there != document["labels"]:
+        raise InputError(
+            f"--init_model {folder}: its labels are {there}, the dataset's {document['labels']}; give --init_map with "
+            "their ids, or start from its weights alone with --set training.pretrained_weights=CHECKPOINT"
+        )
     found = sorted(p.parent.name.removeprefix("fold_") for p in folder.glob(f"fold_*/{checkpoint}"))
     numbered = [fold for fold in found if fold != "all"]
     folds = list(request.init_folds) or numbered or found
@@ -356,6 +366,11 @@ def _init_folds(request: Request, document: Mapping[str, Any], recipe: Recipe) -
         )
     _check_names(folder, trusted=request.trust_checkpoint)
     return folds
+
+
+def _absolute_map(name: str | None) -> str | None:
+    """An id map as the manifest keeps it: a shipped one by name, a file by its place."""
+    return name if name is None or not name.endswith((".yaml", ".yml")) else str(Path(name).absolute())
 
 
 def _report_late_files(run: Run, folder: Path, channels: int) -> None:

@@ -24,6 +24,10 @@ Source = dict[str, Any]
 """``file``, ``stamp`` (size, times of change of content and of the entry, in ns) and ``digest``."""
 
 
+TABLE = {"cases": {str: [dict]}}
+"""What a table of sources looks like."""
+
+
 def table_path(data: Path) -> Path:
     """Where the sources of a data folder are noted."""
     return data.with_name(f"{data.name}_sources.json")
@@ -34,11 +38,13 @@ def read_table(path: Path) -> dict[str, list[Source]]:
     if not path.is_file():
         return {}
     try:
-        cases = read_json(path)["cases"]
-        return {str(case): [dict(source) for source in sources] for case, sources in cases.items()}
-    except (InputError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        log.warning("%s: damaged (%s); the arrays' times are compared instead", path, error)
+        cases: dict[str, list[Source]] = read_json(path, TABLE, remedy="the arrays' times are compared instead")[
+            "cases"
+        ]
+    except InputError as error:
+        log.warning("%s", error)
         return {}
+    return cases
 
 
 def write_table(path: Path, cases: Mapping[str, list[Source]]) -> None:
