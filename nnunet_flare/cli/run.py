@@ -40,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--init_model", type=Path, metavar="MODEL_FOLDER", help="trained models as round 0's members")
     parser.add_argument("-f", dest="folds", nargs="+", default=[], metavar="FOLD", help="folds of --init_model")
+    parser.add_argument(
+        "--init_map", metavar="NAME|FILE", help="id map of --init_model's labels, where they are not the dataset's"
+    )
     parser.add_argument("--eval", nargs=2, type=Path, metavar=("IMAGES", "LABELS"), help="held-out cases to score on")
     parser.add_argument(
         "--decisions", type=Path, metavar="CSV", help="a person's decisions, from the report's download"
@@ -103,6 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
         shards=executor.shards if arguments.shards is None else arguments.shards,
         init_model=arguments.init_model,
         init_folds=arguments.folds,
+        init_map=arguments.init_map,
         eval_images=images,
         eval_labels=labels,
         trust_checkpoint=arguments.trust_checkpoint,

@@ -68,6 +68,7 @@ def override_configuration(
     convs_per_stage: int | Sequence[int] | None = None,
     batch_size: int | None = None,
     dropout: float | None = None,
+    architecture: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A copy of a configuration with some of its plan changed and everything that hangs on it computed anew.
 
@@ -88,6 +89,7 @@ def override_configuration(
         batch_size: samples per iteration.
         dropout: probability of dropping a feature map after each convolution, 0 for none. Networks with and without
             dropout cannot exchange weights: it shifts the names in a checkpoint.
+        architecture: another network, taken as it is, strides and all; the patch becomes a multiple of them.
 
     Raises:
         InputError: for a value out of range, or more stages than the patch has room for.
@@ -109,6 +111,9 @@ def override_configuration(
             )
         ]
         changed["spacing"] = [float(edge) for edge in spacing_mm]
+    if architecture is not None:
+        _set_architecture(changed, architecture, changed["patch_size"] if patch_size is None else patch_size)
+        return changed
     arch = changed["architecture"]["arch_kwargs"]
     if not (spacing_mm is None and patch_size is None and stages is None and max_stages is None):
         limit = stages or max_stages or arch["n_stages"]
@@ -118,6 +123,19 @@ def override_configuration(
     if dropout is not None:
         _set_dropout(arch, dropout, dimensions)
     return changed
+
+
+def _set_architecture(configuration: dict[str, Any], given: Mapping[str, Any], patch_size: Sequence[int]) -> None:
+    strides = given["arch_kwargs"]["strides"]
+    if len(strides[0]) != len(patch_size):
+        raise InputError(
+            f"plan.network: is a network of {len(strides[0])} dimensions, the configuration has {len(patch_size)}"
+        )
+    divisors = [math.prod(stride[axis] for stride in strides) for axis in range(len(patch_size))]
+    configuration["architecture"] = deepcopy(dict(given))
+    configuration["patch_size"] = [
+        math.ceil(edge / divisor) * divisor for edge, divisor in zip(patch_size, divisors, strict=True)
+    ]
 
 
 def _set_topology(configuration: dict[str, Any], patch_size: Sequence[int], limit: int, stages: int | None) -> None:

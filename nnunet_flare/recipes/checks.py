@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from nnunet_flare import plugin
 from nnunet_flare.recipes.parts import Final, Fusion, Members, Part, Selection, Stop
-from nnunet_flare.recipes.recipe import Recipe
-from nnunet_flare.trainers.settings import MAX_EPOCHS, stream_key
+from nnunet_flare.recipes.recipe import GIVEN_MODEL, Recipe
+from nnunet_flare.trainers.settings import MAX_EPOCHS, InitPart, stream_key
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -23,6 +25,7 @@ def check_recipe(recipe: Recipe) -> None:
     gpus = recipe.training.get("num_gpus", 1)
     if type(gpus) is not int or not 1 <= gpus <= 1024:
         raise ValueError(f"training.num_gpus: found {gpus!r}, expected a whole number from 1 to 1024")
+    check_pretrained_keys(recipe)
     if recipe.is_online:
         check_online(recipe)
     if recipe.loops:
@@ -45,6 +48,32 @@ def check_recipe(recipe: Recipe) -> None:
         check_start(recipe)
     if recipe.roi is not None:
         recipe.coarse_settings(run=None)
+
+
+def check_pretrained_keys(recipe: Recipe) -> None:
+    """Keys about weights that trainings start from, and plans with their network."""
+    weights, part = recipe.training.get("pretrained_weights"), recipe.training.get("pretrained_part")
+    if weights is not None and (not isinstance(weights, str) or not weights):
+        raise ValueError(f"training.pretrained_weights: found {weights!r}, expected the path of a checkpoint")
+    if part is not None and part not in get_args(InitPart):
+        raise ValueError(f"training.pretrained_part: found {part!r}, expected one of {', '.join(get_args(InitPart))}")
+    if part is not None and weights is None:
+        raise ValueError(f"training.pretrained_part: found {part!r} without training.pretrained_weights; give both")
+    if part is not None and plugin.learns_from(recipe.trainer) is None:
+        raise ValueError(
+            f"training.pretrained_part: found {part!r}, but {recipe.trainer} is stock's, which takes all but the "
+            "heads; leave it out"
+        )
+    others = {"final.plan": recipe.final.plan, **({} if recipe.roi is None else {"roi.plan": recipe.roi.plan})}
+    for key, plan in others.items():
+        if plan.network is not None:
+            raise ValueError(f"{key}.network: only the rounds start from weights that are given; expected plan.network")
+    if recipe.plan.network is None:
+        return
+    if weights is None:
+        raise ValueError("plan.network: found 'pretrained' without training.pretrained_weights; give both")
+    if recipe.planner == GIVEN_MODEL:
+        raise ValueError(f"plan.network: found 'pretrained', but planner {GIVEN_MODEL} takes another model's network")
 
 
 def check_online(recipe: Recipe) -> None:

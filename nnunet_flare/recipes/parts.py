@@ -92,6 +92,17 @@ class PlanChanges(Part):
     convs_per_stage: int | None = Field(None, ge=1, le=100)
     batch_size: int | None = Field(None, ge=1, le=10_000)
     dropout: float | None = Field(None, ge=0, lt=1, description="after every convolution, in all trainings of the run")
+    network: Literal["pretrained"] | None = Field(
+        None, description="pretrained: network and patch of training.pretrained_weights, for which the rest is planned"
+    )
+
+    @model_validator(mode="after")
+    def _one_network(self) -> PlanChanges:
+        keys = ("base_features", "max_features", "stages", "convs_per_stage", "dropout")
+        given = [key for key in keys if getattr(self, key) is not None]
+        if self.network is not None and given:
+            raise ValueError(f"network: found 'pretrained' beside {', '.join(given)}, which would change that network")
+        return self
 
     def changes(self) -> dict[str, Any]:
         """The keys that are set."""

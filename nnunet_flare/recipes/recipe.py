@@ -42,8 +42,21 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 RECIPE_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 """Names of recipes, which may have underscores too."""
 
-LOOP_KEYS = ("augmentation", "checkpoints_at", "run", "round", "recipe_hash", "init_from", "ignore_label", "seed")
+LOOP_KEYS = (
+    "augmentation",
+    "checkpoints_at",
+    "run",
+    "round",
+    "recipe_hash",
+    "init_from",
+    "init_part",
+    "ignore_label",
+    "seed",
+)
 """Training settings that the loop sets itself, from other keys of the recipe."""
+
+RUN_KEYS = ("num_gpus", "pretrained_weights", "pretrained_part")
+"""Keys of ``training`` that are no setting of a trainer."""
 
 GIVEN_MODEL = "given-model"
 """In place of a planner: the plans of ``--init_model``."""
@@ -165,6 +178,7 @@ class Recipe(Part):
         stored_round: int | None = None,
         ignore_label: int | None = None,
         init_from: str | None = None,
+        init_part: str | None = None,
         iterations: int | None = None,
         unlabelled: str | None = None,
         teacher: Mapping[str, Any] | None = None,
@@ -177,15 +191,16 @@ class Recipe(Part):
             stored_round: the number that is written, other than ``number`` after an early stop.
             ignore_label: value in the round's labels that the loss leaves out.
             init_from: checkpoint to start from.
+            init_part: what is taken of it; None: everything.
             iterations: of a pass over the data, where :attr:`counts_passes` and once it is known.
             unlabelled: data folder of the unlabelled scans, where :attr:`is_online`.
             teacher: the model that the training learns from, where the recipe names none.
         """
         final = number >= self.final_round
-        given = {k: v for k, v in self.training.items() if k not in ("num_gpus", "pretrained_weights")}
+        given = {k: v for k, v in self.training.items() if k not in RUN_KEYS}
         self._check_loop_keys("training", given, LOOP_KEYS)
         if final:
-            self._check_loop_keys("final.training", self.final.training, (*LOOP_KEYS, "num_gpus", "num_epochs"))
+            self._check_loop_keys("final.training", self.final.training, (*LOOP_KEYS, *RUN_KEYS, "num_epochs"))
             given |= self.final.training
         if number > self.final_round and self.final.finetune is not None:
             given |= {"initial_lr": self.final.finetune.initial_lr}
@@ -205,6 +220,7 @@ class Recipe(Part):
             "checkpoints_at": list(self.members.at) if self.members.kind == "checkpoints" and not final else [],
             "ignore_label": ignore_label,
             "init_from": init_from,
+            "init_part": init_part,
             "seed": self.seed,
             "run": run,
             "round": None if run is None else stored,
@@ -226,7 +242,7 @@ class Recipe(Part):
         """The ``"flare"`` entry of the coarse model's configuration; ``iterations`` as for :meth:`settings`."""
         if self.roi is None:
             raise ValueError("the recipe has no coarse model")
-        self._check_loop_keys("roi.training", self.roi.training, (*LOOP_KEYS, "num_gpus", "pretrained_weights"))
+        self._check_loop_keys("roi.training", self.roi.training, (*LOOP_KEYS, *RUN_KEYS))
         given = _with_epoch("roi.training", self.roi.training, iterations)
         document = {
             **given,

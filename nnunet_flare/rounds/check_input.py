@@ -16,6 +16,7 @@ from nnunet_flare.rounds.check_loop_data import check_loop_data, roles_of
 from nnunet_flare.rounds.run.configurations import resolve
 from nnunet_flare.rounds.run.unlabelled import find_sources
 from nnunet_flare.rounds.stages.evaluate import check_held_out
+from nnunet_flare.rounds.stages.mapped import check_id_map
 from nnunet_flare.trusted_names import check_plans
 
 Value = TypeVar("Value")
@@ -33,6 +34,7 @@ class Request:
     shards: int = 1
     init_model: Path | None = None
     init_folds: Sequence[str] = ()
+    init_map: str | None = None
     eval_images: Path | None = None
     eval_labels: Path | None = None
     trust_checkpoint: bool = False
@@ -244,14 +246,21 @@ def _init_folds(request: Request, document: Mapping[str, Any], recipe: Recipe) -
     """The folds of ``--init_model`` that are members, checked to exist and to have checkpoints and these labels."""
     folder = request.init_model
     if folder is None:
+        if request.init_map is not None:
+            raise InputError(f"--init_map {request.init_map}: maps the labels of --init_model, which was not given")
         return []
     checkpoint = "checkpoint_final.pth"
     if not (folder / "plans.json").is_file() or not (folder / "dataset.json").is_file():
         raise InputError(f"--init_model {folder}: no nnU-Net model folder (plans.json or dataset.json is missing)")
     model = load_json(folder / "dataset.json")
     there = model.get("labels") if isinstance(model, dict) else None
-    if there != document["labels"]:
-        raise InputError(f"--init_model {folder}: its labels are {there}, the dataset's {document['labels']}")
+    if request.init_map is not None:
+        check_id_map(request.init_map, there, document["labels"], recipe, where=f"--init_model {folder}")
+    elif there != document["labels"]:
+        raise InputError(
+            f"--init_model {folder}: its labels are {there}, the dataset's {document['labels']}; give --init_map with "
+            "their ids, or start from its weights alone with --set training.pretrained_weights=CHECKPOINT"
+        )
     found = sorted(p.parent.name.removeprefix("fold_") for p in folder.glob(f"fold_*/{checkpoint}"))
     numbered = [fold for fold in found if fold != "all"]
     folds = list(request.init_folds) or numbered or found

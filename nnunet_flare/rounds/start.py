@@ -58,6 +58,7 @@ def plan_run(request: Request, recipe: Recipe, folders: Mapping[str, Path]) -> P
         shards=request.shards,
         init_model=None if request.init_model is None else str(request.init_model.absolute()),
         init_folds=given.init_folds,
+        init_map=_absolute_map(request.init_map),
         eval_images=None if request.eval_images is None else str(request.eval_images.absolute()),
         eval_labels=None if request.eval_labels is None else str(request.eval_labels.absolute()),
         trust_checkpoint=request.trust_checkpoint,
@@ -141,6 +142,11 @@ def _coarse_plans_name(recipe: Recipe, name: str) -> str | None:
         return None
     default = default_plans_name(roi.planner)
     return f"{default}_{name}-coarse" if roi.plan.changes() or not _names_its_data(roi.planner) else default
+
+
+def _absolute_map(name: str | None) -> str | None:
+    """An id map as the manifest keeps it: a shipped one by name, a file by its place."""
+    return name if name is None or not name.endswith((".yaml", ".yml")) else str(Path(name).absolute())
 
 
 def _report_late_files(run: Run, folder: Path, channels: int) -> None:

@@ -26,6 +26,7 @@ from nnunet_flare.trainers.schedules import EpochSchedule
 from nnunet_flare.trainers.seeding import derived_seed, seed_everything
 from nnunet_flare.trainers.settings import (
     SETTINGS_OF_ONE,
+    TRUST_VARIABLE,
     TrainingSettings,
     checkpoint_epochs,
     read_settings,
@@ -163,11 +164,17 @@ class FlareTrainer(nnUNetTrainer):
     def _load_initial_weights(self) -> None:
         if self.settings.init_from is None:
             return
-        from nnunet_flare.checkpoints import load_checkpoint, weights_of
+        from nnunet_flare.pretrained import read_pretrained, take_weights
 
         source = Path(self.settings.init_from).expanduser()
-        checkpoints.load_weights_strictly(self._unwrapped_network(), weights_of(load_checkpoint(source)), source=source)
-        self.print_to_log_file(f"Started from the weights of {source}, segmentation head included.")
+        given = read_pretrained(source, trust=os.environ.get(TRUST_VARIABLE) == "1")
+        part = self.settings.init_part
+        taken = take_weights(given, self._unwrapped_network(), part)
+        whole = f"the weights of {source}, segmentation head included"
+        self.print_to_log_file(f"Started from {whole if part == 'all' else taken}.")
+        patch = tuple(self.configuration_manager.patch_size)
+        if given.patch_size not in (None, patch):
+            self.print_to_log_file(f"They are of patches of {given.patch_size} voxels, this training's are {patch}.")
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
         """Stock's SGD, Adam or AdamW; the rate is a closed formula of the epoch, so that ``--c`` resumes it exactly."""

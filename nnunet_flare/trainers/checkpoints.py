@@ -90,24 +90,3 @@ def newest_good(folder: Path, *, besides: Path) -> Path | None:
             with suppress(InputError):
                 found.append((int(read_to_resume(path)["current_epoch"]), path.name))
     return folder / max(found)[1] if found else None
-
-
-def load_weights_strictly(network: torch.nn.Module, weights: dict[str, Any], *, source: Path) -> None:
-    """Copy all weights, segmentation head included, into a network of the same shape.
-
-    Raises:
-        InputError: naming what differs.
-    """
-    own = network.state_dict()
-    different = sorted(
-        f"{key} {tuple(weights[key].shape) if key in weights else 'missing'}, here "
-        f"{tuple(own[key].shape) if key in own else 'missing'}"
-        for key in own.keys() | weights.keys()
-        if key not in own or key not in weights or own[key].shape != weights[key].shape
-    )
-    if different:
-        raise InputError(
-            f"{source}: its network differs from this configuration's in {len(different)} weights "
-            f"({'; '.join(different[:3])}). Start from a model of the same plan and labels"
-        )
-    network.load_state_dict(weights)

@@ -32,6 +32,7 @@ TRUST_VARIABLE = "NNUNET_FLARE_TRUST_CHECKPOINT"
 """``1``: a teacher may be what ``--trust-checkpoint`` admits."""
 
 Augmentation = Literal["stock", "elastic", "weak", "jitter", "strong", "shift"]
+InitPart = Literal["all", "but-head", "encoder"]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 _Positive = Annotated[float, Field(gt=0, le=1e6)]
 _NotNegative = Annotated[float, Field(ge=0, le=1e9)]
@@ -164,8 +165,9 @@ class TrainingSettings(BaseModel):
     )
     oversample_foreground: float = Field(0.33, ge=0, le=1)
     init_from: str | None = Field(
-        None, min_length=1, description="checkpoint to start from, segmentation head included"
+        None, min_length=1, description="checkpoint to start from, of nnU-Net, this package or nnssl"
     )
+    init_part: InitPart = Field("all", description="what is taken of init_from: but-head for other labels")
     teacher: TeacherSettings | None = Field(None, description="of nnUNetTrainerFlareDistill; refused by the others")
     adversarial: AdversarialSettings | None = Field(
         None, description="of nnUNetTrainerFlareAdversarial, which without it takes the defaults; refused by the others"

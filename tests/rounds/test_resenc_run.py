@@ -33,9 +33,8 @@ UNLABELLED = 2
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("resenc")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        folders = phantom(folder, monkeypatch, labelled=2, unlabelled=UNLABELLED, test=1)
-        held_out = {f"eval_{kind}": folder / "test" / kind for kind in ("images", "labels")}
-        run = started(folder, folders, "resenc", TINY, **held_out)
+        folders = phantom(folder, monkeypatch, labelled=2, unlabelled=UNLABELLED, test=0)
+        run = started(folder, folders, "resenc", TINY)
         do_all(run, monkeypatch)
     return run
 
@@ -84,4 +83,3 @@ def test_the_student_learns_from_all_scans_at_2_5_mm(finished: Run) -> None:
             assert abs(edge * 2.5 - other * spacing) < 0.6 * max(2.5, spacing) + 1e-6
     final = finished.final.model / "fold_all" / "checkpoint_final.pth"
     assert Path(final).is_file()
-    assert 0 <= read_json(finished.paths.evaluation(1) / "dice.json")["mean"] <= 1

@@ -206,6 +206,24 @@ def check_init_from(tiny: Any) -> None:
         assert torch.equal(value, weights[name]), name
 
 
+def check_init_part(tiny: Any) -> None:
+    source = Path(train(tiny).trainer.output_folder, "checkpoint_final.pth").rename(tiny.root / "init.pth")
+    weights = torch.load(source, weights_only=False)["network_weights"]
+    taken = {}
+    for part in ("all", "but-head", "encoder"):
+        trainer = tiny.trainer(fold="all", num_epochs=1, init_from=str(source), init_part=part, seed=3)
+        trainer.initialize()
+        same = {name for name, value in trainer.network.named_parameters() if torch.equal(value, weights[name])}
+        trained = {name for name in same if name.endswith(("conv.weight", ".0.weight"))}
+        taken[part] = {name.split(".")[0] + (".seg" if "seg_layers" in name else "") for name in trained}
+    assert taken == {
+        "all": {"encoder", "decoder", "decoder.seg"},
+        "but-head": {"encoder", "decoder"},
+        "encoder": {"encoder"},
+    }
+    assert "weights (encoder) of" in Path(trainer.log_file).read_text()
+
+
 def check_ignore_label(tiny: Any) -> None:
     trainer = train(tiny, ignore_label=3).trainer
     assert trainer.loss.loss.ce.ignore_index == 3

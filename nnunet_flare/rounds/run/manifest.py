@@ -25,7 +25,7 @@ from nnunet_flare.trainers.settings import TRUST_VARIABLE
 VERSION = 1
 DATASET = re.compile(r"Dataset\d{3}_.+")
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-OPTIONAL = ("final_plans_name", "coarse_plans_name", "init_model", "eval_images", "eval_labels")
+OPTIONAL = ("final_plans_name", "coarse_plans_name", "init_model", "init_map", "eval_images", "eval_labels")
 MANIFEST = {
     "version": int,
     "settings": {

@@ -12,9 +12,9 @@ class RunSettings:
 
     ``folders`` are nnU-Net's three; ``final_plans_name`` the final model's plans where it has its own, and
     ``coarse_plans_name`` the coarse model's where the run trains one; ``init_model`` a model folder whose
-    ``init_folds`` are round 0's members; ``trust_checkpoint``: given models and plans may name networks of the user's
-    own; ``eval_images`` and ``eval_labels`` held-out cases; ``shards`` the parts that
-    labelling is split into.
+    ``init_folds`` are round 0's members, and ``init_map`` the id map of its labels where they are others;
+    ``trust_checkpoint``: given models and plans may name networks of the user's own; ``eval_images`` and
+    ``eval_labels`` held-out cases; ``shards`` the parts that labelling is split into.
     """
 
     name: str
@@ -29,6 +29,7 @@ class RunSettings:
     coarse_plans_name: str | None = None
     init_model: str | None = None
     init_folds: tuple[str, ...] = ()
+    init_map: str | None = None
     eval_images: str | None = None
     eval_labels: str | None = None
     trust_checkpoint: bool = False

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from nnunet_flare import plugin
 from nnunet_flare.children import python_module
 from nnunet_flare.errors import InputError
 from nnunet_flare.rounds.run.manifest import Run
@@ -69,13 +70,18 @@ def train_arguments(run: Run, task: Task, *, resume: bool = False) -> list[str]:
         arguments += ["-num_gpus", str(recipe.num_gpus)]
     if resume:
         arguments.append("--c")
-    elif recipe.training.get("pretrained_weights") and _takes_pretrained(run, trained):
+    elif plugin.learns_from(trained.trainer) is None and takes_pretrained(run, trained):
         arguments += ["-pretrained_weights", str(recipe.training["pretrained_weights"])]
     return arguments
 
 
-def _takes_pretrained(run: Run, trained: Round) -> bool:
-    """Whether a round starts from given weights: not one with another network, nor one that goes on from a model."""
+def takes_pretrained(run: Run, trained: Round) -> bool:
+    """Whether a round starts from given weights: not one with another network, nor one that goes on from a model.
+
+    Our trainers are told so by their settings, stock's by ``-pretrained_weights``.
+    """
+    if not run.recipe.training.get("pretrained_weights"):
+        return False
     start = {"final": run.recipe.final.start, "self-training": run.recipe.members.start}.get(trained.kind)
     goes_on = trained.kind == "fine-tuning" or start == "member"
     return trained.base == run.base and not goes_on

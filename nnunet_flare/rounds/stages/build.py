@@ -25,6 +25,7 @@ from nnunet_flare.rounds.run.decisions import load_reviews
 from nnunet_flare.rounds.run.ledger import Entry, read_decisions, write_round
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Base, Round
+from nnunet_flare.rounds.run.tasks import takes_pretrained
 from nnunet_flare.rounds.run.unlabelled import read_list
 from nnunet_flare.rounds.stages.arrays import label_hash, read_array, read_properties
 from nnunet_flare.rounds.stages.data_folder import building
@@ -126,7 +127,7 @@ def build_training(run: Run, name: str, of: Round, taken: Sequence[Entry]) -> Bu
         run=run.settings.name,
         stored_round=of.number,
         ignore_label=ignored,
-        init_from=initial_weights(run, of),
+        **initial_weights(run, of),
         iterations=_iterations_of_pass(run, of, cases),
         unlabelled=run.unlabelled_data.name if stream else None,
         teacher=_teacher(run, of),
@@ -170,18 +171,24 @@ def _teacher(run: Run, of: Round) -> dict[str, Any] | None:
     return {"folder": run.settings.init_model, "fold": fold if fold == "all" else int(fold)}
 
 
-def initial_weights(run: Run, of: Round) -> str | None:
-    """The checkpoint that a round's training starts from: the final model for its fine-tuning, a member of the round
-    before for the final training and the rounds where ``final.start`` and ``members.start`` say so.
+def initial_weights(run: Run, of: Round) -> dict[str, Any]:
+    """The checkpoint that a round's training starts from, and what of it.
+
+    The final model for its fine-tuning; a member of the round before where ``final.start`` or ``members.start`` say so;
+    else what the recipe gives, and nothing where it starts anew.
     """
     if of.kind == "fine-tuning":
-        return str(run.final.model / "fold_all" / "checkpoint_final.pth")
+        return {"init_from": str(run.final.model / "fold_all" / "checkpoint_final.pth")}
     start = {"final": run.recipe.final.start, "self-training": run.recipe.members.start}.get(of.kind)
     if start == "member":
         before = run.round(of.number - 1)
         fold, checkpoint = before.members[0]
-        return str(before.model / f"fold_{fold}" / checkpoint)
-    return None
+        return {"init_from": str(before.model / f"fold_{fold}" / checkpoint)}
+    if plugin.learns_from(of.trainer) is not None and takes_pretrained(run, of):
+        training = run.recipe.training
+        part = training.get("pretrained_part", "but-head")
+        return {"init_from": str(Path(training["pretrained_weights"]).expanduser().absolute()), "init_part": part}
+    return {}
 
 
 def check_labels(run: Run, number: int, taken: Sequence[Entry]) -> None:

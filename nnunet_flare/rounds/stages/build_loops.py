@@ -23,7 +23,7 @@ from nnunet_flare.rounds.run.loops import annotated_of, round_organs, true_cases
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Round
 from nnunet_flare.rounds.stages.arrays import read_array, read_properties
-from nnunet_flare.rounds.stages.build import check_labels
+from nnunet_flare.rounds.stages.build import check_labels, initial_weights
 from nnunet_flare.rounds.stages.data_folder import building
 from nnunet_flare.rounds.stages.replanned import cases_folder
 from nnunet_flare.rounds.stages.union import make_union
@@ -164,5 +164,11 @@ def _write(run: Run, of: Round, cases: Mapping[str, Case], identifier: str | Non
     """Write the round's table and configuration."""
     name = of.configuration
     write_table(run.preprocessed / table_name(name), dict(cases))
-    settings = run.recipe.settings(of.planned, run=run.settings.name, stored_round=of.number, ignore_label=ignored)
+    settings = run.recipe.settings(
+        of.planned,
+        run=run.settings.name,
+        stored_round=of.number,
+        ignore_label=ignored,
+        **initial_weights(run, of),
+    )
     write_configuration(run, name, of, data_identifier=identifier, training=settings.to_json())

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from nnunet_flare.datasets import TrainingCase, check_cases
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.files import read_json, remove_leftovers, write_json
+from nnunet_flare.fusion.ids import load_id_map
 from nnunet_flare.images import find_cases, read_labels, write_labels
 from nnunet_flare.kept import is_kept
 from nnunet_flare.listing import list_scans
@@ -82,13 +83,20 @@ def check_held_out(
 def evaluate_round(run: Run, of: Round) -> dict[str, Any]:
     """Predict the held-out cases with a round's members and keep their Dice; returns the means by organ."""
     folder = run.paths.evaluation(of.number)
-    cases = predict_held_out(run, of.model, of.members, folder)
+    cases = predict_held_out(
+        run, of.model, of.members, folder, id_map=run.settings.init_map if of.number == 0 else None
+    )
     labels = Path(str(run.settings.eval_labels))
     return score_folder(folder, labels, cases, dataset_json(run)["file_ending"], organ_ids(run))
 
 
-def predict_held_out(run: Run, model: Path, members: Sequence[tuple[str, str]], folder: Path) -> list[str]:
-    """Label maps of the held-out cases by the members of a model, as far as they are not there yet; the case ids."""
+def predict_held_out(
+    run: Run, model: Path, members: Sequence[tuple[str, str]], folder: Path, *, id_map: str | None = None
+) -> list[str]:
+    """Label maps of the held-out cases by the members of a model, as far as they are not there yet; the case ids.
+
+    ``id_map`` says what the model's labels are where they are not the dataset's.
+    """
     images, labels = Path(str(run.settings.eval_images)), Path(str(run.settings.eval_labels))
     document = dataset_json(run)
     ending = document["file_ending"]
@@ -99,7 +107,10 @@ def predict_held_out(run: Run, model: Path, members: Sequence[tuple[str, str]], 
         predict = whole_scan_labels(run, open_members(run, model, members))
         for case in tqdm(todo, desc="held-out cases", disable=None, unit="case"):
             reference = read_labels(labels / f"{case}{ending}", case, reader=image_reader(run))
-            write_labels(folder / f"{case}{ending}", predict(cases[case]), reference)
+            labelled = predict(cases[case])
+            if id_map is not None:
+                labelled = load_id_map(id_map).apply(labelled)
+            write_labels(folder / f"{case}{ending}", labelled, reference)
     return list(cases)
 
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from nnunet_flare.disks import concerns_disk
 from nnunet_flare.errors import TaskError
 from nnunet_flare.files import holds, remove_leftovers, replacing
+from nnunet_flare.fusion.ids import load_id_map
 from nnunet_flare.fusion.members import class_locations, training_label
 from nnunet_flare.images import read_labels
 from nnunet_flare.kept import is_kept
@@ -85,7 +86,7 @@ class Labeller(Protocol):
 class _LastCheckpoint:
     """Labels by the last of several checkpoints with test-time augmentation, judged by all of them without (Fosun)."""
 
-    def __init__(self, judges: Segmenter, labeller: Segmenter) -> None:
+    def __init__(self, judges: Labeller, labeller: Labeller) -> None:
         self._judges, self._labeller = judges, labeller
         self.plans_manager = labeller.plans_manager
         self.configuration_manager = labeller.configuration_manager
@@ -101,6 +102,15 @@ def _load_labeller(run: Run, of: Round) -> Labeller:
     """What labels the cases of a round and gives the members' label maps beside."""
     labelling = labelling_members(run, of)
     labeller = open_members(run, of.model, labelling)
+    if of.number == 0 and run.settings.init_map is not None:
+        from nnunet_flare.rounds.stages.mapped import MappedLabeller
+
+        ours = labeller.plans_manager.get_label_manager(dataset_json(run))
+        mapped = MappedLabeller(labeller, load_id_map(run.settings.init_map), ours)
+        if labelling == of.members:
+            return mapped
+        judges = MappedLabeller(open_members(run, of.model, of.members, tta="none"), mapped.id_map, ours)
+        return _LastCheckpoint(judges, mapped)
     if labelling == of.members:
         return labeller
     return _LastCheckpoint(open_members(run, of.model, of.members, tta="none"), labeller)

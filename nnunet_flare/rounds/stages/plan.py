@@ -22,6 +22,7 @@ from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Base
 from nnunet_flare.rounds.run.sources import table_path, write_table
 from nnunet_flare.rounds.stages.arrays import ENDINGS, damage
+from nnunet_flare.rounds.stages.pretrained import check_pretrained, with_pretrained_network
 from nnunet_flare.rounds.stages.refresh import changed_cases, preprocess_cases, present_sources, refresh_ground_truth
 from nnunet_flare.trusted_names import check_name
 
@@ -95,6 +96,8 @@ def plan_and_preprocess(run: Run, base: Base | None = None) -> str:
             log.info("label maps copied again for validation: %s", ", ".join(copied))
         _write_splits(run, labelled)
         copy_case_table(run)
+    if base == run.base:
+        check_pretrained(run)
     return configuration_hash(configuration)
 
 
@@ -118,7 +121,7 @@ def _plan(run: Run, base: Base) -> None:
         planner_class(base.planner),
         configuration=base.configuration,
         plans_name=base.plans_name,
-        **base.changes,
+        **with_pretrained_network(run, base.changes),
     )
 
 

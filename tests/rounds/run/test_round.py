@@ -120,7 +120,12 @@ def test_weights_to_start_from_are_not_forced_on_another_network(tmp_path: Path)
     run = make_run(tmp_path, **settings)
     run = replace(run, settings=replace(run.settings, final_plans_name="nnUNetPlansFlareSmall"))
     tasks = graph(run)
-    assert "-pretrained_weights" in train_arguments(run, tasks["train-r0-f0"])
+    start = {"init_from": str(Path("w.pth").absolute()), "init_part": "but-head"}
+    assert [initial_weights(run, run.round(number)) for number in (0, 1)] == [start, {}]
+    assert "-pretrained_weights" not in train_arguments(run, tasks["train-r0-f0"]), "the settings say it"
+    stock = make_run(tmp_path, **{**settings, "trainer": "nnUNetTrainer"})
+    assert initial_weights(stock, stock.round(0)) == {}
+    assert "-pretrained_weights" in train_arguments(stock, tasks["train-r0-f0"])
     final = train_arguments(run, tasks["train-r1-fall"])
     assert "-pretrained_weights" not in final and final[final.index("-p") + 1] == "nnUNetPlansFlareSmall"
     assert tasks["plan-final"].needs == ("plan",) and "plan-final" in tasks["build-r1"].needs
@@ -129,17 +134,14 @@ def test_weights_to_start_from_are_not_forced_on_another_network(tmp_path: Path)
 def test_the_final_training_goes_on_from_the_first_member_of_the_last_round(tmp_path: Path) -> None:
     settings = {"rounds": "2", "final.start": "member", "training.pretrained_weights": "w.pth"}
     run = make_run(tmp_path, **settings)
-    assert [initial_weights(run, run.round(number)) for number in (0, 1)] == [None, None], (
-        "members start anew: they must differ"
-    )
-    assert initial_weights(run, run.round(2)) == str(run.round(1).model / "fold_0" / "checkpoint_final.pth")
-    assert "-pretrained_weights" in train_arguments(run, graph(run)["train-r1-f0"])
-    assert "-pretrained_weights" not in train_arguments(run, graph(run)["train-r2-fall"])
+    given = {"init_from": str(Path("w.pth").absolute()), "init_part": "but-head"}
+    assert [initial_weights(run, run.round(number)) for number in (0, 1)] == [given, given]
+    member = str(run.round(1).model / "fold_0" / "checkpoint_final.pth")
+    assert initial_weights(run, run.round(2)) == {"init_from": member}, "its head too"
     write_json(run.paths.stop, {"last_labelled_round": 0})
     run = run.current()
-    assert initial_weights(run, run.round(1)) == str(run.round(0).model / "fold_0" / "checkpoint_final.pth"), (
-        "after an early stop"
-    )
+    member = str(run.round(0).model / "fold_0" / "checkpoint_final.pth")
+    assert initial_weights(run, run.round(1)) == {"init_from": member}, "after an early stop"
 
 
 @pytest.mark.parametrize(
@@ -164,7 +166,7 @@ def test_a_given_model_with_another_network_is_refused_before_anything_is_labell
     run = make_run(tmp_path, **{"final.start": "member"})
     given = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     run = replace(run, settings=replace(run.settings, init_model=str(given), init_folds=("1", "2")))
-    assert initial_weights(run, run.round(1)) == str(given / "fold_1" / "checkpoint_final.pth")
+    assert initial_weights(run, run.round(1)) == {"init_from": str(given / "fold_1" / "checkpoint_final.pth")}
     unet = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
     ours, theirs = (
         {

@@ -1,0 +1,97 @@
+"""A given model of other labels (``--init_map``): its classes become the dataset's, or it is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from nnunet_flare.errors import InputError
+from nnunet_flare.fusion.ids import IdMap
+from nnunet_flare.inference.core import MembersPrediction
+from nnunet_flare.recipes.load import load_recipe
+from nnunet_flare.rounds.stages.mapped import MappedLabeller, check_id_map
+
+THEIRS = {"background": 0, "spleen": 1, "kidney_left": 2, "kidney_right": 3, "liver_left": 4, "liver_right": 5}
+OURS = {"background": 0, "liver": 1, "spleen": 2}
+IDS = {1: 2, 2: 0, 3: 0, 4: 1, 5: 1}
+
+
+def id_map(folder: Path, ids: dict[int, int], *, others: str = "refuse") -> str:
+    path = folder / "map.yaml"
+    path.write_text(yaml.safe_dump({"name": "theirs", "ids": ids, "others": others}))
+    return str(path)
+
+
+def check(name: str, *, theirs: Any = THEIRS, recipe: str = "distill", **changes: str) -> None:
+    check_id_map(name, theirs, OURS, load_recipe(recipe, changes), where="--init_model model")
+
+
+def test_a_map_of_every_class_is_taken(tmp_path: Path) -> None:
+    check(id_map(tmp_path, IDS))
+    check(id_map(tmp_path, {1: 2, 4: 1, 5: 1}, others="background"))
+
+
+@pytest.mark.parametrize(
+    ("ids", "says"),
+    [
+        ({1: 2, 4: 1, 5: 1}, r"does not list \{'kidney_left': 2, 'kidney_right': 3\} of --init_model model"),
+        ({**IDS, 4: 7}, r"maps to \[7\], which the dataset's labels do not have"),
+        ({**IDS, 1: 0}, "does not know spleen, which its pseudo-labels would teach to be absent"),
+    ],
+)
+def test_a_map_with_gaps_is_refused(tmp_path: Path, ids: dict[int, int], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        check(id_map(tmp_path, ids))
+
+
+def test_a_model_of_regions_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected one whole number each"):
+        check(id_map(tmp_path, IDS), theirs={"background": 0, "all": [1, 2]})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "says"),
+    [
+        ("distill", {"final.trainer": "nnUNetTrainerFlareDistill"}, "nnUNetTrainerFlareDistill needs the model's own"),
+        ("uncertainty", {"final.start": "member"}, "final.start=member needs the model's own classes"),
+    ],
+)
+def test_what_needs_the_models_own_classes_is_refused(tmp_path: Path, recipe: str, changes: dict, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        check(id_map(tmp_path, IDS), recipe=recipe, **changes)
+
+
+@dataclass
+class FakeModel:
+    """Predicts fixed probabilities; two members."""
+
+    softmax: torch.Tensor
+    plans_manager: Any = None
+    configuration_manager: Any = None
+
+    def predict_members(self, data: np.ndarray, *, only: Any = None) -> MembersPrediction:
+        assert only is None, "its own classes are not the dataset's"
+        labels = self.softmax.argmax(0).numpy().astype(np.uint8)
+        return MembersPrediction([labels, np.zeros_like(labels)], self.softmax)
+
+
+def test_classes_of_one_organ_are_added_up() -> None:
+    softmax = torch.rand(6, 2, 3, 4, generator=torch.Generator().manual_seed(1))
+    softmax /= softmax.sum(0)
+    labeller = MappedLabeller(FakeModel(softmax), IdMap("theirs", IDS, True), SimpleNamespace(num_segmentation_heads=3))
+    found = labeller.predict_members(np.zeros((1, 2, 3, 4), np.float32))
+    background = softmax[0] + softmax[2] + softmax[3]
+    torch.testing.assert_close(found.mean_softmax, torch.stack([background, softmax[4] + softmax[5], softmax[1]]))
+    expected = np.vectorize({0: 0, **IDS}.get)(softmax.argmax(0).numpy())
+    np.testing.assert_array_equal(found.labels[0], expected)
+    assert found.labels[0].dtype == np.uint8 and not found.labels[1].any()
+    only_liver = labeller.predict_members(np.zeros((1, 2, 3, 4), np.float32), only=[1])
+    torch.testing.assert_close(only_liver.mean_softmax[0], background + softmax[1])
+    assert not only_liver.mean_softmax[2].any() and set(np.unique(only_liver.labels[0])) <= {0, 1}
