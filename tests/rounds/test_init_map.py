@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 
 from nnunet_flare.errors import InputError
@@ -72,26 +71,26 @@ def test_what_needs_the_models_own_classes_is_refused(tmp_path: Path, recipe: st
 class FakeModel:
     """Predicts fixed probabilities; two members."""
 
-    softmax: torch.Tensor
+    softmax: np.ndarray
     plans_manager: Any = None
     configuration_manager: Any = None
 
     def predict_members(self, data: np.ndarray, *, only: Any = None) -> MembersPrediction:
         assert only is None, "its own classes are not the dataset's"
-        labels = self.softmax.argmax(0).numpy().astype(np.uint8)
+        labels = self.softmax.argmax(0).astype(np.uint8)
         return MembersPrediction([labels, np.zeros_like(labels)], self.softmax)
 
 
 def test_classes_of_one_organ_are_added_up() -> None:
-    softmax = torch.rand(6, 2, 3, 4, generator=torch.Generator().manual_seed(1))
+    softmax = np.random.default_rng(1).random((6, 2, 3, 4), np.float32)
     softmax /= softmax.sum(0)
     labeller = MappedLabeller(FakeModel(softmax), IdMap("theirs", IDS, True), SimpleNamespace(num_segmentation_heads=3))
     found = labeller.predict_members(np.zeros((1, 2, 3, 4), np.float32))
     background = softmax[0] + softmax[2] + softmax[3]
-    torch.testing.assert_close(found.mean_softmax, torch.stack([background, softmax[4] + softmax[5], softmax[1]]))
-    expected = np.vectorize({0: 0, **IDS}.get)(softmax.argmax(0).numpy())
+    np.testing.assert_allclose(found.mean_softmax, [background, softmax[4] + softmax[5], softmax[1]], rtol=1e-6)
+    expected = np.vectorize({0: 0, **IDS}.get)(softmax.argmax(0))
     np.testing.assert_array_equal(found.labels[0], expected)
     assert found.labels[0].dtype == np.uint8 and not found.labels[1].any()
     only_liver = labeller.predict_members(np.zeros((1, 2, 3, 4), np.float32), only=[1])
-    torch.testing.assert_close(only_liver.mean_softmax[0], background + softmax[1])
+    np.testing.assert_allclose(only_liver.mean_softmax[0], background + softmax[1], rtol=1e-6)
     assert not only_liver.mean_softmax[2].any() and set(np.unique(only_liver.labels[0])) <= {0, 1}

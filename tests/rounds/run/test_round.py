@@ -123,7 +123,7 @@ def test_weights_to_start_from_are_not_forced_on_another_network(tmp_path: Path)
     start = {"init_from": str(Path("w.pth").absolute()), "init_part": "but-head"}
     assert [initial_weights(run, run.round(number)) for number in (0, 1)] == [start, {}]
     assert "-pretrained_weights" not in train_arguments(run, tasks["train-r0-f0"]), "the settings say it"
-    stock = make_run(tmp_path, **{**settings, "trainer": "nnUNetTrainer"})
+    stock = make_run(tmp_path / "stock", **{**settings, "trainer": "nnUNetTrainer"})
     assert initial_weights(stock, stock.round(0)) == {}
     assert "-pretrained_weights" in train_arguments(stock, tasks["train-r0-f0"])
     final = train_arguments(run, tasks["train-r1-fall"])
