@@ -339,7 +339,7 @@ def test_nothing_is_written_onto_what_is_there(room, whole, tmp_path, capsys):
         assert says in capsys.readouterr().err
     assert run(export, "-m", whole, "-o", tmp_path / "again") == 2
     assert "was exported already" in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "flare-cache", "full"]
+    assert {path.name for path in tmp_path.iterdir()} - {"flare-cache"} == {"file", "full"}
 
 
 def test_models_that_need_other_packages_are_refused(room, tmp_path, capsys):
@@ -359,18 +359,14 @@ def test_a_network_that_computes_something_else_after_conversion_is_not_written(
     monkeypatch.setattr(export_model.OpenVinoRuntime, "__call__", lambda self, window: call(self, window)[::-1].copy())
     assert run(export, "-m", room / "regions", "-o", tmp_path / "out") == 2
     assert "computes other scores than PyTorch" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["flare-cache"] or not any(
-        path.name.startswith((".tmp", "out")) for path in tmp_path.iterdir()
-    )
+    assert not {path.name for path in tmp_path.iterdir()} - {"flare-cache"}
 
 
 def test_the_folder_says_what_it_is(room, tmp_path):
     (tmp_path / "terms").write_text("Ask Anna.")
     words = ("-o", tmp_path / "out", "--license", tmp_path / "terms")
     assert run(export, "-m", room / "regions", *words) == 0
-    assert (tmp_path / "out" / "LICENSE.txt").read_text() == "Ask Anna.\n" or "Ask Anna." in (
-        tmp_path / "out" / "LICENSE.txt"
-    ).read_text()
+    assert (tmp_path / "out" / "LICENSE.txt").read_text() == "Ask Anna."
     assert "flare-predict -i SCANS -o OUT -m THIS_FOLDER" in (tmp_path / "out" / "README.md").read_text()
     manifest = json.loads((tmp_path / "out" / "exported.json").read_text())
     assert {"openvino", "torch", "nnunetv2"} <= set(manifest["made_with"])
