@@ -12,6 +12,7 @@ from typing import Any
 PROGRAMS = {
     "flare-pseudolabel": "pseudolabel",
     "flare-predict": "predict",
+    "flare-export": "export",
     "flare-postprocess": "postprocess",
     "flare-evaluate": "evaluate",
     "flare-doctor": "doctor",

@@ -84,7 +84,14 @@ class Exported:
                 f"{folder}: was exported by a newer nnunet-flare (format {found['format']}, this one reads up to "
                 f"{FORMAT}): pip install -U nnunet-flare"
             )
-        return cls(folder, read_json(path, OF_MANIFEST, remedy=AGAIN))
+        manifest = read_json(path, OF_MANIFEST, remedy=AGAIN)
+        if not manifest["networks"]:
+            raise InputError(f"{path}: has no networks; {AGAIN}")
+        if not 0 < manifest["step_size"] <= 1:
+            raise InputError(f"{path}: step size {manifest['step_size']}, expected above 0 and at most 1; {AGAIN}")
+        if manifest["roi"] is not None and not manifest["roi"]["margin_mm"] >= 0:
+            raise InputError(f"{path}: roi margin {manifest['roi']['margin_mm']}, expected 0 mm or more; {AGAIN}")
+        return cls(folder, manifest)
 
     @property
     def has_coarse(self) -> bool:
@@ -202,13 +209,20 @@ class ExportedModel:
         from nnunet_flare.inference.openvino_runtime import OpenVinoRuntime
 
         try:
-            return OpenVinoRuntime(self.network, precision=precision, two_d=two_d)
+            runtime = OpenVinoRuntime(self.network, precision=precision, two_d=two_d)
         except (RuntimeError, ImportError) as error:
             reason = " ".join(str(error).split())[:300]
             raise InputError(
                 f"{self.network}: cannot be run by the OpenVINO that is installed here ({reason}); it was made with "
                 f"{self.source.manifest['made_with'].get('openvino', 'an unknown one')}: pip install -U openvino"
             ) from error
+        window = (1, self.channels, *(patch[1:] if two_d else patch))
+        if (runtime.window, runtime.scores) != (window, (1, self.labels.heads, *window[2:])):
+            raise InputError(
+                f"{self.network}: takes windows of {runtime.window} and gives {runtime.scores[1]} scores, expected "
+                f"{window} and {self.labels.heads} by plans.json and dataset.json; {AGAIN}"
+            )
+        return runtime
 
 
 class StoredPostprocessing:

@@ -25,7 +25,8 @@ PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16"}
 class OpenVinoRuntime:
     """A network compiled for windows of one size: a window (1, C, z, y, x) to scores (K, z, y, x).
 
-    The result's memory is used again by the same thread's next call; every thread has its own.
+    The result's memory is used again by the same thread's next call; every thread has its own. ``window`` and
+    ``scores`` are the shapes of what goes in and comes out.
     """
 
     def __init__(self, source: Path | Any, *, precision: str, two_d: bool) -> None:
@@ -50,6 +51,8 @@ class OpenVinoRuntime:
         }
         self._two_d = two_d
         self._compiled = core.compile_model(network, "CPU", options)
+        ports = self._compiled.input(0), self._compiled.output(0)
+        self.window, self.scores = (tuple(int(n) for n in port.shape) for port in ports)
         self._own = threading.local()
 
     def __call__(self, window: np.ndarray) -> np.ndarray:

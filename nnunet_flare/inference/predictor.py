@@ -263,10 +263,10 @@ class FlarePredictor(nnUNetPredictor):
         self._segmenter = segmenter
         self.plans_manager = segmenter.plans_manager
         self.configuration_manager = segmenter.configuration_manager
-        self.label_manager = segmenter.label_manager
         self.dataset_json = first.dataset_json
         self.allowed_mirroring_axes = first.mirroring_axes
         trained = [model for model in segmenter.models if isinstance(model, Model)]
+        self.label_manager = segmenter.label_manager if trained else None  # an exported model has no stock objects
         self.trainer_name = trained[0].trainer_name if trained else None
         self.list_of_parameters = [model.weights for model in trained]
 

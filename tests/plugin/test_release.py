@@ -97,7 +97,14 @@ def test_a_clean_environment_has_commands_data_and_plugin(form, request, tmp_pat
     assert str(environment.site) in where
     shipped = resources.files("nnunet_flare.recipes").iterdir()
     assert int(environment.call(LOOK).stdout) == len([path for path in shipped if path.name.endswith(".yaml")])
-    for command in ("flare-pseudolabel", "flare-predict", "flare-postprocess", "flare-evaluate", "flare-doctor"):
+    for command in (
+        "flare-pseudolabel",
+        "flare-predict",
+        "flare-export",
+        "flare-postprocess",
+        "flare-evaluate",
+        "flare-doctor",
+    ):
         assert (environment.python.parent / command).is_file(), command
 
 
