@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -132,9 +134,14 @@ def round_result(run: Run, number: int, truth: Path) -> dict[str, Any]:
         "true_dice": sum(quality.values()) / len(quality),
         "true_dice_of_taken": sum(taken) / len(taken),
         "test_dice": held_out_dice(run, number),
-        "ranking": {rule: vars(found) for rule, found in ranking(run, number, truth).items()},
-        "organ_ranking": organ_ranking(run, number, truth),
+        "ranking": {rule: known(vars(found)) for rule, found in ranking(run, number, truth).items()},
+        "organ_ranking": known(organ_ranking(run, number, truth)),
     }
+
+
+def known(values: Mapping[str, float]) -> dict[str, float | None]:
+    """The values with None for what is not known: JSON has no NaN, and three equal labels have no rank."""
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
 def result(run: Run, system: System, seed: int, budget: Budget, truth: Path, seconds: float) -> dict[str, Any]:

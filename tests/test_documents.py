@@ -18,7 +18,7 @@ from nnunet_flare.evaluation.efficiency import EXTRA_COLUMNS, OFFICIAL_COLUMNS, 
 from nnunet_flare.evaluation.structures import Structure
 from nnunet_flare.evaluation.table import CaseRow, ScoreTable, read_csv
 from nnunet_flare.files import read_json, write_csv
-from nnunet_flare.rounds.stages.select import write_scores
+from nnunet_flare.rounds.stages.score_tables import write_scores
 from nnunet_flare.shapes import mismatch
 
 FORMULAS = ("=1+1", "+1+1", "-1+1", "@SUM(1)", "\t=1", "\r=1", "＝1", "=cmd|' /C calc'!A0")

@@ -14,7 +14,7 @@ from nnunet_flare.images import geometry_difference, read_labels
 from nnunet_flare.listing import list_label_maps, told
 from nnunet_flare.organs import FLARE22
 from nnunet_flare.outputs import check_document
-from nnunet_flare.rounds.stages.select import ABSENT, write_changes, write_scores, write_selection
+from nnunet_flare.rounds.stages.score_tables import ABSENT, write_changes, write_scores, write_selection
 from nnunet_flare.selection.absence import with_absence
 from nnunet_flare.selection.agreement import pairwise_dice
 from nnunet_flare.selection.change import label_change

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nnunet_flare.rounds.run.ledger import read_decisions
 from nnunet_flare.rounds.stages.arrays import read_array
 from nnunet_flare.rounds.true_dice import RANKED, organ_ranking, ranking, rule_scores, true_dice
+from nnunet_flare.selection.agreement import pairwise_dice
 from nnunet_flare.selection.rules import RULES
 
 
@@ -42,9 +44,10 @@ def test_every_rule_scores_the_members_maps_of_each_case(tiny_loop):
     judged = {rule for rule in RANKED if not RULES[rule].copies}  # this run made no copies of its scans
     assert set(found) == judged
     assert all(len(scores) == 6 for scores in found.values())
-    for case in found["mean-organ"]:
-        assert len(read_array(run.paths.members(0, case))) == 2
-        assert found["min-organ"][case] <= found["trimmed-min"][case]
-        assert found["min-organ"][case] <= found["mean-organ"][case] <= 1
+    own = {entry.case: entry.score for entry in read_decisions(run.paths, 0) if entry.label_sha256}
+    assert found["mean-organ"] == pytest.approx(own), "the run's own rule, which judged when the round was selected"
+    for case in found["min-organ"]:
+        one, other = read_array(run.paths.members(0, case))
+        assert found["min-organ"][case] == pytest.approx(pairwise_dice([one, other], 14).per_organ.min())
     assert set(ranking(run, 0, tiny_loop.folder / "unlabelled_truth")) == judged
     assert all(-1 <= rank <= 1 for rank in organ_ranking(run, 0, tiny_loop.folder / "unlabelled_truth").values())

@@ -113,6 +113,19 @@ def test_labels_that_arms_share_are_ranked_once(folder):
     assert text.count(row) == 1
 
 
+def test_ranks_that_nobody_knows_are_left_out(folder):
+    """JSON has no NaN; labels that are all alike have no rank."""
+    assert benchmark.known({"spearman": math.nan, "auc": 0.5}) == {"spearman": None, "auc": 0.5}
+    for name in ("unfiltered", "uncertainty"):
+        path = folder / f"{name}_seed1.json"
+        found = read_json(path)
+        found["rounds"][0]["ranking"]["mean-organ"]["spearman"] = None
+        found["rounds"][0]["organ_ranking"]["mean-organ"] = None
+        write_json(path, found)
+    row = "| labels of ensemble | mean-organ | 0.90 (0.90 to 0.90) | 0.95 (0.95 to 0.95) | 0.30 (0.30 to 0.30) |"
+    assert row in evidence.page(statistics.read_results(folder))
+
+
 def test_a_difference_that_means_nothing_is_no_finding(folder):
     for seed in SEEDS:
         path = folder / f"unfiltered_seed{seed}.json"
