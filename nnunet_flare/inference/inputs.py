@@ -21,6 +21,9 @@ from nnunet_flare.readers import SITK, reader_of_plans
 MODEL_DATASET = {"labels": {str: object}, "file_ending": str}
 """What a model's dataset.json has at least."""
 
+MODEL_PLANS = {"plans_name": str, "image_reader_writer": str, "configurations": {str: dict}}
+"""What a model's plans.json has at least."""
+
 DICOM_OUTPUT = ".nii.gz"
 """Format of the label map of a DICOM series."""
 
@@ -48,7 +51,7 @@ def model_dataset(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: when it is missing or no JSON.
     """
-    return _model_document(folder / "dataset.json")
+    return _model_document(folder / "dataset.json", MODEL_DATASET)
 
 
 def model_reader(folder: Path) -> str:
@@ -57,12 +60,12 @@ def model_reader(folder: Path) -> str:
     Raises:
         InputError: when plans.json is missing or no JSON.
     """
-    return reader_of_plans(_model_document(folder / "plans.json"))
+    return reader_of_plans(_model_document(folder / "plans.json", MODEL_PLANS))
 
 
-def _model_document(path: Path) -> dict[str, Any]:
+def _model_document(path: Path, shape: Any) -> dict[str, Any]:
     try:
-        document: dict[str, Any] = read_json(path, MODEL_DATASET, remedy="copy it again")
+        document: dict[str, Any] = read_json(path, shape, remedy="copy it again")
     except InputError as error:
         raise InputError(f"{error}; expected a trained model's folder (Trainer__Plans__configuration)") from error
     return document

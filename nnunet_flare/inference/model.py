@@ -23,7 +23,7 @@ from nnunet_flare.checkpoints import load_checkpoint, weights_of
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json
 from nnunet_flare.inference.export import check_resampling
-from nnunet_flare.inference.inputs import MODEL_DATASET
+from nnunet_flare.inference.inputs import MODEL_DATASET, MODEL_PLANS
 from nnunet_flare.readers import READERS
 
 Fold = int | str
@@ -34,10 +34,7 @@ DEFAULT_CHECKPOINT = "checkpoint_final.pth"
 STOCK_PLAN_TRAINER = re.compile(r"nnUNetTrainer(_\d+epochs?|NoMirroring|DA5|DAOrd0|NoDA)?")
 """Stock trainers that build the network of their plans unchanged."""
 
-DOCUMENTS: dict[str, Any] = {
-    "plans.json": {"plans_name": str, "image_reader_writer": str, "configurations": {str: dict}},
-    "dataset.json": MODEL_DATASET,
-}
+DOCUMENTS: dict[str, Any] = {"plans.json": MODEL_PLANS, "dataset.json": MODEL_DATASET}
 """What the documents of a model's folder have at least."""
 
 
