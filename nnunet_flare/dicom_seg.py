@@ -53,16 +53,6 @@ def check_installed() -> None:
         raise InputError("--dicom_seg needs highdicom: pip install 'nnunet-flare[dicom]'")
 
 
-def segment_names(dataset_json: Mapping[str, Any]) -> dict[int, str]:
-    """Name of every foreground label id of a dataset.json, ids ascending; a region is named by the id it is given."""
-    foreground = [(name, ids) for name, ids in dataset_json["labels"].items() if name != "ignore" and ids != 0]
-    if any(isinstance(ids, list) for _, ids in foreground):
-        numbers = [int(number) for number in dataset_json["regions_class_order"]]
-    else:
-        numbers = [int(ids) for _, ids in foreground]
-    return dict(sorted(zip(numbers, (name for name, _ in foreground), strict=True)))
-
-
 def write_dicom_seg(path: Path, labels: np.ndarray, series: Path, names: Mapping[int, str], case: str) -> None:
     """Write a label map (Z, Y, X), as ``read_series`` orders the series, as a DICOM SEG, by rename.
 
@@ -70,7 +60,7 @@ def write_dicom_seg(path: Path, labels: np.ndarray, series: Path, names: Mapping
         path: the file to write.
         labels: ids among those of ``names``, and 0.
         series: the folder of the series.
-        names: as :func:`segment_names` gives them.
+        names: of the label ids, as :func:`nnunet_flare.labels.label_names` gives them.
         case: for the error's text.
 
     Raises:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunet_flare.cli import further_outputs
 from nnunet_flare.cli.common import (
     HyphenParser,
     nnunet_folder,
@@ -26,13 +27,17 @@ from nnunet_flare.inference.choices import BACKENDS, PRECISIONS, ROI_RULES, TTA,
 if TYPE_CHECKING:
     from nnunet_flare.images import Volume
     from nnunet_flare.inference.core import Segmenter
-    from nnunet_flare.inference.folder import FurtherForm, PredictionReport, PredictsScans
+    from nnunet_flare.inference.folder import PredictionReport, PredictsScans
+    from nnunet_flare.inference.forms import Form
     from nnunet_flare.inference.inputs import InputCase, Inputs
     from nnunet_flare.inference.profile import Profile
 
 log = logging.getLogger(__name__)
 
 PROGRAM = "flare-predict"
+
+SHOWN_PATHS = 3
+"""Paths of one kind of output that are printed at the end."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -142,11 +147,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--save_roi", action="store_true", help="also write the cropped scans, OUT/roi/<case>_0000, as nnU-Net's input"
     )
-    out.add_argument(
-        "--dicom_seg",
-        action="store_true",
-        help="of DICOM series, also write OUT/<case>.dcm, a DICOM segmentation (extra: dicom)",
-    )
+    further_outputs.add_options(p)
     out.add_argument("--profile", action="store_true", help="print the time of every stage")
     out.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
     out.add_argument("--verbose", action="store_true", help="show the details of errors")
@@ -186,9 +187,9 @@ def _run(args: argparse.Namespace) -> int:
 
         pipeline = load_pipeline(args.postprocess, labels=dataset["labels"])
     bar = _ProgressBar(disabled=args.disable_progress_bar or not sys.stderr.isatty())
-    also = _dicom_writer(list(inputs.cases.values()), args.output, dataset) if args.dicom_seg else None
+    forms = further_outputs.forms_of(args, list(inputs.cases.values()), dataset)
     crops = dataset["file_ending"] if args.save_roi else None
-    _check_outputs(args, inputs, also, crops)
+    _check_outputs(args, inputs, forms, crops)
     for name, reason in sorted(inputs.not_taken.items()):
         log.error("%s: set aside: %s", name, reason)
     report = predict_cases(
@@ -198,7 +199,7 @@ def _run(args: argparse.Namespace) -> int:
         overwrite=not args.continue_prediction,
         save_members=args.save_members,
         postprocess=None if pipeline is None else pipeline.apply,
-        also_write=also,
+        forms=forms,
         crops=crops,
         profile=profile,
         progress=bar.case,
@@ -207,10 +208,11 @@ def _run(args: argparse.Namespace) -> int:
     bar.close()
     report.failed.update(inputs.not_taken)
     _print(report, profile if args.profile else None)
+    _print_outputs(report, cases, args.output, forms)
     return report.exit_code
 
 
-def _check_outputs(args: argparse.Namespace, inputs: Inputs, also: FurtherForm | None, crops: str | None) -> None:
+def _check_outputs(args: argparse.Namespace, inputs: Inputs, forms: Sequence[Form], crops: str | None) -> None:
     """No output of any case, of this part or another, may land on an input."""
     from nnunet_flare.inference.folder import outputs_of
     from nnunet_flare.outputs import check_outputs
@@ -218,7 +220,7 @@ def _check_outputs(args: argparse.Namespace, inputs: Inputs, also: FurtherForm |
     outputs = [
         path
         for case in inputs.cases.values()
-        for path in outputs_of(case, args.output, members=args.save_members, also=also, crops=crops)
+        for path in outputs_of(case, args.output, members=args.save_members, forms=forms, crops=crops)
     ]
     read = [*inputs.images, *(file for case in inputs.cases.values() for file in case.files), Path(args.postprocess)]
     check_outputs(outputs, read)
@@ -270,26 +272,6 @@ def _with_roi(args: argparse.Namespace, fine: Segmenter) -> PredictsScans:
         rule=args.roi_rule or "union",
         margin_mm=MARGIN_MM if args.roi_margin is None else args.roi_margin,
         on_crop=save if args.save_roi else None,
-    )
-
-
-def _dicom_writer(cases: Sequence[InputCase], output: Path, dataset: dict[str, Any]) -> FurtherForm:
-    """Writes DICOM segmentations; refused at once where a case is no DICOM series."""
-    from nnunet_flare.dicom_seg import SUFFIX, check_installed, segment_names, write_dicom_seg
-    from nnunet_flare.inference.folder import FurtherForm
-    from nnunet_flare.kept import is_kept_dicom
-
-    check_installed()
-    for case in cases:
-        if not case.files[0].is_dir():
-            raise InputError(f"--dicom_seg: {case.files[0]} is no DICOM series folder; leave --dicom_seg out")
-        if output.exists() and output.samefile(case.files[0]):
-            raise InputError(f"-o {output}: is a DICOM series, into which --dicom_seg would write; choose another")
-    names = segment_names(dataset)
-    return FurtherForm(
-        SUFFIX,
-        lambda case, labels, path: write_dicom_seg(path, labels, case.files[0], names, case.name),
-        is_kept_dicom,
     )
 
 
@@ -370,6 +352,20 @@ def _print(report: PredictionReport, profile: Profile | None) -> None:
     if profile is not None:
         print(profile.table())
     print(report.table())
+
+
+def _print_outputs(report: PredictionReport, cases: Sequence[InputCase], output: Path, forms: Sequence[Form]) -> None:
+    """Where everything is that is there now."""
+    from nnunet_flare.inference.folder import outputs_of
+
+    there = [case for case in cases if case.name in report.written or case.name in report.kept]
+    kinds = [("label maps", [outputs_of(case, output)[0] for case in there])] if there else []
+    kinds += [(form.what, list(dict.fromkeys(path for case in there for path in form.files(case)))) for form in forms]
+    for what, paths in kinds:
+        shown = ", ".join(map(str, paths[:SHOWN_PATHS]))
+        if paths:
+            more = f" and {len(paths) - SHOWN_PATHS} more in {paths[0].parent}" if len(paths) > SHOWN_PATHS else ""
+            print(f"{what}: {shown}{more}")
 
 
 def _has_cuda() -> bool:

@@ -17,6 +17,7 @@ from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.images import Volume
 from nnunet_flare.inference.choices import ROI_RULES
 from nnunet_flare.inference.core import Segmenter
+from nnunet_flare.inference.forms import Receiver
 from nnunet_flare.inference.roi import MARGIN_MM, Box, find_box, to_image_box, widened
 from nnunet_flare.inference.scans import PreparedScan
 from nnunet_flare.readers import library
@@ -105,9 +106,17 @@ class RoiSegmenter:
         return self.coarse.windows(scan.coarse)
 
     def segment(
-        self, scan: CroppableScan, *, members: bool = False, progress: Callable[[int], None] | None = None
+        self,
+        scan: CroppableScan,
+        *,
+        members: bool = False,
+        progress: Callable[[int], None] | None = None,
+        receivers: Sequence[Receiver] = (),
     ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """As :meth:`Segmenter.segment`: the label map (Z, Y, X) on the scan's own grid, and the members'."""
+        """As :meth:`Segmenter.segment`: the label map (Z, Y, X) on the scan's own grid, and the members'.
+
+        ``receivers`` get the scores of the crop, as of a scan of its own.
+        """
         profile = self.fine.profile
         with profile.stage("coarse pass"):
             box = self.box(scan, progress)
@@ -119,7 +128,7 @@ class RoiSegmenter:
         if self._on_crop is not None:
             self._on_crop(scan.name, crops)
         fine = self.fine.prepare(crops, scan.name)
-        labels, others = self.fine.segment(fine, members=members, progress=progress)
+        labels, others = self.fine.segment(fine, members=members, progress=progress, receivers=receivers)
         return pasted(labels, box, shape), [pasted(one, box, shape) for one in others]
 
     def box(self, scan: CroppableScan, progress: Callable[[int], None] | None = None) -> Box:

@@ -19,6 +19,7 @@ from nnunet_flare.errors import InputError
 from nnunet_flare.images import Volume
 from nnunet_flare.inference.augment import central_crop
 from nnunet_flare.inference.export import SliceExporter
+from nnunet_flare.inference.forms import Receiver
 from nnunet_flare.inference.memory import Need, affordable, need, sums_device
 from nnunet_flare.inference.model import (
     DEFAULT_CHECKPOINT,
@@ -33,6 +34,7 @@ from nnunet_flare.inference.networks import Networks
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.inference.runtimes import averaged, stacked
 from nnunet_flare.inference.scans import PreparedScan, prepare_scan, value_oddities
+from nnunet_flare.inference.scores import ScoreExporter
 from nnunet_flare.inference.settings import PredictionSettings
 from nnunet_flare.inference.sliding import Slider
 from nnunet_flare.inference.windows import Forward
@@ -150,7 +152,12 @@ class Segmenter:
         return self._slider.windows(scan.shape)
 
     def segment(
-        self, scan: PreparedScan, *, members: bool = False, progress: Progress | None = None
+        self,
+        scan: PreparedScan,
+        *,
+        members: bool = False,
+        progress: Progress | None = None,
+        receivers: Sequence[Receiver] = (),
     ) -> tuple[np.ndarray, list[np.ndarray]]:
         """The label map (Z, Y, X), uint8, on the scan's own grid, of the members' averaged logits.
 
@@ -158,6 +165,7 @@ class Segmenter:
             scan: as :meth:`prepare` made it.
             members: whether to make the label map of every member too.
             progress: told the number of windows done since its last call.
+            receivers: get the scores on the image's grid, slice by slice.
 
         Returns:
             The label map, and those of the members (none without ``members``).
@@ -167,21 +175,27 @@ class Segmenter:
         """
         if members and self.settings.windows != "all":
             raise InputError(f"--save_members needs --windows all, not {self.settings.windows}")
-        count = len(self.models) if members and len(self.models) > 1 else 1
-        maps = count + (count > 1)
+        if receivers and self.settings.windows != "all":
+            raise InputError(f"scores need --windows all, not {self.settings.windows}, which leaves windows out")
+        apart = members or any(receiver.apart for receiver in receivers)
+        count = len(self.models) if apart and len(self.models) > 1 else 1
+        maps = count + 1 if members and count > 1 else 1
 
         def work(forwards: list[Forward], device: torch.device, policy: str) -> list[np.ndarray]:
             exporters = [self._exporter(scan) for _ in range(maps)]
+            scores = ScoreExporter.of(scan, self.models[0], receivers, members=count) if receivers else None
 
             def consume(block: torch.Tensor) -> None:
                 with self.profile.stage("export"):
+                    if scores is not None:
+                        scores.consume(block)
                     if count == 1:
                         exporters[0].consume(block)
                         return
                     each = block.unflatten(0, (count, self.heads))
                     exporters[0].consume(each.mean(0))
-                    for exporter, scores in zip(exporters[1:], each, strict=True):
-                        exporter.consume(scores)
+                    for exporter, one in zip(exporters[1:], each, strict=False):  # none without ``members``
+                        exporter.consume(one)
 
             self._slider.run(
                 scan.prepared.data,

@@ -111,7 +111,7 @@ class SliceExporter:
             return
         targets = np.flatnonzero(self._nearest == self._seen)
         if targets.size:
-            self._labels[targets] = self._classify(self._planes(plane))
+            self._take(targets, plane)
 
     def _consume_linear(self, plane: torch.Tensor) -> None:
         """Output slices that lie between the slice before and this one."""
@@ -122,8 +122,12 @@ class SliceExporter:
             else:
                 assert self._previous is not None  # high > low, hence a slice came before
                 mixed = torch.lerp(self._previous, plane, float(weight[target]))
-            self._labels[target] = self._classify(self._planes(mixed))
+            self._take(np.array([target]), mixed)
         self._previous = plane.clone()  # the caller may use its memory again
+
+    def _take(self, targets: np.ndarray, plane: torch.Tensor) -> None:
+        """What becomes of output slices that all have the scores (K, y, x), still in the network's in-plane size."""
+        self._labels[targets] = self._classify(self._planes(plane))
 
     def _planes(self, plane: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
         """Index and interpolated plane of each class that can win somewhere.

@@ -1,0 +1,90 @@
+"""The options of ``flare-predict`` for what is written beside label maps."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nnunet_flare.errors import InputError
+
+if TYPE_CHECKING:
+    from nnunet_flare.inference.forms import Form
+    from nnunet_flare.inference.inputs import InputCase
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options, in a group of their own."""
+    out = parser.add_argument_group("further outputs")
+    out.add_argument(
+        "--statistics",
+        action="store_true",
+        help="also write OUT/statistics.csv and .json: volume (ml) and mean HU of every organ of every case",
+    )
+    out.add_argument("--preview", action="store_true", help="also write OUT/<case>.png: three planes with the organs")
+    out.add_argument(
+        "--dicom_seg",
+        action="store_true",
+        help="of DICOM series, also write OUT/<case>.dcm, a DICOM segmentation (extra: dicom)",
+    )
+
+
+def forms_of(args: argparse.Namespace, cases: Sequence[InputCase], dataset: dict[str, Any]) -> list[Form]:
+    """The further outputs that were asked for.
+
+    Args:
+        args: of the command line.
+        cases: all that will be predicted, by this part or another.
+        dataset: the model's dataset.json.
+
+    Raises:
+        InputError: when one of them cannot be made.
+    """
+    from nnunet_flare.labels import label_names
+
+    names = label_names(dataset)
+    found: list[Form] = []
+    if args.statistics:
+        from nnunet_flare.inference.statistics import Statistics
+
+        found.append(Statistics(args.output, names, ct=is_ct(dataset)).form())
+    if args.preview:
+        from nnunet_flare.inference.previews import preview_form
+
+        found.append(preview_form(args.output, names, ct=is_ct(dataset)))
+    if args.dicom_seg:
+        found.append(_dicom_seg(args.output, cases, names))
+    return found
+
+
+def is_ct(dataset: dict[str, Any]) -> bool:
+    """Whether the first channel holds CT numbers, by its name in dataset.json, as nnU-Net tells it."""
+    channels = dataset.get("channel_names", dataset.get("modality", {}))
+    return bool(channels) and str(channels.get("0", "")).casefold() == "ct"
+
+
+def _dicom_seg(output: Path, cases: Sequence[InputCase], names: dict[int, str]) -> Form:
+    """Writes DICOM segmentations; refused at once where a case is no DICOM series."""
+    from nnunet_flare.dicom_seg import SUFFIX, check_installed, write_dicom_seg
+    from nnunet_flare.inference.forms import Finished, Form
+    from nnunet_flare.kept import is_kept_dicom
+
+    check_installed()
+    _check_series("--dicom_seg", output, cases)
+
+    def file(case: InputCase) -> Path:
+        return output / f"{case.name}{SUFFIX}"
+
+    def write(done: Finished, _: Any) -> None:
+        write_dicom_seg(file(done.case), done.labels, done.case.files[0], names, done.case.name)
+
+    return Form("DICOM segmentations", lambda case: (file(case),), write, lambda case: is_kept_dicom(file(case)))
+
+
+def _check_series(option: str, output: Path, cases: Sequence[InputCase]) -> None:
+    for case in cases:
+        if not case.files[0].is_dir():
+            raise InputError(f"{option}: {case.files[0]} is no DICOM series folder; leave {option} out")
+        if output.exists() and output.samefile(case.files[0]):
+            raise InputError(f"-o {output}: is a DICOM series, into which {option} would write; choose another")
