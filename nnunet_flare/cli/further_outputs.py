@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunet_flare.errors import InputError
+from nnunet_flare.inference.choices import UNCERTAINTIES
 
 if TYPE_CHECKING:
     from nnunet_flare.inference.forms import Form
@@ -24,19 +25,33 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     out.add_argument("--preview", action="store_true", help="also write OUT/<case>.png: three planes with the organs")
     out.add_argument(
+        "--save_probabilities",
+        action="store_true",
+        help="also write OUT/<case>.npz and .pkl, as nnU-Net does for nnUNetv2_ensemble",
+    )
+    out.add_argument(
+        "--uncertainty",
+        nargs="?",
+        choices=UNCERTAINTIES,
+        const="entropy",
+        help="also write OUT/uncertainty/<case>.nii.gz, 0 to 255: entropy (default), of the mean softmax; "
+        "disagreement, the share of folds with another label",
+    )
+    out.add_argument(
         "--dicom_seg",
         action="store_true",
         help="of DICOM series, also write OUT/<case>.dcm, a DICOM segmentation (extra: dicom)",
     )
 
 
-def forms_of(args: argparse.Namespace, cases: Sequence[InputCase], dataset: dict[str, Any]) -> list[Form]:
+def forms_of(args: argparse.Namespace, cases: Sequence[InputCase], dataset: dict[str, Any], model: Path) -> list[Form]:
     """The further outputs that were asked for.
 
     Args:
         args: of the command line.
         cases: all that will be predicted, by this part or another.
         dataset: the model's dataset.json.
+        model: its folder.
 
     Raises:
         InputError: when one of them cannot be made.
@@ -53,6 +68,18 @@ def forms_of(args: argparse.Namespace, cases: Sequence[InputCase], dataset: dict
         from nnunet_flare.inference.previews import preview_form
 
         found.append(preview_form(args.output, names, ct=is_ct(dataset)))
+    if args.save_probabilities or args.uncertainty == "entropy":
+        option = "--save_probabilities" if args.save_probabilities else "--uncertainty"
+        if args.windows != "all":
+            raise InputError(f"{option} needs --windows all, not {args.windows}, which leaves windows out")
+    if args.save_probabilities:
+        from nnunet_flare.inference.probabilities import probabilities_form
+
+        found.append(probabilities_form(args.output, model))
+    if args.uncertainty:
+        from nnunet_flare.inference.uncertainty import uncertainty_form
+
+        found.append(uncertainty_form(args.uncertainty, args.output))
     if args.dicom_seg:
         found.append(_dicom_seg(args.output, cases, names))
     return found

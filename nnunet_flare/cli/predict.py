@@ -187,7 +187,7 @@ def _run(args: argparse.Namespace) -> int:
 
         pipeline = load_pipeline(args.postprocess, labels=dataset["labels"])
     bar = _ProgressBar(disabled=args.disable_progress_bar or not sys.stderr.isatty())
-    forms = further_outputs.forms_of(args, list(inputs.cases.values()), dataset)
+    forms = further_outputs.forms_of(args, list(inputs.cases.values()), dataset, folder)
     crops = dataset["file_ending"] if args.save_roi else None
     _check_outputs(args, inputs, forms, crops)
     for name, reason in sorted(inputs.not_taken.items()):
@@ -250,6 +250,10 @@ def _open(args: argparse.Namespace, folder: Path, profile: Profile) -> PredictsS
         segmenter = Segmenter.from_model_folder(
             folder, settings, folds=args.folds, checkpoint=args.checkpoint, profile=profile
         )
+        if args.uncertainty == "disagreement" and len(segmenter.models) < 2:
+            raise InputError(
+                f"--uncertainty disagreement: {folder} is used with one fold, with which none can disagree; use entropy"
+            )
         return segmenter if args.roi == "none" else _with_roi(args, segmenter)
 
 

@@ -17,7 +17,7 @@ from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.images import Volume
 from nnunet_flare.inference.choices import ROI_RULES
 from nnunet_flare.inference.core import Segmenter
-from nnunet_flare.inference.forms import Receiver
+from nnunet_flare.inference.forms import Receiver, View
 from nnunet_flare.inference.roi import MARGIN_MM, Box, find_box, to_image_box, widened
 from nnunet_flare.inference.scans import PreparedScan
 from nnunet_flare.readers import library
@@ -115,7 +115,7 @@ class RoiSegmenter:
     ) -> tuple[np.ndarray, list[np.ndarray]]:
         """As :meth:`Segmenter.segment`: the label map (Z, Y, X) on the scan's own grid, and the members'.
 
-        ``receivers`` get the scores of the crop, as of a scan of its own.
+        ``receivers`` get the scores of the crop, and where it lies.
         """
         profile = self.fine.profile
         with profile.stage("coarse pass"):
@@ -128,7 +128,8 @@ class RoiSegmenter:
         if self._on_crop is not None:
             self._on_crop(scan.name, crops)
         fine = self.fine.prepare(crops, scan.name)
-        labels, others = self.fine.segment(fine, members=members, progress=progress, receivers=receivers)
+        placed = [_Placed(receiver, scan.grid, box) for receiver in receivers]
+        labels, others = self.fine.segment(fine, members=members, progress=progress, receivers=placed)
         return pasted(labels, box, shape), [pasted(one, box, shape) for one in others]
 
     def box(self, scan: CroppableScan, progress: Callable[[int], None] | None = None) -> Box:
@@ -171,6 +172,21 @@ def organs_box(
         return None
     box = to_image_box(found, labels.shape, properties, plans.transpose_backward, scan.turn)
     return widened(box, scan.grid.array.shape, scan.grid.spacing_mm, margin_mm)
+
+
+class _Placed:
+    """A receiver of a crop's scores, told where in its scan the crop lies."""
+
+    def __init__(self, receiver: Receiver, grid: Volume, box: Box) -> None:
+        self._receiver, self._grid, self._box = receiver, grid, box
+        self.take = receiver.take
+
+    @property
+    def apart(self) -> bool:
+        return self._receiver.apart
+
+    def begin(self, view: View) -> None:
+        self._receiver.begin(replace(view, grid=self._grid, placed=tuple(self._box)))
 
 
 def cropped(volume: Volume, box: Box) -> Volume:

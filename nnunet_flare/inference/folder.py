@@ -161,7 +161,7 @@ def predict_cases(
                 for odd in scan.oddities:
                     log.warning("%s: %s", case.name, odd)
                 done = None if progress is None else progress(case.name, segmenter.windows(scan))
-                received = [None if form.receiver is None else form.receiver() for form in forms]
+                received = [None if form.receiver is None else form.receiver(case) for form in forms]
                 receivers: dict[str, Any] = {"receivers": [one for one in received if one is not None]}
                 wanted = save_members or any(form.wants_members for form in forms)
                 labels, members = segmenter.segment(

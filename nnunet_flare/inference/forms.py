@@ -43,7 +43,8 @@ class View:
         turn: from the stored axis order to the reader's.
         has_regions: whether heads are regions, each with a sigmoid of its own.
         properties: stock nnU-Net's of the scan, without those of its reader.
-        grid: the scan's, without voxels.
+        grid: the whole scan's, without voxels.
+        placed: which part of it this is, first voxel and one past the last per stored axis (Z, Y, X).
     """
 
     heads: int
@@ -55,6 +56,7 @@ class View:
     has_regions: bool
     properties: dict[str, Any]
     grid: Volume
+    placed: tuple[tuple[int, int], ...]
 
     @property
     def inner(self) -> tuple[int, ...]:
@@ -98,7 +100,7 @@ class Form:
     files: Callable[[InputCase], tuple[Path, ...]]
     write: Callable[[Finished, Any], None]
     is_whole: Callable[[InputCase], bool]
-    receiver: Callable[[], Receiver] | None = None
+    receiver: Callable[[InputCase], Receiver] | None = None
     wants_image: bool = False
     wants_members: bool = False
     of_folder: bool = False

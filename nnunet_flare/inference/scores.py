@@ -37,6 +37,7 @@ class ScoreExporter(SliceExporter):
             has_regions=bool(labels.has_regions),
             properties=properties,
             grid=scan.grid,
+            placed=tuple((0, n) for n in scan.grid.array.shape),
         )
         managers = (model.plans_manager, model.configuration_manager, labels)
         return cls(receivers, view, scan.shape, properties, *managers)
@@ -47,17 +48,3 @@ class ScoreExporter(SliceExporter):
         mean = apart.mean(axis=0, keepdims=True) if self._view.members > 1 else apart
         for receiver in self._receivers:
             receiver.take(targets, apart if receiver.apart else mean)
-
-
-def softmax(scores: np.ndarray, axis: int) -> np.ndarray:
-    """The softmax of float32 scores, in their own memory."""
-    scores -= scores.max(axis=axis, keepdims=True)
-    np.exp(scores, out=scores)
-    scores /= scores.sum(axis=axis, keepdims=True)
-    return scores
-
-
-def sigmoid(scores: np.ndarray) -> np.ndarray:
-    """The sigmoid of float32 scores."""
-    with np.errstate(over="ignore"):  # exp gives infinity, and its inverse the 0 that is meant
-        return 1 / (1 + np.exp(-scores))
