@@ -43,14 +43,14 @@ SERIES_NUMBER = 900
 MODEL_NAME = "nnunet-flare"
 
 
-def check_installed() -> None:
-    """Refuse to start where the extra is missing.
+def check_installed(option: str = "--dicom_seg") -> None:
+    """Refuse to start where the extra is missing, which an option needs.
 
     Raises:
         InputError: with the command that installs it.
     """
-    if importlib.util.find_spec("highdicom") is None:
-        raise InputError("--dicom_seg needs highdicom: pip install 'nnunet-flare[dicom]'")
+    if importlib.util.find_spec("highdicom") is None or importlib.util.find_spec("pydicom") is None:
+        raise InputError(f"{option} needs highdicom and pydicom: pip install 'nnunet-flare[dicom]'")
 
 
 def write_dicom_seg(path: Path, labels: np.ndarray, series: Path, names: Mapping[int, str], case: str) -> None:

@@ -42,6 +42,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="of DICOM series, also write OUT/<case>.dcm, a DICOM segmentation (extra: dicom)",
     )
+    out.add_argument(
+        "--rtstruct",
+        action="store_true",
+        help="of DICOM series, also write OUT/rtstruct/<case>.dcm, a structure set for radiotherapy (extra: dicom)",
+    )
 
 
 def forms_of(args: argparse.Namespace, cases: Sequence[InputCase], dataset: dict[str, Any], model: Path) -> list[Form]:
@@ -82,6 +87,8 @@ def forms_of(args: argparse.Namespace, cases: Sequence[InputCase], dataset: dict
         found.append(uncertainty_form(args.uncertainty, args.output))
     if args.dicom_seg:
         found.append(_dicom_seg(args.output, cases, names))
+    if args.rtstruct:
+        found.append(_rtstruct(args.output, cases, names))
     return found
 
 
@@ -107,6 +114,24 @@ def _dicom_seg(output: Path, cases: Sequence[InputCase], names: dict[int, str]) 
         write_dicom_seg(file(done.case), done.labels, done.case.files[0], names, done.case.name)
 
     return Form("DICOM segmentations", lambda case: (file(case),), write, lambda case: is_kept_dicom(file(case)))
+
+
+def _rtstruct(output: Path, cases: Sequence[InputCase], names: dict[int, str]) -> Form:
+    """Writes structure sets, as :func:`_dicom_seg` segmentations."""
+    from nnunet_flare.dicom_seg import check_installed
+    from nnunet_flare.inference.forms import Finished, Form
+    from nnunet_flare.rtstruct import FOLDER, SUFFIX, is_kept_rtstruct, write_rtstruct
+
+    check_installed("--rtstruct")
+    _check_series("--rtstruct", output / FOLDER, cases)
+
+    def file(case: InputCase) -> Path:
+        return output / FOLDER / f"{case.name}{SUFFIX}"
+
+    def write(done: Finished, _: Any) -> None:
+        write_rtstruct(file(done.case), done.labels, done.case.files[0], names, done.case.name)
+
+    return Form("structure sets", lambda case: (file(case),), write, lambda case: is_kept_rtstruct(file(case)))
 
 
 def _check_series(option: str, output: Path, cases: Sequence[InputCase]) -> None:
