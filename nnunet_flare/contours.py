@@ -1,8 +1,9 @@
 """Outlines of a mask in a plane, as polygons.
 
 A polygon runs through the middles of the pixel edges that part the mask from the rest, as marching squares lays it. A
-pixel's centre is inside exactly where the pixel is in the mask; a piece loses half a pixel of area at its corners. What touches at a corner only is two pieces. A hole is joined to its outline by a channel of no width, as
-DICOM asks for a contour that is one closed line.
+pixel's centre is inside exactly where the pixel is in the mask; a piece loses half a pixel of area at its corners.
+What touches at a corner only is two pieces. A hole is joined to its outline by a channel of no width, as DICOM asks for
+a contour that is one closed line.
 """
 
 from __future__ import annotations

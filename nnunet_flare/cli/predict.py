@@ -26,6 +26,7 @@ from nnunet_flare.inference.choices import BACKENDS, PRECISIONS, ROI_RULES, TTA,
 
 if TYPE_CHECKING:
     from nnunet_flare.images import Volume
+    from nnunet_flare.inference.cascade import CascadeSegmenter
     from nnunet_flare.inference.core import Segmenter
     from nnunet_flare.inference.folder import PredictionReport, PredictsScans
     from nnunet_flare.inference.forms import Form
@@ -71,6 +72,12 @@ def parser() -> argparse.ArgumentParser:
         help="folds to average (0 1 2 ... or all); default: all numbered folds found, else all",
     )
     model.add_argument("-chk", dest="checkpoint", default="checkpoint_final.pth", help="checkpoint file name")
+    model.add_argument(
+        "--prev_stage",
+        type=Path,
+        metavar="MODEL_FOLDER",
+        help="of 3d_cascade_fullres, the model that is run first; default: that trained beside it (3d_lowres)",
+    )
     model.add_argument(
         "--trust-checkpoint",
         "--trust_checkpoint",
@@ -230,7 +237,7 @@ def _open(args: argparse.Namespace, folder: Path, profile: Profile) -> PredictsS
     with profile.stage("imports"):
         import torch
 
-        from nnunet_flare.inference.core import Segmenter
+        from nnunet_flare.inference.cascade import open_any
         from nnunet_flare.inference.runtimes import usable_cpus
         from nnunet_flare.inference.settings import PredictionSettings
     # more threads than a container may use wait for each other
@@ -247,8 +254,13 @@ def _open(args: argparse.Namespace, folder: Path, profile: Profile) -> PredictsS
         trust_checkpoint=args.trust_checkpoint,
     )
     with profile.stage("model"):
-        segmenter = Segmenter.from_model_folder(
-            folder, settings, folds=args.folds, checkpoint=args.checkpoint, profile=profile
+        segmenter = open_any(
+            folder,
+            settings,
+            folds=args.folds,
+            checkpoint=args.checkpoint,
+            profile=profile,
+            previous=args.prev_stage,
         )
         if args.uncertainty == "disagreement" and len(segmenter.models) < 2:
             raise InputError(
@@ -257,7 +269,7 @@ def _open(args: argparse.Namespace, folder: Path, profile: Profile) -> PredictsS
         return segmenter if args.roi == "none" else _with_roi(args, segmenter)
 
 
-def _with_roi(args: argparse.Namespace, fine: Segmenter) -> PredictsScans:
+def _with_roi(args: argparse.Namespace, fine: Segmenter | CascadeSegmenter) -> PredictsScans:
     """The fine model behind a coarse one."""
     from nnunet_flare.images import write_volume
     from nnunet_flare.inference.coarse_to_fine import RoiSegmenter, open_coarse

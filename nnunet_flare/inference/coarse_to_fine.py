@@ -10,11 +10,13 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.images import Volume
+from nnunet_flare.inference.cascade import CascadeSegmenter
 from nnunet_flare.inference.choices import ROI_RULES
 from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.inference.forms import Receiver, View
@@ -53,7 +55,7 @@ class RoiSegmenter:
     def __init__(
         self,
         coarse: Segmenter,
-        fine: Segmenter,
+        fine: Segmenter | CascadeSegmenter,
         *,
         rule: str = "union",
         margin_mm: float = MARGIN_MM,
@@ -127,7 +129,7 @@ class RoiSegmenter:
         profile.share("volume seen by the fine model", share)
         if self._on_crop is not None:
             self._on_crop(scan.name, crops)
-        fine = self.fine.prepare(crops, scan.name)
+        fine: Any = self.fine.prepare(crops, scan.name)
         placed = [_Placed(receiver, scan.grid, box) for receiver in receivers]
         labels, others = self.fine.segment(fine, members=members, progress=progress, receivers=placed)
         return pasted(labels, box, shape), [pasted(one, box, shape) for one in others]
@@ -204,7 +206,7 @@ def pasted(labels: np.ndarray, box: Box, shape: Sequence[int]) -> np.ndarray:
     return full
 
 
-def open_coarse(name: str, fine: Segmenter) -> Segmenter:
+def open_coarse(name: str, fine: Segmenter | CascadeSegmenter) -> Segmenter:
     """The coarse model that ``--roi`` names, with all its folds, all windows and no test-time augmentation.
 
     Raises:

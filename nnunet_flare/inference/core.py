@@ -82,25 +82,34 @@ class Segmenter:
         folds: Sequence[Fold] | None = None,
         checkpoint: str = DEFAULT_CHECKPOINT,
         profile: Profile | None = None,
+        second_stage: bool = False,
     ) -> Segmenter:
         """The folds of one trained model. Without ``folds`` all numbered ones found, else ``all``.
+
+        ``second_stage`` opens that of a cascade too, of whose scans the first stage's labels are channels.
 
         Raises:
             InputError: when something is missing, damaged or unknown.
         """
         members = [Member(Path(folder), fold, checkpoint) for fold in find_folds(Path(folder), folds, checkpoint)]
-        return cls.from_members(members, settings, profile=profile)
+        return cls.from_members(members, settings, profile=profile, second_stage=second_stage)
 
     @classmethod
     def from_members(
-        cls, members: Sequence[Member], settings: PredictionSettings, *, profile: Profile | None = None
+        cls,
+        members: Sequence[Member],
+        settings: PredictionSettings,
+        *,
+        profile: Profile | None = None,
+        second_stage: bool = False,
     ) -> Segmenter:
         """Any members that share preprocessing and labels.
 
         Raises:
             InputError: when something is missing, damaged or unknown, or two members do not fit together.
         """
-        models = [open_model(member, trust_checkpoint=settings.trust_checkpoint) for member in members]
+        opened = {"trust_checkpoint": settings.trust_checkpoint, "second_stage": second_stage}
+        models = [open_model(member, **opened) for member in members]
         return cls(models, settings, profile)
 
     @property

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.grids import ANISOTROPY_THRESHOLD, linear, nearest, separate_axis
 from nnunet_flare.inference.held import ONE_THREAD
+from nnunet_flare.inference.resampling import NO_RESAMPLING
 
 REGION_THRESHOLD = 0.5
 """A region holds a voxel where its probability is above this (stock nnU-Net)."""
@@ -203,6 +204,10 @@ def check_resampling(configuration_manager: Any) -> None:
     """
     name = configuration_manager.configuration["resampling_fn_probabilities"]
     kwargs = configuration_manager.configuration["resampling_fn_probabilities_kwargs"]
+    if name == NO_RESAMPLING:
+        if configuration_manager.configuration["resampling_fn_data"] != NO_RESAMPLING:
+            raise InputError(f"the plans resample images, but predictions with {name}; they would not fit the images")
+        return
     linear_in_plane = kwargs.get("order", 3) == 1 if name == SEPARABLE[0] else kwargs.get("mode", "linear") == "linear"
     nearest_between = (
         kwargs.get("order_z", 0) == 0

@@ -64,7 +64,7 @@ class OpenVinoRuntime:
         """
         openvino = silent_openvino()
         self._two_d = two_d
-        shape = [1, model.channels, *(patch[1:] if two_d else patch)]
+        shape = [1, model.network_channels, *(patch[1:] if two_d else patch)]
         core = openvino.Core()
         options = {
             "INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision],
