@@ -59,7 +59,8 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("-o", dest="output", type=Path, required=True, metavar="OUT", help="output folder")
     model = p.add_argument_group("model: -m, or -d with -c")
-    model.add_argument("-m", dest="model", type=Path, metavar="MODEL_FOLDER", help="a trained model's folder")
+    text = "a trained model's folder, or the zip file of nnUNetv2_export_model_to_zip (several models: -c -tr -p -d)"
+    model.add_argument("-m", dest="model", type=Path, metavar="MODEL", help=text)
     model.add_argument("-d", dest="dataset", help="dataset id or name in nnUNet_results")
     model.add_argument("-c", dest="configuration", help="configuration, for example 3d_fullres")
     model.add_argument("-tr", dest="trainer", help="trainer name; needed where several were trained")
@@ -184,7 +185,7 @@ def _run(args: argparse.Namespace) -> int:
     profile = Profile()
     folder = _model_folder(args)
     dataset = model_dataset(folder)
-    if args.dataset:
+    if args.dataset and args.model is None:
         _check_dataset(args.dataset, dataset, folder)
     inputs = find_inputs(args.input, dataset, output=args.output)
     cases = inputs.part(args.part_id, args.num_parts)
@@ -292,7 +293,19 @@ def _with_roi(args: argparse.Namespace, fine: Segmenter | CascadeSegmenter) -> P
 
 
 def _model_folder(args: argparse.Namespace) -> Path:
-    """The folder that ``-m``, or ``-d -c -tr -p``, names."""
+    """The folder that ``-m``, or ``-d -c -tr -p``, names; of a zip file, where it was unpacked to."""
+    if args.model is not None and args.model.is_file():
+        from nnunet_flare.inference.zipped import unpacked_model
+
+        return unpacked_model(
+            args.model,
+            checkpoint=args.checkpoint,
+            dataset=args.dataset,
+            trainer=args.trainer,
+            plans=args.plans,
+            configuration=args.configuration,
+            beside=[args.roi],
+        )
     if (args.model is None) == (args.dataset is None):
         raise InputError("give the model either as -m MODEL_FOLDER or as -d DATASET -c CONFIGURATION")
     if args.model is not None:
