@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,14 +49,20 @@ def parser() -> argparse.ArgumentParser:
         description="Predict scans with a trained nnU-Net model, in one process and little memory.",
         epilog="Exit code 0: all cases written; 1: some cases were set aside, as listed; 2: wrong usage or input.",
     )
-    p.add_argument(
+    source = p.add_mutually_exclusive_group(required=True)
+    source.add_argument(
         "-i",
         dest="input",
         nargs="+",
         type=Path,
-        required=True,
         metavar="IN",
         help="folder of nnU-Net image names (<case>_0000.nii.gz) or of DICOM series, or image files",
+    )
+    source.add_argument(
+        "--watch",
+        type=Path,
+        metavar="IN",
+        help="stay, and predict what comes into this folder, until SIGTERM; the model is loaded once",
     )
     p.add_argument("-o", dest="output", type=Path, required=True, metavar="OUT", help="output folder")
     model = p.add_argument_group("model: -m, or -d with -c")
@@ -156,6 +163,14 @@ def parser() -> argparse.ArgumentParser:
         "--save_roi", action="store_true", help="also write the cropped scans, OUT/roi/<case>_0000, as nnU-Net's input"
     )
     further_outputs.add_options(p)
+    out.add_argument(
+        "--settle",
+        type=number(0, 86_400, "s"),
+        default=5.0,
+        metavar="S",
+        help="with --watch: a scan is whole when nothing of it changed for so many seconds (default 5)",
+    )
+    out.add_argument("--json_lines", action="store_true", help="with --watch: each outcome as a line of JSON")
     out.add_argument("--profile", action="store_true", help="print the time of every stage")
     out.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
     out.add_argument("--verbose", action="store_true", help="show the details of errors")
@@ -172,8 +187,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from nnunet_flare.inference.folder import predict_cases
-    from nnunet_flare.inference.inputs import find_inputs, model_dataset, model_reader
+    from nnunet_flare.inference.folder import outputs_of, predict_cases
+    from nnunet_flare.inference.inputs import Inputs, find_inputs, model_dataset, model_reader
     from nnunet_flare.inference.profile import Profile
 
     if args.disable_tta and args.tta != "none":
@@ -182,12 +197,17 @@ def _run(args: argparse.Namespace) -> int:
         raise InputError("--save_roi, --roi_rule and --roi_margin go with --roi MODEL")
     if not 0 <= args.part_id < args.num_parts:
         raise InputError(f"-part_id {args.part_id}: expected a number from 0 to {args.num_parts - 1} (-num_parts)")
+    if args.watch is None and args.json_lines:
+        raise InputError("--json_lines goes with --watch")
+    if args.watch is not None and args.num_parts > 1:
+        raise InputError("--watch takes all scans of a folder; give each of several servers a folder of its own")
     profile = Profile()
     folder = _model_folder(args)
     dataset = model_dataset(folder)
     if args.dataset and args.model is None:
         _check_dataset(args.dataset, dataset, folder)
-    inputs = find_inputs(args.input, dataset, output=args.output)
+    nothing = Inputs({}, {}, {}, ())
+    inputs = nothing if args.watch is not None else find_inputs(args.input, dataset, output=args.output)
     cases = inputs.part(args.part_id, args.num_parts)
     pipeline = None
     if args.postprocess != "none":
@@ -200,18 +220,26 @@ def _run(args: argparse.Namespace) -> int:
     _check_outputs(args, inputs, forms, crops)
     for name, reason in sorted(inputs.not_taken.items()):
         log.error("%s: set aside: %s", name, reason)
-    report = predict_cases(
-        cases,
-        args.output,
-        lambda: _open(args, folder, profile),
-        overwrite=not args.continue_prediction,
+    predict = partial(
+        predict_cases,
+        output=args.output,
         save_members=args.save_members,
         postprocess=None if pipeline is None else pipeline.apply,
         forms=forms,
         crops=crops,
         profile=profile,
-        progress=bar.case,
         reader=model_reader(folder),
+    )
+    if args.watch is not None:
+        from nnunet_flare.cli.predict_watch import run_watch
+
+        outputs = partial(outputs_of, output=args.output, members=args.save_members, forms=forms, crops=crops)
+        return run_watch(args, dataset, lambda: _open(args, folder, profile), predict, outputs)
+    report = predict(
+        cases,
+        open_segmenter=lambda: _open(args, folder, profile),
+        overwrite=not args.continue_prediction,
+        progress=bar.case,
     )
     bar.close()
     report.failed.update(inputs.not_taken)

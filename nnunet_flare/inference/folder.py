@@ -78,6 +78,19 @@ class PredictionReport:
     kept: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
+    def add_written(self, case: str, seconds: float) -> None:
+        """Note a case that was written."""
+        self.written[case] = seconds
+
+    def add_kept(self, case: str) -> None:
+        """Note a case that was there already."""
+        self.kept.append(case)
+
+    def add_failed(self, case: str, reason: str) -> None:
+        """Note a case that was set aside."""
+        self.failed[case] = reason
+        log.error("%s: set aside: %s", case, reason)
+
     @property
     def exit_code(self) -> int:
         """0 when every case is there, else 1."""
@@ -103,6 +116,8 @@ def predict_cases(
     profile: Profile | None = None,
     progress: Progress | None = None,
     reader: str = SITK,
+    report: PredictionReport | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> PredictionReport:
     """Predict cases into ``output/<case><suffix>``; members' label maps go to ``output/members/<k>/``.
 
@@ -119,12 +134,14 @@ def predict_cases(
         profile: gets the time of every stage.
         progress: makes a progress display per case.
         reader: of the model's plans, as which NIfTI files are read.
+        report: is told of every case, and returned; a new one without it.
+        stopped: asked before each case whether to leave it and those that follow.
 
     Raises:
         InputError: when the output folder cannot be written or the model cannot be opened.
     """
     profile = profile or Profile()
-    report = PredictionReport()
+    report = PredictionReport() if report is None else report
     check_writable(output)
     todo = []
     for case in cases:
@@ -132,15 +149,15 @@ def predict_cases(
         problems = [problem, *(name_problem_of(case, form) for form in forms)]
         problem = next((one for one in problems if one is not None), None)
         if problem is not None:
-            report.failed[case.name] = problem
-            log.error("%s: set aside: %s", case.name, problem)
+            report.add_failed(case.name, problem)
         else:
             todo.append(case)
     if not overwrite:
         with ThreadPoolExecutor(READERS, "flare-kept") as pool:
             is_there = partial(_is_there, output=output, members=save_members, forms=forms, crops=crops)
             kept = list(pool.map(is_there, todo))
-        report.kept += [case.name for case, there in zip(todo, kept, strict=True) if there]
+        for case in (case for case, there in zip(todo, kept, strict=True) if there):
+            report.add_kept(case.name)
         todo = [case for case, there in zip(todo, kept, strict=True) if not there]
     if not todo:
         return report
@@ -155,6 +172,8 @@ def predict_cases(
         segmenter.load()  # while the first case is being prepared
         pending: tuple[InputCase, float, Future[None]] | None = None
         for case, loading in ahead:
+            if stopped():
+                break
             start = time.perf_counter()
             with _set_aside(case, report):
                 scan, image = loading.result()
@@ -297,7 +316,7 @@ def _finish(pending: tuple[InputCase, float, Future[None]], report: PredictionRe
     case, start, writing = pending
     with _set_aside(case, report):
         writing.result()
-        report.written[case.name] = time.perf_counter() - start
+        report.add_written(case.name, time.perf_counter() - start)
 
 
 class _set_aside:
@@ -313,8 +332,7 @@ class _set_aside:
         if error is None or isinstance(error, InputError) or not isinstance(error, Exception):
             return False
         reason = error.reason if isinstance(error, CaseError) else _describe(error)
-        self._report.failed[self._case.name] = reason
-        log.error("%s: set aside: %s", self._case.name, reason)
+        self._report.add_failed(self._case.name, reason)
         log.debug("%s", self._case.name, exc_info=error)
         return True
 
