@@ -166,7 +166,6 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--settle",
         type=number(0, 86_400, "s"),
-        default=5.0,
         metavar="S",
         help="with --watch: a scan is whole when nothing of it changed for so many seconds (default 5)",
     )
@@ -197,8 +196,8 @@ def _run(args: argparse.Namespace) -> int:
         raise InputError("--save_roi, --roi_rule and --roi_margin go with --roi MODEL")
     if not 0 <= args.part_id < args.num_parts:
         raise InputError(f"-part_id {args.part_id}: expected a number from 0 to {args.num_parts - 1} (-num_parts)")
-    if args.watch is None and args.json_lines:
-        raise InputError("--json_lines goes with --watch")
+    if args.watch is None and (args.json_lines or args.settle is not None):
+        raise InputError("--json_lines and --settle go with --watch")
     if args.watch is not None and args.num_parts > 1:
         raise InputError("--watch takes all scans of a folder; give each of several servers a folder of its own")
     profile = Profile()
@@ -234,7 +233,10 @@ def _run(args: argparse.Namespace) -> int:
         from nnunet_flare.cli.predict_watch import run_watch
 
         outputs = partial(outputs_of, output=args.output, members=args.save_members, forms=forms, crops=crops)
-        return run_watch(args, dataset, lambda: _open(args, folder, profile), predict, outputs)
+        code = run_watch(args, dataset, lambda: _open(args, folder, profile), predict, outputs)
+        if args.profile:
+            print(profile.table())
+        return code
     report = predict(
         cases,
         open_segmenter=lambda: _open(args, folder, profile),

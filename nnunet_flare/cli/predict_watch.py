@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SETTLE_S = 5.0
+"""For so long nothing of a scan changes once it is whole, unless the user knows better."""
+
 
 def run_watch(
     args: argparse.Namespace,
@@ -54,7 +57,8 @@ def run_watch(
     remove_leftovers(args.output)
     stopped = Event()
     find = partial(find_inputs, [args.watch], dataset, output=args.output, may_be_empty=True)
-    arrivals = Arrivals(find, args.settle)
+    settle_s = SETTLE_S if args.settle is None else args.settle
+    arrivals = Arrivals(find, settle_s)
 
     def tell(outcome: Outcome) -> None:
         print(json.dumps(outcome.document()) if args.json_lines else outcome.line(), flush=True)
@@ -81,6 +85,6 @@ def run_watch(
         segmenter = open_segmenter()
         segmenter.load()
         log.info("watching %s; SIGTERM ends after the current scan", args.watch)
-        watch(arrivals, predict_arrived, tell, stopped, settle_s=args.settle)
+        watch(arrivals, predict_arrived, tell, stopped, settle_s=settle_s)
     log.info("ended on request")
     return 0

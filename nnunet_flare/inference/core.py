@@ -218,7 +218,7 @@ class Segmenter:
             return [np.ascontiguousarray(scan.turn.undo(exporter.finish())) for exporter in exporters]
 
         policies = ("skip-empty", "all") if self.settings.windows == "skip-empty" else (self.settings.windows,)
-        labels = self._within_limits(scan, policies, count * self.heads, maps, work)
+        labels = self._within_limits(scan, policies, count * self.heads, maps + len(receivers), work)
         return labels[0], labels if members and count == 1 else labels[1:]
 
     def network_labels(self, scan: PreparedScan, *, progress: Progress | None = None) -> np.ndarray:

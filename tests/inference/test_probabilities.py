@@ -241,3 +241,18 @@ def test_no_full_resolution_scores_are_in_memory(tmp_path, receiver):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 0.4 * heads * np.prod(shape) * 4
+
+
+def test_every_further_output_of_a_scan_of_one_slice(tmp_path):
+    """As 2-D plans predict it."""
+    model = models.write_model(tmp_path / "model", plan=models.plans(patch=(32, 32), spacing=(2.0, 2.0)))
+    scan = scans.blobs((10, 36, 40))
+    write_volume(tmp_path / "in" / "a_0000.nii.gz", Volume(scan.array[:1], scan.spacing_mm))
+    words = ("--save_probabilities", "--uncertainty", "--statistics", "--preview")
+    assert run("-i", tmp_path / "in", "-o", tmp_path / "out", "-m", model, *words) == 0
+    expected = by_stock(model, tmp_path / "in", tmp_path / "stock")
+    found, wanted = (np.load(folder / "a.npz")["probabilities"] for folder in (tmp_path / "out", expected))
+    assert found.shape == (4, 1, 36, 40)
+    np.testing.assert_allclose(found, wanted, atol=5e-4)
+    assert read_volume(tmp_path / "out" / "uncertainty" / "a.nii.gz").array.shape == (1, 36, 40)
+    assert (tmp_path / "out" / "a.png").is_file() and (tmp_path / "out" / "statistics.csv").is_file()

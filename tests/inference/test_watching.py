@@ -100,9 +100,9 @@ def test_scans_are_predicted_as_they_come_and_damaged_ones_are_left_until_they_c
 
 
 def test_it_ends_after_the_current_scan_and_goes_on_when_it_is_started_again(model, tmp_path):
-    names = [f"scan{number}" for number in range(8)]
+    names = [f"scan{number}" for number in range(5)]
     for number, name in enumerate(names):
-        write_volume(tmp_path / "in" / f"{name}_0000.nii.gz", scans.blobs((24, 120, 120), seed=number))
+        write_volume(tmp_path / "in" / f"{name}_0000.nii.gz", scans.blobs((14, 90, 90), seed=number))
     with Server(model, tmp_path, "-step_size", 0.3) as server:
         told = [server.line()]
         code, rest = server.end()
@@ -223,7 +223,7 @@ def test_a_folder_that_is_gone_for_a_while_is_no_end(arrivals, caplog):
     [
         (["--watch", "in", "-num_parts", "2"], "folder of its own"),
         (["--watch", "missing"], "no such folder"),
-        (["-i", "in", "--json_lines"], "goes with --watch"),
+        (["-i", "in", "--json_lines"], "go with --watch"),
     ],
 )
 def test_what_cannot_be_is_refused(model, tmp_path, capsys, words, expected):
