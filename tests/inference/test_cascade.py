@@ -15,9 +15,12 @@ import trained_models as models
 from nnunetv2.inference.data_iterators import PreprocessAdapter
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
 from nnunet_flare.cli import predict
 from nnunet_flare.images import Volume, read_volume, write_volume
+from nnunet_flare.inference.cascade import open_any
+from nnunet_flare.inference.settings import PredictionSettings
 
 TILTED = (0.0, 0.0, 1.0, -1.0, 0.0, 0.0, 0.0, -1.0, 0.0)
 
@@ -77,6 +80,27 @@ def test_labels_equal_stocks_chain(tmp_path, options):
     found = read_volume(tmp_path / "out" / "a.nii.gz").array
     assert len(np.unique(expected)) > 1
     assert (found != expected).mean() < 1e-4
+
+
+@pytest.mark.parametrize("spacing", [(3.0, 2.0, 2.0), (7.0, 1.1, 1.3)], ids=["three axes", "separate z"])
+def test_channels_of_labels_are_stocks_where_the_image_is_zero_at_its_edge(tmp_path, spacing):
+    """Stock's resampling takes what it marks as outside of the image for a label of its own."""
+    cascade = open_any(models.write_cascade(tmp_path / "models", spacing=spacing), PredictionSettings(backend="torch"))
+    scan = scans.blobs((14, 40, 44), spacing=(4.0, 1.7, 2.3), pad=1)
+    array = scan.array
+    z, y, x = np.indices(array.shape)
+    array[(y - 20) ** 2 + (x - 22) ** 2 > 300] = 0  # a round field of view
+    labels = np.digitize(np.sin(z / 3 + y / 4) + np.cos(x / 5), [-0.5, 0.4, 1.2]).astype(np.uint8)
+    prepared = cascade.prepare([scan.with_array(array)])
+    found = cascade.with_labels(prepared, labels).prepared.data
+    manager, configuration = cascade.second.plans_manager, cascade.second.configuration_manager
+    data, seg, _ = DefaultPreprocessor(verbose=False).run_case_npy(
+        array[None].astype(np.float32), labels[None].astype(np.float32), {"spacing": scan.spacing_mm}, manager,
+        configuration, models.dataset_json(),
+    )  # fmt: skip
+    expected = convert_labelmap_to_one_hot(seg[0], cascade.second.label_manager.foreground_labels, data.dtype)
+    assert prepared.outside is not None and (seg == -1).any()
+    np.testing.assert_array_equal(found[1:], expected)
 
 
 def test_the_first_stage_matters(tmp_path):
