@@ -351,7 +351,7 @@ def _model_folder(args: argparse.Namespace) -> Path:
             trainer=args.trainer,
             plans=args.plans,
             configuration=args.configuration,
-            beside=[args.roi],
+            beside=[] if args.roi is None else [args.roi],
         )
     if (args.model is None) == (args.dataset is None):
         raise InputError("give the model either as -m MODEL_FOLDER or as -d DATASET -c CONFIGURATION")
