@@ -43,24 +43,14 @@ SERIES_NUMBER = 900
 MODEL_NAME = "nnunet-flare"
 
 
-def check_installed() -> None:
-    """Refuse to start where the extra is missing.
+def check_installed(option: str = "--dicom_seg") -> None:
+    """Refuse to start where the extra is missing, which an option needs.
 
     Raises:
         InputError: with the command that installs it.
     """
-    if importlib.util.find_spec("highdicom") is None:
-        raise InputError("--dicom_seg needs highdicom: pip install 'nnunet-flare[dicom]'")
-
-
-def segment_names(dataset_json: Mapping[str, Any]) -> dict[int, str]:
-    """Name of every foreground label id of a dataset.json, ids ascending; a region is named by the id it is given."""
-    foreground = [(name, ids) for name, ids in dataset_json["labels"].items() if name != "ignore" and ids != 0]
-    if any(isinstance(ids, list) for _, ids in foreground):
-        numbers = [int(number) for number in dataset_json["regions_class_order"]]
-    else:
-        numbers = [int(ids) for _, ids in foreground]
-    return dict(sorted(zip(numbers, (name for name, _ in foreground), strict=True)))
+    if importlib.util.find_spec("highdicom") is None or importlib.util.find_spec("pydicom") is None:
+        raise InputError(f"{option} needs highdicom and pydicom: pip install 'nnunet-flare[dicom]'")
 
 
 def write_dicom_seg(path: Path, labels: np.ndarray, series: Path, names: Mapping[int, str], case: str) -> None:
@@ -70,7 +60,7 @@ def write_dicom_seg(path: Path, labels: np.ndarray, series: Path, names: Mapping
         path: the file to write.
         labels: ids among those of ``names``, and 0.
         series: the folder of the series.
-        names: as :func:`segment_names` gives them.
+        names: of the label ids, as :func:`nnunet_flare.labels.label_names` gives them.
         case: for the error's text.
 
     Raises:

@@ -25,7 +25,7 @@ IMAGE_LIKE = re.compile(
 )
 """Endings of medical images, also of formats that are not read, packed or only half downloaded."""
 
-OWN_FOLDERS = ("members", "roi")
+OWN_FOLDERS = ("members", "roi", "uncertainty", "rtstruct")
 """What ``flare-predict`` writes below its output folder."""
 
 KNOWN = ", ".join(SUFFIXES)

@@ -8,9 +8,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunet_flare.cli import further_outputs
 from nnunet_flare.cli.common import (
     HyphenParser,
     nnunet_folder,
@@ -27,14 +29,19 @@ from nnunet_flare.inference.choices import BACKENDS, PRECISIONS, ROI_RULES, TTA,
 
 if TYPE_CHECKING:
     from nnunet_flare.images import Volume
+    from nnunet_flare.inference.cascade import CascadeSegmenter
     from nnunet_flare.inference.core import Segmenter
-    from nnunet_flare.inference.folder import FurtherForm, Postprocess, PredictionReport, PredictsScans
+    from nnunet_flare.inference.folder import Postprocess, PredictionReport, PredictsScans
+    from nnunet_flare.inference.forms import Form
     from nnunet_flare.inference.inputs import InputCase, Inputs
     from nnunet_flare.inference.profile import Profile
 
 log = logging.getLogger(__name__)
 
 PROGRAM = "flare-predict"
+
+SHOWN_PATHS = 3
+"""Paths of one kind of output that are printed at the end."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,19 +51,26 @@ def parser() -> argparse.ArgumentParser:
         description="Predict scans with a trained nnU-Net model, in one process and little memory.",
         epilog="Exit code 0: all cases written; 1: some cases were set aside, as listed; 2: wrong usage or input.",
     )
-    p.add_argument(
+    source = p.add_mutually_exclusive_group(required=True)
+    source.add_argument(
         "-i",
         dest="input",
         nargs="+",
         type=Path,
-        required=True,
         metavar="IN",
         help="folder of nnU-Net image names (<case>_0000.nii.gz) or of DICOM series, or image files",
     )
+    source.add_argument(
+        "--watch",
+        type=Path,
+        metavar="IN",
+        help="stay, and predict what comes into this folder, until SIGTERM; the model is loaded once",
+    )
     p.add_argument("-o", dest="output", type=Path, required=True, metavar="OUT", help="output folder")
     model = p.add_argument_group("model: -m, or -d with -c")
-    text = "a trained model's folder, or one that flare-export wrote"
-    model.add_argument("-m", dest="model", type=Path, metavar="MODEL_FOLDER", help=text)
+    text = "a trained model's folder, or one that flare-export wrote, or the zip file of nnUNetv2_export_model_to_zip "
+    text += "(several models: -c -tr -p -d)"
+    model.add_argument("-m", dest="model", type=Path, metavar="MODEL", help=text)
     model.add_argument("-d", dest="dataset", help="dataset id or name in nnUNet_results")
     model.add_argument("-c", dest="configuration", help="configuration, for example 3d_fullres")
     model.add_argument("-tr", dest="trainer", help="trainer name; needed where several were trained")
@@ -69,6 +83,12 @@ def parser() -> argparse.ArgumentParser:
         help="folds to average (0 1 2 ... or all); default: all numbered folds found, else all",
     )
     model.add_argument("-chk", dest="checkpoint", default="checkpoint_final.pth", help="checkpoint file name")
+    model.add_argument(
+        "--prev_stage",
+        type=Path,
+        metavar="MODEL_FOLDER",
+        help="of 3d_cascade_fullres, the model that is run first; default: that trained beside it (3d_lowres)",
+    )
     model.add_argument(
         "--trust-checkpoint",
         "--trust_checkpoint",
@@ -149,11 +169,14 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--save_roi", action="store_true", help="also write the cropped scans, OUT/roi/<case>_0000, as nnU-Net's input"
     )
+    further_outputs.add_options(p)
     out.add_argument(
-        "--dicom_seg",
-        action="store_true",
-        help="of DICOM series, also write OUT/<case>.dcm, a DICOM segmentation (extra: dicom)",
+        "--settle",
+        type=number(0, 86_400, "s"),
+        metavar="S",
+        help="with --watch: a scan is whole when nothing of it changed for so many seconds (default 5)",
     )
+    out.add_argument("--json_lines", action="store_true", help="with --watch: each outcome as a line of JSON")
     out.add_argument("--profile", action="store_true", help="print the time of every stage")
     out.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
     out.add_argument("--verbose", action="store_true", help="show the details of errors")
@@ -170,8 +193,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from nnunet_flare.inference.folder import predict_cases
-    from nnunet_flare.inference.inputs import find_inputs, model_dataset, model_reader
+    from nnunet_flare.inference.folder import outputs_of, predict_cases
+    from nnunet_flare.inference.inputs import Inputs, find_inputs, model_dataset, model_reader
     from nnunet_flare.inference.profile import Profile
 
     folder = _model_folder(args)
@@ -183,10 +206,15 @@ def _run(args: argparse.Namespace) -> int:
         raise InputError("--save_roi, --roi_rule and --roi_margin go with --roi MODEL")
     if not 0 <= args.part_id < args.num_parts:
         raise InputError(f"-part_id {args.part_id}: expected a number from 0 to {args.num_parts - 1} (-num_parts)")
+    if args.watch is None and (args.json_lines or args.settle is not None):
+        raise InputError("--json_lines and --settle go with --watch")
+    if args.watch is not None and args.num_parts > 1:
+        raise InputError("--watch takes all scans of a folder; give each of several servers a folder of its own")
     profile = Profile(waits=args.profile)
-    if args.dataset:
+    if args.dataset and args.model is None:
         _check_dataset(args.dataset, dataset, folder)
-    inputs = find_inputs(args.input, dataset, output=args.output)
+    nothing = Inputs({}, {}, {}, ())
+    inputs = nothing if args.watch is not None else find_inputs(args.input, dataset, output=args.output)
     cases = inputs.part(args.part_id, args.num_parts)
     postprocess: Postprocess | None = stored
     if args.postprocess != "none":
@@ -194,31 +222,43 @@ def _run(args: argparse.Namespace) -> int:
 
         postprocess = load_pipeline(args.postprocess, labels=dataset["labels"]).apply
     bar = _ProgressBar(disabled=args.disable_progress_bar or not sys.stderr.isatty())
-    also = _dicom_writer(list(inputs.cases.values()), args.output, dataset) if args.dicom_seg else None
+    forms = further_outputs.forms_of(args, list(inputs.cases.values()), dataset, folder)
     crops = dataset["file_ending"] if args.save_roi else None
-    _check_outputs(args, inputs, also, crops)
+    _check_outputs(args, inputs, forms, crops)
     for name, reason in sorted(inputs.not_taken.items()):
         log.error("%s: set aside: %s", name, reason)
-    report = predict_cases(
-        cases,
-        args.output,
-        lambda: _open(args, folder, profile),
-        overwrite=not args.continue_prediction,
+    predict = partial(
+        predict_cases,
+        output=args.output,
         save_members=args.save_members,
         postprocess=postprocess,
-        also_write=also,
+        forms=forms,
         crops=crops,
         profile=profile,
-        progress=bar.case,
         reader=model_reader(folder),
+    )
+    if args.watch is not None:
+        from nnunet_flare.cli.predict_watch import run_watch
+
+        outputs = partial(outputs_of, output=args.output, members=args.save_members, forms=forms, crops=crops)
+        code = run_watch(args, dataset, lambda: _open(args, folder, profile), predict, outputs)
+        if args.profile:
+            print(profile.table())
+        return code
+    report = predict(
+        cases,
+        open_segmenter=lambda: _open(args, folder, profile),
+        overwrite=not args.continue_prediction,
+        progress=bar.case,
     )
     bar.close()
     report.failed.update(inputs.not_taken)
     _print(report, profile if args.profile else None)
+    _print_outputs(report, cases, args.output, forms)
     return report.exit_code
 
 
-def _check_outputs(args: argparse.Namespace, inputs: Inputs, also: FurtherForm | None, crops: str | None) -> None:
+def _check_outputs(args: argparse.Namespace, inputs: Inputs, forms: Sequence[Form], crops: str | None) -> None:
     """No output of any case, of this part or another, may land on an input."""
     from nnunet_flare.inference.folder import outputs_of
     from nnunet_flare.outputs import check_outputs
@@ -226,7 +266,7 @@ def _check_outputs(args: argparse.Namespace, inputs: Inputs, also: FurtherForm |
     outputs = [
         path
         for case in inputs.cases.values()
-        for path in outputs_of(case, args.output, members=args.save_members, also=also, crops=crops)
+        for path in outputs_of(case, args.output, members=args.save_members, forms=forms, crops=crops)
     ]
     read = [*inputs.images, *(file for case in inputs.cases.values() for file in case.files), Path(args.postprocess)]
     check_outputs(outputs, read)
@@ -234,7 +274,7 @@ def _check_outputs(args: argparse.Namespace, inputs: Inputs, also: FurtherForm |
 
 def _open(args: argparse.Namespace, folder: Path, profile: Profile) -> PredictsScans:
     with profile.stage("imports"):
-        from nnunet_flare.inference.core import Segmenter
+        from nnunet_flare.inference.cascade import open_any
         from nnunet_flare.inference.exported import is_exported
         from nnunet_flare.inference.settings import PredictionSettings
 
@@ -252,9 +292,18 @@ def _open(args: argparse.Namespace, folder: Path, profile: Profile) -> PredictsS
         trust_checkpoint=args.trust_checkpoint,
     )
     with profile.stage("model"):
-        segmenter = Segmenter.from_model_folder(
-            folder, settings, folds=args.folds, checkpoint=args.checkpoint, profile=profile
+        segmenter = open_any(
+            folder,
+            settings,
+            folds=args.folds,
+            checkpoint=args.checkpoint,
+            profile=profile,
+            previous=args.prev_stage,
         )
+        if args.uncertainty == "disagreement" and len(segmenter.models) < 2:
+            raise InputError(
+                f"--uncertainty disagreement: {folder} is used with one fold, with which none can disagree; use entropy"
+            )
         return segmenter if args.roi == "none" else _with_roi(args, segmenter)
 
 
@@ -268,7 +317,7 @@ def _limit_torch_threads() -> None:
         torch.set_num_threads(thread_count())
 
 
-def _with_roi(args: argparse.Namespace, fine: Segmenter) -> PredictsScans:
+def _with_roi(args: argparse.Namespace, fine: Segmenter | CascadeSegmenter) -> PredictsScans:
     """The fine model behind a coarse one."""
     from nnunet_flare.images import write_volume
     from nnunet_flare.inference.coarse_to_fine import RoiSegmenter, open_coarse
@@ -290,28 +339,20 @@ def _with_roi(args: argparse.Namespace, fine: Segmenter) -> PredictsScans:
     )
 
 
-def _dicom_writer(cases: Sequence[InputCase], output: Path, dataset: dict[str, Any]) -> FurtherForm:
-    """Writes DICOM segmentations; refused at once where a case is no DICOM series."""
-    from nnunet_flare.dicom_seg import SUFFIX, check_installed, segment_names, write_dicom_seg
-    from nnunet_flare.inference.folder import FurtherForm
-    from nnunet_flare.kept import is_kept_dicom
-
-    check_installed()
-    for case in cases:
-        if not case.files[0].is_dir():
-            raise InputError(f"--dicom_seg: {case.files[0]} is no DICOM series folder; leave --dicom_seg out")
-        if output.exists() and output.samefile(case.files[0]):
-            raise InputError(f"-o {output}: is a DICOM series, into which --dicom_seg would write; choose another")
-    names = segment_names(dataset)
-    return FurtherForm(
-        SUFFIX,
-        lambda case, labels, path: write_dicom_seg(path, labels, case.files[0], names, case.name),
-        is_kept_dicom,
-    )
-
-
 def _model_folder(args: argparse.Namespace) -> Path:
-    """The folder that ``-m``, or ``-d -c -tr -p``, names."""
+    """The folder that ``-m``, or ``-d -c -tr -p``, names; of a zip file, where it was unpacked to."""
+    if args.model is not None and args.model.is_file():
+        from nnunet_flare.inference.zipped import unpacked_model
+
+        return unpacked_model(
+            args.model,
+            checkpoint=args.checkpoint,
+            dataset=args.dataset,
+            trainer=args.trainer,
+            plans=args.plans,
+            configuration=args.configuration,
+            beside=[] if args.roi is None else [args.roi],
+        )
     if (args.model is None) == (args.dataset is None):
         raise InputError("give the model either as -m MODEL_FOLDER or as -d DATASET -c CONFIGURATION")
     if args.model is not None:
@@ -387,6 +428,20 @@ def _print(report: PredictionReport, profile: Profile | None) -> None:
     if profile is not None:
         print(profile.table())
     print(report.table())
+
+
+def _print_outputs(report: PredictionReport, cases: Sequence[InputCase], output: Path, forms: Sequence[Form]) -> None:
+    """Where everything is that is there now."""
+    from nnunet_flare.inference.folder import outputs_of
+
+    there = [case for case in cases if case.name in report.written or case.name in report.kept]
+    kinds = [("label maps", [outputs_of(case, output)[0] for case in there])] if there else []
+    kinds += [(form.what, list(dict.fromkeys(path for case in there for path in form.files(case)))) for form in forms]
+    for what, paths in kinds:
+        shown = ", ".join(map(str, paths[:SHOWN_PATHS]))
+        if paths:
+            more = f" and {len(paths) - SHOWN_PATHS} more in {paths[0].parent}" if len(paths) > SHOWN_PATHS else ""
+            print(f"{what}: {shown}{more}")
 
 
 if __name__ == "__main__":

@@ -97,7 +97,8 @@ def cached(folder: Path | None, key: str, make: Callable[[Path], None]) -> Path 
             shutil.rmtree(entry)
         temporary = Path(mkdtemp(prefix=".tmp-", dir=folder))
         make(temporary)
-        write_json(temporary / CHECKSUMS, {path.name: file_digest(path) for path in sorted(temporary.iterdir())})
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        write_json(temporary / CHECKSUMS, {path.relative_to(temporary).as_posix(): file_digest(path) for path in files})
         try:
             temporary.rename(entry)
         except OSError:

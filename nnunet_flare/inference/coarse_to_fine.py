@@ -10,13 +10,16 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.images import Volume
+from nnunet_flare.inference.cascade import CascadeSegmenter
 from nnunet_flare.inference.choices import ROI_RULES
 from nnunet_flare.inference.core import Segmenter
+from nnunet_flare.inference.forms import Receiver, View
 from nnunet_flare.inference.roi import MARGIN_MM, Box, find_box, to_image_box, widened
 from nnunet_flare.inference.scans import PreparedScan
 from nnunet_flare.readers import library
@@ -52,7 +55,7 @@ class RoiSegmenter:
     def __init__(
         self,
         coarse: Segmenter,
-        fine: Segmenter,
+        fine: Segmenter | CascadeSegmenter,
         *,
         rule: str = "union",
         margin_mm: float = MARGIN_MM,
@@ -105,9 +108,17 @@ class RoiSegmenter:
         return self.coarse.windows(scan.coarse)
 
     def segment(
-        self, scan: CroppableScan, *, members: bool = False, progress: Callable[[int], None] | None = None
+        self,
+        scan: CroppableScan,
+        *,
+        members: bool = False,
+        progress: Callable[[int], None] | None = None,
+        receivers: Sequence[Receiver] = (),
     ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """As :meth:`Segmenter.segment`: the label map (Z, Y, X) on the scan's own grid, and the members'."""
+        """As :meth:`Segmenter.segment`: the label map (Z, Y, X) on the scan's own grid, and the members'.
+
+        ``receivers`` get the scores of the crop, and where it lies.
+        """
         profile = self.fine.profile
         with profile.stage("coarse pass"):
             box = self.box(scan, progress)
@@ -118,8 +129,9 @@ class RoiSegmenter:
         profile.share("volume seen by the fine model", share)
         if self._on_crop is not None:
             self._on_crop(scan.name, crops)
-        fine = self.fine.prepare(crops, scan.name)
-        labels, others = self.fine.segment(fine, members=members, progress=progress)
+        fine: Any = self.fine.prepare(crops, scan.name)
+        placed = [_Placed(receiver, scan.grid, box) for receiver in receivers]
+        labels, others = self.fine.segment(fine, members=members, progress=progress, receivers=placed)
         return pasted(labels, box, shape), [pasted(one, box, shape) for one in others]
 
     def box(self, scan: CroppableScan, progress: Callable[[int], None] | None = None) -> Box:
@@ -164,6 +176,21 @@ def organs_box(
     return widened(box, scan.grid.array.shape, scan.grid.spacing_mm, margin_mm)
 
 
+class _Placed:
+    """A receiver of a crop's scores, told where in its scan the crop lies."""
+
+    def __init__(self, receiver: Receiver, grid: Volume, box: Box) -> None:
+        self._receiver, self._grid, self._box = receiver, grid, box
+        self.take = receiver.take
+
+    @property
+    def apart(self) -> bool:
+        return self._receiver.apart
+
+    def begin(self, view: View) -> None:
+        self._receiver.begin(replace(view, grid=self._grid, placed=tuple(self._box)))
+
+
 def cropped(volume: Volume, box: Box) -> Volume:
     """The part of a scan inside a box, at its place in space: spacing and direction stay, the origin moves."""
     part = volume.array[tuple(slice(low, high) for low, high in box)]
@@ -179,7 +206,7 @@ def pasted(labels: np.ndarray, box: Box, shape: Sequence[int]) -> np.ndarray:
     return full
 
 
-def open_coarse(name: str, fine: Segmenter) -> Segmenter:
+def open_coarse(name: str, fine: Segmenter | CascadeSegmenter) -> Segmenter:
     """The coarse model that ``--roi`` names, with all its folds, all windows and no test-time augmentation.
 
     Raises:

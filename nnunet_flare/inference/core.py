@@ -22,6 +22,7 @@ from nnunet_flare.inference.choices import DEFAULT_CHECKPOINT, Fold
 from nnunet_flare.inference.devices import Device
 from nnunet_flare.inference.export import SliceExporter
 from nnunet_flare.inference.exported import Exported, is_exported
+from nnunet_flare.inference.forms import Receiver
 from nnunet_flare.inference.labels import Labels
 from nnunet_flare.inference.memory import Need, affordable, need, sums_device
 from nnunet_flare.inference.networks import Networks
@@ -29,6 +30,7 @@ from nnunet_flare.inference.opened import Opened, check_same_task
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.inference.runtimes import averaged, stacked
 from nnunet_flare.inference.scans import PreparedScan, prepare_scan, value_oddities
+from nnunet_flare.inference.scores import ScoreExporter
 from nnunet_flare.inference.settings import PredictionSettings
 from nnunet_flare.inference.sliding import Slider
 from nnunet_flare.inference.windows import Forward
@@ -78,8 +80,11 @@ class Segmenter:
         folds: Sequence[Fold] | None = None,
         checkpoint: str = DEFAULT_CHECKPOINT,
         profile: Profile | None = None,
+        second_stage: bool = False,
     ) -> Segmenter:
         """The folds of one model, trained or exported. Without ``folds`` all numbered ones found, else ``all``.
+
+        ``second_stage`` opens that of a cascade too, of whose scans the first stage's labels are channels.
 
         Raises:
             InputError: when something is missing, damaged or unknown.
@@ -99,7 +104,7 @@ class Segmenter:
                 f"({error}); expected a folder that flare-export wrote (with exported.json)"
             ) from error
         members = [Member(Path(folder), fold, checkpoint) for fold in find_folds(Path(folder), folds, checkpoint)]
-        return cls.from_members(members, settings, profile=profile)
+        return cls.from_members(members, settings, profile=profile, second_stage=second_stage)
 
     @classmethod
     def from_exported(
@@ -115,7 +120,12 @@ class Segmenter:
 
     @classmethod
     def from_members(
-        cls, members: Sequence[Member], settings: PredictionSettings, *, profile: Profile | None = None
+        cls,
+        members: Sequence[Member],
+        settings: PredictionSettings,
+        *,
+        profile: Profile | None = None,
+        second_stage: bool = False,
     ) -> Segmenter:
         """Any members that share preprocessing and labels.
 
@@ -124,7 +134,8 @@ class Segmenter:
         """
         from nnunet_flare.inference.model import open_model
 
-        models = [open_model(member, trust_checkpoint=settings.trust_checkpoint) for member in members]
+        trust = settings.trust_checkpoint
+        models = [open_model(member, trust_checkpoint=trust, second_stage=second_stage) for member in members]
         return cls(models, settings, profile)
 
     @property
@@ -191,7 +202,12 @@ class Segmenter:
         return self._slider.windows(scan.shape)
 
     def segment(
-        self, scan: PreparedScan, *, members: bool = False, progress: Progress | None = None
+        self,
+        scan: PreparedScan,
+        *,
+        members: bool = False,
+        progress: Progress | None = None,
+        receivers: Sequence[Receiver] = (),
     ) -> tuple[np.ndarray, list[np.ndarray]]:
         """The label map (Z, Y, X), uint8, on the scan's own grid, of the members' averaged logits.
 
@@ -199,6 +215,7 @@ class Segmenter:
             scan: as :meth:`prepare` made it.
             members: whether to make the label map of every member too.
             progress: told the number of windows done since its last call.
+            receivers: get the scores on the image's grid, slice by slice.
 
         Returns:
             The label map, and those of the members (none without ``members``).
@@ -208,21 +225,27 @@ class Segmenter:
         """
         if members and self.settings.windows != "all":
             raise InputError(f"--save_members needs --windows all, not {self.settings.windows}")
-        count = len(self.models) if members and len(self.models) > 1 else 1
-        maps = count + (count > 1)
+        if receivers and self.settings.windows != "all":
+            raise InputError(f"scores need --windows all, not {self.settings.windows}, which leaves windows out")
+        apart = members or any(receiver.apart for receiver in receivers)
+        count = len(self.models) if apart and len(self.models) > 1 else 1
+        maps = count + 1 if members and count > 1 else 1
 
         def work(forwards: list[Forward], device: Device, policy: str) -> list[np.ndarray]:
             exporters = [self._exporter(scan) for _ in range(maps)]
+            scores = ScoreExporter.of(scan, self.models[0], receivers, members=count) if receivers else None
 
             def consume(block: Array) -> None:
                 with self.profile.stage("export"):
+                    if scores is not None:
+                        scores.consume(block)
                     if count == 1:
                         exporters[0].consume(block)
                         return
                     each = block.reshape((count, self.heads, *block.shape[1:]))
                     exporters[0].consume(each.mean(0))
-                    for exporter, scores in zip(exporters[1:], each, strict=True):
-                        exporter.consume(scores)
+                    for exporter, one in zip(exporters[1:], each, strict=False):  # none without ``members``
+                        exporter.consume(one)
 
             self._slider.run(
                 scan.prepared.data,
@@ -236,7 +259,7 @@ class Segmenter:
             return [np.ascontiguousarray(scan.turn.undo(exporter.finish())) for exporter in exporters]
 
         policies = ("skip-empty", "all") if self.settings.windows == "skip-empty" else (self.settings.windows,)
-        labels = self._within_limits(scan, policies, count * self.heads, maps, work)
+        labels = self._within_limits(scan, policies, count * self.heads, maps + len(receivers), work)
         return labels[0], labels if members and count == 1 else labels[1:]
 
     def network_labels(self, scan: PreparedScan, *, progress: Progress | None = None) -> np.ndarray:

@@ -20,6 +20,7 @@ from nnunet_flare.errors import InputError
 from nnunet_flare.inference.arrays import Array, place_of
 from nnunet_flare.inference.grids import ANISOTROPY_THRESHOLD, linear, nearest, separate_axis
 from nnunet_flare.inference.planes import Axis, HostPlanes, Planes
+from nnunet_flare.inference.resampling import NO_RESAMPLING
 
 SEPARABLE = ("resample_data_or_seg_to_shape", "resample_torch_fornnunet")
 """Stock resampling functions whose result for scores :class:`SliceExporter` reproduces."""
@@ -105,7 +106,7 @@ class SliceExporter:
             return
         targets = np.flatnonzero(self._nearest == self._seen)
         if targets.size:
-            self._labels[targets] = planes.labels(plane)
+            self._take(targets, plane, planes)
 
     def _consume_linear(self, plane: Array, planes: Planes) -> None:
         """Output slices that lie between the slice before and this one."""
@@ -118,8 +119,12 @@ class SliceExporter:
                 share = float(weight[target])
                 mixed = self._previous * (1 - share)
                 mixed += plane * share
-            self._labels[target] = planes.labels(mixed)
+            self._take(np.array([target]), mixed, planes)
         self._previous = place_of(plane).copy(plane)  # the caller may use its memory again
+
+    def _take(self, targets: np.ndarray, plane: Array, planes: Planes) -> None:
+        """What becomes of output slices that all have the scores (K, y, x), still in the network's in-plane size."""
+        self._labels[targets] = planes.labels(plane)
 
 
 def score_axis(properties: dict[str, Any], plans_manager: Any, configuration_manager: Any) -> int | None:
@@ -145,6 +150,10 @@ def check_resampling(configuration_manager: Any) -> None:
     """
     name = configuration_manager.configuration["resampling_fn_probabilities"]
     kwargs = configuration_manager.configuration["resampling_fn_probabilities_kwargs"]
+    if name == NO_RESAMPLING:
+        if configuration_manager.configuration["resampling_fn_data"] != NO_RESAMPLING:
+            raise InputError(f"the plans resample images, but predictions with {name}; they would not fit the images")
+        return
     linear_in_plane = kwargs.get("order", 3) == 1 if name == SEPARABLE[0] else kwargs.get("mode", "linear") == "linear"
     nearest_between = (
         kwargs.get("order_z", 0) == 0

@@ -16,6 +16,7 @@ import torch
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import temporary_prefix, write_json, write_text
+from nnunet_flare.inference.cascade import CascadeSegmenter
 from nnunet_flare.inference.coarse_to_fine import RoiSegmenter
 from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.inference.exported import COARSE, FORMAT, KIND, MANIFEST, NETWORK, write_checksums
@@ -75,9 +76,13 @@ def export_model(segmenter: Segmenter | RoiSegmenter, out: Path, export: Export)
     """Write a model, with its coarse one where it has one, into a folder that is not there yet, by rename.
 
     Raises:
-        InputError: when a network cannot be converted, or the converted one does not compute what PyTorch's does.
+        InputError: when it is a cascade, or a network cannot be converted, or the converted one does not compute what
+            PyTorch's does.
         OSError: when it cannot be written.
     """
+    fine = segmenter.fine if isinstance(segmenter, RoiSegmenter) else segmenter
+    if isinstance(fine, CascadeSegmenter):
+        raise InputError(f"{fine.models[0]}: is a cascade, which an exported model cannot be; predict it as it is")
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = out.with_name(f"{temporary_prefix()}{out.name}")
     scratch.mkdir()
@@ -86,9 +91,9 @@ def export_model(segmenter: Segmenter | RoiSegmenter, out: Path, export: Export)
             roi = {"rule": segmenter.rule, "margin_mm": float(segmenter.margin_mm)}
             coarse = Export(segmenter.coarse.settings.step_size, "none", export.precision, onnx=export.onnx)
             _write(segmenter.coarse, scratch / COARSE, coarse, None)
-            _write(segmenter.fine, scratch, export, roi)
+            _write(fine, scratch, export, roi)
         else:
-            _write(segmenter, scratch, export, None)
+            _write(fine, scratch, export, None)
         if out.is_dir():
             out.rmdir()  # it is empty
         scratch.rename(out)

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ import numpy as np
 from nnunet_flare.errors import CaseError, FlareError, InputError
 from nnunet_flare.files import name_problem
 from nnunet_flare.images import Volume, write_labels
+from nnunet_flare.inference.forms import Finished, Form, Receiver, name_problem_of
 from nnunet_flare.inference.inputs import InputCase, check_channel_count
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.kept import is_kept
@@ -43,15 +44,6 @@ class Postprocess(Protocol):
     ) -> np.ndarray: ...
 
 
-@dataclass(frozen=True)
-class FurtherForm:
-    """A further file ``<case><suffix>`` per case, what writes a label map (Z, Y, X) to it, and tells a damaged one."""
-
-    suffix: str
-    write: Callable[[InputCase, np.ndarray, Path], None]
-    is_whole: Callable[[Path], bool]
-
-
 class PredictsScans(Protocol):
     """``core.Segmenter`` or ``coarse_to_fine.RoiSegmenter``, each with its own kind of scan."""
 
@@ -65,7 +57,12 @@ class PredictsScans(Protocol):
     def windows(self, scan: Any) -> int: ...
 
     def segment(
-        self, scan: Any, *, members: bool = ..., progress: Callable[[int], None] | None = ...
+        self,
+        scan: Any,
+        *,
+        members: bool = ...,
+        progress: Callable[[int], None] | None = ...,
+        receivers: Sequence[Receiver] = ...,
     ) -> tuple[np.ndarray, list[np.ndarray]]: ...
 
 
@@ -80,6 +77,19 @@ class PredictionReport:
     written: dict[str, float] = field(default_factory=dict)
     kept: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+
+    def add_written(self, case: str, seconds: float) -> None:
+        """Note a case that was written."""
+        self.written[case] = seconds
+
+    def add_kept(self, case: str) -> None:
+        """Note a case that was there already."""
+        self.kept.append(case)
+
+    def add_failed(self, case: str, reason: str) -> None:
+        """Note a case that was set aside."""
+        self.failed[case] = reason
+        log.error("%s: set aside: %s", case, reason)
 
     @property
     def exit_code(self) -> int:
@@ -101,11 +111,13 @@ def predict_cases(
     overwrite: bool = True,
     save_members: bool = False,
     postprocess: Postprocess | None = None,
-    also_write: FurtherForm | None = None,
+    forms: Sequence[Form] = (),
     crops: str | None = None,
     profile: Profile | None = None,
     progress: Progress | None = None,
     reader: str = SITK,
+    report: PredictionReport | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> PredictionReport:
     """Predict cases into ``output/<case><suffix>``; members' label maps go to ``output/members/<k>/``.
 
@@ -117,33 +129,35 @@ def predict_cases(
         overwrite: predict cases anew whose label map exists; else those whose outputs are not all there and whole.
         save_members: also write the label map of every member (fold).
         postprocess: applied to each label map before it is written, not to the members'.
-        also_write: writes each label map in a further form, before the label map itself.
+        forms: of each label map, written before the label map itself.
         crops: file ending of the crops that the segmenter writes to ``output/roi``, where it does.
         profile: gets the time of every stage.
         progress: makes a progress display per case.
         reader: of the model's plans, as which NIfTI files are read.
+        report: is told of every case, and returned; a new one without it.
+        stopped: asked before each case whether to leave it and those that follow.
 
     Raises:
         InputError: when the output folder cannot be written or the model cannot be opened.
     """
     profile = profile or Profile()
-    report = PredictionReport()
+    report = PredictionReport() if report is None else report
     check_writable(output)
     todo = []
     for case in cases:
         problem = name_problem(case.name, output, [f"{{}}{case.suffix}"], renamed=False)
-        if problem is None and also_write is not None:
-            problem = name_problem(case.name, output, [f"{{}}{also_write.suffix}"])
+        problems = [problem, *(name_problem_of(case, form) for form in forms)]
+        problem = next((one for one in problems if one is not None), None)
         if problem is not None:
-            report.failed[case.name] = problem
-            log.error("%s: set aside: %s", case.name, problem)
+            report.add_failed(case.name, problem)
         else:
             todo.append(case)
     if not overwrite:
         with ThreadPoolExecutor(READERS, "flare-kept") as pool:
-            is_there = partial(_is_there, output=output, members=save_members, also=also_write, crops=crops)
+            is_there = partial(_is_there, output=output, members=save_members, forms=forms, crops=crops)
             kept = list(pool.map(is_there, todo))
-        report.kept += [case.name for case, there in zip(todo, kept, strict=True) if there]
+        for case in (case for case, there in zip(todo, kept, strict=True) if there):
+            report.add_kept(case.name)
         todo = [case for case, there in zip(todo, kept, strict=True) if not there]
     if not todo:
         return report
@@ -151,24 +165,32 @@ def predict_cases(
     loader = ThreadPoolExecutor(1, "flare-load")
     writer = ThreadPoolExecutor(1, "flare-write")
     try:
-        ahead = _prefetch(todo, loader, model, reader, profile)
+        keep_image = any(form.wants_image for form in forms)
+        ahead = _prefetch(todo, loader, model, partial(_load, reader=reader, profile=profile, keep_image=keep_image))
         segmenter = open_segmenter()
         model.set_result(segmenter)
         segmenter.load()  # while the first case is being prepared
         pending: tuple[InputCase, float, Future[None]] | None = None
         for case, loading in ahead:
+            if stopped():
+                break
             start = time.perf_counter()
             with _set_aside(case, report):
-                scan = loading.result()
+                scan, image = loading.result()
                 for odd in scan.oddities:
                     log.warning("%s: %s", case.name, odd)
                 done = None if progress is None else progress(case.name, segmenter.windows(scan))
-                labels, members = segmenter.segment(scan, members=save_members, progress=done)
+                received = [None if form.receiver is None else form.receiver(case) for form in forms]
+                receivers: dict[str, Any] = {"receivers": [one for one in received if one is not None]}
+                wanted = save_members or any(form.wants_members for form in forms)
+                labels, members = segmenter.segment(
+                    scan, members=wanted, progress=done, **(receivers if receivers["receivers"] else {})
+                )
+                finished = Finished(case, labels, scan.grid, members, image)
                 if pending is not None:
                     _finish(pending, report)
-                writing = writer.submit(
-                    _write, case, output, scan.grid, labels, members, postprocess, also_write, profile
-                )
+                to_write = list(zip(forms, received, strict=True))
+                writing = writer.submit(_write, finished, output, save_members, postprocess, to_write, profile)
                 pending = (case, start, writing)
         if pending is not None:
             _finish(pending, report)
@@ -183,12 +205,15 @@ def predict_cases(
 
 
 def outputs_of(
-    case: InputCase, output: Path, *, members: bool = False, also: FurtherForm | None = None, crops: str | None = None
+    case: InputCase, output: Path, *, members: bool = False, forms: Sequence[Form] = (), crops: str | None = None
 ) -> list[Path]:
     """Every file that is written of a case; the members' in those folders that are there already, or the first."""
+    found = _plain_outputs(case, output, members=members, crops=crops)
+    return found + [path for form in forms for path in form.files(case)]
+
+
+def _plain_outputs(case: InputCase, output: Path, *, members: bool, crops: str | None) -> list[Path]:
     found = [_target(output, case)]
-    if also is not None:
-        found.append(output / f"{case.name}{also.suffix}")
     if members:
         folders = sorted(path for path in (output / MEMBERS).glob("*") if path.is_dir()) or [output / MEMBERS / "0"]
         found += [_target(folder, case) for folder in folders]
@@ -197,18 +222,22 @@ def outputs_of(
     return found
 
 
-def _is_there(case: InputCase, *, output: Path, members: bool, also: FurtherForm | None, crops: str | None) -> bool:
+def _is_there(case: InputCase, *, output: Path, members: bool, forms: Sequence[Form], crops: str | None) -> bool:
     """Whether all outputs of a case are there and whole, its label maps on the grid of its scan."""
-    for path in outputs_of(case, output, members=members, also=also, crops=crops):
-        if also is not None and path == output / f"{case.name}{also.suffix}":
-            is_whole = also.is_whole(path)
-        else:
-            is_whole = is_kept(path, None if path.parent == output / ROI else case.files[0])
-        if not is_whole:
-            if path.exists():
-                log.warning("%s: %s is damaged or of another scan; it is predicted again", case.name, path)
-            return False
-    return True
+    damaged = [
+        path
+        for path in _plain_outputs(case, output, members=members, crops=crops)
+        if not is_kept(path, None if path.parent == output / ROI else case.files[0])
+    ]
+    for form in forms:
+        if not damaged and not form.is_whole(case):
+            damaged = list(form.files(case))
+            if form.of_folder:  # what others have in it is no damage
+                return False
+    for path in damaged:
+        if path.exists():
+            log.warning("%s: %s is damaged or of another scan; it is predicted again", case.name, path)
+    return not damaged
 
 
 def check_writable(folder: Path) -> None:
@@ -227,16 +256,19 @@ def check_writable(folder: Path) -> None:
 
 
 def _prefetch(
-    cases: Sequence[InputCase], loader: ThreadPoolExecutor, model: Future[PredictsScans], reader: str, profile: Profile
+    cases: Sequence[InputCase],
+    loader: ThreadPoolExecutor,
+    model: Future[PredictsScans],
+    load: Callable[[InputCase, Future[PredictsScans]], Any],
 ) -> Iterator[tuple[InputCase, Future[Any]]]:
     """Each case with its loading, the next one's already under way. The first loading starts at once."""
-    first = loader.submit(_load, cases[0], model, reader, profile)
+    first = loader.submit(load, cases[0], model)
 
     def following() -> Iterator[tuple[InputCase, Future[Any]]]:
         current = first
         for case, after in zip(cases, [*cases[1:], None], strict=True):
             current.exception()  # one scan waits at a time, no more
-            ahead = None if after is None else loader.submit(_load, after, model, reader, profile)
+            ahead = None if after is None else loader.submit(load, after, model)
             yield case, current
             if ahead is not None:
                 current = ahead
@@ -244,33 +276,36 @@ def _prefetch(
     return following()
 
 
-def _load(case: InputCase, model: Future[PredictsScans], reader: str, profile: Profile) -> Any:
+def _load(
+    case: InputCase, model: Future[PredictsScans], *, reader: str, profile: Profile, keep_image: bool
+) -> tuple[Any, Volume | None]:
     with profile.stage("read"):
         volumes = case.read(reader)
     segmenter = model.result()
     check_channel_count(case, segmenter.channels)
-    return segmenter.prepare(volumes, case.name)
+    return segmenter.prepare(volumes, case.name), volumes[0] if keep_image else None
 
 
 def _write(
-    case: InputCase,
+    finished: Finished,
     output: Path,
-    grid: Volume,
-    labels: np.ndarray,
-    members: Sequence[np.ndarray],
+    save_members: bool,
     postprocess: Postprocess | None,
-    also_write: FurtherForm | None,
+    forms: Sequence[tuple[Form, Any]],
     profile: Profile,
 ) -> None:
+    case, grid = finished.case, finished.grid
     if postprocess is not None:
         with profile.stage("post-process"):
-            labels = postprocess(labels, grid.spacing_mm, direction=grid.direction)
+            labels = postprocess(finished.labels, grid.spacing_mm, direction=grid.direction)
+            finished = replace(finished, labels=labels)
     with profile.stage("write"):
-        for number, member in enumerate(members):
-            write_labels(_target(output / MEMBERS / str(number), case), member, grid)
-        if also_write is not None:
-            also_write.write(case, labels, output / f"{case.name}{also_write.suffix}")
-        write_labels(_target(output, case), labels, grid)
+        if save_members:
+            for number, member in enumerate(finished.members):
+                write_labels(_target(output / MEMBERS / str(number), case), member, grid)
+        for form, receiver in forms:
+            form.write(finished, receiver)
+        write_labels(_target(output, case), finished.labels, grid)
 
 
 def _target(output: Path, case: InputCase) -> Path:
@@ -281,7 +316,7 @@ def _finish(pending: tuple[InputCase, float, Future[None]], report: PredictionRe
     case, start, writing = pending
     with _set_aside(case, report):
         writing.result()
-        report.written[case.name] = time.perf_counter() - start
+        report.add_written(case.name, time.perf_counter() - start)
 
 
 class _set_aside:
@@ -297,8 +332,7 @@ class _set_aside:
         if error is None or isinstance(error, InputError) or not isinstance(error, Exception):
             return False
         reason = error.reason if isinstance(error, CaseError) else _describe(error)
-        self._report.failed[self._case.name] = reason
-        log.error("%s: set aside: %s", self._case.name, reason)
+        self._report.add_failed(self._case.name, reason)
         log.debug("%s", self._case.name, exc_info=error)
         return True
 

@@ -94,13 +94,16 @@ class Inputs:
         return [self.cases[name] for name in names[number::parts] if name in self.cases]
 
 
-def find_inputs(inputs: Sequence[Path], dataset_json: dict[str, Any], *, output: Path | None = None) -> Inputs:
+def find_inputs(
+    inputs: Sequence[Path], dataset_json: dict[str, Any], *, output: Path | None = None, may_be_empty: bool = False
+) -> Inputs:
     """The cases of ``-i``.
 
     Args:
         inputs: folders of images or of DICOM series, or image files.
         dataset_json: the model's, for the number of channels.
         output: the output folder, whose label maps are no scans where it lies in an input folder or is one.
+        may_be_empty: whether folders without a scan are taken.
 
     Raises:
         InputError: when there is nothing to predict, or two inputs would write the same file.
@@ -114,7 +117,7 @@ def find_inputs(inputs: Sequence[Path], dataset_json: dict[str, Any], *, output:
     for path in inputs:
         if path.is_dir():
             besides = [other for other in inputs if other != path and other.is_dir()]
-            found = _folder(path, channels, dataset_json["file_ending"], output, besides)
+            found = _folder(path, channels, dataset_json["file_ending"], output, besides, may_be_empty)
             cases += [
                 InputCase(case, taken, suffix_of(taken[0]) or DICOM_OUTPUT) for case, taken in found.cases.items()
             ]
@@ -152,7 +155,9 @@ def check_channel_count(case: InputCase, channels: int) -> None:
         raise CaseError(case.name, f"{surplus}: has more channels than the {channels} the model was trained on")
 
 
-def _folder(folder: Path, channels: int, ending: str, output: Path | None, besides: Sequence[Path]) -> Listing:
+def _folder(
+    folder: Path, channels: int, ending: str, output: Path | None, besides: Sequence[Path], may_be_empty: bool
+) -> Listing:
     """What a folder holds, images in any format and DICOM series; refused where that is nothing."""
     is_output = output is not None and output.exists() and output.samefile(folder)
     found = list_scans(
@@ -161,7 +166,7 @@ def _folder(folder: Path, channels: int, ending: str, output: Path | None, besid
         besides=besides if output is None else [*besides, output],
         is_output=is_label_map_of if is_output else lambda path, scan: False,
     )
-    if not found.cases and not found.refused and not found.clashes:
+    if not may_be_empty and not found.cases and not found.refused and not found.clashes:
         if found.left:
             raise InputError(f"{folder}: nothing that can be predicted:{told(found.left)}")
         seen = sorted(path.name for path in folder.iterdir())[:3] or "nothing"

@@ -87,6 +87,17 @@ class Model:
         """Number of image channels."""
         return len(self.dataset_json.get("channel_names", self.dataset_json.get("modality", ())))
 
+    @property
+    def network_channels(self) -> int:
+        """Number of the network's input channels; the second stage of a cascade also sees each label of the first."""
+        seen = len(self.label_manager.foreground_labels) if self.is_second_stage else 0
+        return self.channels + seen
+
+    @property
+    def is_second_stage(self) -> bool:
+        """Whether it is the second stage of a cascade."""
+        return self.configuration_manager.previous_stage_name is not None
+
     def network(self) -> nn.Module:
         """The network with its weights, in evaluation mode, without deep supervision.
 
@@ -125,12 +136,13 @@ class Model:
         )
 
 
-def open_model(member: Member, *, trust_checkpoint: bool = False) -> Model:
+def open_model(member: Member, *, trust_checkpoint: bool = False, second_stage: bool = False) -> Model:
     """Open one member.
 
     Args:
         member: the checkpoint.
         trust_checkpoint: whether to open checkpoints that hold more than data, and networks that are not nnU-Net's.
+        second_stage: whether it may be the second stage of a cascade, which cannot be used alone.
 
     Raises:
         InputError: when files are missing or damaged, the model is of a kind that flare-predict does not know, or it
@@ -166,6 +178,10 @@ def open_model(member: Member, *, trust_checkpoint: bool = False) -> Model:
         None if axes is None else tuple(int(a) for a in axes),
         weights_of(checkpoint),
     )
+    if model.is_second_stage and not second_stage:
+        raise InputError(
+            f"{folder}: {name} is the second stage of a cascade, which flare-predict predicts, or nnUNetv2_predict"
+        )
     _check_supported(model)
     return model
 
@@ -210,10 +226,6 @@ def _check_supported(model: Model) -> None:
     reader = model.plans_manager.plans["image_reader_writer"]
     if reader not in READERS:
         raise InputError(f"{where}: reads images with {reader}; flare-predict reads volumes ({', '.join(READERS)})")
-    if configuration.previous_stage_name is not None:
-        raise InputError(
-            f"{where}: {model.configuration_name} is the second stage of a cascade; predict it with nnUNetv2_predict"
-        )
     if max(model.label_manager.all_labels) > 255:
         raise InputError(f"{where}: has label ids up to {max(model.label_manager.all_labels)}; label maps are uint8")
     check_resampling(configuration)
@@ -231,7 +243,7 @@ def _from_plans(model: Model) -> nn.Module:
         configuration.network_arch_class_name,
         configuration.network_arch_init_kwargs,
         configuration.network_arch_init_kwargs_req_import,
-        model.channels,
+        model.network_channels,
         model.label_manager.num_segmentation_heads,
         allow_init=False,
         deep_supervision=False,
@@ -256,13 +268,13 @@ def _from_trainer(model: Model) -> nn.Module:
     heads = model.label_manager.num_segmentation_heads
     if "plans_manager" in inspect.signature(trainer.build_network_architecture).parameters:
         return trainer.build_network_architecture(
-            model.plans_manager, configuration, model.channels, heads, enable_deep_supervision=False
+            model.plans_manager, configuration, model.network_channels, heads, enable_deep_supervision=False
         )
     return trainer.build_network_architecture(
         configuration.network_arch_class_name,
         configuration.network_arch_init_kwargs,
         configuration.network_arch_init_kwargs_req_import,
-        model.channels,
+        model.network_channels,
         heads,
         enable_deep_supervision=False,
     )

@@ -52,7 +52,7 @@ def openvino_network(model: Model, network: nn.Module, *, patch: Sequence[int], 
 
 def window_shape(model: Model, patch: Sequence[int], *, two_d: bool) -> list[int]:
     """Shape of a window as the network takes it: (1, C, z, y, x), or (1, C, y, x)."""
-    return [1, model.channels, *(patch[1:] if two_d else patch)]
+    return [1, model.network_channels, *(patch[1:] if two_d else patch)]
 
 
 def _key(model: Model, shape: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""One slice of scores on the network's grid to one slice of labels on the image's, on the CPU.
+"""One slice of scores on the network's grid to one slice of labels, or of scores, on the image's, on the CPU.
 
 A running maximum over the classes needs one plane. A class that is nowhere above the background on the network's grid
 cannot win between its points either: interpolation has no negative weights, and rounding is monotone.
@@ -36,7 +36,7 @@ class Axis:
 
 
 class Planes(Protocol):
-    """Makes labels of slices, where their scores lie."""
+    """Makes labels, or scores on the image's grid, of slices, where their scores lie."""
 
     def beside(self, scores: Array) -> Planes:
         """The same for these scores' place."""
@@ -44,6 +44,10 @@ class Planes(Protocol):
 
     def labels(self, plane: Array) -> np.ndarray:
         """The labels (Y, X), uint8, of scores (K, y, x)."""
+        ...
+
+    def scores(self, plane: Array) -> np.ndarray:
+        """All scores (K, Y, X), single precision on the CPU, of scores (K, y, x)."""
         ...
 
 
@@ -78,6 +82,12 @@ class HostPlanes:
             np.copyto(labels, np.uint8(k), where=wins)
             np.maximum(best, resized, out=best)
         return labels
+
+    def scores(self, plane: np.ndarray) -> np.ndarray:
+        found = np.empty((len(plane), self.rows.size, self.columns.size), np.float32)
+        for into, scores in zip(found, plane, strict=True):
+            into[...] = self._resized(scores)
+        return found
 
     def _regions(self, plane: np.ndarray) -> np.ndarray:
         labels = np.zeros((self.rows.size, self.columns.size), np.uint8)

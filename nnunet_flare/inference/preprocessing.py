@@ -19,7 +19,7 @@ from nnunet_flare.errors import InputError
 from nnunet_flare.inference import normalisation
 from nnunet_flare.inference.grids import new_shape
 from nnunet_flare.inference.profile import Profile
-from nnunet_flare.inference.resampling import resample_image
+from nnunet_flare.inference.resampling import NO_RESAMPLING, resample_image
 
 STOCK_PREPROCESSOR = "DefaultPreprocessor"
 
@@ -85,7 +85,8 @@ def preprocess(
     shape_before = tuple(arrays[0].shape)
     properties["shape_after_cropping_and_before_resampling"] = shape_before
     target = target_spacing(spacing, configuration_manager.spacing)
-    shape = network_shape(shape_before, spacing, target)
+    keeps = configuration_manager.configuration["resampling_fn_data"] == NO_RESAMPLING
+    shape = shape_before if keeps else network_shape(shape_before, spacing, target)
     data = np.empty((len(arrays), *shape), np.float32)
     for channel, array in enumerate(arrays):
         scheme = configuration_manager.normalization_schemes[channel]
@@ -132,6 +133,18 @@ def nonzero_box(arrays: list[np.ndarray]) -> list[tuple[int, int]]:
         high = next(i for i in range(size - 1, -1, -1) if any(np.any(a.take(i, axis)) for a in arrays))
         box.append((low, high + 1))
     return box
+
+
+def outside_nonzero(arrays: Sequence[np.ndarray], box: Sequence[Sequence[int]]) -> np.ndarray | None:
+    """Where a crop of some channels is outside of the image, in stock's sense, or None where it is nowhere.
+
+    Outside are zeros of all channels that touch the edge of the array, or others outside.
+    """
+    faces = [array.take(at, axis) for axis in range(3) for at in (0, -1) for array in arrays[:1]]
+    if all(face.all() for face in faces):  # as in nearly every CT
+        return None
+    mask = _outside_mask(list(arrays), tuple(slice(int(low), int(high)) for low, high in box))
+    return mask != 0 if mask.any() else None
 
 
 def _outside_mask(arrays: list[np.ndarray], inside: tuple[slice, ...]) -> np.ndarray:

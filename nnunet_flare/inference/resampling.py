@@ -21,6 +21,9 @@ from nnunet_flare.inference.workers import in_parallel
 STOCK = "resample_data_or_seg_to_shape"
 """The stock function that is reproduced; any other of the plans is called as it is."""
 
+NO_RESAMPLING = "no_resampling_hack"
+"""The stock function that gives back what it is given, whatever the spacings."""
+
 KNOWN_ARGUMENTS = frozenset({"is_seg", "order", "order_z", "force_separate_z", "separate_z_anisotropy_threshold"})
 
 STRIP_ROWS = 16

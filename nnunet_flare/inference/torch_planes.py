@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from nnunet_flare.inference.arrays import Array
+from nnunet_flare.inference.arrays import Array, to_host
 from nnunet_flare.inference.labels import REGION_THRESHOLD
 from nnunet_flare.inference.planes import Axis, HostPlanes, Planes
 
@@ -31,6 +31,9 @@ class DevicePlanes:
             labels.masked_fill_(resized > best, k)
             torch.maximum(best, resized, out=best)
         return labels.cpu().numpy()
+
+    def scores(self, plane: torch.Tensor) -> np.ndarray:
+        return np.stack([to_host(self._resized(scores)) for scores in plane])
 
     def _regions(self, plane: torch.Tensor) -> np.ndarray:
         labels = torch.zeros((self._host.rows.size, self._host.columns.size), dtype=torch.uint8, device=plane.device)

@@ -18,11 +18,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from nnunet_flare.drawing import colour
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import write_text
 from nnunet_flare.report.gather import QUANTILES, Row, RunReport, gather
 from nnunet_flare.report.papers import paper_and_ours
-from nnunet_flare.report.pictures import colour
 from nnunet_flare.report.planes import DISAGREEMENT, MEMBER_COLOURS, draw_case, read_scene, write_picture
 from nnunet_flare.report.volumes import LONGEST, write_volumes
 from nnunet_flare.rounds.run.manifest import Run

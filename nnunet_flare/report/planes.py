@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_flare.drawing import WINDOW_HU, Panel, overlay, rgb, upright
 from nnunet_flare.files import replacing
 from nnunet_flare.images import Volume
-from nnunet_flare.report.pictures import WINDOW_HU, overlay, rgb, upright
 from nnunet_flare.rounds.run.configurations import read_plans, resolve
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.stages.arrays import network_spacing_mm, read_array, read_properties
@@ -124,8 +124,8 @@ def _draw_plane(scene: Scene, organ: int, axis: int, index: int) -> np.ndarray:
     whole_centre = np.array(scan.shape) * spacing / 2
     whole_mm = float((np.array(scan.shape) * spacing).max())
     centre, width_mm = _near((members == organ).any(axis=0), spacing, whole_centre, whole_mm)
-    top = _Panel(spacing, whole_centre, whole_mm)
-    near = _Panel(spacing, centre, width_mm)
+    top = Panel(spacing, whole_centre, whole_mm, PANEL)
+    near = Panel(spacing, centre, width_mm, PANEL)
     panels = [overlay(top.scan(scan), top.labels(fused), 0.45)]
     _frame(panels[0], (centre - whole_centre) / whole_mm, width_mm / whole_mm)
     grey = overlay(near.scan(scan), np.zeros((PANEL, PANEL), np.uint8))
@@ -149,28 +149,6 @@ def _near(mask: np.ndarray, spacing: np.ndarray, whole_centre: np.ndarray, whole
     low, high = where.min(axis=0) * spacing, (where.max(axis=0) + 1) * spacing
     width = float((high - low).max()) + 2 * MARGIN_MM
     return (low + high) / 2, min(max(width, LEAST_ZOOM_MM), whole_mm)
-
-
-class _Panel:
-    """Samples a plane on a square of ``width_mm`` around ``centre`` (row, column in mm)."""
-
-    def __init__(self, spacing: np.ndarray, centre: np.ndarray, width_mm: float) -> None:
-        steps = (np.arange(PANEL) + 0.5) / PANEL * width_mm - width_mm / 2
-        self.rows, self.columns = ((centre[a] + steps) / spacing[a] - 0.5 for a in (0, 1))
-
-    def scan(self, plane: np.ndarray) -> np.ndarray:
-        """(PANEL, PANEL) linear samples in HU; air outside."""
-        from scipy.ndimage import map_coordinates
-
-        grid = np.meshgrid(self.rows, self.columns, indexing="ij")
-        return np.asarray(map_coordinates(plane, grid, order=1, mode="constant", cval=-1024.0))
-
-    def labels(self, plane: np.ndarray) -> np.ndarray:
-        """(PANEL, PANEL) nearest samples; 0 outside."""
-        rows, columns = np.rint(self.rows).astype(int), np.rint(self.columns).astype(int)
-        inside = ((rows >= 0) & (rows < plane.shape[0]))[:, None] & ((columns >= 0) & (columns < plane.shape[1]))
-        sampled = plane[rows.clip(0, plane.shape[0] - 1)[:, None], columns.clip(0, plane.shape[1] - 1)]
-        return np.where(inside, sampled, 0)
 
 
 def _edge(mask: np.ndarray) -> np.ndarray:

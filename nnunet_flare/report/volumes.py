@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunet_flare.drawing import WINDOW_HU
 from nnunet_flare.files import write_text
-from nnunet_flare.report.pictures import WINDOW_HU
 from nnunet_flare.report.planes import Scene
 
 LONGEST = 128

@@ -11,6 +11,7 @@ import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 ORGANS = {"background": 0, "liver": 1, "kidney": 2, "spleen": 3}
+CASCADE = "3d_cascade_fullres"
 REGIONS = {"background": 0, "organ": [1, 2], "lesion": 2}
 
 
@@ -33,6 +34,8 @@ def plans(
 
     def arguments(is_seg: bool, order: int) -> dict[str, Any]:
         basis: dict[str, Any] = {"is_seg": is_seg, "force_separate_z": force_separate_z}
+        if resampling == "no_resampling_hack":
+            return {}
         return {**basis, "order": order, "order_z": 0} if stock else basis
 
     architecture = {
@@ -114,13 +117,16 @@ def heads(document: dict[str, Any]) -> int:
     return count - 1 if "regions_class_order" in document else count
 
 
-def network(plan: dict[str, Any], document: dict[str, Any], seed: int) -> torch.nn.Module:
+def network(
+    plan: dict[str, Any], document: dict[str, Any], seed: int, configuration: str = "3d_fullres"
+) -> torch.nn.Module:
     """A network with weights drawn from a seed, its last layer strengthened so that labels vary in space."""
     settings = plan["configurations"]["3d_fullres"]["architecture"]
+    seen = len(document["labels"]) - 1 if configuration == CASCADE else 0
     torch.manual_seed(seed)
     net = get_network_from_plans(
         settings["network_class_name"], settings["arch_kwargs"], settings["_kw_requires_import"],
-        len(document["channel_names"]), heads(document), allow_init=True, deep_supervision=True,
+        len(document["channel_names"]) + seen, heads(document), allow_init=True, deep_supervision=True,
     )  # fmt: skip
     with torch.no_grad():
         for layer in net.decoder.seg_layers:
@@ -129,10 +135,16 @@ def network(plan: dict[str, Any], document: dict[str, Any], seed: int) -> torch.
 
 
 def checkpoint(
-    plan: dict[str, Any], document: dict[str, Any], *, fold: int | str, seed: int, trainer: str = "nnUNetTrainer"
+    plan: dict[str, Any],
+    document: dict[str, Any],
+    *,
+    fold: int | str,
+    seed: int,
+    trainer: str = "nnUNetTrainer",
+    configuration: str = "3d_fullres",
 ) -> dict[str, Any]:
     """What stock's ``save_checkpoint`` writes, NumPy scalars in the log included."""
-    net = network(plan, document, seed)
+    net = network(plan, document, seed, configuration)
     optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.99)
     return {
         "network_weights": net.state_dict(),
@@ -142,7 +154,7 @@ def checkpoint(
         "_best_ema": np.float64(0.5),
         "current_epoch": 1,
         "init_args": {
-            "plans": plan, "configuration": "3d_fullres", "fold": fold, "dataset_json": document,
+            "plans": plan, "configuration": configuration, "fold": fold, "dataset_json": document,
             "device": torch.device("cpu"),
         },
         "trainer_name": trainer,
@@ -159,6 +171,7 @@ def write_model(
     channels: int = 1,
     trainer: str = "nnUNetTrainer",
     seed: int = 0,
+    configuration: str = "3d_fullres",
 ) -> Path:
     """A trained model's folder; fold ``k`` gets the weights of ``seed + k``."""
     plan = plan or plans(channels=channels)
@@ -169,7 +182,23 @@ def write_model(
     for number, fold in enumerate(folds):
         (folder / f"fold_{fold}").mkdir(exist_ok=True)
         torch.save(
-            checkpoint(plan, document, fold=fold, seed=seed + number, trainer=trainer),
+            checkpoint(plan, document, fold=fold, seed=seed + number, trainer=trainer, configuration=configuration),
             folder / f"fold_{fold}" / "checkpoint_final.pth",
         )
+    return folder
+
+
+def write_cascade(
+    parent: Path, *, labels: dict[str, Any] | None = None, trainer: str = "nnUNetTrainer", **options: Any
+) -> Path:
+    """Both stages of a cascade side by side, as trained with the same plans; returns the second one's folder."""
+    plan = plans(**options)
+    stages = plan["configurations"]
+    fine = stages["3d_fullres"]
+    coarse = [1.6 * mm for mm in fine["spacing"]]
+    stages["3d_lowres"] = {**fine, "spacing": coarse, "next_stage": CASCADE, "data_identifier": "nnUNetPlans_3d_lowres"}
+    stages[CASCADE] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    for seed, stage in enumerate(("3d_lowres", CASCADE)):
+        folder = parent / f"{trainer}__nnUNetPlans__{stage}"
+        write_model(folder, plan=plan, labels=labels, configuration=stage, seed=seed, folds=(0, 1), trainer=trainer)
     return folder

@@ -12,14 +12,15 @@ import small_scans as scans
 
 from nnunet_flare.cli import predict
 from nnunet_flare.dicom import ordered_files, read_series
-from nnunet_flare.dicom_seg import segment_names, write_dicom_seg
+from nnunet_flare.dicom_seg import write_dicom_seg
 from nnunet_flare.errors import CaseError
 from nnunet_flare.images import Volume, read_volume, write_volume
+from nnunet_flare.labels import label_names
 
 pydicom = pytest.importorskip("pydicom", reason="pydicom (extra: dicom) is not installed")
 highdicom = pytest.importorskip("highdicom", reason="highdicom (extra: dicom) is not installed")
 
-NAMES = segment_names(models.dataset_json())
+NAMES = label_names(models.dataset_json())
 SHAPE = (6, 20, 24)
 
 
@@ -123,8 +124,8 @@ def test_frames_lie_where_the_slices_lie(series, tmp_path):
 
 
 def test_ids_with_gaps_and_regions_keep_their_names(series, tmp_path):
-    assert segment_names({"labels": {"background": 0, "b": 7, "a": 3, "ignore": 8}}) == {3: "a", 7: "b"}
-    assert segment_names(models.dataset_json(labels=models.REGIONS)) == {1: "organ", 2: "lesion"}
+    assert label_names({"labels": {"background": 0, "b": 7, "a": 3, "ignore": 8}}) == {3: "a", 7: "b"}
+    assert label_names(models.dataset_json(labels=models.REGIONS)) == {1: "organ", 2: "lesion"}
     labels = np.zeros(SHAPE, np.uint8)
     labels[1:3, 2:9, 2:9], labels[3:5, 2:9, 2:9] = 3, 7
     write_dicom_seg(tmp_path / "seg.dcm", labels, series, {3: "pancreas tumour", 7: "thing"}, "case")

@@ -19,13 +19,13 @@ import pytest
 from fake_run import ORGANS, SPACING_MM, boxes, fake_run, least_organ
 
 from nnunet_flare.cli.pseudolabel import main
+from nnunet_flare.drawing import colour, rgb, upright
 from nnunet_flare.errors import InputError
 from nnunet_flare.images import Volume, write_volume
 from nnunet_flare.recipes.load import shipped_recipes
 from nnunet_flare.report.gather import gather
 from nnunet_flare.report.page import script_json, worth_looking_at, write_report
 from nnunet_flare.report.papers import paper_and_ours
-from nnunet_flare.report.pictures import colour, rgb, upright
 from nnunet_flare.report.planes import DISAGREEMENT, PANEL, Scene, direction_of, draw_case
 from nnunet_flare.report.volumes import LONGEST, smaller, write_volumes
 from nnunet_flare.rounds.run.ledger import read_decisions, write_round

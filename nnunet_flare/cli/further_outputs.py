@@ -1,0 +1,142 @@
+"""The options of ``flare-predict`` for what is written beside label maps."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nnunet_flare.errors import InputError
+from nnunet_flare.inference.choices import UNCERTAINTIES
+
+if TYPE_CHECKING:
+    from nnunet_flare.inference.forms import Form
+    from nnunet_flare.inference.inputs import InputCase
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options, in a group of their own."""
+    out = parser.add_argument_group("further outputs")
+    out.add_argument(
+        "--statistics",
+        action="store_true",
+        help="also write OUT/statistics.csv and .json: volume (ml) and mean HU of every organ of every case",
+    )
+    out.add_argument("--preview", action="store_true", help="also write OUT/<case>.png: three planes with the organs")
+    out.add_argument(
+        "--save_probabilities",
+        action="store_true",
+        help="also write OUT/<case>.npz and .pkl, as nnU-Net does for nnUNetv2_ensemble",
+    )
+    out.add_argument(
+        "--uncertainty",
+        nargs="?",
+        choices=UNCERTAINTIES,
+        const="entropy",
+        help="also write OUT/uncertainty/<case>.nii.gz, 0 to 255: entropy (default), of the mean softmax; "
+        "disagreement, the share of folds with another label",
+    )
+    out.add_argument(
+        "--dicom_seg",
+        action="store_true",
+        help="of DICOM series, also write OUT/<case>.dcm, a DICOM segmentation (extra: dicom)",
+    )
+    out.add_argument(
+        "--rtstruct",
+        action="store_true",
+        help="of DICOM series, also write OUT/rtstruct/<case>.dcm, a structure set for radiotherapy (extra: dicom)",
+    )
+
+
+def forms_of(args: argparse.Namespace, cases: Sequence[InputCase], dataset: dict[str, Any], model: Path) -> list[Form]:
+    """The further outputs that were asked for.
+
+    Args:
+        args: of the command line.
+        cases: all that will be predicted, by this part or another.
+        dataset: the model's dataset.json.
+        model: its folder.
+
+    Raises:
+        InputError: when one of them cannot be made.
+    """
+    from nnunet_flare.labels import label_names
+
+    names = label_names(dataset)
+    found: list[Form] = []
+    if args.statistics:
+        from nnunet_flare.inference.statistics import Statistics
+
+        found.append(Statistics(args.output, names, ct=is_ct(dataset)).form())
+    if args.preview:
+        from nnunet_flare.inference.previews import preview_form
+
+        found.append(preview_form(args.output, names, ct=is_ct(dataset)))
+    if args.save_probabilities or args.uncertainty == "entropy":
+        option = "--save_probabilities" if args.save_probabilities else "--uncertainty"
+        if args.windows != "all":
+            raise InputError(f"{option} needs --windows all, not {args.windows}, which leaves windows out")
+    if args.save_probabilities:
+        from nnunet_flare.inference.probabilities import probabilities_form
+
+        found.append(probabilities_form(args.output, model))
+    if args.uncertainty:
+        from nnunet_flare.inference.uncertainty import uncertainty_form
+
+        found.append(uncertainty_form(args.uncertainty, args.output))
+    if args.dicom_seg:
+        found.append(_dicom_seg(args.output, cases, names))
+    if args.rtstruct:
+        found.append(_rtstruct(args.output, cases, names))
+    return found
+
+
+def is_ct(dataset: dict[str, Any]) -> bool:
+    """Whether the first channel holds CT numbers, by its name in dataset.json, as nnU-Net tells it."""
+    channels = dataset.get("channel_names", dataset.get("modality", {}))
+    return bool(channels) and str(channels.get("0", "")).casefold() == "ct"
+
+
+def _dicom_seg(output: Path, cases: Sequence[InputCase], names: dict[int, str]) -> Form:
+    """Writes DICOM segmentations; refused at once where a case is no DICOM series."""
+    from nnunet_flare.dicom_seg import SUFFIX, check_installed, write_dicom_seg
+    from nnunet_flare.inference.forms import Finished, Form
+    from nnunet_flare.kept import is_kept_dicom
+
+    check_installed()
+    _check_series("--dicom_seg", output, cases)
+
+    def file(case: InputCase) -> Path:
+        return output / f"{case.name}{SUFFIX}"
+
+    def write(done: Finished, _: Any) -> None:
+        write_dicom_seg(file(done.case), done.labels, done.case.files[0], names, done.case.name)
+
+    return Form("DICOM segmentations", lambda case: (file(case),), write, lambda case: is_kept_dicom(file(case)))
+
+
+def _rtstruct(output: Path, cases: Sequence[InputCase], names: dict[int, str]) -> Form:
+    """Writes structure sets, as :func:`_dicom_seg` segmentations."""
+    from nnunet_flare.dicom_seg import check_installed
+    from nnunet_flare.inference.forms import Finished, Form
+    from nnunet_flare.rtstruct import FOLDER, SUFFIX, is_kept_rtstruct, write_rtstruct
+
+    check_installed("--rtstruct")
+    _check_series("--rtstruct", output / FOLDER, cases)
+
+    def file(case: InputCase) -> Path:
+        return output / FOLDER / f"{case.name}{SUFFIX}"
+
+    def write(done: Finished, _: Any) -> None:
+        write_rtstruct(file(done.case), done.labels, done.case.files[0], names, done.case.name)
+
+    return Form("structure sets", lambda case: (file(case),), write, lambda case: is_kept_rtstruct(file(case)))
+
+
+def _check_series(option: str, output: Path, cases: Sequence[InputCase]) -> None:
+    for case in cases:
+        if not case.files[0].is_dir():
+            raise InputError(f"{option}: {case.files[0]} is no DICOM series folder; leave {option} out")
+        if output.exists() and output.samefile(case.files[0]):
+            raise InputError(f"-o {output}: is a DICOM series, into which {option} would write; choose another")

@@ -1,0 +1,208 @@
+"""Cascades: the second stage sees the scan and, a channel per label, what the first stage says about it.
+
+Both stages run in this process: the first one's label map goes from its scan's own grid to the second one's as stock
+nnU-Net takes it there from the files of ``-prev_stage_predictions``, without a file in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_flare.errors import CaseError, InputError
+from nnunet_flare.images import Volume
+from nnunet_flare.inference.choices import DEFAULT_CHECKPOINT, Fold
+from nnunet_flare.inference.core import Segmenter
+from nnunet_flare.inference.forms import Receiver
+from nnunet_flare.inference.opened import Opened
+from nnunet_flare.inference.preprocessing import OUTSIDE, STOCK_PREPROCESSOR, outside_nonzero, target_spacing
+from nnunet_flare.inference.profile import Profile
+from nnunet_flare.inference.scans import PreparedScan
+from nnunet_flare.inference.settings import PredictionSettings
+
+
+@dataclass(frozen=True, eq=False)
+class CascadeScan:
+    """A scan as both stages see it; the second one's labels are still missing.
+
+    ``outside`` (z, y, x) is true where stock nnU-Net marks the background as outside of the image, in the axis order of
+    the network, inside its crop; None where it marks nothing.
+    """
+
+    first: PreparedScan
+    second: PreparedScan
+    outside: np.ndarray | None
+
+    @property
+    def name(self) -> str:
+        """The case."""
+        return self.second.name
+
+    @property
+    def grid(self) -> Volume:
+        """The scan's grid, without voxels."""
+        return self.second.grid
+
+    @property
+    def oddities(self) -> tuple[str, ...]:
+        """What is unusual about the scan."""
+        return tuple(dict.fromkeys((*self.second.oddities, *self.first.oddities)))
+
+
+class CascadeSegmenter:
+    """Offers what :class:`Segmenter` offers for folders of scans: prepare, count windows, segment."""
+
+    def __init__(self, first: Segmenter, second: Segmenter) -> None:
+        """The stages of one cascade.
+
+        Raises:
+            InputError: when they take other channels, have other labels or read images otherwise.
+        """
+        one, other = first.models[0], second.models[0]
+        for what, of in _SHARED.items():
+            if of(one) != of(other):
+                raise InputError(
+                    f"{one.folder} is no first stage for {other.folder}: their {what} differ, {of(one)} and {of(other)}"
+                )
+        if second.configuration_manager.preprocessor_name != STOCK_PREPROCESSOR:
+            name = second.configuration_manager.preprocessor_name
+            raise InputError(f"{other.folder}: a cascade's second stage that preprocesses with {name}")
+        self.first, self.second = first, second
+        self.models, self.settings, self.profile = second.models, second.settings, second.profile
+        self.reader, self.channels = second.reader, second.channels
+        self.value_oddities = second.value_oddities
+
+    def load(self) -> None:
+        """Build the networks now and not at the first scan."""
+        self.first.load()
+        self.second.load()
+
+    def prepare(self, volumes: Sequence[Volume], case: str = "image") -> CascadeScan:
+        """Check a scan's channels and bring them to both networks' grids.
+
+        Raises:
+            CaseError: when the scan cannot be predicted with these models.
+        """
+        first, second = self.first.prepare(volumes, case), self.second.prepare(volumes, case)
+        forward = list(self.second.plans_manager.transpose_forward)
+        arrays = [second.turn.apply(volume.array).transpose(forward) for volume in volumes]
+        outside = outside_nonzero(arrays, second.prepared.properties["bbox_used_for_cropping"])
+        return CascadeScan(first, second, outside)
+
+    def windows(self, scan: CascadeScan) -> int:
+        """How many windows both stages take at most."""
+        return self.first.windows(scan.first) + self.second.windows(scan.second)
+
+    def segment(
+        self,
+        scan: CascadeScan,
+        *,
+        members: bool = False,
+        progress: Callable[[int], None] | None = None,
+        receivers: Sequence[Receiver] = (),
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """As :meth:`Segmenter.segment`, of the second stage; the first one's members are averaged."""
+        with self.profile.stage("first stage"):
+            labels, _ = self.first.segment(scan.first, progress=progress)
+        with self.profile.stage("labels to channels"):
+            second = self.with_labels(scan, labels)
+        return self.second.segment(second, members=members, progress=progress, receivers=receivers)
+
+    def with_labels(self, cascade: CascadeScan, labels: np.ndarray) -> PreparedScan:
+        """The second stage's scan with a channel (0 or 1) per foreground label of a label map (Z, Y, X) on its grid."""
+        scan = cascade.second
+        plans, configuration = self.second.plans_manager, self.second.configuration_manager
+        properties, data = scan.prepared.properties, scan.prepared.data
+        forward = list(plans.transpose_forward)
+        turned = scan.turn.apply(labels).transpose(forward)
+        box = tuple(slice(int(low), int(high)) for low, high in properties["bbox_used_for_cropping"])
+        inside = turned[box].astype(np.int16)
+        if cascade.outside is not None:  # a label of its own to stock's resampling, which changes edges beside it
+            inside[cascade.outside & (inside == 0)] = OUTSIDE
+        spacing = [float(properties["spacing"][axis]) for axis in forward]
+        wanted = target_spacing(spacing, configuration.spacing)
+        try:
+            resample = configuration.resampling_fn_seg
+        except RuntimeError as error:
+            raise InputError(f"the plans resample label maps with an unknown function ({error})") from error
+        seen = np.asarray(resample(inside[None], data.shape[1:], spacing, wanted)[0])
+        if seen.shape != data.shape[1:]:
+            raise CaseError(scan.name, f"labels of shape {seen.shape} do not fit the image's {data.shape[1:]}")
+        foreground = self.second.label_manager.foreground_labels
+        with_channels = np.empty((len(data) + len(foreground), *data.shape[1:]), np.float32)
+        with_channels[: len(data)] = data
+        for channel, label in enumerate(foreground, start=len(data)):
+            np.equal(seen, label, out=with_channels[channel], casting="unsafe")
+        return replace(scan, prepared=replace(scan.prepared, data=with_channels))
+
+
+def open_any(
+    folder: Path,
+    settings: PredictionSettings,
+    *,
+    folds: Sequence[Fold] | None = None,
+    checkpoint: str = DEFAULT_CHECKPOINT,
+    profile: Profile | None = None,
+    previous: Path | None = None,
+) -> Segmenter | CascadeSegmenter:
+    """A trained model, with its first stage where it is a cascade's second one.
+
+    Args:
+        folder: the model's.
+        settings: of both stages.
+        folds: to average, of the model; of the first stage all that are there.
+        checkpoint: file name.
+        profile: gets the time of every stage.
+        previous: the first stage's folder; without it that trained beside the model (same trainer and plans).
+
+    Raises:
+        InputError: when something is missing, damaged or unknown.
+    """
+    segmenter = Segmenter.from_model_folder(
+        folder, settings, folds=folds, checkpoint=checkpoint, profile=profile, second_stage=True
+    )
+    stage = segmenter.configuration_manager.previous_stage_name
+    if stage is None:
+        if previous is not None:
+            raise InputError(f"--prev_stage {previous}: {folder} is no second stage of a cascade; leave it out")
+        return segmenter
+    before = previous or first_stage_folder(folder, stage)
+    first = Segmenter.from_model_folder(
+        before, settings, checkpoint=checkpoint, profile=segmenter.profile.part("first stage ")
+    )
+    return CascadeSegmenter(first, segmenter)
+
+
+def first_stage_folder(folder: Path, stage: str) -> Path:
+    """The folder of a cascade's first stage, trained beside the second one.
+
+    Raises:
+        InputError: when it is not there.
+    """
+    real = folder.resolve()
+    stem, _, configuration = real.name.rpartition("__")
+    beside = real.with_name(f"{stem}__{stage}")
+    if (beside / "plans.json").is_file():
+        return beside
+    raise InputError(
+        f"{folder}: {configuration} is the second stage of a cascade, which needs the first, {beside.name}, beside it; "
+        "put it there, or name its folder with --prev_stage"
+    )
+
+
+def _labels(model: Opened) -> object:
+    return model.dataset_json["labels"]
+
+
+def _channels(model: Opened) -> object:
+    return model.dataset_json.get("channel_names", model.dataset_json.get("modality"))
+
+
+def _reader(model: Opened) -> object:
+    return model.plans_manager.plans["image_reader_writer"]
+
+
+_SHARED: dict[str, Callable[[Opened], object]] = {"labels": _labels, "channels": _channels, "readers": _reader}
