@@ -20,7 +20,7 @@ import torch
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 
-from nnunet_flare.cli import predict
+from nnunet_flare.cli import export, predict
 from nnunet_flare.images import Volume, read_volume, write_volume
 from nnunet_flare.inference import probabilities as ours
 from nnunet_flare.inference.forms import View
@@ -93,6 +93,33 @@ def test_probabilities_are_stocks(tmp_path, plan, labels, direction, folds):
                 assert notes[key][name] == value
             else:
                 np.testing.assert_allclose(notes[key][name], value, atol=1e-6)
+
+
+WITHOUT_PYTORCH = """
+import sys
+sys.modules["torch"] = sys.modules["nnunetv2"] = None  # not importable
+from nnunet_flare.cli import predict
+sys.exit(predict.main(sys.argv[1:]))
+"""
+
+
+def test_an_exported_model_gives_them_without_pytorch(tmp_path):
+    model, exported = models.write_model(tmp_path / "model", folds=(0, 1)), tmp_path / "exported"
+    assert export.main(["-m", str(model), "-o", str(exported), "--precision", "fp32"]) == 0
+    images = write_scan(tmp_path / "in")
+    asked = ("--save_probabilities", "--uncertainty", "--statistics", "--preview")
+    words = ("-i", images, "-o", tmp_path / "out", "-m", exported, *asked)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PYTORCH, *map(str, words)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert run("-i", images, "-o", tmp_path / "trained", "-m", model, *asked) == 0
+    found, expected = (np.load(tmp_path / name / "a.npz")["probabilities"] for name in ("out", "trained"))
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+    maps = (read_volume(tmp_path / name / "uncertainty/a.nii.gz").array for name in ("out", "trained"))
+    np.testing.assert_allclose(*(one.astype(float) for one in maps), atol=2)
+    files = ({path.name for path in (tmp_path / name).iterdir()} for name in ("out", "trained"))
+    assert next(files) == next(files) >= {"a.png", "a.pkl", "statistics.csv"}
 
 
 def test_nnunetv2_ensemble_reads_them(tmp_path):
