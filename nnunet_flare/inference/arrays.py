@@ -1,8 +1,8 @@
 """Arrays of scores: NumPy's on the CPU, PyTorch's tensors on a GPU.
 
 Windows, augmentation and export slice, add and divide both alike; what the two libraries name differently is here, for
-the CPU in :class:`Host`, for GPUs in :mod:`nnunet_flare.inference.torch_arrays`. Nothing of PyTorch is imported until a
-tensor comes.
+the CPU in :class:`Host`, for GPUs in :mod:`nnunet_flare.inference.torch_arrays`; which of them an array needs, in
+:mod:`nnunet_flare.inference.places`.
 """
 
 from __future__ import annotations
@@ -100,20 +100,6 @@ class Host:
 
 
 HOST = Host()
-
-
-def place_at(device: Any) -> Place:
-    """The place of arrays on a device, PyTorch's or of :mod:`nnunet_flare.inference.devices`."""
-    if device.type == "cpu":
-        return HOST
-    from nnunet_flare.inference.torch_arrays import OnDevice
-
-    return OnDevice(device)
-
-
-def place_of(array: Array) -> Place:
-    """Where an array lies; a tensor on the CPU is one of its arrays after :meth:`Place.take`."""
-    return HOST if isinstance(array, np.ndarray) else place_at(array.device)
 
 
 def to_host(array: Any) -> np.ndarray:

@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from nnunet_flare.errors import CaseError
-from nnunet_flare.inference.arrays import Array, place_of
+from nnunet_flare.inference.arrays import Array
 from nnunet_flare.inference.devices import CPU, Device
 from nnunet_flare.inference.memory import free_gpu_memory, gpu_figures, is_out_of_memory
+from nnunet_flare.inference.places import place_of
 from nnunet_flare.inference.windows import Consume, Forward
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nnunet_flare.inference.arrays import Array, place_of
+from nnunet_flare.inference.arrays import Array
+from nnunet_flare.inference.places import place_of
 from nnunet_flare.inference.windows import Consume, Forward
 
 CROP_SHARE = 0.9

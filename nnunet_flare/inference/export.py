@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from nnunet_flare.errors import InputError
-from nnunet_flare.inference.arrays import Array, place_of
+from nnunet_flare.inference.arrays import Array
 from nnunet_flare.inference.grids import ANISOTROPY_THRESHOLD, linear, nearest, separate_axis
+from nnunet_flare.inference.places import place_of, planes_beside
 from nnunet_flare.inference.planes import Axis, HostPlanes, Planes
 from nnunet_flare.inference.resampling import NO_RESAMPLING
 
@@ -88,7 +89,7 @@ class SliceExporter:
 
     def consume(self, scores: Array) -> None:
         """Take the next slices (K, n, y, x) along the network's first axis, from the CPU or a GPU."""
-        planes = self._planes.beside(scores)
+        planes = planes_beside(scores, self._planes)
         scores = place_of(scores).take(scores)
         for index in range(scores.shape[1]):
             self._consume_plane(scores[:, index], planes)

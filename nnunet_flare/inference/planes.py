@@ -38,10 +38,6 @@ class Axis:
 class Planes(Protocol):
     """Makes labels, or scores on the image's grid, of slices, where their scores lie."""
 
-    def beside(self, scores: Array) -> Planes:
-        """The same for these scores' place."""
-        ...
-
     def labels(self, plane: Array) -> np.ndarray:
         """The labels (Y, X), uint8, of scores (K, y, x)."""
         ...
@@ -61,13 +57,6 @@ class HostPlanes:
         """
         self.rows, self.columns = rows, columns
         self.regions, self.sigmoid = regions, sigmoid
-
-    def beside(self, scores: Array) -> Planes:
-        if isinstance(scores, np.ndarray) or scores.device.type == "cpu":
-            return self
-        from nnunet_flare.inference.torch_planes import DevicePlanes
-
-        return DevicePlanes(self)
 
     def labels(self, plane: np.ndarray) -> np.ndarray:
         if self.regions is not None:

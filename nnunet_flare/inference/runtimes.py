@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from nnunet_flare.errors import InputError
-from nnunet_flare.inference.arrays import Array, place_of
+from nnunet_flare.inference.arrays import Array
 from nnunet_flare.inference.choices import BACKENDS, PRECISIONS
+from nnunet_flare.inference.places import place_of
 from nnunet_flare.inference.windows import Forward
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_flare.inference.arrays import Array, place_at, to_host
+from nnunet_flare.inference.arrays import Array, to_host
+from nnunet_flare.inference.places import place_at
 from nnunet_flare.inference.windows import (
     Consume,
     Forward,

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from nnunet_flare.errors import InputError
-from nnunet_flare.inference.arrays import Array, place_of
+from nnunet_flare.inference.arrays import Array
 from nnunet_flare.inference.attempts import Watch
 from nnunet_flare.inference.augment import average_with, central_crop
 from nnunet_flare.inference.opened import Opened
+from nnunet_flare.inference.places import place_of
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.inference.settings import PredictionSettings
 from nnunet_flare.inference.skipping import BODY_HU, Huang, slide_growing

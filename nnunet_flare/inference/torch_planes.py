@@ -6,9 +6,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from nnunet_flare.inference.arrays import Array, to_host
+from nnunet_flare.inference.arrays import to_host
 from nnunet_flare.inference.labels import REGION_THRESHOLD
-from nnunet_flare.inference.planes import Axis, HostPlanes, Planes
+from nnunet_flare.inference.planes import Axis, HostPlanes
 
 
 class DevicePlanes:
@@ -16,9 +16,6 @@ class DevicePlanes:
 
     def __init__(self, host: HostPlanes) -> None:
         self._host = host
-
-    def beside(self, scores: Array) -> Planes:
-        return self
 
     def labels(self, plane: torch.Tensor) -> np.ndarray:
         if self._host.regions is not None:

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from nnunet_flare.inference.arrays import Array, Place, place_at
+from nnunet_flare.inference.arrays import Array, Place
+from nnunet_flare.inference.places import place_at
 
 GAUSSIAN_SIGMA = 1 / 8
 """Standard deviation of the window weights, as a share of the patch size (stock nnU-Net)."""

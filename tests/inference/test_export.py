@@ -152,7 +152,7 @@ def test_a_gpu_gives_the_labels_of_the_cpu_but_for_ties(spacing, shape, plan, gr
     managers = setting(spacing, shape, pad=2, labels=labels, **plan)
     logits = scores(2 if labels else 4, grid)
     expected = labels_on_image_grid(logits.numpy(), *managers)
-    monkeypatch.setattr(planes.HostPlanes, "beside", lambda self, scores: DevicePlanes(self))
+    monkeypatch.setattr(export, "planes_beside", lambda scores, host: DevicePlanes(host))
     monkeypatch.setattr(export, "place_of", lambda array: OnDevice(torch.device("cpu")))
     found = labels_on_image_grid(logits, *managers)
     assert len(np.unique(found)) > 2
