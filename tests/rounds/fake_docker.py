@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Stands in for ``docker build``, ``run`` and ``save`` where no daemon runs: no image, but the same files and script.
 
-``build`` checks that everything the Dockerfile copies is in the context and lays out its work folder; ``run`` runs the
-command there, with the mounted folders in place of the container's.
+``build`` checks that everything the Dockerfile copies is in the context, exports the model as its first stage does and
+lays out the work folder; ``run`` runs the command there, with the mounted folders in place of the container's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ def build(words: list[str]) -> int:
     arguments = dict(word.split("=", 1) for word in given.build_arg)
     image = Path(f"image-{given.t}")
     image.mkdir(exist_ok=True)
-    for source, target in re.findall(r"^COPY (?:--\S+ )*(\S+) (\S+)$", dockerfile, re.M):
+    for stage, source, target in re.findall(r"^COPY (?:--from=(\S+) |--\S+ )*(\S+) (\S+)$", dockerfile, re.M):
+        if stage:
+            if source == "/model":
+                exported = str(image / target.removeprefix("/workspace/"))
+                subprocess.run(["flare-export", "-m", arguments["MODEL"], "-o", exported], check=True)
+            continue
         path = Path(given.context, re.sub(r"\$\{(\w+)\}", lambda match: arguments[match.group(1)], source))
         if not path.exists():
             sys.exit(f"COPY failed: {path} is not in the context")

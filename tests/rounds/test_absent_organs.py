@@ -141,7 +141,7 @@ def test_the_rule_steady_compares_with_the_labels_of_changed_copies(run):
     segmenter = open_members(changed, of.model, of.members)
 
     def label(copy):
-        return segmenter.predict_members(copy).mean_softmax.argmax(0).numpy()
+        return segmenter.predict_members(copy).mean_softmax.argmax(0)
 
     maps = [label(scan), label(1.15 * scan + np.float32(0.1)), label(0.85 * scan - np.float32(0.1))]
     liver = [labels == ids["liver"] for labels in maps]

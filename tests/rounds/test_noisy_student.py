@@ -44,6 +44,7 @@ def run(tmp_path: Path) -> Run:
     for case in cases[:-1]:
         document = {
             "agreement": dict.fromkeys(ORGANS),
+            "volume_mm3": dict.fromkeys(ORGANS, 1000.0),
             "members": 1,
             "label_sha256": "0" * 64,
             "odd": ["spacing"] if case == "odd" else [],

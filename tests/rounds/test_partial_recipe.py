@@ -152,7 +152,7 @@ def test_labels_of_a_loop_hold_its_organs_alone_and_others_count_as_background(f
     others = softmax[:TUMOUR].sum(0)
     np.testing.assert_allclose(merged.mean_softmax[0], others, atol=1e-5)
     assert not merged.mean_softmax[1:TUMOUR].any()
-    np.testing.assert_array_equal(merged.labels[0] == TUMOUR, (softmax[TUMOUR] > others).numpy())
+    np.testing.assert_array_equal(merged.labels[0] == TUMOUR, softmax[TUMOUR] > others)
 
 
 def test_the_union_takes_tumour_over_organ_and_the_annotation_over_all(finished: Run) -> None:

@@ -158,7 +158,8 @@ def test_cancel_empties_the_queue_and_leaves_no_process(cluster, tmp_path):
 def test_a_killed_submission_is_completed_and_no_task_runs_twice(cluster, tmp_path):
     run = make_run(tmp_path)
     code = (
-        "import pathlib; from nnunet_flare.rounds import manifest, slurm; "
+        "import pathlib; from nnunet_flare.rounds.executors import slurm; "
+        "from nnunet_flare.rounds.run import manifest; "
         f"slurm.submit(manifest.load_run(pathlib.Path({str(run.root)!r})), {{}})"
     )
     process = subprocess.Popen([sys.executable, "-c", code], env=dict(os.environ))
