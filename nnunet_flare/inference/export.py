@@ -110,15 +110,15 @@ class SliceExporter:
     def _consume_linear(self, plane: Array, planes: Planes) -> None:
         """Output slices that lie between the slice before and this one."""
         low, high, weight = self._linear
-        for target in np.flatnonzero(high == self._seen):
-            if low[target] == self._seen:
-                mixed = plane
-            else:
-                assert self._previous is not None  # high > low, hence a slice came before
-                share = float(weight[target])
-                mixed = self._previous * (1 - share)
-                mixed += plane * share
-            self._labels[target] = planes.labels(mixed)
+        targets = np.flatnonzero(high == self._seen)
+        between = [target for target in targets if low[target] != self._seen]
+        if between:
+            assert self._previous is not None  # high > low, hence a slice came before
+            labels = planes.between(self._previous, plane, [float(weight[target]) for target in between])
+            for target, found in zip(between, labels, strict=True):
+                self._labels[target] = found
+        if len(between) < len(targets):
+            self._labels[[target for target in targets if low[target] == self._seen]] = planes.labels(plane)
         self._previous = place_of(plane).copy(plane)  # the caller may use its memory again
 
 

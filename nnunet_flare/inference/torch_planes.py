@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -31,6 +33,10 @@ class DevicePlanes:
             labels.masked_fill_(resized > best, k)
             torch.maximum(best, resized, out=best)
         return labels.cpu().numpy()
+
+    def between(self, one: torch.Tensor, other: torch.Tensor, shares: Sequence[float]) -> Iterator[np.ndarray]:
+        for share in shares:
+            yield self.labels(one * (1 - share) + other * share)
 
     def _regions(self, plane: torch.Tensor) -> np.ndarray:
         labels = torch.zeros((self._host.rows.size, self._host.columns.size), dtype=torch.uint8, device=plane.device)
