@@ -21,10 +21,10 @@ case $step in
     python3 -m venv /opt/full
     python3 -m venv --without-pip /opt/flare
     into_flare -r "$1"
-    # Left unquoted on purpose: options of pip may stand beside the name.
+    # In one go: else what nnU-Net asks for replaces the chosen PyTorch. Left unquoted on purpose: options of pip may
+    # stand beside the name.
     # shellcheck disable=SC2086
-    /opt/full/bin/python -m pip install --no-cache-dir $2
-    /opt/full/bin/python -m pip install --no-cache-dir nnunetv2 openvino
+    /opt/full/bin/python -m pip install --no-cache-dir $2 nnunetv2 openvino
     ;;
   install)
     /opt/full/bin/python -m pip install --no-cache-dir "$1[openvino]"
