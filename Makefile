@@ -9,7 +9,7 @@ CONSTRAINT = $(VENV)/constraints.txt
 TEST_ENV = PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 nnUNet_def_n_proc=1 nnUNet_compile=f MPLBACKEND=Agg
 PYTEST = $(TEST_ENV) $(BIN)/python -m pytest
 
-.PHONY: demo test lint check soak docs release-check clean
+.PHONY: demo test lint check soak container-check docs release-check clean
 
 $(STAMP): pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
@@ -39,6 +39,10 @@ check: $(STAMP)-test
 soak: $(STAMP)-test
 	FLARE_FUZZ_EXAMPLES=1000 $(PYTEST) tests/test_fuzz.py
 	FLARE_SOAK_PAGE=docs/soak.md $(PYTEST) -m "slow and not gpu" --durations=0 tests
+
+# The image of docker/Dockerfile, built and run; FLARE_CONTAINER_ENGINE and FLARE_CONTAINER_BASE choose engine and base.
+container-check: $(STAMP)-test
+	FLARE_CONTAINER_TORCH="$(or $(TORCH),torch)" $(PYTEST) -m container tests/inference/test_container.py
 
 docs: $(STAMP)-test
 	$(BIN)/mkdocs build

@@ -53,7 +53,15 @@ def all_readable(paths: Sequence[Path]) -> Iterator[list[str]]:
 
 @contextmanager
 def plain_folder(beside: Path | None = None) -> Iterator[Path]:
-    """A temporary folder with a plain name. Given ``beside``, its files lie on the same disk as that folder's."""
+    """A temporary folder with a plain name. Given ``beside``, its files lie on the same disk as that folder's.
+
+    It is made in the system's folder for such files only where the name of ``beside`` is not plain: a container may
+    have no other folder that can be written than that of the results.
+    """
+    if beside is not None and is_plain(beside.absolute()):
+        with scratch_folder(beside) as folder:
+            yield folder
+        return
     with TemporaryDirectory(prefix="flare-", dir=None if is_plain(gettempdir()) else "/tmp") as own:
         if beside is None:
             yield Path(own)

@@ -6,6 +6,7 @@ import gzip
 import math
 import os
 import struct
+import tempfile
 from pathlib import Path
 
 import nibabel
@@ -123,6 +124,16 @@ def test_a_failed_write_keeps_the_old_file_and_nothing_else(tmp_path: Path, monk
         write_volume(tmp_path / "scan.nii.gz", Volume(ct(2), (1, 1, 1)))
     assert [p.name for p in tmp_path.iterdir()] == ["scan.nii.gz"]
     assert np.array_equal(read_volume(tmp_path / "scan.nii.gz").array, ct(1))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_nothing_is_written_elsewhere_than_beside_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """A container whose root cannot be written has no folder for temporary files."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    write_volume(tmp_path / f"scan{suffix}", Volume(ct(1), (1, 1, 1)))
+    assert np.array_equal(read_volume(tmp_path / f"scan{suffix}").array, ct(1))
 
 
 def test_a_header_with_a_second_file_gets_both_by_their_final_names(tmp_path: Path) -> None:

@@ -112,20 +112,24 @@ class SliceExporter:
     def _consume_linear(self, plane: Array, planes: Planes) -> None:
         """Output slices that lie between the slice before and this one."""
         low, high, weight = self._linear
-        for target in np.flatnonzero(high == self._seen):
-            if low[target] == self._seen:
-                mixed = plane
-            else:
-                assert self._previous is not None  # high > low, hence a slice came before
-                share = float(weight[target])
-                mixed = self._previous * (1 - share)
-                mixed += plane * share
-            self._take(np.array([target]), mixed, planes)
+        targets = np.flatnonzero(high == self._seen)
+        is_here = low[targets] == self._seen
+        between = targets[~is_here]
+        if between.size:
+            assert self._previous is not None  # high > low, hence a slice came before
+            self._take_between(between, self._previous, plane, weight[between], planes)
+        if is_here.any():
+            self._take(targets[is_here], plane, planes)
         self._previous = place_of(plane).copy(plane)  # the caller may use its memory again
 
     def _take(self, targets: np.ndarray, plane: Array, planes: Planes) -> None:
         """What becomes of output slices that all have the scores (K, y, x), still in the network's in-plane size."""
         self._labels[targets] = planes.labels(plane)
+
+    def _take_between(self, targets: np.ndarray, one: Array, other: Array, shares: np.ndarray, planes: Planes) -> None:
+        """What becomes of output slices between two slices; ``shares``: of the other one, for each of them."""
+        for target, labels in zip(targets, planes.between(one, other, shares), strict=True):
+            self._labels[target] = labels
 
 
 def score_axis(properties: dict[str, Any], plans_manager: Any, configuration_manager: Any) -> int | None:

@@ -1,12 +1,13 @@
 """One slice of scores on the network's grid to one slice of labels, or of scores, on the image's, on the CPU.
 
 A running maximum over the classes needs one plane. A class that is nowhere above the background on the network's grid
-cannot win between its points either: interpolation has no negative weights, and rounding is monotone.
+cannot win between its points either: interpolation has no negative weights, and rounding is monotone. So a class is
+interpolated only around the points where it is above the background, which is a small part of a slice for most organs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,12 +35,40 @@ class Axis:
             return cls(new_size)
         return cls(new_size, mix=linear(size, new_size))
 
+    def part(self, within: slice) -> tuple[slice, slice, Axis]:
+        """What indices of the old axis bear on: a part of the new one, from which part of the old one, and how."""
+        if self.mix is not None:
+            low, high = self.mix.low, self.mix.high
+        elif self.indices is not None:
+            low = high = self.indices
+        else:
+            return within, within, Axis(within.stop - within.start)
+        own = slice(int(np.searchsorted(high, within.start)), int(np.searchsorted(low, within.stop)))
+        if own.stop <= own.start:
+            return slice(own.start, own.start), slice(0, 0), Axis(0)
+        first = int(low[own.start])
+        old, size = slice(first, int(high[own.stop - 1]) + 1), own.stop - own.start
+        if self.mix is None:
+            return own, old, Axis(size, indices=low[own] - first)
+        return own, old, Axis(size, mix=Lerp(low[own] - first, high[own] - first, self.mix.weight[own]))
+
+
+Part = tuple[slice, slice]
+"""Rows and columns of a plane."""
+
+Boxes = list[tuple[int, Part]]
+"""Classes and the parts of the network's grid in which they can win."""
+
 
 class Planes(Protocol):
     """Makes labels, or scores on the image's grid, of slices, where their scores lie."""
 
     def labels(self, plane: Array) -> np.ndarray:
         """The labels (Y, X), uint8, of scores (K, y, x)."""
+        ...
+
+    def between(self, one: Array, other: Array, shares: np.ndarray) -> Iterator[np.ndarray]:
+        """The labels of ``(1 - share) * one + share * other`` for some shares."""
         ...
 
     def scores(self, plane: Array) -> np.ndarray:
@@ -59,17 +88,45 @@ class HostPlanes:
         self.regions, self.sigmoid = regions, sigmoid
 
     def labels(self, plane: np.ndarray) -> np.ndarray:
+        return self._labels(plane, self._winning(plane), lambda k, part: plane[k][part])
+
+    def between(self, one: np.ndarray, other: np.ndarray, shares: np.ndarray) -> Iterator[np.ndarray]:
+        boxes = self._winning(one, other)
+        for share in shares.tolist():
+            yield self._labels(one, boxes, _Mixed(one, other, share))
+
+    def _winning(self, *planes: np.ndarray) -> Boxes | None:
+        """Where each class is above the background on some plane; None for regions, which do not compete."""
         if self.regions is not None:
-            return self._regions(plane)
-        best = self._resized(plane[0])
-        labels = np.zeros(best.shape, np.uint8)
-        wins = np.empty(best.shape, bool)
-        best = best.copy()
-        for k in np.flatnonzero((plane[1:] > plane[0]).any((1, 2))) + 1:
-            resized = self._resized(plane[k])
-            np.greater(resized, best, out=wins)
-            np.copyto(labels, np.uint8(k), where=wins)
-            np.maximum(best, resized, out=best)
+            return None
+        boxes: Boxes = []
+        for k in range(1, len(planes[0])):
+            above = planes[0][k] > planes[0][0]
+            for plane in planes[1:]:
+                above |= plane[k] > plane[0]
+            rows = np.flatnonzero(above.any(1))
+            if rows.size:
+                columns = np.flatnonzero(above[rows[0] : rows[-1] + 1].any(0))
+                boxes.append((k, (_span(rows), _span(columns))))
+        return boxes
+
+    def _labels(self, plane: np.ndarray, boxes: Boxes | None, values: Callable[[int, Part], np.ndarray]) -> np.ndarray:
+        """The labels of what ``values`` gives of each class and part of the grid."""
+        if boxes is None:
+            whole = (slice(None), slice(None))
+            return self._regions(np.stack([values(k, whole) for k in range(len(plane))]))
+        labels = np.zeros((self.rows.size, self.columns.size), np.uint8)
+        if not boxes:
+            return labels
+        around = (_around([box[0] for _, box in boxes]), _around([box[1] for _, box in boxes]))
+        (top, left), best = self._resized_part(0, around, values)
+        best = np.array(best)
+        for k, box in boxes:
+            (rows, columns), resized = self._resized_part(k, box, values)
+            here = best[_shifted(rows, top.start), _shifted(columns, left.start)]
+            wins = resized > here
+            np.copyto(labels[rows, columns], np.uint8(k), where=wins)
+            np.copyto(here, resized, where=wins)
         return labels
 
     def scores(self, plane: np.ndarray) -> np.ndarray:
@@ -77,6 +134,12 @@ class HostPlanes:
         for into, scores in zip(found, plane, strict=True):
             into[...] = self._resized(scores)
         return found
+
+    def _resized_part(self, k: int, box: Part, values: Callable[[int, Part], np.ndarray]) -> tuple[Part, np.ndarray]:
+        """Which part of the new plane a part of the old one bears on, and the class's values there."""
+        own_rows, old_rows, rows = self.rows.part(box[0])
+        own_columns, old_columns, columns = self.columns.part(box[1])
+        return (own_rows, own_columns), _along(_along(values(k, (old_rows, old_columns)), columns, 1), rows, 0)
 
     def _regions(self, plane: np.ndarray) -> np.ndarray:
         labels = np.zeros((self.rows.size, self.columns.size), np.uint8)
@@ -89,6 +152,32 @@ class HostPlanes:
     def _resized(self, plane: np.ndarray) -> np.ndarray:
         """Columns first, while there are few rows."""
         return _along(_along(plane, self.columns, 1), self.rows, 0)
+
+
+class _Mixed:
+    """Values between two slices, mixed only in the parts that are asked for."""
+
+    def __init__(self, one: np.ndarray, other: np.ndarray, share: float) -> None:
+        self._one, self._other = one, other
+        self._keep, self._take = np.float32(1 - share), np.float32(share)
+
+    def __call__(self, k: int, part: Part) -> np.ndarray:
+        values = self._one[k][part] * self._keep
+        values += self._other[k][part] * self._take
+        return values
+
+
+def _span(indices: np.ndarray) -> slice:
+    """From the first to the last of sorted indices."""
+    return slice(int(indices[0]), int(indices[-1]) + 1)
+
+
+def _around(spans: list[slice]) -> slice:
+    return slice(min(span.start for span in spans), max(span.stop for span in spans))
+
+
+def _shifted(span: slice, start: int) -> slice:
+    return slice(span.start - start, span.stop - start)
 
 
 def _along(plane: np.ndarray, axis: Axis, number: int) -> np.ndarray:

@@ -49,3 +49,7 @@ class ScoreExporter(SliceExporter):
         mean = apart.mean(axis=0, keepdims=True) if self._view.members > 1 else apart
         for receiver in self._receivers:
             receiver.take(targets, apart if receiver.apart else mean)
+
+    def _take_between(self, targets: np.ndarray, one: Array, other: Array, shares: np.ndarray, planes: Planes) -> None:
+        for target, share in zip(targets, shares.tolist(), strict=True):
+            self._take(np.array([target]), one * (1 - share) + other * share, planes)

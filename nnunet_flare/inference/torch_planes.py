@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -28,6 +30,10 @@ class DevicePlanes:
             labels.masked_fill_(resized > best, k)
             torch.maximum(best, resized, out=best)
         return labels.cpu().numpy()
+
+    def between(self, one: torch.Tensor, other: torch.Tensor, shares: np.ndarray) -> Iterator[np.ndarray]:
+        for share in shares.tolist():
+            yield self.labels(one * (1 - share) + other * share)
 
     def scores(self, plane: torch.Tensor) -> np.ndarray:
         return np.stack([to_host(self._resized(scores)) for scores in plane])

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import model_folders as models
+import pytest
 import small_scans as scans
 
 from nnunet_flare.images import read_volume, write_volume
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 DOCKER = Path(__file__).parents[2] / "docker"
 
@@ -48,9 +55,29 @@ def test_script_hands_on_the_exit_code(tmp_path):
     assert run_script(tmp_path, FLARE_OPTIONS="--backend torch").returncode == 1
 
 
-def test_container_runs_as_an_ordinary_user_with_the_convention_s_folders():
-    lines = (DOCKER / "Dockerfile").read_text().splitlines()
+@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cuda"])
+def test_containers_run_as_an_ordinary_user_with_the_convention_s_folders(name):
+    lines = (DOCKER / name).read_text().splitlines()
     users = [line.split()[1] for line in lines if line.startswith("USER ")]
     assert users and users[-1] not in ("root", "0")
     assert "WORKDIR /workspace" in lines
     assert 'CMD ["sh", "predict.sh"]' in lines
+    assert "ARG BASE=python:3.11-slim" in lines
+
+
+def test_what_the_image_installs_is_what_the_package_asks_for():
+    """The image leaves packages out, but takes no other versions than a user gets."""
+    project = tomllib.loads((DOCKER.parent / "pyproject.toml").read_text())["project"]
+    asked = {*project["dependencies"], *project["optional-dependencies"]["openvino"]}
+    installed = (DOCKER / "requirements.txt").read_text().splitlines()
+    assert set(installed) <= asked
+    assert not any(line.startswith(("torch", "nnunetv2")) for line in installed)
+
+
+@pytest.mark.parametrize("name", ["predict.sh", "build.sh"])
+def test_scripts_are_sound(name):
+    checker = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
+    if checker is None:
+        pytest.skip("shellcheck is not installed")
+    done = subprocess.run([checker, str(DOCKER / name)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout

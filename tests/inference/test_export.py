@@ -15,6 +15,7 @@ from scipy.ndimage import gaussian_filter
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference import export, planes
 from nnunet_flare.inference.export import SliceExporter, labels_on_image_grid
+from nnunet_flare.inference.grids import linear
 from nnunet_flare.inference.torch_arrays import OnDevice
 from nnunet_flare.inference.torch_planes import DevicePlanes
 
@@ -132,16 +133,16 @@ def test_probabilities_of_softmax_models_interpolated_and_thresholded_for_region
 def test_no_full_resolution_scores_are_made(monkeypatch):
     managers = setting((1.0, 0.5, 0.5), (100, 64, 64), spacing=(5.0, 1.5, 1.5))
     sizes = []
-    resized = planes.HostPlanes._resized
+    resized = planes.HostPlanes._resized_part
 
-    def recorded(self: planes.HostPlanes, plane: np.ndarray) -> np.ndarray:
-        result = resized(self, plane)
+    def recorded(self: planes.HostPlanes, *words: Any) -> Any:
+        place, result = resized(self, *words)
         sizes.append(result.size)
-        return result
+        return place, result
 
-    monkeypatch.setattr(planes.HostPlanes, "_resized", recorded)
+    monkeypatch.setattr(planes.HostPlanes, "_resized_part", recorded)
     labels_on_image_grid(scores(14, (20, 21, 21)), *managers)
-    assert max(sizes) == 64 * 64
+    assert 32 * 32 < max(sizes) <= 64 * 64
     assert len(sizes) <= 14 * 20, "slices were interpolated more than once"
 
 
@@ -181,3 +182,26 @@ def test_a_class_that_wins_by_a_hair_at_one_point_is_not_skipped():
     labels = labels_on_image_grid(logits, *managers)
     assert set(np.unique(labels[5])) == {0, 2}
     assert set(np.unique(np.delete(labels, 5, 0))) == {0}
+
+
+@pytest.mark.parametrize("spacing", [(1.3, 0.9, 0.7), (1.3, 3.1, 2.9)], ids=["finer image", "coarser image"])
+@pytest.mark.parametrize("shift", [0.4, 5.0])
+def test_organs_in_small_parts_of_the_grid_get_the_labels_of_whole_planes(spacing, shift):
+    """Each class is interpolated around where it is above the background alone; corners and single points count."""
+    grid = (7, 20, 24)
+    shape = tuple(round(n * 2.0 / mm) for n, mm in zip(grid, spacing, strict=True))
+    managers = setting(spacing, shape, spacing=(2.0, 2.0, 2.0), force_separate_z=False)
+    logits = scores(4, grid, seed=3).numpy()
+    organs = np.zeros(grid, bool)
+    organs[:2, :3, :4] = organs[3:5, 9:12, 7:15] = organs[6, 19, 23] = organs[2, 5, 20] = True
+    logits[0] = np.where(organs, logits[1:].max(0) - shift, 60)
+    labels = labels_on_image_grid(torch.from_numpy(logits), *managers)
+    whole = logits
+    for axis, (size, new_size) in enumerate(zip(grid, shape, strict=True), start=1):
+        low, high, weight = linear(size, new_size)
+        share = weight.astype(np.float32).reshape([-1 if a == axis else 1 for a in range(4)])
+        whole = whole.take(low, axis) * (1 - share) + whole.take(high, axis) * share
+    order = np.sort(whole, axis=0)
+    is_tie = order[-1] - order[-2] < TIE
+    assert (labels == whole.argmax(0))[~is_tie].all() and is_tie.mean() < 0.5
+    assert len(np.unique(labels)) > 2
