@@ -58,6 +58,21 @@ def test_the_pages_are_found_and_show_commands():
     assert sum(len(list(shown_commands(page))) for page in PAGES) > 20
 
 
+TABLE = re.compile(r"^\|.*\|\n\|[-|: ]+\|\n(?:\|.*\|\n)*", re.M)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_tables_are_whole_and_say_nothing_twice(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8") + "\n", flags=re.M | re.S)
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    found = [match.group().splitlines() for match in TABLE.finditer(text)]
+    assert rows == [row for table in found for row in table], "a row outside of a table"
+    for head, _, *body in found:
+        cells = [len(re.findall(r"(?<!\\)\|", re.sub(r"`[^`]*`", "", row))) for row in (head, *body)]
+        assert len(set(cells)) == 1, f"another number of columns: {head}"
+        assert len(set(body)) == len(body), f"a row twice: {head}"
+
+
 def test_the_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("material", reason="mkdocs-material is not installed (pip install nnunet-flare[docs])")
     done = subprocess.run(
