@@ -6,14 +6,11 @@ import math
 from pathlib import Path
 
 from nnunet_flare.errors import CaseError
-from nnunet_flare.payload import Payload, beside, check_payload
+from nnunet_flare.payload import Payload, beside, check_payload, header_start
 
 LOCAL = "LOCAL"
 LAST_FIELD = "ElementDataFile"
 """Ends the header; the voxels follow it where its value is ``LOCAL``."""
-
-HEADER_LIMIT = 1 << 16
-"""Bytes in which a header must end."""
 
 GRID_FIELDS = (
     "Offset", "Origin", "Position", "TransformMatrix", "Rotation", "Orientation", "ElementSpacing", "ElementSize",
@@ -41,11 +38,7 @@ def check_metaimage(path: Path, case: str) -> None:
 
 def _fields(path: Path, case: str) -> tuple[dict[str, str], int]:
     """The header's fields, and the byte after it."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(HEADER_LIMIT)
-    except OSError as error:
-        raise CaseError(case, f"{path}: cannot be read ({error.strerror or error})") from error
+    start = header_start(path, case)
     fields: dict[str, str] = {}
     end = 0
     for line in start.splitlines(keepends=True) if b"\n" in start else ():
@@ -66,10 +59,6 @@ def _fields(path: Path, case: str) -> tuple[dict[str, str], int]:
 def _payload(path: Path, case: str, fields: dict[str, str], end: int) -> Payload | None:
     """Where the voxels are; None where the header's other fields are left to the reader, which refuses them."""
     name = fields[LAST_FIELD]
-    if name.upper().split()[:1] == ["LIST"] or "%" in name:
-        raise CaseError(
-            case, f"{path}: names several data files ({name}); expected one. Convert the scan to a single file"
-        )
     is_local = name.upper() == LOCAL
     file = path if is_local else beside(path, name, case)
     try:

@@ -6,12 +6,9 @@ import math
 from pathlib import Path
 
 from nnunet_flare.errors import CaseError
-from nnunet_flare.payload import Payload, beside, check_payload
+from nnunet_flare.payload import HEADER_LIMIT, Payload, beside, check_payload, header_start
 
 MAGIC = b"NRRD000"
-
-HEADER_LIMIT = 1 << 20
-"""Bytes in which a header must end; key/value pairs may be long."""
 
 BYTES = {
     1: ("signed char", "int8", "int8_t", "uchar", "unsigned char", "uint8", "uint8_t"),
@@ -45,11 +42,7 @@ def check_nrrd(path: Path, case: str) -> None:
 
 def _fields(path: Path, case: str) -> tuple[dict[str, str], int]:
     """The header's fields, names in small letters, and the byte after it."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(HEADER_LIMIT)
-    except OSError as error:
-        raise CaseError(case, f"{path}: cannot be read ({error.strerror or error})") from error
+    start = header_start(path, case)
     if not start.startswith(MAGIC):
         raise CaseError(case, f"{path}: cannot be read: does not begin with NRRD; damaged or another format")
     fields: dict[str, str] = {}
@@ -76,10 +69,6 @@ def _payload(path: Path, case: str, fields: dict[str, str], end: int) -> Payload
     file = path
     if "datafile" in fields:
         name = fields["datafile"]
-        if name.upper().split()[:1] == ["LIST"] or "%" in name:
-            raise CaseError(
-                case, f"{path}: names several data files ({name}); expected one. Convert the scan to a single file"
-            )
         file, end = beside(path, name, case), 0
     encoding = fields.get("encoding", "").lower()
     if encoding in UNREAD:

@@ -36,14 +36,35 @@ class Payload:
     stored: int | None = None
 
 
+HEADER_LIMIT = 1 << 20
+"""Bytes in which a header's text must end; key/value pairs of a NRRD may be long."""
+
+
+def header_start(path: Path, case: str) -> bytes:
+    """The first bytes of a file, which hold its header's text.
+
+    Raises:
+        CaseError: when it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return file.read(HEADER_LIMIT)
+    except OSError as error:
+        raise CaseError(case, f"{path}: cannot be read ({error.strerror or error})") from error
+
+
 def beside(header: Path, name: str, case: str) -> Path:
     """The file of voxels that a header names, which must lie in the header's folder.
 
     Links are followed: a header that is a link may have its voxels beside the link or beside its target.
 
     Raises:
-        CaseError: when it is elsewhere, missing, or no plain file.
+        CaseError: when it is elsewhere, missing, or no plain file, and when there are several.
     """
+    if name.upper().split()[:1] == ["LIST"] or "%" in name:
+        raise CaseError(
+            case, f"{header}: names several data files ({name}); expected one. Convert the scan to a single file"
+        )
     if Path(name).is_absolute() or PureWindowsPath(name).is_absolute():
         raise CaseError(case, f"{header}: names {name} as its data file; expected a file in its folder")
     if name in ("", "-"):
