@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,9 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from in_process import do_all, phantom, started
 
 from nnunet_flare.errors import InputError
+from nnunet_flare.files import read_json, write_json
 from nnunet_flare.fusion.ids import IdMap
+from nnunet_flare.images import read_labels
 from nnunet_flare.inference.core import MembersPrediction
 from nnunet_flare.recipes.load import load_recipe
 from nnunet_flare.rounds.stages.mapped import MappedLabeller, check_id_map
@@ -94,3 +98,34 @@ def test_classes_of_one_organ_are_added_up() -> None:
     only_liver = labeller.predict_members(np.zeros((1, 2, 3, 4), np.float32), only=[1])
     np.testing.assert_allclose(only_liver.mean_softmax[0], background + softmax[1], rtol=1e-6)
     assert not only_liver.mean_softmax[2].any() and set(np.unique(only_liver.labels[0])) <= {0, 1}
+
+
+def test_a_given_model_labels_through_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same weights twice: as a model of the dataset's labels, and of the same labels under other ids."""
+    folders = phantom(tmp_path, monkeypatch, labelled=2, unlabelled=1, test=1)
+    held_out = {f"eval_{kind}": tmp_path / "test" / kind for kind in ("images", "labels")}
+    plain = started(tmp_path, folders, "noisy_student", {}, **held_out)
+    do_all(plain, monkeypatch, until=lambda name: name.startswith("select"))
+    copy = tmp_path / plain.round(0).model.name
+    shutil.copytree(plain.round(0).model, copy)
+    document = read_json(copy / "dataset.json")
+    last = max(document["labels"].values())
+    there = {organ: i and i % last + 1 for organ, i in document["labels"].items()}
+    write_json(copy / "dataset.json", {**document, "labels": there})
+    ids = {i: i % last + 1 for i in range(1, last + 1)}
+    settings = {"planner": "given-model", **dict.fromkeys(("plan.spacing_mm", "plan.patch_size"), "null")}
+    settings |= dict.fromkeys(("plan.base_features", "plan.stages"), "null")
+    with pytest.raises(InputError, match="give --init_map with their ids, or start from its weights"):
+        started(tmp_path, folders, "distill", settings, init_model=copy)
+    mapped = started(
+        tmp_path, folders, "distill", settings, init_model=copy, init_map=id_map(tmp_path, ids), **held_out
+    )
+    do_all(mapped, monkeypatch, until=lambda name: name.startswith("select"))
+    (case,) = (path.name for path in plain.paths.label(0, "x", ".nii.gz").parent.glob("*.nii.gz"))
+    for folder in (plain.paths.label(0, "x", ".nii.gz").parent, plain.paths.evaluation(0)):
+        other = mapped.root / folder.relative_to(plain.root)
+        for path in folder.glob("*.nii.gz"):
+            before, after = (read_labels(place / path.name, case).array for place in (folder, other))
+            expected = np.vectorize({0: 0, **ids}.get)(before)
+            assert before.any()
+            np.testing.assert_array_equal(after, expected, err_msg=path.name)
