@@ -110,3 +110,14 @@ def _parse(read: Callable[[], Any], where: str, what: str, *errors: type[Excepti
         raise InputError(f"{where}: {what} (nested too deeply)") from error
     except refused as error:
         raise InputError(f"{where}: {what} ({' '.join(str(error).split())})") from error
+
+
+def flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings in settings as ``outer.inner``, as ``--set`` names them; tuples as lists."""
+    found: dict[str, Any] = {}
+    for key, value in document.items():
+        if isinstance(value, dict) and value:
+            found.update(flat(value, f"{prefix}{key}."))
+        else:
+            found[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return found

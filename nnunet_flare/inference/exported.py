@@ -20,9 +20,10 @@ from nnunet_flare.digests import file_digest
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.inference.choices import PRECISIONS, ROI_RULES, TTA
-from nnunet_flare.inference.devices import CPU, Device
+from nnunet_flare.inference.devices import CPU
 from nnunet_flare.inference.inputs import DOCUMENTS
 from nnunet_flare.inference.labels import Labels
+from nnunet_flare.inference.opened import Execution
 from nnunet_flare.inference.plain_plans import SHAPE, PlainConfiguration, PlainPlans, check_plain
 from nnunet_flare.inference.runtimes import BF16_FLAGS, cpu_flags
 from nnunet_flare.inference.settings import PredictionSettings
@@ -202,21 +203,19 @@ class ExportedModel:
         """Number of image channels."""
         return len(self.dataset_json["channel_names"])
 
-    def runtime(
-        self, *, backend: str, fall_back: bool, device: Device, precision: str, patch: Sequence[int], two_d: bool
-    ) -> Forward:
+    def runtime(self, how: Execution) -> Forward:
         """OpenVINO's; nothing else can run it."""
         from nnunet_flare.inference.openvino_runtime import OpenVinoRuntime
 
         try:
-            runtime = OpenVinoRuntime(self.network, precision=precision, two_d=two_d)
+            runtime = OpenVinoRuntime(self.network, precision=how.precision, two_d=how.two_d)
         except (RuntimeError, ImportError) as error:
             reason = " ".join(str(error).split())[:300]
             raise InputError(
                 f"{self.network}: cannot be run by the OpenVINO that is installed here ({reason}); it was made with "
                 f"{self.source.manifest['made_with'].get('openvino', 'an unknown one')}: pip install -U openvino"
             ) from error
-        window = (1, self.channels, *(patch[1:] if two_d else patch))
+        window = (1, self.channels, *(how.patch[1:] if how.two_d else how.patch))
         if (runtime.window, runtime.scores) != (window, (1, self.labels.heads, *window[2:])):
             raise InputError(
                 f"{self.network}: takes windows of {runtime.window} and gives {runtime.scores[1]} scores, expected "

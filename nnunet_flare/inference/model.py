@@ -23,10 +23,10 @@ from nnunet_flare.checkpoints import load_checkpoint, weights_of
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json
 from nnunet_flare.inference.choices import DEFAULT_CHECKPOINT, Fold
-from nnunet_flare.inference.devices import Device
 from nnunet_flare.inference.export import check_resampling
 from nnunet_flare.inference.inputs import DOCUMENTS
 from nnunet_flare.inference.labels import Labels
+from nnunet_flare.inference.opened import Execution
 from nnunet_flare.inference.windows import Forward
 from nnunet_flare.readers import READERS
 
@@ -119,21 +119,11 @@ class Model:
             ) from error
         return network.requires_grad_(False).eval()
 
-    def runtime(
-        self, *, backend: str, fall_back: bool, device: Device, precision: str, patch: Sequence[int], two_d: bool
-    ) -> Forward:
+    def runtime(self, how: Execution) -> Forward:
         """What executes the network, see :class:`nnunet_flare.inference.opened.Opened`."""
         from nnunet_flare.inference.torch_runtime import open_runtime
 
-        return open_runtime(
-            self,
-            backend=backend,
-            fall_back=fall_back,
-            device=device,
-            precision=precision,
-            patch=patch,
-            two_d=two_d,
-        )
+        return open_runtime(self, how)
 
 
 def open_model(member: Member, *, trust_checkpoint: bool = False, second_stage: bool = False) -> Model:

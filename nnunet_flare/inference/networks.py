@@ -12,7 +12,7 @@ from nnunet_flare.inference.attempts import Way, attempt
 from nnunet_flare.inference.augment import flipped, flips_of
 from nnunet_flare.inference.devices import CPU, Device, named, open_device
 from nnunet_flare.inference.memory import free_gpu_memory, gpu_figures, is_out_of_memory, keep_to
-from nnunet_flare.inference.opened import Opened
+from nnunet_flare.inference.opened import Execution, Opened
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.inference.runtimes import choose_backend, choose_precision
 from nnunet_flare.inference.settings import PredictionSettings
@@ -108,7 +108,7 @@ class Networks:
         log.info("device %s, precision %s, backend %s", named(self.device), self.precision, backend)
 
     def _runtime(self, model: Opened, device: Device, precision: str) -> Forward:
-        return model.runtime(
+        how = Execution(
             backend=choose_backend(self._settings.backend, device),
             fall_back=self._settings.backend == "auto",
             device=device,
@@ -116,6 +116,7 @@ class Networks:
             patch=self._patch,
             two_d=self._two_d,
         )
+        return model.runtime(how)
 
 
 def _on(device: Device, precision: str) -> str:

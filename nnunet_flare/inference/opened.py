@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +11,27 @@ from nnunet_flare.errors import InputError
 from nnunet_flare.inference.devices import Device
 from nnunet_flare.inference.labels import Labels
 from nnunet_flare.inference.windows import Forward
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a network is executed for windows of one size.
+
+    Attributes:
+        backend: ``torch`` or ``openvino``.
+        fall_back: whether PyTorch takes over a network that OpenVINO does not run.
+        device: where PyTorch runs it.
+        precision: ``fp32``, ``fp16`` or ``bf16``.
+        patch: window size (z, y, x).
+        two_d: whether the network takes single slices.
+    """
+
+    backend: str
+    fall_back: bool
+    device: Device
+    precision: str
+    patch: Sequence[int]
+    two_d: bool
 
 
 class Opened(Protocol):
@@ -50,18 +72,8 @@ class Opened(Protocol):
         """Axes that were mirrored in training."""
         ...
 
-    def runtime(
-        self, *, backend: str, fall_back: bool, device: Device, precision: str, patch: Sequence[int], two_d: bool
-    ) -> Forward:
-        """What executes the network for windows of one size.
-
-        Args:
-            backend: ``torch`` or ``openvino``.
-            fall_back: whether PyTorch takes over a network that OpenVINO does not run.
-            device: of PyTorch.
-            precision: ``fp32``, ``fp16`` or ``bf16``.
-            patch: window size (z, y, x).
-            two_d: whether the network takes single slices.
+    def runtime(self, how: Execution) -> Forward:
+        """What executes the network.
 
         Raises:
             InputError: when the weights do not fit the network, or the backend cannot run it.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from nnunet_flare.errors import InputError
 from nnunet_flare.inference.arrays import Array
 from nnunet_flare.inference.devices import of_torch
 from nnunet_flare.inference.held import BENCHMARK, EXACT
+from nnunet_flare.inference.opened import Execution
 from nnunet_flare.inference.windows import Forward
 
 if TYPE_CHECKING:
@@ -56,40 +56,22 @@ class TorchRuntime:
             return self._network(window)[0]
 
 
-def open_runtime(
-    model: Model,
-    *,
-    backend: str,
-    fall_back: bool,
-    device: Any,
-    precision: str,
-    patch: Sequence[int],
-    two_d: bool,
-) -> Forward:
-    """What executes a model's network for windows of one size.
-
-    Args:
-        model: with its weights.
-        backend: ``torch`` or ``openvino``.
-        fall_back: whether PyTorch takes over a network that OpenVINO does not run.
-        device: of PyTorch.
-        precision: ``fp32``, ``fp16`` or ``bf16``.
-        patch: window size (z, y, x).
-        two_d: whether the network takes single slices.
+def open_runtime(model: Model, how: Execution) -> Forward:
+    """What executes a model's network.
 
     Raises:
         InputError: when the checkpoint does not fit the network, or OpenVINO alone may run it and does not.
     """
     network = model.network()
-    if backend == "openvino":
+    if how.backend == "openvino":
         from nnunet_flare.inference.openvino_conversion import openvino_network
         from nnunet_flare.inference.openvino_runtime import OpenVinoRuntime
 
         try:
-            source = openvino_network(model, network, patch=patch, two_d=two_d)
-            return OpenVinoRuntime(source, precision=precision, two_d=two_d)
+            source = openvino_network(model, network, patch=how.patch, two_d=how.two_d)
+            return OpenVinoRuntime(source, precision=how.precision, two_d=how.two_d)
         except RuntimeError as error:
-            if not fall_back:
+            if not how.fall_back:
                 raise InputError(f"{model.member}: OpenVINO does not run this network ({error})") from error
             log.warning("OpenVINO does not run this network (%s); PyTorch does", str(error).splitlines()[0])
-    return TorchRuntime(network, device=device, precision=precision, two_d=two_d)
+    return TorchRuntime(network, device=how.device, precision=how.precision, two_d=how.two_d)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_flare.documents import flat
 from nnunet_flare.errors import FlareError, InputError
 from nnunet_flare.files import read_json
 from nnunet_flare.recipes.load import load_recipe, shipped_recipes
@@ -184,11 +185,11 @@ def _seconds(run: Run) -> dict[str, float]:
 
 def _settings(run: Run) -> list[tuple[str, str, str | None]]:
     """(key, value, value of the shipped recipe where it differs) of every setting of the recipe."""
-    mine = _flat(run.recipe.model_dump(mode="json"))
+    mine = flat(run.recipe.model_dump(mode="json"))
     shipped: dict[str, Any] = mine
     if run.recipe.name in shipped_recipes():
         try:
-            shipped = _flat(load_recipe(run.recipe.name).model_dump(mode="json"))
+            shipped = flat(load_recipe(run.recipe.name).model_dump(mode="json"))
         except FlareError as error:
             log.warning("the shipped recipe %s cannot be compared: %s", run.recipe.name, error)
     rows = []
@@ -196,16 +197,6 @@ def _settings(run: Run) -> list[tuple[str, str, str | None]]:
         value, original = _shown(mine.get(key)), _shown(shipped.get(key))
         rows.append((key, value, original if original != value else None))
     return rows
-
-
-def _flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in document.items():
-        if isinstance(value, dict) and value:
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _shown(value: Any) -> str:

@@ -18,20 +18,13 @@ def iteration_seconds(run: Run, base: Base) -> float | None:
     if not base.plans_file.is_file():
         return None
     import torch
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    from nnunet_flare.networks.planned import planned_network
 
     configuration = check_names(run, base)
     dataset = read_dataset(run.preprocessed / "dataset.json")
-    architecture = configuration["architecture"]
     device = torch.device(run.settings.device)
-    network = get_network_from_plans(
-        architecture["network_class_name"],
-        architecture["arch_kwargs"],
-        architecture["_kw_requires_import"],
-        len(dataset["channel_names"]),
-        len(dataset["labels"]),
-        deep_supervision=True,
-    ).to(device)
+    network = planned_network(configuration, dataset, allow_init=True).to(device)
     shape = (configuration["batch_size"], len(dataset["channel_names"]), *configuration["patch_size"])
     image = torch.randn(shape, device=device)
     seconds = _timed(lambda: _supervised_step(network, image))

@@ -188,9 +188,9 @@ def test_a_network_that_does_not_fit_the_gpu_is_run_by_the_cpu_and_this_is_said(
     card.free = 1000  # the sums lie on the CPU
     real = Model.runtime
 
-    def runtime(model, *, device, **more):
-        if device.type == "cpu":
-            return real(model, device=device, **more)
+    def runtime(model, how):
+        if how.device.type == "cpu":
+            return real(model, how)
         if when == "loading":
             raise ERRORS[error]
 
@@ -209,7 +209,7 @@ def test_a_network_that_does_not_fit_the_gpu_is_run_by_the_cpu_and_this_is_said(
 def test_other_errors_of_the_gpu_are_not_taken_for_a_lack_of_memory(tmp_path, card, monkeypatch):
     folder = models.write_model(tmp_path / "model")
 
-    def runtime(model, **more):
+    def runtime(model, how):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(Model, "runtime", runtime)

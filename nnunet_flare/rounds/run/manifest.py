@@ -12,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 from nnunet_flare.children import safe_environment
+from nnunet_flare.documents import flat
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.recipes.load import recipe_from
@@ -292,22 +293,12 @@ def claim_name(settings: RunSettings, root: Path) -> None:
 
 
 def _differences(old: RunSettings, new: RunSettings) -> list[str]:
-    before, after = _flat(asdict(old)), _flat(asdict(new))
+    before, after = flat(asdict(old)), flat(asdict(new))
     return [
         f"{key}: {before.get(key)!r} there, {after.get(key)!r} now"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key)
     ]
-
-
-def _flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in document.items():
-        if isinstance(value, dict) and value:
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return flat
 
 
 def made_with() -> dict[str, Any]:

@@ -57,23 +57,14 @@ def check_pretrained(run: Run) -> None:
     if path is None:
         return
     import torch
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
+    from nnunet_flare.networks.planned import planned_network
     from nnunet_flare.pretrained import check_transfer, plan_transfer, read_pretrained
 
     given = read_pretrained(path, trust=run.settings.trust_checkpoint)
     configuration, dataset = base_configuration(run.base), dataset_json(run)
-    architecture = configuration["architecture"]
     with torch.device("meta"):
-        network = get_network_from_plans(
-            architecture["network_class_name"],
-            architecture["arch_kwargs"],
-            architecture["_kw_requires_import"],
-            len(dataset["channel_names"]),
-            len(dataset["labels"]),
-            allow_init=False,
-            deep_supervision=True,
-        )
+        network = planned_network(configuration, dataset, allow_init=False)
     ours = plugin.learns_from(run.recipe.trainer) is not None
     part = str(run.recipe.training.get("pretrained_part", "but-head")) if ours else "but-head"
     transfer = plan_transfer(given, network, part)
