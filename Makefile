@@ -34,7 +34,7 @@ lint: $(STAMP)-test
 	$(BIN)/mypy
 
 check: $(STAMP)-test
-	$(PYTEST) -n 2 --dist loadfile -m "not slow and not gpu" --cov --cov-report=term --durations=15 tests
+	$(PYTEST) -n 2 --dist loadfile --max-worker-restart=0 -m "not slow and not gpu" --cov --cov-report=term --durations=15 tests
 
 soak: $(STAMP)-test
 	FLARE_FUZZ_EXAMPLES=1000 $(PYTEST) tests/test_fuzz.py

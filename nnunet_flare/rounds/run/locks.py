@@ -49,6 +49,7 @@ class LockFile:
         self.path, self.what, self.wait = path, what, wait
         self._token = uuid4().hex
         self._stop = threading.Event()
+        self._ending = threading.Lock()
         self._beat: threading.Thread | None = None
         self._held: int | None = None
 
@@ -84,7 +85,8 @@ class LockFile:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
+        with self._ending:
+            self._stop.set()
         if self._held is not None:
             os.close(self._held)
         owner = self._owner()
@@ -151,17 +153,20 @@ class LockFile:
 
     def _heartbeat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
-            owner = self._owner()
-            if owner and owner.get("token") != self._token:
-                log.error(
-                    "%s: %s took this lock over; this process ends, so that no two write", self.what, _name(owner)
-                )
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
-            with suppress(OSError):
-                os.utime(self.path)
-            if self._held is None and not self._stop.is_set():
-                self._held = hold(self.path)
+            with self._ending:  # a lock that is being given back is soon another's, and no reason to end
+                if self._stop.is_set():
+                    return
+                owner = self._owner()
+                if owner and owner.get("token") != self._token:
+                    log.error(
+                        "%s: %s took this lock over; this process ends, so that no two write", self.what, _name(owner)
+                    )
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
+                with suppress(OSError):
+                    os.utime(self.path)
+                if self._held is None:
+                    self._held = hold(self.path)
 
 
 def living_owner(path: Path) -> dict[str, Any] | None:

@@ -240,6 +240,28 @@ def test_an_owner_that_lost_its_lock_ends_and_says_why(tmp_path):
     assert done.returncode == -15 and "took this lock over" in done.stderr
 
 
+def test_a_lock_that_is_given_back_while_its_heartbeat_reads_it_ends_nobody(tmp_path):
+    """The next owner of the file is no reason to end: the lock was given back, not lost."""
+    code = (
+        "import sys, threading, time, pathlib\n"
+        "from nnunet_flare.rounds.run import locks\n"
+        "locks.HEARTBEAT_SECONDS = 0.05\n"
+        "path, reading = pathlib.Path(sys.argv[1]), threading.Event()\n"
+        "class Slow(locks.LockFile):\n"
+        "    def _owner(self):\n"
+        "        if threading.current_thread() is not threading.main_thread():\n"
+        "            reading.set()\n"
+        "            time.sleep(0.5)\n"
+        "        return super()._owner()\n"
+        "with Slow(path, 'the run'):\n"
+        "    reading.wait()\n"
+        "with locks.LockFile(path, 'the run'):\n"
+        "    time.sleep(1.5)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path := tmp_path / "a.lock")], check=False)
+    assert done.returncode == 0 and not path.exists()
+
+
 def in_new_namespace(*words, mount=True):
     """A command in a PID namespace of its own, as a container has; skipped where that is not allowed."""
     unshare = shutil.which("unshare")
