@@ -40,7 +40,7 @@ class OpenVinoRuntime:
         Raises:
             RuntimeError: when OpenVINO cannot read or compile it.
         """
-        core = silent_openvino().Core()
+        core = shared_core()
         network = core.read_model(str(source)) if isinstance(source, Path) else source
         if precision == "fp32":  # in bfloat16 the difference is not felt
             average_in_blocks(network)
@@ -64,6 +64,24 @@ class OpenVinoRuntime:
 
 
 _IMPORTING = threading.Lock()
+_SHARING = threading.Lock()
+_shared: list[Any] = []
+
+
+def shared_core() -> Any:
+    """The one ``openvino.Core`` of this process, which lives as long as it does.
+
+    On some processors a core lays a stack of its own under the signal handlers of the thread that compiles, and lays
+    the one before back when it goes. Of two cores the later one lays back what the first has freed: then Ctrl-C, or
+    being asked to end, is a segmentation fault. Compiling a second network is faster too.
+
+    Raises:
+        RuntimeError: when OpenVINO is too old.
+    """
+    with _SHARING:
+        if not _shared:
+            _shared.append(silent_openvino().Core())
+        return _shared[0]
 
 
 def silent_openvino() -> Any:
