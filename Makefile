@@ -9,7 +9,7 @@ CONSTRAINT = $(VENV)/constraints.txt
 TEST_ENV = PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 nnUNet_def_n_proc=1 nnUNet_compile=f MPLBACKEND=Agg
 PYTEST = $(TEST_ENV) $(BIN)/python -m pytest
 
-.PHONY: demo test lint check soak container-check docs release-check clean
+.PHONY: demo test lint check soak container-check gpu-check docs release-check clean
 
 $(STAMP): pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
@@ -43,6 +43,12 @@ soak: $(STAMP)-test
 # The image of docker/Dockerfile, built and run; FLARE_CONTAINER_ENGINE and FLARE_CONTAINER_BASE choose engine and base.
 container-check: $(STAMP)-test
 	FLARE_CONTAINER_TORCH="$(or $(TORCH),torch)" $(PYTEST) -m container tests/inference/test_container.py
+
+# On a machine with a GPU: what only it can confirm, then the figures that the pages wait for.
+gpu-check: $(STAMP)-test
+	$(PYTEST) -m gpu tests
+	$(BIN)/python benchmarks/train_step.py -device cuda --models small big
+	$(BIN)/python benchmarks/predict.py -device cuda --slices 160 300 --rounds 2 --stock_rounds 1
 
 docs: $(STAMP)-test
 	$(BIN)/mkdocs build

@@ -2,11 +2,13 @@
 
     python benchmarks/predict.py --models small big --slices 160 400 --rounds 3
     python benchmarks/predict.py --parts defaults stages memory
+    python benchmarks/predict.py -device cuda --slices 160 300
 
 Wall time and CPU seconds are those of the whole process tree, memory is the tree's proportional set size, sampled every
-0.1 s. The networks are untrained: agreement of label maps between precisions is then an agreement of near ties and says
-nothing about accuracy; it is printed to show that nothing is off. The first run of ours converts the network for
-OpenVINO and is shown on its own. The parts:
+0.1 s; with ``-device cuda`` also the memory of the card in use, and the figures go to a file of their own. The networks
+are untrained: agreement of label maps between precisions is then an agreement of near ties and says nothing about
+accuracy; it is printed to show that nothing is off. The first run of ours converts the network for OpenVINO and is
+shown on its own. The parts:
 
 ``same``
     The same windows on both sides (step 0.9, no mirroring); of ours, the wall time without the network too. With 160
@@ -42,10 +44,14 @@ import numpy as np
 import prediction_setting as setting
 import psutil
 
+from nnunet_flare.evaluation.gpu import open_gpu
 from nnunet_flare.files import write_json
 from nnunet_flare.images import read_volume
 
-RESULTS = Path(__file__).parent / "results" / "predict.json"
+RESULTS = {name: Path(__file__).parent / "results" / file for name, file in (
+    ("cpu", "predict.json"), ("cuda", "predict_cuda.json"),
+)}  # fmt: skip
+"""By device."""
 
 VARIANTS = {
     "ours auto": ["--precision", "auto", "--backend", "auto"],
@@ -65,11 +71,15 @@ STAGE = re.compile(r"^(?P<name>\S.*?)  +(?P<seconds>\d+\.\d+)(?:  +\d+)?$", re.M
 
 @dataclass
 class Run:
-    """One process tree: seconds on the clock, CPU seconds, peak memory in MB; seconds per stage where it told them."""
+    """One process tree: seconds on the clock, CPU seconds, peak memory in MB; seconds per stage where it told them.
+
+    ``card_mb``: the GPU's memory in use at its peak, over what was in use before; 0 without a GPU.
+    """
 
     wall_s: float
     cpu_s: float
     peak_mb: float
+    card_mb: float = 0.0
     stages_s: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -80,13 +90,15 @@ class Run:
 
 def measure(command: list[str], environment: dict[str, str]) -> Run:
     """Run a command and watch its process tree."""
-    peak, stop = 0.0, threading.Event()
+    peak, card, stop = 0.0, 0.0, threading.Event()
+    gpu = open_gpu(0)
+    others = gpu.read(()).device_mb if gpu else 0.0
     before = os.times()
     start = time.perf_counter()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def watch() -> None:
-        nonlocal peak
+        nonlocal peak, card
         root = psutil.Process(process.pid)
         while not stop.wait(0.1):
             total = 0
@@ -96,6 +108,8 @@ def measure(command: list[str], environment: dict[str, str]) -> Run:
             except psutil.Error:
                 continue
             peak = max(peak, total / 2**20)
+            if gpu:
+                card = max(card, gpu.read(()).device_mb - others)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -107,7 +121,7 @@ def measure(command: list[str], environment: dict[str, str]) -> Run:
     if process.returncode != 0:
         raise SystemExit(f"{' '.join(command)}\nfailed with {process.returncode}:\n{errors[-2000:]}")
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    return Run(wall, cpu, peak, stages_in(output))
+    return Run(wall, cpu, peak, card, stages_in(output))
 
 
 def stages_in(output: str) -> dict[str, float]:
@@ -119,16 +133,16 @@ def stages_in(output: str) -> dict[str, float]:
 
 
 def flare_predict(images: Path, output: Path, model: Path, *options: str) -> list[str]:
-    """Our command on the CPU, telling its stages."""
+    """Our command, telling its stages."""
     script = Path(sys.executable).with_name("flare-predict")
-    words = [str(script), "-i", str(images), "-o", str(output), "-m", str(model), "-device", "cpu"]
+    words = [str(script), "-i", str(images), "-o", str(output), "-m", str(model)]
     return [*words, "--profile", "--disable_progress_bar", *options]
 
 
 def stock_predict(images: Path, output: Path, model: Path, *options: str) -> list[str]:
-    """Stock's command on the CPU."""
+    """Stock's command."""
     script = Path(sys.executable).with_name("nnUNetv2_predict_from_modelfolder")
-    words = [str(script), "-i", str(images), "-o", str(output), "-m", str(model), "-device", "cpu"]
+    words = [str(script), "-i", str(images), "-o", str(output), "-m", str(model)]
     return [*words, "--disable_progress_bar", *options]
 
 
@@ -142,8 +156,8 @@ SAME_WINDOWS = ("-step_size", "0.9", "--disable_tta")
 class Workplace:
     """Models, scans, the cache of converted networks and outputs in one folder, made when they are first wanted."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, device: str) -> None:
+        self.folder, self.device = folder, device
         (folder / "cache").mkdir(mode=0o700, exist_ok=True)
         self.environment = {**os.environ, "NNUNET_FLARE_CACHE": str(folder / "cache"), "nnUNet_compile": "f"}
 
@@ -164,8 +178,8 @@ class Workplace:
         return self.folder / "out" / name.replace(" ", "_")
 
     def measure(self, command: list[str]) -> Run:
-        """Run a command here."""
-        return measure(command, self.environment)
+        """Run one of the two commands here."""
+        return measure([*command, "-device", self.device], self.environment)
 
 
 def agreement(one: Path, other: Path) -> tuple[float, float]:
@@ -181,7 +195,9 @@ def agreement(one: Path, other: Path) -> tuple[float, float]:
 
 def summary(runs: Sequence[Run]) -> dict[str, Any]:
     """Medians of several runs of one command."""
-    middle = {key: statistics.median(getattr(run, key) for run in runs) for key in ("wall_s", "cpu_s", "peak_mb")}
+    middle = {
+        key: statistics.median(getattr(run, key) for run in runs) for key in ("wall_s", "cpu_s", "peak_mb", "card_mb")
+    }
     others = [run.without_network_s for run in runs if run.without_network_s is not None]
     if others:
         middle["without_network_s"] = statistics.median(others)
@@ -244,7 +260,7 @@ def stock_stages(place: Workplace, name: str, slices: int) -> dict[str, Any]:
     words = [sys.executable, str(Path(__file__).with_name("stock_stages.py"))]
     image, output = place.images(slices) / "case_0000.nii.gz", place.output("stock stages") / "case.nii.gz"
     words += ["-i", str(image), "-m", str(place.model(name)), "-o", str(output)]
-    run = place.measure(words)
+    run = measure(words, place.environment)
     return figures({"stock in one process": [run]})
 
 
@@ -274,7 +290,8 @@ def memory_per_slice(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, 
 def table(name: str, result: dict[str, Any]) -> str:
     """The result as text, ratios against stock where it was run."""
     rows = result["rows"]
-    keys = {"wall_s": "wall s", "cpu_s": "CPU s", "peak_mb": "peak MB"}
+    keys = {"wall_s": "wall s", "cpu_s": "CPU s", "peak_mb": "peak MB", "card_mb": "card MB"}
+    keys = {key: column for key, column in keys.items() if any(row.get(key) for row in rows.values())}
     lines = [
         name,
         " ".join(
@@ -305,20 +322,24 @@ def main() -> None:
     parser.add_argument("--stock_rounds", type=int, help="fewer rounds of stock (default: as many)")
     parser.add_argument("--variants", nargs="+", choices=sorted(VARIANTS), default=["ours auto", "ours fp32"])
     parser.add_argument("--folder", type=Path, help="keep models, scans and outputs here")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("-device", choices=sorted(RESULTS), default="cpu")
+    parser.add_argument("--output", type=Path, help="default: results/predict.json, for cuda results/predict_cuda.json")
     args = parser.parse_args()
+    args.output = args.output or RESULTS[args.device]
+    if args.device != "cpu" and "stages" in args.parts:
+        parser.error("--parts stages runs on the CPU")
     command = f"python {' '.join(sys.argv)}"
     record = json.loads(args.output.read_text()) if args.output.is_file() else {}
     with tempfile.TemporaryDirectory() as temporary:
         if args.folder:
             args.folder.mkdir(parents=True, exist_ok=True)
-        place = Workplace((args.folder or Path(temporary)).resolve())
+        place = Workplace((args.folder or Path(temporary)).resolve(), args.device)
 
         def keep(part: str, name: str, slices: int, result: dict[str, Any]) -> None:
             key = title(name, slices)
             print(table(f"{part}: {key}", result), flush=True)
             record.setdefault(part, {})[key] = {**result, "command": command}
-            record.update(command="python benchmarks/predict.py", hardware=setting.hardware())
+            record.update(command="python benchmarks/predict.py", hardware=setting.hardware(args.device))
             record["scan"] = setting.source_name()
             if part == "same":
                 record["memory_per_slice_mb"] = memory_per_slice(record["same"])

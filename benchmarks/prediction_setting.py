@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -100,8 +101,8 @@ def write_scan(path: Path, slices: int) -> None:
     write_volume(path, scan(slices))
 
 
-def hardware() -> dict[str, Any]:
-    """The machine and the versions that a figure belongs to."""
+def hardware(device: str = "cpu") -> dict[str, Any]:
+    """The machine and the versions that a figure belongs to; with a GPU also its name and driver."""
     model = platform.processor()
     flags: set[str] = set()
     info = Path("/proc/cpuinfo")
@@ -113,13 +114,27 @@ def hardware() -> dict[str, Any]:
             elif key.strip() == "flags":
                 flags = set(value.split())
     packages = ("torch", "nnunetv2", "openvino", "numpy", "SimpleITK")
+    card = {"gpu": _gpu()} if device == "cuda" else {}
     return {
+        **card,
         "cpu": model,
         "cores": os.cpu_count(),
         "bf16": sorted(flags & {"avx512_bf16", "amx_bf16"}),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in packages},
     }
+
+
+def _gpu() -> str:
+    """Name, memory and driver of the first GPU, and the CUDA that PyTorch was built with."""
+    import torch
+
+    query = ["nvidia-smi", "--id=0", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        found = torch.cuda.get_device_name(0)
+    return f"{found}, CUDA {torch.version.cuda}"
 
 
 def _version(name: str) -> str:
