@@ -12,7 +12,7 @@ from nnunet_flare.cli.common import nnunet_folder, whole
 from nnunet_flare.preparation.layouts import YEARS, layout_of
 
 if TYPE_CHECKING:
-    from nnunet_flare.preparation.build import PreparedDataset
+    from nnunet_flare.preparation.prepared import PreparedDataset
 
 SHOWN = 20
 """Notes and files of unknown names that are listed one by one; of the others there is a count."""

@@ -67,7 +67,7 @@ class CaseFiles:
         """What a scan is says the rule of its image; a label map's alone counts where there is no image."""
         for kind in ("image", "label", "either"):
             if kind in self.rules:
-                return self.rules[kind]  # type: ignore[index]
+                return self.rules[kind]
         return self.spare_rule
 
 

@@ -145,7 +145,8 @@ def _read(record: Path) -> Mapping[str, CaseFinding]:
 
 
 def _finding(entry: Mapping[str, Any]) -> CaseFinding:
-    return CaseFinding(**{key: value if key == "pseudo" else tuple(value) for key, value in entry.items()})
+    lists = {key: tuple(value) for key, value in entry.items() if key != "pseudo"}
+    return CaseFinding(**lists, pseudo=entry.get("pseudo", {}))
 
 
 def _write(record: Path, origin: str, findings: Mapping[str, CaseFinding]) -> None:

@@ -202,6 +202,17 @@ def test_task_1_of_flare24_as_its_archives_unpack(tmp_path, raw, capsys):
     assert "LUNG1-001: its label map is empty" in said
 
 
+def test_a_training_scan_that_is_known_to_be_free_of_lesions_is_a_labelled_one(tmp_path, raw):
+    table = tmp_path / "annotated.csv"
+    table.write_text("case,annotated\nLUNG1-001,lesion\n")
+    download = write(tmp_path / "FLARE24-Task1", ARCHIVES_1)
+    assert call("flare24", download, 1, "--annotated", str(table)) == 0
+    dataset = raw / "Dataset241_FLARE24Task1"
+    assert "LUNG1-001" in found(dataset)["labelsTr"] and "LUNG1-001" not in found(dataset)["unlabelled"]
+    assert read_table(dataset / "flare_cases.json").cases["LUNG1-001"].is_complete
+    assert check_dataset(dataset) == []
+
+
 @pytest.mark.parametrize("year", ["flare24", "flare25"])
 def test_task_1_as_the_hub_has_it(tmp_path, raw, year):
     assert call(year, write(tmp_path / "FLARE-Task1-Pancancer", HUB_1), 1) == 0
