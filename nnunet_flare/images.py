@@ -220,11 +220,16 @@ def check_values(volume: Volume, case: str, path: Path | str = "image", *, flat:
         raise CaseError(case, f"{path}: all voxels are {array.flat[0]}; the scan is empty")
 
 
-def oddities(volume: Volume) -> list[str]:
-    """What is odd about a readable scan, in words; such a scan is predicted with a warning."""
+def oddities(volume: Volume, *, is_ct: bool = True) -> list[str]:
+    """What is odd about a readable scan, in words; such a scan is predicted with a warning.
+
+    The values of other modalities have no scale that they could leave.
+    """
     found = []
     low, high = float(volume.array.min()), float(volume.array.max())
-    if low < CT_RANGE_HU[0] or high > CT_RANGE_HU[1]:
+    if not is_ct:
+        pass
+    elif low < CT_RANGE_HU[0] or high > CT_RANGE_HU[1]:
         found.append(f"values from {low:g} to {high:g}, outside CT's {CT_RANGE_HU[0]:g} to {CT_RANGE_HU[1]:g} HU")
     elif low >= 0 and SMALLEST_SPAN <= high <= 255:
         found.append(f"values from {low:g} to {high:g}, which look like an 8-bit picture and not like CT numbers")

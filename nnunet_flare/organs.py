@@ -1,7 +1,8 @@
 """The label sets of the FLARE challenges: one table for names, NSD tolerances and smallest plausible volumes.
 
-Tolerances are those of the official FLARE22/23 evaluation scripts. ``min_volume_mm3`` is the smallest volume that the
-Radboud system measured on the FLARE22 training set (its post-processing removes an organ below half of it).
+Tolerances are those of the official FLARE22, FLARE23 and FLARE24 evaluation scripts; FLARE25 and FLARE26 kept FLARE24's
+rules. ``min_volume_mm3`` is the smallest volume that the Radboud system measured on the FLARE22 training set (its
+post-processing removes an organ below half of it).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ class Organ:
     short: str
     nsd_tolerance_mm: float
     min_volume_mm3: float | None
+    sole: bool = False
+    """No map has anything else: the official script scores a prediction with any higher value 0."""
 
 
 FLARE22: tuple[Organ, ...] = (
@@ -39,7 +42,20 @@ FLARE22: tuple[Organ, ...] = (
 
 FLARE23: tuple[Organ, ...] = (*FLARE22, Organ(14, "lesion", "Lesion", 2, None))
 
-LABEL_SETS: MappingProxyType[str, tuple[Organ, ...]] = MappingProxyType({"flare22": FLARE22, "flare23": FLARE23})
+LESION: tuple[Organ, ...] = (Organ(1, "lesion", "Lesion", 2, None, sole=True),)
+"""Task 1 of FLARE24 to FLARE26, pan-cancer: every lesion is the one class."""
+
+LATER_YEARS = ("flare24", "flare25", "flare26")
+
+LABEL_SETS: MappingProxyType[str, tuple[Organ, ...]] = MappingProxyType(
+    {
+        "flare22": FLARE22,
+        "flare23": FLARE23,
+        **{f"{year}-lesion": LESION for year in LATER_YEARS},
+        **{f"{year}-organs": FLARE22 for year in LATER_YEARS},
+    }
+)
+"""``-lesion`` is task 1, ``-organs`` are tasks 2 and 3, which are scored as FLARE22."""
 
 
 def dataset_labels(organs: tuple[Organ, ...]) -> dict[str, int]:

@@ -31,8 +31,16 @@ def test_flare23_adds_the_lesion() -> None:
 def test_names_are_unique_and_smallest_volumes_plausible(organs: tuple) -> None:
     assert len({organ.name for organ in organs}) == len({organ.short for organ in organs}) == len(organs)
     litres = {organ.name: organ.min_volume_mm3 / 1e6 for organ in organs if organ.min_volume_mm3 is not None}
-    assert max(litres, key=litres.__getitem__) == "liver"
+    assert max(litres, key=litres.__getitem__, default="liver") == "liver"
     assert all(1e-3 < volume < 2 for volume in litres.values())
+
+
+def test_later_years_score_organs_as_flare22_and_lesions_alone() -> None:
+    for year in (24, 25, 26):
+        assert LABEL_SETS[f"flare{year}-organs"] == FLARE22
+        (lesion,) = LABEL_SETS[f"flare{year}-lesion"]
+        assert (lesion.id, lesion.short, lesion.nsd_tolerance_mm, lesion.sole) == (1, "Lesion", 2, True)
+    assert not any(organ.sole for organ in FLARE23)
 
 
 def test_dataset_json_has_the_background_first() -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnunet_flare.cli.common import PROCESSES, HyphenParser, number, open_streams, run_command, setup_logging, whole
 from nnunet_flare.errors import InputError
+from nnunet_flare.organs import LABEL_SETS
 
 if TYPE_CHECKING:
     from nnunet_flare.evaluation.measures import Missing
@@ -22,7 +23,7 @@ PROGRAM = "flare-evaluate"
 OWN_KEYS = ({"rules", "structures"}, {"a", "b"})
 """Of the JSON files that this command writes: of scores, of comparisons."""
 
-OFFICIAL_MISSING: dict[str, Missing] = {"flare22": "skip", "flare23": "stop"}
+OFFICIAL_MISSING: dict[str, Missing] = {name: "stop" if name == "flare23" else "skip" for name in LABEL_SETS}
 """What the official scripts do about references without prediction; everything else scores them 0."""
 
 
@@ -56,13 +57,15 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="OUT.csv",
-        help="table in the official layout; beside it OUT_summary.csv, OUT.json and OUT.png (box plots)",
+        help="table in the official layout; beside it OUT_summary.csv, OUT.json and OUT.png (box plots), and of "
+        "lesions OUT_healthy.csv: false positives in ml where the reference has none",
     )
     parser.add_argument(
         "--labels",
         default="flare22",
         metavar="SET",
-        help="flare22 (default), flare23 (with lesions), or a dataset.json, whose regions are scored as unions",
+        help="flare22 (default), flare23 (with lesions), flare24-lesion (task 1), flare24-organs (tasks 2 and 3), the "
+        "same of flare25 and flare26, or a dataset.json, whose regions are scored as unions",
     )
     parser.add_argument(
         "--corrected",
@@ -79,8 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--missing",
         choices=("skip", "stop", "zero"),
-        help="a reference without prediction: left out (FLARE22's script), stops everything (FLARE23's), or scores 0 "
-        "(default with --corrected or a dataset.json)",
+        help="a reference without prediction: stops everything (FLARE23's script), is left out (those of other years), "
+        "or scores 0 (default with --corrected or a dataset.json)",
     )
     parser.add_argument(
         "--as_stored",
@@ -128,7 +131,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
     inputs = [Path(args.labels), *(file for path in folders for file in images_in(path))]
     check_document(args.o, (".csv",), inputs)
     document = args.o.with_suffix(".json")
-    check_outputs([document, args.o.with_suffix(".png"), _summary_file(args)], inputs)
+    check_outputs([document, args.o.with_suffix(".png"), _summary_file(args), _healthy_file(args)], inputs)
     if document.exists():
         content = load_json(document)
         if not isinstance(content, dict) or not any(keys <= content.keys() for keys in OWN_KEYS):
@@ -140,6 +143,11 @@ def _check_outputs(args: argparse.Namespace) -> None:
 
 def _summary_file(args: argparse.Namespace) -> Path:
     path: Path = args.o.with_name(f"{args.o.stem}_summary.csv")
+    return path
+
+
+def _healthy_file(args: argparse.Namespace) -> Path:
+    path: Path = args.o.with_name(f"{args.o.stem}_healthy.csv")
     return path
 
 
@@ -166,6 +174,8 @@ def _write(args: argparse.Namespace, table: ScoreTable) -> None:
         raise InputError(f"no case could be scored{': ' + reasons if reasons else ''}")
     table.write_csv(args.o)
     table.write_summary_csv(_summary_file(args))
+    if any(structure.is_lesion for structure in table.structures):
+        table.write_healthy_csv(_healthy_file(args))
     table.write_json(args.o.with_suffix(".json"))
     picture = args.o.with_suffix(".png")
     draw(lambda: box_plots({args.o.stem: table}, picture), picture)
@@ -184,6 +194,10 @@ def _print_summary(table: ScoreTable) -> None:
         worst = ", ".join(f"{name} {value:.4f}" for name, value in dsc.worst)
         print(f"{structure.short:{width}}  {figures}  {worst}")
     print(f"{'mean':{width}}  {table.mean('DSC'):8.4f} {'':13}  {table.mean('NSD'):8.4f}")
+    for row in table.healthy():
+        worst = f", at most {row.largest_ml:.4f} ml ({row.largest_case})" if row.with_any else ""
+        print(f"{row.structure}: {row.with_any} of {row.scans} scans without one in the reference have false positives "
+              f"({row.share:.1%}), {row.mean_ml:.4f} ml on average{worst}")  # fmt: skip
 
 
 def _compare(args: argparse.Namespace, structures: Sequence[Structure]) -> int:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from nnunet_flare.cli.common import PROCESSES, whole
+from nnunet_flare.organs import LABEL_SETS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,13 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ID",
         help="ids that win wherever one source has them",
     )
-    parser.add_argument("--labels", choices=("flare22", "flare23"), default="flare23", help="default flare23")
+    parser.add_argument("--labels", choices=tuple(LABEL_SETS), default="flare23", help="default flare23")
     parser.add_argument("-np", dest="processes", type=PROCESSES, metavar="N", help="processes (default: one per core)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Merge, print what was written, dropped and set aside; 1 when a case was set aside."""
-    from nnunet_flare.organs import LABEL_SETS, dataset_labels
+    from nnunet_flare.organs import dataset_labels
     from nnunet_flare.rounds.merge import MergeRequest, merge_folders
 
     request = MergeRequest(

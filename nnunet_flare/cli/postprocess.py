@@ -14,7 +14,7 @@ PROGRAM = "flare-postprocess"
 DOCUMENTS = (".yaml", ".yml")
 """Endings of pipelines that may be replaced."""
 
-LABELS_HELP = "label set of the maps: flare22 (default), flare23 (with lesions), or a dataset.json"
+LABELS_HELP = "label set of the maps: flare22 (default), flare23 (with lesions), flare24-lesion, ... or a dataset.json"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from nnunet_flare.documents import csv_text
 from nnunet_flare.errors import InputError
-from nnunet_flare.evaluation.table import MEASURES, NOT_AN_ORGAN, ScoreTable
+from nnunet_flare.evaluation.table import MEASURES, ScoreTable
 from nnunet_flare.files import write_text
 
 RESAMPLES = 10_000
@@ -97,7 +97,7 @@ def compare(a: ScoreTable, b: ScoreTable, *, seed: int = 0) -> Comparison:
     for measure in MEASURES:
         values_a = a.values(measure)[[places_a[name] for name in common]]
         values_b = b.values(measure)[[places_b[name] for name in common]]
-        organs = [i for i, s in enumerate(a.structures) if s.name.lower() not in NOT_AN_ORGAN] or slice(None)
+        organs = [i for i, s in enumerate(a.structures) if not s.is_lesion] or slice(None)
         mean_row = _row(MEAN_ROW, measure, values_a[:, organs].mean(axis=1), values_b[:, organs].mean(axis=1), drawn)
         single = [
             _row(structure.short, measure, values_a[:, i], values_b[:, i], drawn)

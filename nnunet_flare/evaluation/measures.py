@@ -1,18 +1,21 @@
-"""DSC and NSD of a case and of a folder, by the rules of the official FLARE22/23 scripts or corrected.
+"""DSC and NSD of a case and of a folder, by the rules of the official FLARE22 to FLARE24 scripts or corrected.
 
 Official rules, all of them kept by default: a structure absent from both maps scores 1, from one of them 0; aorta,
 inferior vena cava and oesophagus count on the reference's labelled slices only, *without the highest of them* (the
 script's upper bound is exclusive; a structure of a single slice, on which the script crashes, keeps that slice); NSD
-is 0 without being computed where DSC is below 0.2; both are rounded to four decimals. ``corrected`` counts all
-labelled slices, always computes NSD and rounds nothing. Slices are those of the file's third axis (array axis 0), as
-in the script, whatever the orientation.
+is 0 without being computed where DSC is below 0.2; both are rounded to four decimals; where a structure is the only
+class (lesions), a prediction with any higher value scores 0. ``corrected`` counts all labelled slices, always computes
+NSD, rounds nothing, and passes over other values. Slices are those of the file's third axis (array axis 0), as in the
+script, whatever the orientation.
+
+A lesion that the reference has none of makes a scan a healthy one; what was predicted of it is its false positive.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -34,6 +37,8 @@ __all__ = ["CaseScores", "Missing", "dice", "evaluate_case", "evaluate_folders"]
 NSD_NEEDS_DSC = 0.2
 """Official rule: below this DSC the NSD is 0 without being computed."""
 
+MM3_PER_ML = 1000
+
 DECIMALS = 4
 """Official rounding of DSC and NSD of a case."""
 
@@ -45,10 +50,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CaseScores:
-    """DSC and NSD of one case by structure id."""
+    """DSC and NSD of one case by structure id, false positives as in :class:`CaseRow`, and what a reader must know."""
 
     dsc: dict[int, float]
     nsd: dict[int, float]
+    false_positive_ml: dict[int, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,30 +75,47 @@ def evaluate_case(
     """DSC and NSD of every organ or region; the prediction is turned to the reference's orientation where needed.
 
     Raises:
-        CaseError: when the two do not lie on the same grid.
+        CaseError: when the two do not lie on the same grid, or the reference holds more than the only class.
     """
     turned, _ = on_grid_of(reference, prediction, case="case")
-    return _score(reference.array, turned.array, reference.spacing_mm, structures_of(organs), corrected)
+    return _score("case", reference.array, turned.array, reference.spacing_mm, structures_of(organs), corrected)
 
 
 def _score(
+    case: str,
     reference: np.ndarray,
     prediction: np.ndarray,
     spacing_mm: tuple[float, float, float],
     structures: Sequence[Structure],
     corrected: bool,
 ) -> CaseScores:
+    for structure in structures:
+        if structure.sole and (more := _higher(reference, structure)):
+            raise CaseError(
+                case, f"the reference holds {more}, expected 0 and {structure.labels[0]} ({structure.name})"
+            )
     ids = label_ids(structures)
     own = {label: place for place, label in enumerate(ids, 1)}
     ref, pred = compact(reference, ids), compact(prediction, ids)
     counts = joint_counts(ref, pred, len(ids))
     maps = _Maps(ref, pred, counts, (find_corners(ref), find_corners(pred)), spacing_mm)
-    dsc, nsd = {}, {}
+    dsc, nsd, false_ml, notes = {}, {}, {}, []
     for structure in structures:
         members = [own[label] for label in structure.labels]
-        scores = _structure_scores(maps, structure, members, corrected)
+        more = _higher(prediction, structure) if structure.sole and not corrected else []
+        scores = (0.0, 0.0) if more else _structure_scores(maps, structure, members, corrected)
+        if more:
+            only = f"{structure.name} is {structure.labels[0]} alone"
+            notes.append(f"{case}: the prediction holds {more}, and {only}; such a map scores 0 by the official rules")
         dsc[structure.id], nsd[structure.id] = scores if corrected else (float(np.round(s, DECIMALS)) for s in scores)
-    return CaseScores(dsc, nsd)
+        if structure.is_lesion and not counts[:, members, :].any():
+            false_ml[structure.id] = float(counts[:, :, members].sum() * np.prod(spacing_mm) / MM3_PER_ML)
+    return CaseScores(dsc, nsd, false_ml, tuple(notes))
+
+
+def _higher(labels: np.ndarray, structure: Structure) -> list[int]:
+    """The ids in a map above those of a structure that should be its only one."""
+    return [int(label) for label in np.unique(labels) if label > max(structure.labels)]
 
 
 def _structure_scores(maps: _Maps, structure: Structure, members: list[int], corrected: bool) -> tuple[float, float]:
@@ -162,8 +186,8 @@ def evaluate_folders(
                 failed.append((outcome.case, outcome.reason))
                 continue
             scores, note = outcome
-            rows.append(CaseRow(pair.name, scores.dsc, scores.nsd))
-            notes += [note] if note else []
+            rows.append(CaseRow(pair.name, scores.dsc, scores.nsd, scores.false_positive_ml))
+            notes += [*([note] if note else []), *scores.notes]
     for note in notes:
         log.warning(note)
     rows.sort(key=lambda row: row.name)
@@ -196,4 +220,5 @@ def _score_pair(
     pair: CasePair, *, structures: Sequence[Structure], corrected: bool, as_stored: bool
 ) -> tuple[CaseScores, str | None]:
     reference, prediction, note = read_pair(pair, as_stored=as_stored)
-    return _score(reference.array, prediction.array, reference.spacing_mm, structures, corrected), note
+    scores = _score(pair.case, reference.array, prediction.array, reference.spacing_mm, structures, corrected)
+    return scores, note

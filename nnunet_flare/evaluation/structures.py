@@ -17,6 +17,9 @@ from nnunet_flare.organs import FLARE23, LABEL_SETS, Organ
 LABELLED_SLICES_ONLY: frozenset[str] = frozenset({"aorta", "inferior_vena_cava", "esophagus"})
 """Tubes that leave the field of view: the official script scores them on the reference's labelled slices only."""
 
+NOT_AN_ORGAN: frozenset[str] = frozenset({"lesion", "tumor", "tumour"})
+"""Structures that the official organ mean leaves out, and that count as false positives on a healthy scan."""
+
 DEFAULT_TOLERANCE_MM = 2.0
 """NSD tolerance of structures outside the FLARE table: the challenge's own value for lesions and small organs."""
 
@@ -31,6 +34,13 @@ class Structure:
     labels: tuple[int, ...]
     nsd_tolerance_mm: float
     labelled_slices_only: bool = False
+    sole: bool = False
+    """The only class: see :class:`nnunet_flare.organs.Organ`."""
+
+    @property
+    def is_lesion(self) -> bool:
+        """A finding that a healthy body does not have."""
+        return self.name.lower() in NOT_AN_ORGAN
 
 
 def structures_of(organs: Sequence[Organ | Structure]) -> tuple[Structure, ...]:
@@ -40,12 +50,18 @@ def structures_of(organs: Sequence[Organ | Structure]) -> tuple[Structure, ...]:
 
 def _of_organ(organ: Organ) -> Structure:
     return Structure(
-        organ.id, organ.name, organ.short, (organ.id,), organ.nsd_tolerance_mm, organ.name in LABELLED_SLICES_ONLY
+        organ.id,
+        organ.name,
+        organ.short,
+        (organ.id,),
+        organ.nsd_tolerance_mm,
+        organ.name in LABELLED_SLICES_ONLY,
+        organ.sole,
     )
 
 
 def read_structures(name_or_path: str, *, tolerance_mm: float = DEFAULT_TOLERANCE_MM) -> tuple[Structure, ...]:
-    """Structures by the name of a label set (``flare22``, ``flare23``) or from a ``dataset.json``.
+    """Structures by the name of a label set (``flare22``, ``flare24-lesion``) or from a ``dataset.json``.
 
     A region of dataset.json (a list of ids) is scored as the union of its labels. Names of the FLARE table keep the
     official tolerances and rules; others get ``tolerance_mm``.

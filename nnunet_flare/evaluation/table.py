@@ -16,9 +16,6 @@ from nnunet_flare.files import write_csv, write_json, write_text
 
 MEASURES: tuple[str, ...] = ("DSC", "NSD")
 
-NOT_AN_ORGAN: frozenset[str] = frozenset({"lesion", "tumor", "tumour"})
-"""Structures that the official organ mean leaves out."""
-
 OFFICIAL_DECIMALS = 4
 """The official FLARE23 script rounds means to four decimals, before averaging them over the organs and after."""
 
@@ -28,11 +25,15 @@ WORST_CASES = 3
 
 @dataclass(frozen=True)
 class CaseRow:
-    """One case: its file ``name`` and DSC and NSD by structure id."""
+    """One case: its file ``name`` and DSC and NSD by structure id.
+
+    ``false_positive_ml`` has the predicted volume of every lesion that the reference has none of.
+    """
 
     name: str
     dsc: dict[int, float]
     nsd: dict[int, float]
+    false_positive_ml: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,22 @@ class SummaryRow:
     sd: float
     median: float
     worst: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class HealthyRow:
+    """What was predicted of one kind of lesion on the ``scans`` whose reference has none.
+
+    ``share`` are the scans with any false positive, from 0 to 1; ``mean_ml`` is over all the scans.
+    """
+
+    structure: str
+    scans: int
+    with_any: int
+    share: float
+    mean_ml: float
+    largest_ml: float
+    largest_case: str
 
 
 @dataclass(frozen=True)
@@ -71,7 +88,7 @@ class ScoreTable:
 
         Official tables round as the official script does, corrected ones do not.
         """
-        organs = [i for i, s in enumerate(self.structures) if s.name.lower() not in NOT_AN_ORGAN]
+        organs = [i for i, s in enumerate(self.structures) if not s.is_lesion]
         if not self.rows:
             return float("nan")
         means = self.values(measure).mean(axis=0)[organs or slice(None)]
@@ -99,6 +116,31 @@ class ScoreTable:
                     )
                 )
         return rows
+
+    def healthy(self) -> list[HealthyRow]:
+        """The false positives on healthy scans, one row per lesion; none where every reference shows the lesion."""
+        rows = []
+        for structure in self.structures:
+            found = [(row.false_positive_ml[structure.id], row.name) for row in self._without(structure)]
+            if found:
+                with_any = sum(ml > 0 for ml, _ in found)
+                mean_ml = sum(ml for ml, _ in found) / len(found)
+                share = with_any / len(found)
+                rows.append(HealthyRow(structure.short, len(found), with_any, share, mean_ml, *max(found)))
+        return rows
+
+    def _without(self, structure: Structure) -> list[CaseRow]:
+        return [row for row in self.rows if structure.id in row.false_positive_ml]
+
+    def write_healthy_csv(self, path: Path) -> None:
+        """Write the falsely predicted volume of every healthy scan by rename, in ml."""
+        lesions = [s for s in self.structures if s.is_lesion]
+        lines: list[list[Any]] = [["Name", *(f"{s.short}_FP_ml" for s in lesions)]]
+        for row in self.rows:
+            cells = [row.false_positive_ml.get(s.id) for s in lesions]
+            if any(ml is not None for ml in cells):
+                lines.append([row.name, *("" if ml is None else f"{ml:.4f}" for ml in cells)])
+        write_csv(path, lines)
 
     def csv_text(self) -> str:
         """The official layout: Name, every structure's DSC, every structure's NSD."""
@@ -132,6 +174,7 @@ class ScoreTable:
                 {**row.__dict__, "worst": [{"name": name, "value": value} for name, value in row.worst]}
                 for row in self.summary()
             ],
+            "healthy": [row.__dict__ for row in self.healthy()],
             "cases": [
                 {"name": row.name, **{m: {s.name: _of(row, m)[s.id] for s in self.structures} for m in MEASURES}}
                 for row in self.rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,23 +24,27 @@ from nnunet_flare.images import (
     read_volume,
     rounding_difference,
 )
-from nnunet_flare.preparation.layout import DownloadedScan
+from nnunet_flare.preparation.case_files import DownloadedScan
 from nnunet_flare.readers import doubtful
 
 RECORD = "flare_prepare.json"
 """In the dataset's folder: what was found out about each case, so that a second call opens only what changed."""
-VERSION = 2
+VERSION = 3
 SAVE_EVERY = 50
 
 
 @dataclass(frozen=True)
 class CaseFinding:
-    """What a case's files hold: problems that keep it out, oddities that do not, and the ids in its label map."""
+    """What a case's files hold: problems that keep it out, oddities that do not, and the ids in its label map.
+
+    ``pseudo`` says why a published pseudo-label is not used, by team.
+    """
 
     stamp: tuple[str, ...]
     problems: tuple[str, ...] = ()
     odd: tuple[str, ...] = ()
     present: tuple[int, ...] = ()
+    pseudo: dict[str, str] = field(default_factory=dict)
 
 
 def examine_all(
@@ -93,24 +97,41 @@ def examine(scan: DownloadedScan, *, allowed: Sequence[int], reader: str) -> Cas
                 nearly = rounding_difference(image, label)
         except CaseError as error:
             problems.append(error.reason)
-    odd = tuple(oddities(image)) if image is not None and not problems else ()
+    odd = tuple(oddities(image, is_ct=scan.domain == "CT")) if image is not None and not problems else ()
     if nearly and not problems:
         odd = (*odd, f"its label map lies nearly on its grid: {nearly}")
-    return CaseFinding(stamp(scan), tuple(problems), odd, present)
+    pseudo = {} if image is None else _unusable(scan, image, allowed=allowed, reader=reader)
+    return CaseFinding(stamp(scan), tuple(problems), odd, present, pseudo)
+
+
+def _unusable(scan: DownloadedScan, image: Volume, *, allowed: Sequence[int], reader: str) -> dict[str, str]:
+    """Why published pseudo-labels of a scan cannot be used, by team."""
+    found = {}
+    for team, path in scan.pseudo.items():
+        try:
+            labels = read_labels(path, scan.case, allowed=allowed, reader=reader)
+        except CaseError as error:
+            found[team] = error.reason
+            continue
+        difference = geometry_difference(image, labels)
+        if difference:
+            found[team] = f"{path}: another grid than its scan: {difference}"
+    return found
 
 
 def stamp(scan: DownloadedScan) -> tuple[str, ...]:
     """Changes when one of the files of a case does."""
-    return tuple(f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in (scan.image, scan.label) if p and p.exists())
+    files = (scan.image, scan.label, *scan.pseudo.values())
+    return tuple(f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files if p and p.exists())
 
 
 def _is_current(scan: DownloadedScan, finding: CaseFinding | None) -> bool:
-    return finding is not None and not finding.problems and finding.stamp == stamp(scan)
+    return finding is not None and not finding.problems and not finding.pseudo and finding.stamp == stamp(scan)
 
 
 def read_record(path: Path) -> dict[str, Any]:
     """What an earlier call found out; nothing where there was none."""
-    finding = {"stamp": [str], "problems": [str], "odd": [str], "present": [int]}
+    finding = {"stamp": [str], "problems": [str], "odd": [str], "present": [int], "pseudo?": {str: str}}
     shape = {"origin": str, "cases": {str: finding}}
     return read_json(path, shape, remedy="restore it, or remove the dataset's folder") if path.is_file() else {}
 
@@ -120,7 +141,12 @@ def _read(record: Path) -> Mapping[str, CaseFinding]:
     if document.get("version") != VERSION:  # looked at by other rules
         return {}
     cases: dict[str, dict[str, Any]] = document.get("cases", {})
-    return {case: CaseFinding(**{key: tuple(value) for key, value in entry.items()}) for case, entry in cases.items()}
+    return {case: _finding(entry) for case, entry in cases.items()}
+
+
+def _finding(entry: Mapping[str, Any]) -> CaseFinding:
+    lists = {key: tuple(value) for key, value in entry.items() if key != "pseudo"}
+    return CaseFinding(**lists, pseudo=entry.get("pseudo", {}))
 
 
 def _write(record: Path, origin: str, findings: Mapping[str, CaseFinding]) -> None:

@@ -19,6 +19,7 @@ from nnunet_flare.images import Volume, read_labels, read_volume, write_labels, 
 from nnunet_flare.phantom import make_phantom
 from nnunet_flare.preparation import examine
 from nnunet_flare.preparation.build import prepare
+from nnunet_flare.preparation.layouts import layout_of
 
 SIZE = (12, 24, 28)
 ALL = tuple(range(1, 15))
@@ -273,13 +274,17 @@ def test_a_wrong_csv_is_refused_before_anything_is_written(flare23, raw, tmp_pat
     assert not raw.exists()
 
 
-def test_repaired_label_maps_win_and_pseudo_labels_are_left_out(flare23, raw, patient, capsys):
+def test_repaired_label_maps_win_and_published_pseudo_labels_have_a_folder_of_their_own(flare23, raw, patient, capsys):
     write_map(flare23 / "labelsTr2200/20230507-fix/FLARE23_0004.nii.gz", patient, (13, 14))
     write_map(flare23 / "aladdin5-pseudo-labels/labels/FLARE23_0001.nii.gz", patient, (1,))
+    write_map(flare23 / "aladdin5-pseudo-labels/labels/FLARE23_2202.nii.gz", patient, (1, 2))
     assert call("flare23", flare23) == 0
     cases = read_table(raw / "Dataset023_FLARE23" / "flare_cases.json").cases
     assert cases["FLARE23_0004"].annotated == (13, 14) and cases["FLARE23_0001"].role == "labelled"
-    assert "1 file(s) in folders of published pseudo-labels" in capsys.readouterr().out
+    pseudo = raw / "Dataset023_FLARE23" / "pseudo" / "aladdin5"
+    assert names(pseudo) == ["FLARE23_0001.nii.gz", "FLARE23_2202.nii.gz"]
+    assert set(np.unique(read_labels(pseudo / "FLARE23_2202.nii.gz").array)) == {0, 1, 2}
+    assert f"pseudo-labels aladdin5     2   {pseudo}" in capsys.readouterr().out
 
 
 def test_the_dataset_may_lie_inside_the_download(flare22, monkeypatch):
@@ -315,7 +320,7 @@ def test_an_odd_scan_is_prepared_and_noted(flare22, raw, patient):
     scan = patient[0]
     odd = flare22 / "Training/FLARE_UnlabeledCase1-1000/Case_00002_0000.nii.gz"
     write_volume(odd, scan.with_array((scan.array.astype(np.int32) * 40).astype(np.int32)))
-    made = prepare("flare22", flare22, raw)
+    made = prepare(layout_of("flare22"), flare22, raw)
     assert "Case_00002" in made.cases["unlabelled"] and not made.set_aside
     assert made.notes[0].startswith("Case_00002: values from")
 
@@ -324,7 +329,7 @@ def test_cases_whose_names_are_too_long_for_what_follows_are_set_aside_and_the_o
     flare22, raw, monkeypatch
 ):
     monkeypatch.setattr("os.pathconf", lambda path, name: 45)  # an encrypted file system has fewer bytes too
-    made = prepare("flare22", flare22, raw)
+    made = prepare(layout_of("flare22"), flare22, raw)
     assert sorted(made.set_aside) == ["FLARE22_Tr_0001", "FLARE22_Tr_0002", "FLARE22_Tr_0003"]
     assert "has 15 bytes, at most 14 fit" in made.set_aside["FLARE22_Tr_0001"]
     assert made.cases["training"] == [] and len(made.cases["unlabelled"]) == 4
@@ -335,7 +340,7 @@ def test_scans_in_a_folder_of_pseudo_labels_are_unlabelled_scans(flare22, raw, p
     pseudo = flare22 / "train_pseudo_label"
     for number in (11, 12, 13):
         write_scan(pseudo / "imagesTr" / f"Case_{number:05d}_0000.nii.gz", patient, number)
-        write_map(pseudo / "flare22_aladdin5_pseudo" / f"Case_{number:05d}.nii.gz", patient)
+        write_map(pseudo / "flare22_aladdin5_pseudo" / f"Case_{number:05d}.nii.gz", patient, range(1, 14))
     write_scan(pseudo / "imagesTr" / "Case_00014.nii.gz", patient, 14)  # the folder says that it is a scan
     (pseudo / "imagesTr" / "Case_00014.nii.gz").rename(pseudo / "imagesTr" / "Case_00014.NII.GZ")
     write_scan(pseudo / "imagesTr" / "Case_00001_0000.nii.gz", patient, 1)  # again
@@ -349,7 +354,9 @@ def test_scans_in_a_folder_of_pseudo_labels_are_unlabelled_scans(flare22, raw, p
             read_volume(dataset / "unlabelled" / f"{case}_0000.nii.gz").array, patient[0].array + number
         )
     said = capsys.readouterr().out
-    assert "unlabelled                 8 " in said and "5 file(s) in folders of published pseudo-labels" in said
+    assert "unlabelled                 8 " in said and "1 file(s) lie in the download more than once" in said
+    assert names(dataset / "pseudo/aladdin5") == [f"Case_{n:05d}.nii.gz" for n in (11, 12, 13)]
+    assert names(dataset / "pseudo/labelsTr") == ["FLARE22_Tr_0001.nii.gz"]
     assert read_labels(dataset / "labelsTr/FLARE22_Tr_0001.nii.gz").array.max() == 13
 
 
