@@ -1,8 +1,8 @@
 """The image is really built and run, as hardened hosts run it; its label maps are those of ``flare-predict`` outside.
 
 ``FLARE_CONTAINER_ENGINE`` is a command that takes ``build -t TAG -f FILE CONTEXT [options]``, ``run [options] TAG
-COMMAND`` and ``image inspect TAG`` (``docker``, ``podman``, or a script around one of them). ``FLARE_CONTAINER_BASE`` is
-the base image, ``FLARE_CONTAINER_TORCH`` what pip is asked for in place of ``torch``.
+COMMAND`` and ``image inspect TAG`` (``docker``, ``podman``, or a script around one of them). ``FLARE_CONTAINER_BASE``
+is the base image, ``FLARE_CONTAINER_TORCH`` what pip is asked for in place of ``torch``.
 """
 
 from __future__ import annotations
