@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunet_flare.cli.common import PROCESSES, HyphenParser, number, open_streams, run_command, setup_logging, whole
+from nnunet_flare.cli.common import PROCESSES, HyphenParser, number, open_streams, run_command, setup_logging
+from nnunet_flare.cli.efficiency import efficiency
 from nnunet_flare.errors import InputError
 from nnunet_flare.organs import LABEL_SETS
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     open_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["efficiency"]:
-        return run_command(PROGRAM, lambda: _efficiency(words[1:]))
+        return run_command(PROGRAM, lambda: efficiency(words[1:]))
     return run_command(PROGRAM, lambda: _evaluate(_parser().parse_args(words)))
 
 
@@ -41,7 +41,8 @@ def _parser() -> argparse.ArgumentParser:
         prog=PROGRAM,
         description="DSC and NSD as the official FLARE scripts compute them, tables, comparisons and box plots.",
         epilog="`flare-evaluate efficiency -o OUT.csv -- COMMAND ...` measures time, memory and processor use of a "
-        "command instead; see `flare-evaluate efficiency --help`.",
+        "command instead, with `--container IMAGE -i CASES` those of one container per scan; see `flare-evaluate "
+        "efficiency --help`.",
     )
     parser.add_argument("-ref", type=Path, metavar="DIR", help="reference label maps, <case>.nii.gz (or one file)")
     parser.add_argument("-pred", type=Path, metavar="DIR", help="predicted label maps of the same names (or one file)")
@@ -246,57 +247,6 @@ def _report_failures(tables: dict[str, Any]) -> int:
     for name, case, reason in failed:
         sys.stderr.write(f"{PROGRAM}: not scored: {name + ' ' if name else ''}{case}: {reason}\n")
     return 1 if failed else 0
-
-
-def _efficiency(words: list[str]) -> int:
-    parser = HyphenParser(
-        prog=f"{PROGRAM} efficiency",
-        usage=f"{PROGRAM} efficiency -o OUT.csv [--name NAME] [--gpu N] [--interval S] -- COMMAND ...",
-        description="Run a command and record wall time, GPU memory, processor use and RAM of its process tree and of "
-        "the machine. The row goes to OUT.csv (a row of the same name is replaced), the samples to OUT_NAME.json and "
-        "the curves to OUT_NAME.png. Columns and sums are the official ones; true integrals, the challenges' "
-        "tolerances and the process tree's own figures follow. Without a GPU its columns stay empty.",
-    )
-    parser.add_argument("-o", type=Path, required=True, metavar="OUT.csv", help="table of efficiency figures")
-    parser.add_argument("--name", help="name of the row, such as the case's file name (default: the command's)")
-    parser.add_argument(
-        "--gpu", type=whole(0, 1023), default=0, metavar="N", help="index of the GPU to watch (default 0)"
-    )
-    parser.add_argument(
-        "--interval", type=number(0.01, 60, "seconds"), default=0.1, metavar="S", help="seconds between samples (0.1)"
-    )
-    split = words.index("--") if "--" in words else len(words)
-    args = parser.parse_args(words[:split])
-    command = words[split + 1 :]
-    setup_logging()
-    if not command:
-        raise InputError("no command; write it after two hyphens: flare-evaluate efficiency -o OUT.csv -- COMMAND ...")
-    return _measure(args, command)
-
-
-def _measure(args: argparse.Namespace, command: list[str]) -> int:
-    from nnunet_flare.evaluation.efficiency import add_row, check_table, figures, write_curves
-    from nnunet_flare.evaluation.gpu import open_gpu
-    from nnunet_flare.evaluation.sampling import record
-    from nnunet_flare.outputs import check_outputs
-    from nnunet_flare.signals import handling
-
-    name = args.name or Path(command[0]).name
-    curves = args.o.with_name(f"{args.o.stem}_{name.replace('/', '_')}")
-    written = [args.o, *(curves.with_name(curves.name + ending) for ending in (".json", ".png"))]
-    check_outputs(written, [Path(word) for word in command if Path(word).is_file()])
-    check_table(args.o)
-    with handling(signal.default_int_handler, signal.SIGTERM):  # so that the command ends with us
-        recording = record(command, gpu=open_gpu(args.gpu), interval_s=args.interval)
-    row = figures(name, recording)
-    add_row(args.o, row)
-    write_curves(recording, curves, name=name, command=command)
-    for column, value in row.items():
-        print(f"{column:24} {'-' if value is None else value}")
-    if recording.exit_code != 0:
-        sys.stderr.write(f"{PROGRAM}: the command ended with exit code {recording.exit_code}; the row says so\n")
-        return 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The challenge's efficiency figures of a recorded command: official sums, true integrals, tolerances.
+"""The challenge's efficiency figures of a recorded command or container: official sums, true integrals, tolerances.
 
 The official scripts (FLARE22/23 ``Efficiency.py``, ``load_json.py``) multiply the sum of samples by a nominal 0.1 s,
 though their true period is longer; both that sum and the integral over the true time stamps are given. Memory is in
-MiB.
+MiB. From FLARE24 on the table has the maxima alone, as ``MaxGPU_Mem``, ``MaxCPU_Utilization`` and ``MaxRAM``.
 """
 
 from __future__ import annotations
@@ -53,19 +53,22 @@ EXTRA_COLUMNS: tuple[str, ...] = (
     "Tree_CPU_Seconds",
     "Tree_RAM",
     "Integral_Tree_RAM_Time",
+    "MaxCPU_Utilization",
+    "MaxRAM",
     "Samples",
     "Exit_Code",
 )
 
 
 def figures(name: str, recording: Recording) -> dict[str, str | float | None]:
-    """One row of the efficiency table by column; None (an empty cell) where there was no GPU to ask.
+    """One row of the efficiency table by column; None (an empty cell) where there was no GPU to ask or tree to see.
 
     A sample without GPU value, from a driver that did not answer in time, is left out of the GPU's figures.
     """
     samples = recording.samples
     gpu = [s.gpu_mb for s in samples if s.gpu_mb is not None]
     cpu, ram = [s.cpu_percent for s in samples], [s.ram_mb for s in samples]
+    tree_ram = [s.tree_ram_mb for s in samples if s.tree_ram_mb is not None]
     tree_gpu = [s.tree_gpu_mb for s in samples if s.tree_gpu_mb is not None]
     baseline = recording.baseline_gpu_mb
     return {
@@ -89,11 +92,13 @@ def figures(name: str, recording: Recording) -> dict[str, str | float | None]:
         "Time_2023": _round(max(recording.seconds, TOLERANCE_2023_S), 2),
         "Tree_GPU_Mem": _round(max(tree_gpu), 0) if tree_gpu else None,
         "Integral_Tree_GPU_Time": _integral(recording, "tree_gpu_mb"),
-        "Tree_CPU_Seconds": _round(recording.cpu_seconds, 2),
-        "Tree_RAM": _round(max(s.tree_ram_mb for s in samples), 2),
+        "Tree_CPU_Seconds": None if recording.cpu_seconds is None else _round(recording.cpu_seconds, 2),
+        "Tree_RAM": _round(max(tree_ram), 2) if tree_ram else None,
         "Integral_Tree_RAM_Time": _integral(recording, "tree_ram_mb"),
         "Samples": len(samples),
         "Exit_Code": recording.exit_code,
+        "MaxCPU_Utilization": _round(max(cpu), 2),
+        "MaxRAM": _round(max(ram), 2),
     }
 
 
@@ -162,8 +167,12 @@ def write_curves(recording: Recording, stem: Path, *, name: str, command: Sequen
         "CPU [%]": {"machine (100 = all cores)": series["cpu_percent"]},
         "process tree CPU [%]": {"100 = one core": series["tree_cpu_percent"]},
         "RAM [MiB]": {"machine": series["ram_mb"], "process tree": series["tree_ram_mb"]},
+        "GPU memory [MiB]": {"device": series["gpu_mb"], "process tree": series["tree_gpu_mb"]},
     }
-    if any(value is not None for value in series["gpu_mb"]):
-        panels["GPU memory [MiB]"] = {"device": series["gpu_mb"], "process tree": series["tree_gpu_mb"]}
+    panels = {
+        unit: lines
+        for unit, lines in panels.items()
+        if any(value is not None for values in lines.values() for value in values)
+    }
     picture = stem.with_name(stem.name + ".png")
     draw(lambda: curves(series["seconds"], panels, f"{name}: {recording.seconds:.1f} s", picture), picture)

@@ -7,9 +7,10 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import IO
 
 import psutil
 
@@ -35,33 +36,51 @@ class Sample:
 
     ``cpu_percent`` is the machine's, by the official formula (100 = all cores); ``tree_cpu_percent`` that of the
     process tree (100 = one core); ``tree_ram_mb`` counts memory shared by processes once (PSS) where the system tells.
+    All of the tree are None where its processes were never seen.
     """
 
     seconds: float
     cpu_percent: float
     ram_mb: float
-    tree_cpu_percent: float
-    tree_ram_mb: float
+    tree_cpu_percent: float | None
+    tree_ram_mb: float | None
     gpu_mb: float | None
     tree_gpu_mb: float | None
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What a command used: wall time and processor time in s, samples, and the state of the machine before it."""
+    """What a command used: wall time and processor time in s, samples, and the state of the machine before it.
+
+    The processor time is None where the processes were never seen.
+    """
 
     seconds: float
-    cpu_seconds: float
+    cpu_seconds: float | None
     exit_code: int
     samples: tuple[Sample, ...]
     baseline_ram_mb: float
     baseline_gpu_mb: float | None
 
 
-def record(command: Sequence[str], *, gpu: Gpu | None, interval_s: float = INTERVAL_S) -> Recording:
-    """Run a command to its end and sample it; its output goes where ours goes.
+def record(
+    command: Sequence[str],
+    *,
+    gpu: Gpu | None,
+    interval_s: float = INTERVAL_S,
+    processes: Callable[[int], list[psutil.Process]] | None = None,
+    output: IO[bytes] | None = None,
+) -> Recording:
+    """Run a command to its end and sample it.
 
     An interruption is passed on to the command's whole process group.
+
+    Args:
+        command: its words.
+        gpu: the GPU to ask beside it.
+        interval_s: seconds between samples.
+        processes: gives those that are measured, from the command's own number; None takes the command and all below.
+        output: where stdout and stderr go; None where ours go.
 
     Raises:
         InputError: when the command cannot be started.
@@ -70,10 +89,13 @@ def record(command: Sequence[str], *, gpu: Gpu | None, interval_s: float = INTER
     baseline_ram = psutil.virtual_memory().used / MIB
     start = time.perf_counter()
     try:
-        process = subprocess.Popen(list(command), env=users_environment(), start_new_session=True)
+        process = subprocess.Popen(
+            list(command), env=users_environment(), start_new_session=True, stdout=output, stderr=output
+        )
     except OSError as error:
         raise InputError(f"{command[0]}: cannot be started ({error.strerror}); expected a command after --") from error
-    sampler = _Sampler(process.pid, None if gpu is None else _LatestGpu(gpu, baseline), start, interval_s)
+    latest = None if gpu is None else _LatestGpu(gpu, baseline)
+    sampler = _Sampler(process.pid, processes or tree, latest, start, interval_s)
     sampler.start()
     try:
         _, status, usage = os.wait4(process.pid, 0)
@@ -86,12 +108,30 @@ def record(command: Sequence[str], *, gpu: Gpu | None, interval_s: float = INTER
     process.returncode = os.waitstatus_to_exitcode(status)
     return Recording(
         seconds,
-        usage.ru_utime + usage.ru_stime,
+        usage.ru_utime + usage.ru_stime if processes is None else sampler.cpu_seconds,
         process.returncode,
-        tuple(sampler.samples),
+        tuple(sampler.samples if sampler.cpu_seconds is not None else map(_without_tree, sampler.samples)),
         baseline_ram,
         None if baseline is None else baseline.device_mb,
     )
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """A process and all below it."""
+    with suppress(psutil.Error):
+        return [psutil.Process(pid), *below(pid)]
+    return []
+
+
+def below(pid: int) -> list[psutil.Process]:
+    """All processes below one, without itself."""
+    with suppress(psutil.Error):
+        return list(psutil.Process(pid).children(recursive=True))
+    return []
+
+
+def _without_tree(sample: Sample) -> Sample:
+    return replace(sample, tree_cpu_percent=None, tree_ram_mb=None, tree_gpu_mb=None)
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
@@ -106,12 +146,25 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 class _Sampler(threading.Thread):
-    """Takes samples on a fixed time grid until stopped; a late sample keeps its true time."""
+    """Takes samples on a fixed time grid until stopped; a late sample keeps its true time.
 
-    def __init__(self, pid: int, gpu: _LatestGpu | None, start: float, interval_s: float) -> None:
+    ``cpu_seconds`` is what the processes had used when they were last seen, those that ended before them included;
+    None before any was seen.
+    """
+
+    def __init__(
+        self,
+        pid: int,
+        processes: Callable[[int], list[psutil.Process]],
+        gpu: _LatestGpu | None,
+        start: float,
+        interval_s: float,
+    ) -> None:
         super().__init__(name="resource sampler", daemon=True)
         self.samples: list[Sample] = []
+        self.cpu_seconds: float | None = None
         self._root = pid
+        self._processes = processes
         self._start_time = start
         self._interval_s = interval_s
         self._ended = threading.Event()
@@ -135,13 +188,16 @@ class _Sampler(threading.Thread):
             self._gpu.stop()
 
     def _sample(self) -> Sample:
-        tree = self._tree()
-        tree_cpu_s, tree_ram_mb = 0.0, 0.0
-        for process in tree:
+        processes = self._processes(self._root)
+        tree_cpu_s, tree_ram_mb, whole_cpu_s = 0.0, 0.0, 0.0
+        for process in processes:
             with suppress(psutil.Error):
                 tree_cpu_s += self._cpu_since_last(process)
+                whole_cpu_s += sum(process.cpu_times()[:4])  # with the children it has seen the end of
                 tree_ram_mb += _memory_mb(process)
-        reading = self._gpu.latest([p.pid for p in tree]) if self._gpu is not None else None
+        if processes:
+            self.cpu_seconds = max(self.cpu_seconds or 0.0, whole_cpu_s)
+        reading = self._gpu.latest([p.pid for p in processes]) if self._gpu is not None else None
         now = time.perf_counter()
         elapsed, self._last_tick = now - self._last_tick, now
         return Sample(
@@ -153,13 +209,6 @@ class _Sampler(threading.Thread):
             None if reading is None else reading.device_mb,
             None if reading is None else reading.processes_mb,
         )
-
-    def _tree(self) -> list[psutil.Process]:
-        try:
-            root = psutil.Process(self._root)
-            return [root, *root.children(recursive=True)]
-        except psutil.Error:
-            return []
 
     def _cpu_since_last(self, process: psutil.Process) -> float:
         times = process.cpu_times()

@@ -1,12 +1,13 @@
 """The image is really built and run, as hardened hosts run it; its label maps are those of ``flare-predict`` outside.
 
-``FLARE_CONTAINER_ENGINE`` is a command that takes ``build -t TAG -f FILE CONTEXT [options]`` and ``run [options] TAG
-COMMAND`` (``docker``, ``podman``, or a script around one of them), ``FLARE_CONTAINER_BASE`` the base image.
-``FLARE_CONTAINER_TORCH`` is what pip is asked for in place of ``torch``.
+``FLARE_CONTAINER_ENGINE`` is a command that takes ``build -t TAG -f FILE CONTEXT [options]``, ``run [options] TAG
+COMMAND`` and ``image inspect TAG`` (``docker``, ``podman``, or a script around one of them). ``FLARE_CONTAINER_BASE``
+is the base image, ``FLARE_CONTAINER_TORCH`` what pip is asked for in place of ``torch``.
 """
 
 from __future__ import annotations
 
+import csv
 import os
 import shlex
 import shutil
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import small_scans as scans
 
+from nnunet_flare.cli.evaluate import main as evaluate
 from nnunet_flare.cli.predict import main as predict
 from nnunet_flare.images import geometry_difference, read_volume, write_volume
 
@@ -105,3 +107,24 @@ def test_the_image_holds_neither_pytorch_nor_nnunet_and_is_small(image):
     assert lines[-2] == "None None", done.stderr
     user, size = map(int, lines[-1].split())
     assert user != 0 and size < MOST_BYTES
+
+
+def test_efficiency_measures_the_container_and_not_the_engine_s_client(image, tmp_path, monkeypatch):
+    """The figures are those of Python with OpenVINO: more than any client has, less than the limit."""
+    program = tmp_path / "bin" / ("docker" if image[0] == "docker" else "podman")
+    program.parent.mkdir()
+    path = f"PATH={shlex.quote(os.environ['PATH'])}"  # a script around an engine looks for the engine itself
+    program.write_text(f'#!/bin/sh\n{path} exec {shlex.join(image[:-2])} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    write_volume(tmp_path / "scans" / "FLARE22Ts_0001_0000.nii.gz", scans.blobs((30, 70, 80)))
+    table = tmp_path / "out" / "eff.csv"
+    words = ["--container", TAG, "-i", str(tmp_path / "scans"), "--engine", program.name, "--memory", "2g"]
+    assert evaluate(["efficiency", "-o", str(table), *words, "--cpus", "1"]) == 0
+    with open(table, newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert row["Name"] == "FLARE22Ts_0001_0000.nii.gz" and row["Exit_Code"] == "0"
+    assert 100 < float(row["Tree_RAM"]) < 2048
+    assert 0.5 < float(row["Tree_CPU_Seconds"]) < 1.2 * float(row["Time"])
+    found = read_volume(table.with_name("eff_maps") / "FLARE22Ts_0001.nii.gz")
+    assert len(np.unique(found.array)) > 1
