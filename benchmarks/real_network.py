@@ -16,7 +16,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,19 +66,14 @@ def coarser(model: Path, folder: Path) -> Path:
     return folder
 
 
-def segmenters(model: Path, scratch: Path, ways: Sequence[str]) -> dict[str, tuple[Any, Profile]]:
-    """What predicts in every way, networks built, and its profile."""
-    found: dict[str, tuple[Any, Profile]] = {}
-    for name in ways:
-        profile = Profile()
-        one: Any = Segmenter.from_model_folder(model, PredictionSettings(**WAYS[name]), profile=profile)
-        if name.endswith("roi"):
-            settings = PredictionSettings(**WAYS[name])
-            coarse = Segmenter.from_model_folder(coarser(model, scratch / "coarse"), settings, profile=profile)
-            one = RoiSegmenter(coarse, one)
-        one.load()
-        found[name] = one, profile
-    return found
+def opened(model: Path, coarse: Path, name: str) -> tuple[Any, Profile]:
+    """What predicts in one way, its networks built, and its profile."""
+    profile, settings = Profile(), PredictionSettings(**WAYS[name])
+    one: Any = Segmenter.from_model_folder(model, settings, profile=profile)
+    if name.endswith("roi"):
+        one = RoiSegmenter(Segmenter.from_model_folder(coarse, settings, profile=profile), one)
+    one.load()
+    return one, profile
 
 
 def measured(segmenter: Any, profile: Profile, case: str, image: Any) -> tuple[np.ndarray, int, float]:
@@ -88,31 +83,28 @@ def measured(segmenter: Any, profile: Profile, case: str, image: Any) -> tuple[n
     return labels, profile.calls["network"] - before, time.process_time() - start
 
 
-def compare(
-    model: Path, cases: Sequence[str], ways: Sequence[str], rounds: int
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """Figures by scan and way; CPU seconds are the least of the rounds."""
-    figures: dict[str, dict[str, dict[str, Any]]] = {}
+def compare(model: Path, case: str, ways: Sequence[str], rounds: int) -> Iterator[dict[str, dict[str, Any]]]:
+    """Figures of one scan by way, after each of them; CPU seconds are the least of the rounds."""
+    image, truth = (SHARED / f"{name}.nii.gz" for name in SCANS[case])
+    volume, reference = read_volume(image), read_labels(truth).array
+    annotated = sorted(set(np.unique(reference).tolist()) - {0})
+    expected: np.ndarray | None = None
+    rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        opened = segmenters(model, Path(temporary), ways)
-        for case in cases:
-            image, truth = (SHARED / f"{name}.nii.gz" for name in SCANS[case])
-            volume, reference = read_volume(image), read_labels(truth).array
-            annotated = sorted(set(np.unique(reference).tolist()) - {0})
-            maps: dict[str, np.ndarray] = {}
-            rows: dict[str, dict[str, Any]] = {}
-            for _ in range(rounds):
-                for name in ways:
-                    maps[name], windows, seconds = measured(*opened[name], case, volume)
-                    row = rows.setdefault(name, {"windows": windows, "cpu_s": seconds})
-                    row["cpu_s"] = min(row["cpu_s"], seconds)
-                    print(case, name, row, flush=True)
-            for name, row in rows.items():
-                row["dice_to_fp32"] = mean_dice(maps[name], maps[REFERENCE])
-                row["dice_to_reference"] = mean_dice(maps[name], reference, annotated)
-                row["cpu_of_fp32"] = row["cpu_s"] / rows[REFERENCE]["cpu_s"]
-            figures[case] = rows
-    return figures
+        coarse = coarser(model, Path(temporary) / "coarse")
+        for _ in range(rounds):
+            for name in ways:
+                labels, windows, seconds = measured(*opened(model, coarse, name), case, volume)
+                expected = labels if expected is None else expected  # fp32 comes first
+                seconds = min(seconds, rows.get(name, {}).get("cpu_s", seconds))
+                rows[name] = {
+                    "windows": windows,
+                    "cpu_s": seconds,
+                    "cpu_of_fp32": seconds / rows.get(REFERENCE, {"cpu_s": seconds})["cpu_s"],
+                    "dice_to_fp32": mean_dice(labels, expected),
+                    "dice_to_reference": mean_dice(labels, reference, annotated),
+                }
+                yield rows
 
 
 def main() -> None:
@@ -127,11 +119,12 @@ def main() -> None:
     record = json.loads(args.output.read_text()) if args.output.is_file() else {}
     record["command"] = f"python benchmarks/real_network.py -m EXPORTED --rounds {args.rounds}"
     record["hardware"] = setting.hardware()
+    ways = list(dict.fromkeys([REFERENCE, *args.ways]))
     for case in args.scans:
-        ways = list(dict.fromkeys([REFERENCE, *args.ways]))
-        record.setdefault("scans", {}).update(compare(args.model.resolve(), [case], ways, args.rounds))
-        write_json(args.output, record)
-    print(json.dumps(record["scans"], indent=1))
+        for rows in compare(args.model.resolve(), case, ways, args.rounds):
+            record.setdefault("scans", {})[case] = rows
+            write_json(args.output, record)
+            print(case, list(rows)[-1], rows[list(rows)[-1]], flush=True)
 
 
 if __name__ == "__main__":

@@ -195,7 +195,8 @@ class Slab:
         """Add a window's scores to the sums."""
         _, height, width = self._weights.shape
         rows, columns = slice(y, y + height), slice(x, x + width)
-        self._place.add_weighted(self._sums[:, :, rows, columns], scores[(slice(None), *self._inner)], self._weights)
+        inner = (slice(None), *self._inner)
+        self._place.add_weighted(self._sums[:, :, rows, columns], scores[inner], self._weights)
         self._total[:, rows, columns] += self._weights
 
 

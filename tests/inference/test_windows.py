@@ -41,7 +41,8 @@ def scan(*shape: int) -> np.ndarray:
 def test_a_scan_smaller_than_a_window_gets_the_scores_of_the_padded_one(shape):
     data = scan(*shape)
     padded, kept = padded_volume(data, PATCH)
-    np.testing.assert_array_equal(scores_of(data), scores_of(padded)[(slice(None), *kept)])
+    inside = (slice(None), *kept)
+    np.testing.assert_array_equal(scores_of(data), scores_of(padded)[inside])
 
 
 def test_nothing_is_summed_up_of_what_a_scan_is_padded_with(monkeypatch):
