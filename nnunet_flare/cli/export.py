@@ -102,6 +102,8 @@ def _run(args: argparse.Namespace) -> int:
 
     if is_exported(args.model):
         raise InputError(f"{args.model}: was exported already; expected a trained model's folder")
+    if args.model.is_file():
+        raise InputError(f"{args.model}: is a file; expected a trained model's folder, unpack it first")
     postprocess = None
     if args.postprocess != "none":
         from nnunet_flare.postprocessing.pipeline import load_pipeline
@@ -112,8 +114,10 @@ def _run(args: argparse.Namespace) -> int:
         args.step_size, args.tta, args.precision, postprocess, licence=args.license, onnx=args.format == "onnx"
     )
     settings = PredictionSettings(args.step_size, args.tta, backend="openvino", trust_checkpoint=args.trust_checkpoint)
-    fine = Segmenter.from_model_folder(args.model, settings, folds=args.folds, checkpoint=args.checkpoint)
-    check_exportable(fine, export)
+    fine = Segmenter.from_model_folder(
+        args.model, settings, folds=args.folds, checkpoint=args.checkpoint, second_stage=True
+    )
+    check_exportable(fine, export)  # no second stage
     model: Segmenter | RoiSegmenter = fine
     if args.roi != "none":
         coarse = open_coarse(args.roi, fine)

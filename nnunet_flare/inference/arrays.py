@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from nnunet_flare.inference.workers import in_parallel, split
+
 Array = Any
 """A NumPy array, or a tensor on a GPU."""
 
@@ -60,7 +62,10 @@ TINY = float(np.finfo(np.float32).tiny)
 
 
 class Host:
-    """The CPU. Work goes plane by plane, so that what is made on the way stays in the processor's cache."""
+    """The CPU. Work goes plane by plane, so that what is made on the way stays in the processor's cache.
+
+    Large sums are shared by threads, each of which has planes of its own: no sum depends on their number.
+    """
 
     def zeros(self, shape: Sequence[int]) -> np.ndarray:
         return np.zeros(tuple(shape), np.float32)
@@ -72,15 +77,21 @@ class Host:
         return np.array(array, np.float32)
 
     def add_weighted(self, sums: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> None:
-        product = np.empty(scores.shape[2:], np.float32)
-        for index, weight in enumerate(weights):
-            for into, plane in zip(sums[:, index], scores[:, index], strict=True):
-                np.multiply(plane, weight, out=product)
-                into += product
+        def add(part: slice) -> None:
+            product = np.empty(scores.shape[2:], np.float32)
+            for index in range(part.start, part.stop):
+                for into, plane in zip(sums[:, index], scores[:, index], strict=True):
+                    np.multiply(plane, weights[index], out=product)
+                    into += product
+
+        in_parallel(add, split(len(weights), scores.size))
 
     def divide(self, sums: np.ndarray, total: np.ndarray) -> np.ndarray:
-        for index, weight in enumerate(np.maximum(total, TINY)):
-            sums[:, index] /= weight
+        def divide(part: slice) -> None:
+            for index in range(part.start, part.stop):
+                sums[:, index] /= np.maximum(total[index], TINY)
+
+        in_parallel(divide, split(len(total), sums.size))
         return sums
 
     def flip(self, array: np.ndarray, axes: Sequence[int]) -> np.ndarray:

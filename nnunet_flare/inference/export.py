@@ -22,6 +22,7 @@ from nnunet_flare.inference.grids import ANISOTROPY_THRESHOLD, linear, nearest, 
 from nnunet_flare.inference.places import place_of, planes_beside
 from nnunet_flare.inference.planes import Axis, HostPlanes, Planes
 from nnunet_flare.inference.resampling import NO_RESAMPLING
+from nnunet_flare.inference.workers import in_parallel, split
 
 SEPARABLE = ("resample_data_or_seg_to_shape", "resample_torch_fornnunet")
 """Stock resampling functions whose result for scores :class:`SliceExporter` reproduces."""
@@ -61,6 +62,9 @@ def labels_on_image_grid(
 class SliceExporter:
     """Takes the scores slice by slice along the network's first axis and fills the label map on the image's grid."""
 
+    in_order = False
+    """Whether slices must come one after the other."""
+
     def __init__(
         self,
         shape: Sequence[int],
@@ -88,12 +92,27 @@ class SliceExporter:
         self._labels = self._canvas[tuple(slice(int(low), int(high)) for low, high in box)]
 
     def consume(self, scores: Array) -> None:
-        """Take the next slices (K, n, y, x) along the network's first axis, from the CPU or a GPU."""
-        planes = planes_beside(scores, self._planes)
-        scores = place_of(scores).take(scores)
-        for index in range(scores.shape[1]):
-            self._consume_plane(scores[:, index], planes)
-            self._seen += 1
+        """Take the next slices (K, n, y, x) along the network's first axis, from the CPU or a GPU.
+
+        On the CPU threads share them: every slice has output slices of its own.
+        """
+        planes, place = planes_beside(scores, self._planes), place_of(scores)
+        scores, count = place.take(scores), int(scores.shape[1])
+        previous, seen = self._previous, self._seen
+
+        def one(index: int) -> None:
+            before = scores[:, index - 1] if index else previous
+            self._consume_plane(seen + index, before, scores[:, index], planes)
+
+        is_small = len(split(count, self._labels.size * count // self._slices)) == 1
+        if is_small or self.in_order or not isinstance(planes, HostPlanes):
+            for index in range(count):
+                one(index)
+        else:
+            in_parallel(one, range(count))
+        self._seen += count
+        if count and self._nearest is None:
+            self._previous = place.copy(scores[:, -1])  # the caller may use its memory again
 
     def finish(self) -> np.ndarray:
         """The label map (Z, Y, X), uint8, crop and transposition undone."""
@@ -101,26 +120,22 @@ class SliceExporter:
             raise ValueError(f"{self._seen} of {self._slices} slices of scores were given")
         return np.ascontiguousarray(self._canvas.transpose(self._backward))
 
-    def _consume_plane(self, plane: Array, planes: Planes) -> None:
-        if self._nearest is None:
-            self._consume_linear(plane, planes)
+    def _consume_plane(self, number: int, before: Array | None, plane: Array, planes: Planes) -> None:
+        """Output slices for which a slice, and the one before it, are all that is needed."""
+        if self._nearest is not None:
+            targets = np.flatnonzero(self._nearest == number)
+            if targets.size:
+                self._take(targets, plane, planes)
             return
-        targets = np.flatnonzero(self._nearest == self._seen)
-        if targets.size:
-            self._take(targets, plane, planes)
-
-    def _consume_linear(self, plane: Array, planes: Planes) -> None:
-        """Output slices that lie between the slice before and this one."""
         low, high, weight = self._linear
-        targets = np.flatnonzero(high == self._seen)
-        is_here = low[targets] == self._seen
+        targets = np.flatnonzero(high == number)
+        is_here = low[targets] == number
         between = targets[~is_here]
         if between.size:
-            assert self._previous is not None  # high > low, hence a slice came before
-            self._take_between(between, self._previous, plane, weight[between], planes)
+            assert before is not None  # high > low, hence a slice came before
+            self._take_between(between, before, plane, weight[between], planes)
         if is_here.any():
             self._take(targets[is_here], plane, planes)
-        self._previous = place_of(plane).copy(plane)  # the caller may use its memory again
 
     def _take(self, targets: np.ndarray, plane: Array, planes: Planes) -> None:
         """What becomes of output slices that all have the scores (K, y, x), still in the network's in-plane size."""

@@ -16,12 +16,11 @@ import torch
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import temporary_prefix, write_json, write_text
-from nnunet_flare.inference.cascade import CascadeSegmenter
 from nnunet_flare.inference.coarse_to_fine import RoiSegmenter
 from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.inference.exported import COARSE, FORMAT, KIND, MANIFEST, NETWORK, write_checksums
 from nnunet_flare.inference.model import Model
-from nnunet_flare.inference.openvino_conversion import convert, window_shape
+from nnunet_flare.inference.openvino_conversion import convert, save, window_shape
 from nnunet_flare.inference.openvino_runtime import OpenVinoRuntime, silent_openvino
 from nnunet_flare.inference.plain_plans import check_plain, plain_plans
 
@@ -76,13 +75,11 @@ def export_model(segmenter: Segmenter | RoiSegmenter, out: Path, export: Export)
     """Write a model, with its coarse one where it has one, into a folder that is not there yet, by rename.
 
     Raises:
-        InputError: when it is a cascade, or a network cannot be converted, or the converted one does not compute what
-            PyTorch's does.
+        InputError: when a network cannot be converted, or the converted one does not compute what PyTorch's does.
         OSError: when it cannot be written.
     """
     fine = segmenter.fine if isinstance(segmenter, RoiSegmenter) else segmenter
-    if isinstance(fine, CascadeSegmenter):
-        raise InputError(f"{fine.models[0]}: is a cascade, which an exported model cannot be; predict it as it is")
+    assert isinstance(fine, Segmenter)  # check_exportable refuses the second stage of a cascade
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = out.with_name(f"{temporary_prefix()}{out.name}")
     scratch.mkdir()
@@ -153,7 +150,7 @@ def _write_network(model: Model, folder: Path, segmenter: Segmenter, export: Exp
         converted = convert(model, network, shape)
     except RuntimeError as error:
         raise InputError(f"{model}: OpenVINO does not convert this network ({error})") from error
-    silent_openvino().save_model(converted, str(folder / NETWORK), compress_to_fp16=export.weights == "half")
+    save(converted, folder / NETWORK, half=export.weights == "half")
     runtime = OpenVinoRuntime(folder / NETWORK, precision="fp32", two_d=False)
     _compare(runtime(noise), expected, f"{model}: OpenVINO", LARGEST_DIFFERENCE[export.weights])
     if export.onnx:

@@ -7,6 +7,7 @@ which is what sliding windows have.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import warnings
@@ -42,12 +43,29 @@ def openvino_network(model: Model, network: nn.Module, *, patch: Sequence[int], 
         RuntimeError: when the network has an operation that OpenVINO does not convert.
     """
     shape = window_shape(model, patch, two_d=two_d)
+    made: list[Any] = []
 
     def make(folder: Path) -> None:
-        silent_openvino().save_model(convert(model, network, shape), str(folder / CONVERTED), compress_to_fp16=False)
+        made.append(convert(model, network, shape))
+        save(made[0], folder / CONVERTED, half=False)
 
     entry = cached(cache_folder("openvino"), _key(model, shape), make)
-    return entry / CONVERTED if entry is not None else convert(model, network, shape)
+    if entry is not None:
+        return entry / CONVERTED
+    return made[0] if made else convert(model, network, shape)
+
+
+def save(converted: Any, path: Path, *, half: bool) -> None:
+    """Write a converted network, its weights in half precision or as they are.
+
+    Raises:
+        OSError: when it cannot be written whole; OpenVINO does not say why.
+    """
+    try:
+        silent_openvino().save_model(converted, str(path), compress_to_fp16=half)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise OSError(errno.EIO, f"OpenVINO cannot write it, perhaps the disk is full ({reason})", str(path)) from error
 
 
 def window_shape(model: Model, patch: Sequence[int], *, two_d: bool) -> list[int]:

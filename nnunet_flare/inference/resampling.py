@@ -156,8 +156,9 @@ def _in_plane(plane: np.ndarray, shape: tuple[int, ...], order: int) -> np.ndarr
 
 
 def is_ours(configuration: Mapping[str, Any]) -> bool:
-    """Whether images of a configuration are resampled here, and not by the function of nnU-Net that it names."""
-    return _reproducible(configuration["resampling_fn_data"], configuration["resampling_fn_data_kwargs"])
+    """Whether images of a configuration are resampled here, or not at all, and not by a function that it names."""
+    name = configuration["resampling_fn_data"]
+    return name == NO_RESAMPLING or _reproducible(name, configuration["resampling_fn_data_kwargs"])
 
 
 def _reproducible(name: str, kwargs: dict[str, Any]) -> bool:

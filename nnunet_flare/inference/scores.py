@@ -18,6 +18,8 @@ from nnunet_flare.inference.scans import PreparedScan
 class ScoreExporter(SliceExporter):
     """Interpolates all scores of a slice where :class:`SliceExporter` asks for the winner alone."""
 
+    in_order = True
+
     def __init__(self, receivers: Sequence[Receiver], view: View, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._receivers, self._view = receivers, view

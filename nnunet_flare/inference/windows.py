@@ -2,7 +2,8 @@
 
 Positions and Gaussian weights are stock nnU-Net's, its half-precision rounding of the weights included, so that sums
 differ only by their own rounding. The windows go slab by slab along the first axis; slices that no later window
-touches are handed on at once. The sums therefore cover one patch depth and not the volume, however long the scan.
+touches are handed on at once. The sums therefore cover one patch depth and not the volume, however long the scan, and
+nothing of what a small scan is padded with.
 """
 
 from __future__ import annotations
@@ -133,21 +134,31 @@ def slide(
     shape = tuple(padded.shape[1:])
     choose = visit or EveryWindow(shape, patch, step_size)
     place = place_at(device)
-    weights = window_weights(patch, place, gaussian=gaussian)
-    sums = place.zeros((heads, patch[0], *shape[1:]))
-    total = place.zeros((patch[0], *shape[1:]))
+    inner = inner_part(data.shape[1:], kept, patch)
+    weights = window_weights(patch, place, gaussian=gaussian)[inner]
+    size = (weights.shape[0], *data.shape[2:])
+    sums, total = place.zeros((heads, *size)), place.zeros(size)
     done = 0
     for z, following in zip(choose.z_starts, [*choose.z_starts[1:], shape[0]], strict=True):
-        slab = Slab(padded[:, z : z + patch[0]], forward, place, sums, total, weights, patch, progress)
+        slab = Slab(padded[:, z : z + patch[0]], forward, place, sums, total, weights, patch, inner, progress)
         choose(slab)
         done += slab.windows
-        first, last = max(kept[0].start, z), min(kept[0].stop, following)
-        if last > first:
-            weight = total[first - z : last - z, kept[1], kept[2]]
-            consume(place.divide(sums[:, first - z : last - z, kept[1], kept[2]], weight))
-        _shift(sums, following - z, axis=1)
-        _shift(total, following - z, axis=0)
+        finished = min(following - z, size[0])
+        consume(place.divide(sums[:, :finished], total[:finished]))
+        if following < shape[0]:
+            _shift(sums, finished, axis=1)
+            _shift(total, finished, axis=0)
     return done
+
+
+def inner_part(shape: Sequence[int], kept: Sequence[slice], patch: Sequence[int]) -> tuple[slice, ...]:
+    """The part of a window whose scores are added up: the scan, without what it was padded with.
+
+    An axis that was padded has one window; of the others all of the window counts.
+    """
+    return tuple(
+        part if size < width else slice(0, width) for size, part, width in zip(shape, kept, patch, strict=True)
+    )
 
 
 class Slab:
@@ -162,10 +173,13 @@ class Slab:
         total: Array,
         weights: Array,
         patch: tuple[int, ...],
+        inner: tuple[slice, ...],
         progress: Callable[[int], None] | None,
     ) -> None:
+        """``sums`` and ``total`` have no padding; ``weights`` are those of the ``inner`` part of a window."""
         self._data, self._forward, self._patch, self._progress = data, forward, patch, progress
         self._place, self._sums, self._total, self._weights = place, sums, total, weights
+        self._inner = inner
         self.windows = 0
 
     def run(self, y: int, x: int) -> Array:
@@ -179,8 +193,10 @@ class Slab:
 
     def add(self, y: int, x: int, scores: Array) -> None:
         """Add a window's scores to the sums."""
-        rows, columns = slice(y, y + self._patch[1]), slice(x, x + self._patch[2])
-        self._place.add_weighted(self._sums[:, :, rows, columns], scores, self._weights)
+        _, height, width = self._weights.shape
+        rows, columns = slice(y, y + height), slice(x, x + width)
+        inner = (slice(None), *self._inner)
+        self._place.add_weighted(self._sums[:, :, rows, columns], scores[inner], self._weights)
         self._total[:, rows, columns] += self._weights
 
 

@@ -11,11 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from nnunet_flare.inference.cpus import thread_count
 
 Part = TypeVar("Part")
+
+WORTH_A_THREAD = 1 << 19
+"""Values of which sums and quotients take longer than starting a thread does."""
 
 _lock = threading.Lock()
 _holders = 0
@@ -24,9 +28,20 @@ _before: list[tuple[Any, int]] = []
 
 def in_parallel(work: Callable[[Part], None], parts: Sequence[Part]) -> None:
     """Call a function for every part, on as many threads as this process may use; the first error is raised."""
+    if len(parts) == 1:
+        with one_blas_thread():
+            work(parts[0])
+        return
     with one_blas_thread(), ThreadPoolExecutor(max(1, min(thread_count(), len(parts))), "flare-part") as pool:
         for _ in pool.map(work, parts):
             pass
+
+
+def split(count: int, values: int) -> list[slice]:
+    """Equal parts of ``count`` things that hold so many values: one a thread, a single one where threads cost more."""
+    threads = max(1, min(thread_count(), count, values // WORTH_A_THREAD))
+    bounds = [count * part // threads for part in range(threads + 1)]
+    return [slice(low, high) for low, high in pairwise(bounds)]
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""Models in zip files, as ``nnUNetv2_export_model_to_zip`` makes them: unpacked once, into the cache.
+"""Models in zip files, of ``nnUNetv2_export_model_to_zip`` or packed by hand: unpacked once, into the cache.
 
 A zip file comes from anywhere. Of each model only plans, dataset.json and the checkpoints that are asked for are taken,
-to places that are made of checked names; a file with a name that leads elsewhere, a link, or far more content than its
-bytes can hold is refused as a whole.
+of an exported model all of its files, to places that are made of checked names; a file with a name that leads
+elsewhere, a link, or far more content than its bytes can hold is refused as a whole.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 from nnunet_flare.digests import file_digest
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.cache import cache_folder, cached, key_of
+from nnunet_flare.inference.exported import COARSE, MANIFEST
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,10 @@ CHUNK_BYTES = 1 << 22
 DOCUMENTS = ("plans.json", "dataset.json")
 
 FOLD = re.compile(r"fold_(\d+|all)")
+
+
+Target = tuple[str, ...]
+"""Where a member is unpacked to, below the entry's folder."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,8 @@ def unpacked_model(
             _check_names(archive, path)
             there = _models(archive, path)
             wanted = {"-d": dataset, "-tr": trainer, "-p": plans, "-c": configuration}
+            if exported := _exported_prefixes(archive):
+                return _unpacked_export(archive, exported, path, wanted)
             model = _chosen(there, path, wanted)
             stages = {*beside, *_previous(archive, model)}
             models = [
@@ -111,6 +118,36 @@ def unpacked_model(
             f"{path}: cannot be unpacked ({error}); expected a trained model's folder or a whole zip file of it"
         ) from error
     return folder / model.name
+
+
+def _exported_prefixes(archive: zipfile.ZipFile) -> list[tuple[str, ...]]:
+    """The folders of exported models, without the coarse ones in them."""
+    paths = [PurePosixPath(name) for name in archive.namelist()]
+    found = {path.parent.parts for path in paths if path.name == MANIFEST and "__MACOSX" not in path.parts}
+    return sorted(prefix for prefix in found if prefix[-1:] != (COARSE,) or prefix[:-1] not in found)
+
+
+def _unpacked_export(
+    archive: zipfile.ZipFile, prefixes: Sequence[tuple[str, ...]], path: Path, wanted: dict[str, str | None]
+) -> Path:
+    """The folder of the only exported model in a file; its checksums are compared when it is opened."""
+    asked = [option for option, word in wanted.items() if word is not None]
+    if asked:
+        raise InputError(f"{path}: holds an exported model, of which {' '.join(asked)} choose nothing; leave them out")
+    if len(prefixes) > 1:
+        raise InputError(
+            f"{path}: holds {len(prefixes)} exported models, {', '.join('/'.join(p) or '.' for p in prefixes)}; "
+            "expected one"
+        )
+    prefix = prefixes[0]
+    name = prefix[-1] if prefix else path.stem
+    members: list[tuple[zipfile.ZipInfo, Target]] = []
+    for info in archive.infolist():
+        parts = PurePosixPath(info.filename).parts
+        if parts[: len(prefix)] == prefix and not info.is_dir() and "__MACOSX" not in parts:
+            members.append((info, (name, *parts[len(prefix) :])))
+    _check_sizes([info for info, _ in members], path)
+    return _unpacked(archive, members, path, key_of(file_digest(path), MANIFEST)) / name
 
 
 def _check_names(archive: zipfile.ZipFile, path: Path) -> None:
@@ -189,10 +226,6 @@ def _previous(archive: zipfile.ZipFile, model: ZippedModel) -> list[str]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass  # said when the model is opened
     return []
-
-
-Target = tuple[str, ...]
-"""Where a member is unpacked to, below the entry's folder."""
 
 
 def _members(archive: zipfile.ZipFile, model: ZippedModel, checkpoint: str) -> list[tuple[zipfile.ZipInfo, Target]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import model_folders as models
@@ -13,9 +14,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from scipy.ndimage import gaussian_filter
 
 from nnunet_flare.errors import InputError
-from nnunet_flare.inference import export, planes
+from nnunet_flare.inference import export, planes, workers
 from nnunet_flare.inference.export import SliceExporter, labels_on_image_grid
 from nnunet_flare.inference.grids import linear
+from nnunet_flare.inference.planes import HostPlanes
 from nnunet_flare.inference.torch_arrays import OnDevice
 from nnunet_flare.inference.torch_planes import DevicePlanes
 
@@ -111,6 +113,32 @@ def test_slices_may_come_in_any_portions_whose_memory_is_used_again(plan):
         portion.fill_(99)
         first += count
     np.testing.assert_array_equal(exporter.finish(), labels_on_image_grid(logits, *managers))
+
+
+@pytest.mark.parametrize(
+    "plan", [{"spacing": (4.0, 1.5, 1.5)}, {"spacing": (3.0, 1.5, 1.5)}], ids=["nearest", "linear"]
+)
+def test_threads_that_share_the_slices_make_no_difference(plan, monkeypatch):
+    monkeypatch.setattr(workers, "WORTH_A_THREAD", 1)
+    managers = setting((2.0, 0.9, 1.1), (30, 40, 50), **plan)
+    grid = tuple(round(n * s / p) for n, s, p in zip((30, 40, 50), (2.0, 0.9, 1.1), plan["spacing"], strict=True))
+    logits, used = scores(4, grid), set()
+    labels = HostPlanes.labels
+    noted = lambda self, plane: (used.add(threading.get_ident()), labels(self, plane))[1]  # noqa: E731
+    monkeypatch.setattr(HostPlanes, "labels", noted)
+
+    def exported(threads: int) -> np.ndarray:
+        monkeypatch.setattr(workers, "thread_count", lambda: threads)
+        used.clear()
+        exporter = SliceExporter(grid, *managers)
+        for first in range(0, grid[0], 6):
+            exporter.consume(logits[:, first : first + 6].clone())
+        return exporter.finish()
+
+    alone = exported(1)
+    assert used == {threading.get_ident()} and len(np.unique(alone)) > 1
+    np.testing.assert_array_equal(exported(3), alone)
+    assert threading.get_ident() not in used and used
 
 
 def test_missing_slices_are_noticed():

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def room(tmp_path_factory) -> Path:
     models.write_model(folder / "flat", plan=models.plans(patch=(32, 32), spacing=(2.0, 2.0)))
     turned = models.plans(transpose=(2, 0, 1), normalisation="ZScoreNormalization", masked=True)
     models.write_model(folder / "turned", plan=turned)
+    models.write_model(folder / "as_it_is", plan=models.plans(resampling="no_resampling_hack"))
     write_volume(folder / "images" / "a_0000.nii.gz", scans.blobs((20, 50, 60), pad=2))
     (folder / "clean.yaml").write_text("steps:\n  - operation: keep_largest\n    organs: [liver]\n")
     return folder
@@ -77,6 +79,7 @@ SAME = {
     "regions": ("regions", ()),
     "two dimensions": ("flat", ()),
     "turned axes and masked values": ("turned", ()),
+    "no resampling": ("as_it_is", ()),
 }
 
 
@@ -100,6 +103,45 @@ def test_the_defaults_of_the_export_can_be_switched_off(room, tmp_path):
     plain = labels(room, tmp_path / "plain", fine, "-f", 0, *EXACT, "--backend", "torch")
     assert (labels(room, tmp_path / "off", tmp_path / "out", *off) != plain).mean() < 1e-4
     assert (labels(room, tmp_path / "on", tmp_path / "out") != plain).mean() > 1e-3
+
+
+@pytest.mark.parametrize("above", ["", "models/mine/"], ids=["at the top", "in folders"])
+def test_a_packed_exported_model_opens_too(room, tmp_path, capsys, above):
+    """Its coarse model, which lies in it in the same form, is not taken for a second one."""
+    fine = room / "T__nnUNetPlans__3d_fullres"
+    assert run(export, "-m", fine, "-o", tmp_path / "out", *EXACT, "-f", 0, *ROI) == 0
+    pack(tmp_path / "out", tmp_path / "model.zip", above)
+    expected = labels(room, tmp_path / "a", tmp_path / "out")
+    np.testing.assert_array_equal(labels(room, tmp_path / "b", tmp_path / "model.zip"), expected)
+    words = ("-i", room / "images", "-o", tmp_path / "c", "-m", tmp_path / "model.zip")
+    assert run(predict, *words, "-c", "3d_fullres") == 2
+    assert "holds an exported model, of which -c choose nothing" in capsys.readouterr().err
+
+
+def pack(folder: Path, path: Path, *above: str) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in (file for file in sorted(folder.rglob("*")) if file.is_file()):
+            for prefix in above:
+                archive.write(file, prefix + file.relative_to(folder).as_posix())
+
+
+def test_a_zip_file_of_two_exported_models_is_refused(room, whole, tmp_path, capsys):
+    pack(whole, tmp_path / "two.zip", "one/", "two/")
+    assert run(predict, "-i", room / "images", "-o", tmp_path / "out", "-m", tmp_path / "two.zip") == 2
+    assert "holds 2 exported models, one, two; expected one" in capsys.readouterr().err
+
+
+def test_what_an_exported_model_cannot_hold_is_one_line(room, tmp_path, capsys):
+    second = models.write_cascade(tmp_path / "models")
+    (tmp_path / "model.zip").write_bytes(b"PK")
+    for model, expected in (
+        (second, "needs the previous stage 3d_lowres, which an exported model does not have"),
+        (tmp_path / "model.zip", "is a file; expected a trained model's folder"),
+    ):
+        assert run(export, "-m", model, "-o", tmp_path / "out") == 2
+        said = capsys.readouterr().err
+        assert expected in said and said.count("error") == 1
+        assert not (tmp_path / "out").exists()
 
 
 def test_half_weights_are_half_as_large_and_change_hardly_a_voxel(room, whole, tmp_path, caplog):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import model_folders as models
@@ -12,8 +14,9 @@ import pytest
 import small_scans as scans
 import torch
 
+from nnunet_flare.cli import export
 from nnunet_flare.errors import InputError
-from nnunet_flare.inference import cache, runtimes
+from nnunet_flare.inference import cache, openvino_conversion, runtimes
 from nnunet_flare.inference.model import Model
 from nnunet_flare.inference.predictor import FlarePredictor
 
@@ -168,6 +171,42 @@ def test_a_damaged_converted_network_is_said_and_made_anew(case, caplog, name, d
     caplog.clear()
     logits(folder, data, backend="openvino", precision="fp32", folds=[0])
     assert "damaged" not in caplog.text
+
+
+@contextmanager
+def no_file_above(size: int):
+    """As on a full disk: what would make a file larger fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@needs_openvino
+def test_on_a_full_disk_the_network_is_converted_once_and_used(case, tmp_path, monkeypatch, caplog):
+    folder, data = case
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
+    converted, convert = [], openvino_conversion.convert
+    monkeypatch.setattr(openvino_conversion, "convert", lambda *of: converted.append(1) or convert(*of))
+    caplog.set_level("INFO")
+    with no_file_above(10_000):
+        ours = logits(folder, data, folds=[0], backend="openvino", precision="fp32")
+    assert len(converted) == 1
+    assert "not cached" in caplog.text and "perhaps the disk is full" in caplog.text
+    assert list((tmp_path / "cache" / "openvino").iterdir()) == []
+    torchs = logits(folder, data, folds=[0], backend="torch", precision="fp32")
+    torch.testing.assert_close(ours, torchs, atol=1e-3, rtol=1e-3)
+
+
+@needs_openvino
+def test_an_export_onto_a_full_disk_is_one_line_and_leaves_nothing(case, tmp_path, capsys):
+    with no_file_above(10_000):
+        assert export.main(["-m", str(case[0]), "-o", str(tmp_path / "new" / "out"), "-f", "0"]) == 1
+    said = capsys.readouterr().err
+    assert "perhaps the disk is full" in said and "Traceback" not in said
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 @needs_openvino

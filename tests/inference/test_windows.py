@@ -1,0 +1,71 @@
+"""The sliding window's sums: what they cover, and that the threads which share them change nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nnunet_flare.inference import workers
+from nnunet_flare.inference.arrays import HOST
+from nnunet_flare.inference.devices import CPU
+from nnunet_flare.inference.windows import padded_volume, slide
+
+HEADS, PATCH = 3, (8, 12, 10)
+
+
+def network(window: np.ndarray) -> np.ndarray:
+    """Scores that differ from voxel to voxel, and from window to window."""
+    rng = np.random.default_rng(int(abs(window).sum() * 1000))
+    return rng.normal(size=(HEADS, *window.shape[2:])).astype(np.float32)
+
+
+def scores_of(data: np.ndarray) -> np.ndarray:
+    blocks: list[np.ndarray] = []
+    slide(
+        data,
+        network,
+        lambda block: blocks.append(block.copy()),
+        heads=HEADS,
+        patch=PATCH,
+        step_size=0.5,
+        device=CPU,
+    )
+    return np.concatenate(blocks, axis=1)
+
+
+def scan(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", [(20, 30, 25), (5, 30, 25), (20, 7, 25), (5, 30, 3), (3, 5, 7)])
+def test_a_scan_smaller_than_a_window_gets_the_scores_of_the_padded_one(shape):
+    data = scan(*shape)
+    padded, kept = padded_volume(data, PATCH)
+    inside = (slice(None), *kept)
+    np.testing.assert_array_equal(scores_of(data), scores_of(padded)[inside])
+
+
+def test_nothing_is_summed_up_of_what_a_scan_is_padded_with(monkeypatch):
+    made: list[tuple[int, ...]] = []
+    zeros = HOST.zeros
+    monkeypatch.setattr(type(HOST), "zeros", lambda self, shape: made.append(tuple(shape)) or zeros(shape))
+    scores_of(scan(5, 30, 3))
+    assert made == [(HEADS, 5, 30, 3), (5, 30, 3)]
+
+
+def test_threads_that_share_the_sums_make_no_difference(monkeypatch):
+    monkeypatch.setattr(workers, "WORTH_A_THREAD", 1)
+
+    def with_threads(count: int) -> np.ndarray:
+        monkeypatch.setattr(workers, "thread_count", lambda: count)
+        return scores_of(scan(20, 30, 25))
+
+    np.testing.assert_array_equal(with_threads(1), with_threads(3))
+
+
+@pytest.mark.parametrize(("count", "values"), [(96, 1 << 24), (5, 1 << 24), (96, 10), (1, 1 << 24), (0, 0)])
+def test_parts_cover_everything_once(monkeypatch, count, values):
+    monkeypatch.setattr(workers, "thread_count", lambda: 4)
+    parts = workers.split(count, values)
+    assert [index for part in parts for index in range(part.start, part.stop)] == list(range(count))
+    assert len(parts) == (1 if values < workers.WORTH_A_THREAD else max(1, min(4, count)))
