@@ -78,9 +78,10 @@ def shared_core() -> Any:
     Raises:
         RuntimeError: when OpenVINO is too old.
     """
+    openvino = silent_openvino()
     with _SHARING:
         if not _shared:
-            _shared.append(silent_openvino().Core())
+            _shared.append(openvino.Core())
         return _shared[0]
 
 
