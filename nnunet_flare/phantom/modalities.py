@@ -93,7 +93,8 @@ def acquire(
         (Z, Y, X) of the modality's own type, never negative.
     """
     modality = MODALITIES[name]
-    signal = np.interp(hu, *zip(*modality.curve, strict=True)).astype(np.float32)
+    levels, signals = zip(*modality.curve, strict=True)
+    signal = np.interp(hu, levels, signals).astype(np.float32)
     if modality.bias_log[1] > 0:
         field = SmoothField(rng, BIAS_EXTENT_MM, BIAS_KNOT_MM, float(rng.uniform(*modality.bias_log)))
         signal *= np.exp(field(*axes))

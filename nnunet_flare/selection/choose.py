@@ -115,7 +115,9 @@ def select(
         if reasons[row] is None and lacking:
             reasons[row] = f"not complete: no {', '.join(lacking)}"
     of_domain = [None if domains is None else domains[case] for case in cases]
-    for domain in dict.fromkeys(of_domain) if top_fraction is not None else ():
+    for domain in dict.fromkeys(of_domain):
+        if top_fraction is None:
+            break
         mine = [row for row in range(len(cases)) if of_domain[row] == domain]
         room = max(1, int(np.floor(top_fraction * len(mine) + 0.5)))
         ranking = sorted((row for row in mine if reasons[row] is None), key=lambda r: (-score[r], cases[r]))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from in_process import do_all, phantom, started
@@ -97,25 +95,3 @@ def test_scans_of_each_modality_are_normalised_by_themselves(finished: Run) -> N
         array = read_array(finished.unlabelled_data / f"{case.case}.b2nd")[0]
         bright = array[array > array.mean()]
         assert abs(float(np.mean(bright))) < 0.3 and 0.7 < float(bright.std()) < 1.3
-
-
-def test_an_unknown_folder_of_references_is_refused(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nnunet_flare.trainers.self_training import nnUNetTrainerFlareST
-
-    for name, folder in finished.settings.folders.items():
-        monkeypatch.setenv(name, folder)
-    plans = read_json(finished.plans_file)
-    plans["configurations"][finished.round(0).configuration]["flare"]["references"] = "nowhere"
-    trainer = object.__new__(nnUNetTrainerFlareST)
-    trainer.preprocessed_dataset_folder_base = str(finished.preprocessed)
-    trainer.preprocessed_dataset_folder = str(finished.base_data)
-    from nnunet_flare.trainers.settings import read_settings
-
-    trainer.settings = read_settings(plans["configurations"][finished.round(0).configuration])
-    with pytest.raises(InputError, match=r"flare.references: .*nowhere has no preprocessed scan"):
-        trainer._references()
-    trainer.settings = trainer.settings.model_copy(update={"references": finished.unlabelled_data.name})
-    assert [tuple(found.shape) for found in trainer._references()] == [(1, 102)] * 4
-    trainer.settings = trainer.settings.model_copy(update={"references": None})
-    assert trainer._references() == []
-    assert Path(finished.unlabelled_data).is_dir()
