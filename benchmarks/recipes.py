@@ -21,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -50,10 +50,16 @@ THREADS = {"OMP_NUM_THREADS": "1", "NNUNET_FLARE_THREADS": "1", "nnUNet_n_proc_D
 log = logging.getLogger("nnunet_flare.benchmark")
 
 
-def make_data(folder: Path, seed: int, budget: Budget) -> None:
+def make_data(folder: Path, seed: int, budget: Budget, *, domain: str | Sequence[str] = "wide") -> None:
     """A seed's scans; the oracle's data set is the same with the unlabelled scans labelled by their truth."""
     write_phantom(
-        folder, labelled=budget.labelled, unlabelled=budget.unlabelled, test=budget.test, size=budget.size, seed=seed
+        folder,
+        labelled=budget.labelled,
+        unlabelled=budget.unlabelled,
+        test=budget.test,
+        size=budget.size,
+        seed=seed,
+        domain=domain,
     )
     raw = folder / "nnUNet_raw"
     source, target = raw / "Dataset022_FLAREPhantom", raw / "Dataset023_FLAREPhantomOracle"

@@ -30,6 +30,9 @@ AIR_HU = (-1200.0, -200.0)
 AIR_SHARE = 1e-3
 """Fewer voxels of air than this are noise, or a bubble of gas."""
 
+FAT_HU = -50.0
+"""Fat lies below; every CT of a body has some."""
+
 DENSE_HU, SPONGY_HU = 700.0, 300.0
 
 DENSE_SHARE = 0.1
@@ -71,6 +74,16 @@ def not_hounsfield(array: np.ndarray) -> str | None:
     else:
         return None
     return f"no voxels like air and {found}; {EXPECTED}"
+
+
+def is_ct(array: np.ndarray) -> bool:
+    """Whether the values of a scan are CT numbers and not another modality's signal: some are those of fat or air.
+
+    MR and PET have no negative signal, also where :func:`not_hounsfield` finds nothing wrong with their values; a CT
+    that was stored without its intercept is none either.
+    """
+    sample = _sample(array)
+    return bool(np.mean(sample < FAT_HU) >= AIR_SHARE) and not_hounsfield(array) is None
 
 
 def _sample(array: np.ndarray) -> np.ndarray:

@@ -42,6 +42,7 @@ PLANNERS = {
     "nnUNetPlannerFlareNoisyStudent": "nnunet_flare.planners.flare",
     "nnUNetPlannerFlareBig": "nnunet_flare.planners.flare",
     "nnUNetPlannerFlareTiny": "nnunet_flare.planners.flare",
+    "nnUNetPlannerFlareModality": "nnunet_flare.planners.modality",
     "nnUNetPlannerFlareCoarse": "nnunet_flare.planners.whole_volume",
     "nnUNetPlannerFlareFine": "nnunet_flare.planners.whole_volume",
 }
@@ -50,6 +51,7 @@ PREPROCESSING = {
     "FlareWholeVolumePreprocessor": "nnunet_flare.planners.fixed_size",
     "FlareClip500Normalization": "nnunet_flare.planners.fixed_size",
     "FlareClip325Normalization": "nnunet_flare.planners.fixed_size",
+    "FlareModalityNormalization": "nnunet_flare.planners.modality",
 }
 REGISTRY = {**{name: module for name, (module, _) in TRAINERS.items()}, **PLANNERS, **PREPROCESSING}
 

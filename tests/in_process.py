@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ TINY_COARSE_TO_FINE = {
 """Of the recipes that find the organs with a coarse model first, whose planners make patches of a fixed size."""
 
 
-def phantom(folder: Path, monkeypatch: pytest.MonkeyPatch, **sizes: int | bool) -> dict[str, Path]:
+def phantom(folder: Path, monkeypatch: pytest.MonkeyPatch, **sizes: Any) -> dict[str, Path]:
     """A phantom dataset in ``folder`` with nnU-Net's variables set; its three folders."""
     write_phantom(folder, size=(20, 32, 32), seed=3, **sizes)
     return nnunet_folders(folder, monkeypatch)

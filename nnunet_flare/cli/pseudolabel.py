@@ -56,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
             help=f"default {default}",
         )
     phantom.add_argument("--lesions", action="store_true", help="with lesions (label 14, as FLARE23)")
+    text = "domains of the cases that are not labelled, in turn: wide (default), between, mr, pet"
+    phantom.add_argument("--domain", nargs="+", default=["wide"], metavar="NAME", help=text)
     phantom.add_argument("--size", type=whole(1, 4096), nargs=3, default=(48, 96, 96), metavar=("Z", "Y", "X"))
 
     for name, function, text in (
@@ -158,6 +160,7 @@ def _phantom(arguments: argparse.Namespace) -> int:
         test=arguments.test,
         size=tuple(arguments.size),
         seed=arguments.seed,
+        domain=arguments.domain[0] if len(arguments.domain) == 1 else arguments.domain,
     )
     print(f"{arguments.output}: nnUNet_raw/Dataset022_FLAREPhantom, unlabelled, test/images, test/labels")
     return 0

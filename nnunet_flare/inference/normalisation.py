@@ -1,4 +1,4 @@
-"""Stock nnU-Net's normalisations of one channel, by the names that plans give them."""
+"""The normalisations of one channel that need no nnU-Net: its own, and that of several modalities, by name."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+
+from nnunet_flare.hounsfield import is_ct
 
 SMALLEST = 1e-8
 """Least divisor, as in stock nnU-Net."""
@@ -53,7 +55,30 @@ def _of_rgb(values: np.ndarray, mask: np.ndarray | None, intensities: Mapping[st
     return values
 
 
-STOCK: dict[str, Normalise] = {
+PERCENTILES = (0.5, 99.5)
+"""What a scan that is no CT is clipped to."""
+
+ANY_MODALITY = "FlareModalityNormalization"
+
+
+def of_any_modality(values: np.ndarray, mask: np.ndarray | None, intensities: Mapping[str, Any]) -> np.ndarray:
+    """CT numbers as stock's of CT; another scan clipped to its percentiles, then standardised by its brighter part.
+
+    That part is what lies above the mean: tissue that gives a signal, about the organs by which a CT is standardised.
+    """
+    if is_ct(values):
+        return _of_ct(values, mask, intensities)
+    np.clip(values, *np.percentile(values, PERCENTILES), out=values)
+    bright = values[values > values.mean()]
+    if not bright.size:  # all voxels are equal
+        bright = values
+    values -= bright.mean()
+    values /= max(float(bright.std()), SMALLEST)
+    return values
+
+
+BY_NAME: dict[str, Normalise] = {
+    ANY_MODALITY: of_any_modality,
     "CTNormalization": _of_ct,
     "ZScoreNormalization": _z_score,
     "NoNormalization": _none,

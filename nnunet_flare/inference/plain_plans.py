@@ -6,7 +6,7 @@ from typing import Any
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.export import check_resampling
-from nnunet_flare.inference.normalisation import STOCK
+from nnunet_flare.inference.normalisation import BY_NAME
 from nnunet_flare.inference.preprocessing import STOCK_PREPROCESSOR
 from nnunet_flare.inference.resampling import is_ours
 
@@ -91,7 +91,7 @@ def check_plain(plans: dict[str, Any], configuration: Any, where: str) -> None:
         needs.append(f"the previous stage {configuration.previous_stage_name}")
     if configuration.preprocessor_name != STOCK_PREPROCESSOR:
         needs.append(f"the preprocessor {configuration.preprocessor_name}")
-    needs += [f"the normalisation {name}" for name in configuration.normalization_schemes if name not in STOCK]
+    needs += [f"the normalisation {name}" for name in configuration.normalization_schemes if name not in BY_NAME]
     if not is_ours(configuration.configuration):
         needs.append(f"the resampling {configuration.configuration['resampling_fn_data']} of images")
     if plans.get("label_manager", "LabelManager") != "LabelManager":

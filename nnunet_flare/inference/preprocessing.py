@@ -161,9 +161,9 @@ def _normaliser(channel: int, plans_manager: Any, configuration_manager: Any, ma
     name = configuration_manager.normalization_schemes[channel]
     properties = plans_manager.foreground_intensity_properties_per_channel[str(channel)]
     masked = configuration_manager.use_mask_for_norm[channel]
-    if name in normalisation.STOCK:
-        stock, inside = normalisation.STOCK[name], mask if masked else None
-        return lambda array: stock(array.astype(np.float32), inside, properties)
+    if name in normalisation.BY_NAME:
+        known, inside = normalisation.BY_NAME[name], mask if masked else None
+        return lambda array: known(array.astype(np.float32), inside, properties)
     found = trusted_names.check_name("normalisation", name, "the plans' normalization_schemes")
     scheme = found(use_mask_for_norm=masked, intensityproperties=properties)
     return lambda array: scheme.run(array.astype(np.float32), mask)

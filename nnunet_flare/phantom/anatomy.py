@@ -91,8 +91,23 @@ PHASE_HU: Mapping[str, Mapping[str, float]] = {
         "esophagus": 38, "stomach": 40, "duodenum": 38, "muscle": 52, "hepatic vessels": 40,
         "medulla": 32, "bowel": 36,
     },
+    "t1": {
+        "liver": 140, "right_kidney": 84, "left_kidney": 84, "spleen": 58, "pancreas": 168, "aorta": 16,
+        "inferior_vena_cava": 22, "right_adrenal_gland": 92, "left_adrenal_gland": 92, "gallbladder": 4,
+        "esophagus": 66, "stomach": 72, "duodenum": 70, "muscle": 54, "hepatic vessels": 40,
+        "medulla": 44, "bowel": 62,
+    },
+    "fdg": {
+        "liver": 125, "right_kidney": 165, "left_kidney": 165, "spleen": 110, "pancreas": 94, "aorta": 104,
+        "inferior_vena_cava": 102, "right_adrenal_gland": 98, "left_adrenal_gland": 98, "gallbladder": 24,
+        "esophagus": 92, "stomach": 100, "duodenum": 96, "muscle": 56, "hepatic vessels": 106,
+        "medulla": 205, "bowel": 88,
+    },
 }  # fmt: skip
-"""Typical HU per contrast phase: portal venous (70 s), late arterial (35 s), late (180 s), without contrast."""
+"""Typical HU per contrast phase: portal venous (70 s), late arterial (35 s), late (180 s), without contrast.
+
+``t1`` and ``fdg`` are painted like phases too: levels that the curves of
+:mod:`~nnunet_flare.phantom.modalities` take to the signal of a T1-weighted MR and of an FDG PET."""
 
 HEPATIC_VESSELS: Shape = JoinedShapes(
     [

@@ -7,7 +7,7 @@ whole. ``DIR/unlabelled_truth`` is for judging pseudo-labels only; no part of th
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,14 +59,14 @@ def write_phantom(
     test: int = 4,
     size: tuple[int, int, int] = (48, 96, 96),
     seed: int = 0,
-    domain: str = "wide",
+    domain: str | Sequence[str] = "wide",
     junk: int = 0,
 ) -> None:
     """Write a phantom data set below ``out``; one that is there already, with the same settings, is kept.
 
     Layout: ``nnUNet_raw/Dataset022_FLAREPhantom``, ``unlabelled/<case>_0000.nii.gz``,
     ``unlabelled_truth/<case>.nii.gz``, ``test/images/<case>_0000.nii.gz``, ``test/labels/<case>.nii.gz`` and
-    ``phantom.json``.
+    ``phantom.json``. Names of scans that are no CT hold their domain (``FLAREPhantom_Un_mr_0000``).
 
     Args:
         out: folder to write to; created, or empty, or one that this function wrote.
@@ -78,7 +78,7 @@ def write_phantom(
         test: cases of ``domain`` to score on.
         size: voxels (z, y, x) of every scan; the field of view is the same for every size.
         seed: decides all scans.
-        domain: ``wide`` or ``between``, of the cases that are not labelled.
+        domain: ``wide``, ``between``, ``mr`` or ``pet``, of the cases that are not labelled; of several, in turn.
         junk: how many of the unlabelled scans are unusable (:func:`nnunet_flare.phantom.scan.degrade`).
 
     Raises:
@@ -94,14 +94,23 @@ def write_phantom(
         )
     if junk > unlabelled:
         raise InputError(f"phantom: {junk} junk scans do not fit among {unlabelled} unlabelled ones")
-    domain_of(domain)
-    settings = {**counts, "lesions": lesions, "size": list(size), "seed": seed, "domain": domain, "junk": junk}
+    domains = [domain] if isinstance(domain, str) else list(domain)
+    if not domains:
+        raise InputError("phantom: no domain for the cases that are not labelled; expected at least one")
+    others = [name for name in domains if domain_of(name).modality != "ct"]
+    for name, count in (("partial", partial), ("junk", junk)):
+        if others and count:
+            raise InputError(
+                f"phantom: {count} {name} with domain {', '.join(others)}; training cases and junk are CTs, ask for 0"
+            )
+    given = domain if isinstance(domain, str) else domains
+    settings = {**counts, "lesions": lesions, "size": list(size), "seed": seed, "domain": given, "junk": junk}
     if _is_written(out, settings):
         logger.info("%s: the phantom is there already, with the same settings", out)
         return
     write_json(out / RECORD, {"version": VERSION, "complete": False, "settings": settings})
     remove_leftovers(out, below=True)  # nnU-Net would take one in imagesTr for a case
-    planned = list(_plan(counts, seed=seed, domain=domain, lesions=lesions, junk=junk))
+    planned = list(_plan(counts, seed=seed, domains=domains, lesions=lesions, junk=junk))
     truth = {}
     for plan in tqdm(planned, desc="phantom", unit="case", disable=None):
         truth[plan.case] = _write_case(out, plan, size=size, lesions=lesions)
@@ -125,16 +134,18 @@ def _is_written(out: Path, settings: dict[str, Any]) -> bool:
     return bool(document["complete"])
 
 
-def _plan(counts: dict[str, int], *, seed: int, domain: str, lesions: bool, junk: int) -> Iterator[_Planned]:
+def _plan(counts: dict[str, int], *, seed: int, domains: Sequence[str], lesions: bool, junk: int) -> Iterator[_Planned]:
     annotated = ((LESION_ID,), *ANNOTATED) if lesions else ANNOTATED
     spoiled = set(np.random.default_rng([seed, len(GROUPS)]).permutation(counts["unlabelled"])[:junk].tolist())
     for number, (group, part) in enumerate(GROUPS.items()):
         for index in range(counts[group]):
+            domain = "narrow" if group == "labelled" else domains[index % len(domains)]
+            modality = domain_of(domain).modality
             yield _Planned(
-                case=f"FLAREPhantom_{part}_{index:04d}",
+                case=f"FLAREPhantom_{part}_{'' if modality == 'ct' else modality + '_'}{index:04d}",
                 group=group,
                 seed=int(np.random.SeedSequence([seed, number, index]).generate_state(1)[0]),
-                domain="narrow" if group == "labelled" else domain,
+                domain=domain,
                 annotated=annotated[index % len(annotated)] if group == "partial" else None,
                 junk=group == "unlabelled" and index in spoiled,
             )

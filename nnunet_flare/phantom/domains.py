@@ -2,13 +2,14 @@
 
 The labelled set comes from a ``narrow`` domain (one site, portal phase, healthy), the unlabelled and test scans from a
 ``wide`` one, so that self-training has something to gain; ``between`` is a milder version of the latter. The ranges
-are those with which a gain of self-training was measured on a 32 x 48 x 64 grid.
+are those with which a gain of self-training was measured on a 32 x 48 x 64 grid. ``mr`` and ``pet`` are the patients of
+``wide`` in another scanner (:mod:`~nnunet_flare.phantom.modalities`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -27,7 +28,8 @@ POSITION_UNIT_MM = 100.0
 class Domain:
     """Ranges from which patients and scans are drawn; pairs are uniform ranges, ``_sd`` standard deviations.
 
-    ``fat_mm`` is the subcutaneous fat; ``scanners`` how many of :data:`SCANNERS` the scans come from.
+    ``fat_mm`` is the subcutaneous fat; ``scanners`` how many of :data:`SCANNERS` the scans come from. ``modality`` is
+    ``ct``, or another one, of which HU, noise and blur of a CT say nothing.
     """
 
     phases: Mapping[str, float]
@@ -46,9 +48,10 @@ class Domain:
     ascites_probability: float
     fat_mm: tuple[float, float]
     scanners: int
+    modality: str = "ct"
 
 
-DOMAINS: Mapping[str, Domain] = MappingProxyType(
+CT_DOMAINS: Mapping[str, Domain] = MappingProxyType(
     {
         "narrow": Domain(
             phases={"portal": 1.0},
@@ -104,6 +107,14 @@ DOMAINS: Mapping[str, Domain] = MappingProxyType(
             fat_mm=(7, 20),
             scanners=4,
         ),
+    }
+)
+
+DOMAINS: Mapping[str, Domain] = MappingProxyType(
+    {
+        **CT_DOMAINS,
+        "mr": replace(CT_DOMAINS["wide"], phases={"t1": 1.0}, modality="mr"),
+        "pet": replace(CT_DOMAINS["wide"], phases={"fdg": 1.0}, modality="pet"),
     }
 )
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.images import Volume
 from nnunet_flare.phantom.domains import Patient, domain_of, draw_patient
+from nnunet_flare.phantom.modalities import acquire
 from nnunet_flare.phantom.painting import Frame, Painter, draw_contents
 from nnunet_flare.phantom.shapes import Point
 
@@ -38,21 +41,22 @@ def make_phantom(
     spacing_mm: tuple[float, float, float] | None = None,
     lesions: bool = False,
 ) -> tuple[Volume, np.ndarray]:
-    """One synthetic abdominal CT and its labels; the same arguments give the same bytes.
+    """One synthetic abdominal scan and its labels; the same arguments give the same bytes.
 
     The array axes run towards the head, the back and the patient's left (LPS, identity direction), so the patient's
     right side is the left of the picture. The patient is the same on every grid; only the noise depends on it.
 
     Args:
         seed: decides patient, scanner and noise.
-        domain: ``narrow``, ``between`` or ``wide`` (:data:`nnunet_flare.phantom.domains.DOMAINS`).
+        domain: ``narrow``, ``between``, ``wide``, ``mr`` or ``pet`` (:data:`nnunet_flare.phantom.domains.DOMAINS`).
         size: voxels (z, y, x).
         spacing_mm: nominal spacing (z, y, x); by default the one with which ``size`` covers
             :data:`FIELD_OF_VIEW_MM`. Scanners other than the first have a field of view up to 6 % smaller.
         lesions: lesions are label 14 (FLARE23), else part of their organ's label.
 
     Returns:
-        The scan, int16 HU (Z, Y, X), and its labels, uint8 (Z, Y, X), with the ids of :mod:`nnunet_flare.organs`.
+        The scan (Z, Y, X), int16 HU (of an MR without a unit, of a PET float32 SUV), and its labels, uint8 (Z, Y, X),
+        with the ids of :mod:`nnunet_flare.organs`.
 
     Raises:
         InputError: for an unknown domain or a grid too small to show anything.
@@ -60,17 +64,20 @@ def make_phantom(
     if min(size) < MIN_SIZE:
         raise InputError(f"phantom size (z, y, x) {size}: every axis needs at least {MIN_SIZE} voxels")
     rng = np.random.default_rng(seed)
-    patient = draw_patient(rng, domain_of(domain), lesions_labelled=lesions)
+    drawn_from = domain_of(domain)
+    patient = draw_patient(rng, drawn_from, lesions_labelled=lesions)
     if spacing_mm is None:
         spacing_mm = (FIELD_OF_VIEW_MM[0] / size[0], FIELD_OF_VIEW_MM[1] / size[1], FIELD_OF_VIEW_MM[2] / size[2])
     z, y, x = (spacing * part for spacing, part in zip(spacing_mm, patient.scanner.field_of_view, strict=True))
     origin = tuple(float(o) for o in rng.uniform(*ORIGIN_MM, 3).round(1))
-    hu, labels = _scan(rng, patient, size=size, spacing_mm=(z, y, x), lesions_labelled=lesions)
-    return Volume(hu, (z, y, x), origin), labels
+    scanned, labels = _scan(
+        rng, patient, drawn_from.modality, size=size, spacing_mm=(z, y, x), lesions_labelled=lesions
+    )
+    return Volume(scanned, (z, y, x), origin), labels
 
 
 def degrade(seed: int, scan: Volume) -> Volume:
-    """A junk version of ``scan``: blurred, drowned in noise, and with a part of its slices lost (set to air)."""
+    """A junk version of a CT: blurred, drowned in noise, and with a part of its slices lost (set to air)."""
     rng = np.random.default_rng(seed)
     hu = gaussian_filter(scan.array.astype(np.float32), rng.uniform(*JUNK_BLUR_VOXELS))
     hu += _noise(rng, hu.shape, 0.6, rng.uniform(*JUNK_NOISE_HU))
@@ -83,12 +90,15 @@ def degrade(seed: int, scan: Volume) -> Volume:
 def _scan(
     rng: np.random.Generator,
     patient: Patient,
+    modality: str,
     *,
     size: tuple[int, int, int],
     spacing_mm: tuple[float, float, float],
     lesions_labelled: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """CT numbers (int16) and labels (uint8), both (Z, Y, X), of ``patient`` on a grid centred on the trunk."""
+    """The scan (int16; float32 of a PET) and labels (uint8), both (Z, Y, X), on a grid centred on the trunk."""
+    if modality != "ct":
+        patient = replace(patient, scanner=replace(patient.scanner, table="none"))
     frame = Frame(rng, patient)
     contents = draw_contents(rng, patient)
     painter = Painter(patient, frame, contents, lesions_labelled=lesions_labelled)
@@ -98,12 +108,17 @@ def _scan(
     for start in range(0, size[0], slices):
         block = slice(start, start + slices)
         hu[block], labels[block] = painter.block(z[block], y, x)
-    gaussian_filter(hu, patient.blur_voxels, output=hu)
-    hu += _noise(rng, size, patient.scanner.noise_grain_voxels, patient.noise_sd_hu)
+    outside = np.zeros(size[1:], bool)
     if patient.scanner.circle:
         half_y, half_x = size[1] * spacing_mm[1] / 2, size[2] * spacing_mm[2] / 2
         outside = (y[:, None] / half_y) ** 2 + (x / half_x) ** 2 > 1
-        hu[:, outside] = HU_RANGE[0]
+    if modality != "ct":
+        signal = acquire(rng, modality, hu, (z, y, x))
+        signal[:, outside] = 0
+        return signal, labels
+    gaussian_filter(hu, patient.blur_voxels, output=hu)
+    hu += _noise(rng, size, patient.scanner.noise_grain_voxels, patient.noise_sd_hu)
+    hu[:, outside] = HU_RANGE[0]
     return _to_ct_numbers(hu), labels
 
 

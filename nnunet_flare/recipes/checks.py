@@ -26,6 +26,7 @@ def check_recipe(recipe: Recipe) -> None:
     if type(gpus) is not int or not 1 <= gpus <= 1024:
         raise ValueError(f"training.num_gpus: found {gpus!r}, expected a whole number from 1 to 1024")
     check_pretrained_keys(recipe)
+    check_domains(recipe)
     if recipe.is_online:
         check_online(recipe)
     if recipe.loops:
@@ -76,6 +77,26 @@ def check_pretrained_keys(recipe: Recipe) -> None:
         raise ValueError(f"plan.network: found 'pretrained', but planner {GIVEN_MODEL} takes another model's network")
 
 
+def check_domains(recipe: Recipe) -> None:
+    """Selection domain by domain needs domains, and a share of each that is taken."""
+    if not recipe.selection.per_domain:
+        return
+    fractions = [recipe.selection_of(number).top_fraction for number in range(recipe.final_round)]
+    for key, given, fits, needed in (
+        ("domains", None, bool(recipe.domains), "a table or names"),
+        ("selection.top_fraction", recipe.selection.top_fraction, any(fractions), "the share of each domain"),
+        ("loops", [loop.name for loop in recipe.loops], not recipe.loops, "none"),
+        (
+            "fusion.uncertain_organs",
+            recipe.fusion.uncertain_organs,
+            recipe.fusion.uncertain_organs == "drop-case",
+            "drop-case",
+        ),
+    ):
+        if not fits:
+            raise ValueError(f"{key}: found {given!r}, but selection.per_domain is true; expected {needed}")
+
+
 def check_online(recipe: Recipe) -> None:
     """Keys of rounds that an online recipe does not have."""
     needed: dict[str, Part] = {
@@ -101,11 +122,11 @@ def check_online(recipe: Recipe) -> None:
 
 
 def check_loops(recipe: Recipe) -> None:
-    """Several loops over different organs: two or more, a loss that allows for it, and nothing that spans them."""
+    """Loops over different organs: a loss that allows for it, and nothing that spans them."""
     fusion, teachers = recipe.fusion, len(recipe.fusion.teachers)
     names = [loop.name for loop in recipe.loops]
     for key, given, fits, needed in (
-        ("loops", names, len(recipe.loops) > 1 and len(set(names)) == len(names), "two or more different names"),
+        ("loops", names, len(set(names)) == len(names), "different names"),
         *(
             (
                 key,

@@ -5,6 +5,7 @@ Some keys are *one value, or one per round*: of a list shorter than the rounds t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
@@ -153,6 +154,7 @@ class RoundSelection:
     per_organ: dict[str, float]
     keep_odd: bool
     complete: bool
+    per_domain: bool
 
 
 class Selection(Part):
@@ -169,6 +171,9 @@ class Selection(Part):
     per_organ: dict[str, _Unit] = {}
     keep_odd: bool = Field(False, description="take scans that are odd (not CT-like values, strange spacing) too")
     complete: bool = Field(False, description="take only cases whose pseudo-label has every organ")
+    per_domain: bool = Field(
+        False, description="top_fraction of the scans of each domain, so that none fills the others' places"
+    )
 
     def in_round(self, number: int) -> RoundSelection:
         """What holds for a round."""
@@ -181,7 +186,28 @@ class Selection(Part):
             per_organ=dict(self.per_organ),
             keep_odd=self.keep_odd,
             complete=self.complete,
+            per_domain=self.per_domain,
         )
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"found {text!r}, no regular expression: {error}") from error
+    return text
+
+
+class Domains(Part):
+    """What says of an unlabelled scan which domain (a modality, a site) it belongs to; a recipe may ask for none."""
+
+    table: str | None = Field(None, min_length=1, description="CSV with the columns case and domain; goes before names")
+    names: dict[str, Annotated[str, Field(min_length=1), AfterValidator(_pattern)]] = Field(
+        {}, description="for each domain a regular expression that is found in its scans' names and in no others'"
+    )
+
+    def __bool__(self) -> bool:
+        return self.table is not None or bool(self.names)
 
 
 class Fusion(Part):
@@ -253,7 +279,7 @@ class Roi(Part):
 
 
 class Loop(Part):
-    """One of several loops over different organs, run one after another for ``rounds`` rounds each (HKUST).
+    """A loop over some organs; several of them run one after another for ``rounds`` rounds each (HKUST).
 
     Organs are ids of dataset.json: those listed, or all but those listed.
     """

@@ -20,6 +20,7 @@ from nnunet_flare.recipes.parts import (
     PER_ROUND,
     ClassName,
     ConfigurationName,
+    Domains,
     Final,
     Fusion,
     Loop,
@@ -51,6 +52,7 @@ LOOP_KEYS = (
     "init_from",
     "init_part",
     "ignore_label",
+    "references",
     "seed",
 )
 """Training settings that the loop sets itself, from other keys of the recipe."""
@@ -60,6 +62,9 @@ RUN_KEYS = ("num_gpus", "pretrained_weights", "pretrained_part")
 
 GIVEN_MODEL = "given-model"
 """In place of a planner: the plans of ``--init_model``."""
+
+MATCHING = "modality"
+"""The augmentation that matches histograms."""
 
 EPOCHS = ("iterations", "pass")
 """What ``training.epoch`` may be: ``iterations_per_epoch``, or a pass over the data (``stages/epoch_lengths.py``)."""
@@ -82,6 +87,7 @@ class Recipe(Part):
     roi: Roi | None = None
     loops: tuple[Loop, ...] = ()
     predict: Predict = Predict()
+    domains: Domains = Domains()
     selection: Selection = Selection()
     fusion: Fusion = Fusion()
     final: Final = Final()
@@ -181,6 +187,7 @@ class Recipe(Part):
         init_part: str | None = None,
         iterations: int | None = None,
         unlabelled: str | None = None,
+        references: str | None = None,
         teacher: Mapping[str, Any] | None = None,
     ) -> TrainingSettings:
         """The ``"flare"`` entry of a round's configuration.
@@ -194,6 +201,7 @@ class Recipe(Part):
             init_part: what is taken of it; None: everything.
             iterations: of a pass over the data, where :attr:`counts_passes` and once it is known.
             unlabelled: data folder of the unlabelled scans, where :attr:`is_online`.
+            references: that folder, where the round's augmentation matches histograms (:meth:`matches_histograms`).
             teacher: the model that the training learns from, where the recipe names none.
         """
         final = number >= self.final_round
@@ -221,12 +229,21 @@ class Recipe(Part):
             "ignore_label": ignore_label,
             "init_from": init_from,
             "init_part": init_part,
+            "references": references,
             "seed": self.seed,
             "run": run,
             "round": None if run is None else stored,
             "recipe_hash": None if run is None else self.hash,
         }
         return _training_settings("training.", given, document)
+
+    def matches_histograms(self, number: int) -> bool:
+        """Whether a round's augmentation takes scans to the grey values of the unlabelled ones."""
+        settings = self.settings(number, run=None)
+        streams = [
+            stream.augmentation for stream in (settings.adversarial, settings.mean_teacher) if stream is not None
+        ]
+        return MATCHING in (*settings.augmentation.model_dump().values(), *streams)
 
     @property
     def counts_passes(self) -> bool:

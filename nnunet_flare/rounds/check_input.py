@@ -14,6 +14,7 @@ from nnunet_flare.errors import InputError
 from nnunet_flare.recipes.recipe import Recipe
 from nnunet_flare.rounds.check_loop_data import check_loop_data, roles_of
 from nnunet_flare.rounds.run.configurations import resolve
+from nnunet_flare.rounds.run.domains import domains_of
 from nnunet_flare.rounds.run.unlabelled import find_sources
 from nnunet_flare.rounds.stages.evaluate import check_held_out
 from nnunet_flare.rounds.stages.mapped import check_id_map
@@ -129,6 +130,12 @@ def _check_ids(given: RunInput) -> None:
             f"-u {given.request.unlabelled}: {len(shared)} case ids are labelled cases too ({', '.join(shared[:5])}). "
             "Rename the unlabelled files, or remove them if they are the same scans"
         )
+
+
+def _check_domains(given: RunInput) -> None:
+    """Of every unlabelled scan the domain is known, where the recipe asks for domains; of a run that goes on it was."""
+    if given.is_new:
+        domains_of(given.sources, given.recipe.domains)
 
 
 def _check_held_out_cases(given: RunInput) -> None:
@@ -286,6 +293,7 @@ def _init_folds(request: Request, document: Mapping[str, Any], recipe: Recipe) -
 
 CHECKS: tuple[Callable[[RunInput], None], ...] = (
     _check_ids,
+    _check_domains,
     _check_held_out_cases,
     _check_members,
     _check_coarse_model,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nnunet_flare.datasets import dataset_reader, read_dataset_json, resolve_dataset
@@ -13,6 +13,7 @@ from nnunet_flare.plugin import PLANNERS
 from nnunet_flare.recipes.recipe import GIVEN_MODEL, NAME_PATTERN, Recipe
 from nnunet_flare.rounds.check_input import Request, checked_input
 from nnunet_flare.rounds.disk import check_disk
+from nnunet_flare.rounds.run.domains import domains_of
 from nnunet_flare.rounds.run.manifest import FOLDERS, Run, create_run
 from nnunet_flare.rounds.run.paths import RunPaths
 from nnunet_flare.rounds.run.settings import RunSettings
@@ -89,6 +90,7 @@ def freeze_unlabelled(plan: Plan) -> None:
     """
     run = plan.run
     sources = find_sources(Path(run.settings.unlabelled_dir), plan.channels)
+    domains = domains_of(sources, run.recipe.domains)
     check_disk(run, sources)
     cases = freeze(
         sources,
@@ -97,6 +99,7 @@ def freeze_unlabelled(plan: Plan) -> None:
         file_ending=plan.file_ending,
         reader=dataset_reader(run.raw, read_dataset_json(run.raw, []) or {}),
     )
+    cases = [replace(case, domain=domains.get(case.case)) for case in cases]
     left = not_taken(Path(run.settings.unlabelled_dir), plan.channels)
     for name, reason in sorted(left.items()):
         log.warning("not taken: %s: %s", name, reason)

@@ -71,10 +71,11 @@ def select(
     per_organ: Mapping[str, float] | None = None,
     missing: Mapping[str, Sequence[str]] | None = None,
     skipped: np.ndarray | None = None,
+    domains: Mapping[str, str] | None = None,
 ) -> list[Decision]:
     """Decide on every case: score >= ``threshold`` (inclusive), every organ of ``per_organ`` at least its own
     threshold, and of those only the best ``top_fraction`` of *all* cases. The order of the cases does not matter; ties
-    at the cut are broken by case id.
+    at the cut are broken by case id. With domains the best ``top_fraction`` of each domain's cases are taken.
 
     Args:
         cases: ids, one per row.
@@ -87,6 +88,7 @@ def select(
         missing: organs that a case's label lacks, by case; such a case is not taken (Fosun's ``label_complete``). None:
             nobody asks for complete labels.
         skipped: (cases, organs) bool, organs that do not count in a case, neither in its score nor alone.
+        domains: the domain of every case; None: all are of one.
     """
     values = np.asarray(table, dtype=float).reshape(len(cases), len(organs))
     strange = sorted(set(per_organ or {}) - set(organs))
@@ -112,19 +114,26 @@ def select(
         lacking = (missing or {}).get(cases[row])
         if reasons[row] is None and lacking:
             reasons[row] = f"not complete: no {', '.join(lacking)}"
-    if top_fraction is not None:
-        room = max(1, int(np.floor(top_fraction * len(cases) + 0.5)))
-        ranking = sorted(
-            (row for row in range(len(cases)) if reasons[row] is None), key=lambda r: (-score[r], cases[r])
-        )
+    of_domain = [None if domains is None else domains[case] for case in cases]
+    for domain in dict.fromkeys(of_domain):
+        if top_fraction is None:
+            break
+        mine = [row for row in range(len(cases)) if of_domain[row] == domain]
+        room = max(1, int(np.floor(top_fraction * len(mine) + 0.5)))
+        ranking = sorted((row for row in mine if reasons[row] is None), key=lambda r: (-score[r], cases[r]))
         for rank, row in enumerate(ranking[room:], start=room + 1):
-            reasons[row] = f"{rule} {score[row]:.3f} is rank {rank} of {len(cases)}, above the best {top_fraction:.0%}"
+            reasons[row] = (
+                f"{rule} {score[row]:.3f} is rank {rank} of {len(mine)}{_among(domain)}, above the best "
+                f"{top_fraction:.0%}"
+            )
     return [
-        Decision(
-            case, why is None, float(value), why if why is not None else _taken(rule, value, threshold, top_fraction)
-        )
-        for case, value, why in zip(cases, score, reasons, strict=True)
+        Decision(case, why is None, float(value), why or _taken(rule, value, threshold, top_fraction, domain))
+        for case, value, why, domain in zip(cases, score, reasons, of_domain, strict=True)
     ]
+
+
+def _among(domain: str | None) -> str:
+    return "" if domain is None else f" of domain {domain}"
 
 
 def _weakest(row: np.ndarray, skipped: np.ndarray, names: Sequence[str], rule: str) -> str:
@@ -140,10 +149,10 @@ def _weakest(row: np.ndarray, skipped: np.ndarray, names: Sequence[str], rule: s
     return f"; lowest organ {names[worst]} {values[worst]:.3f}"
 
 
-def _taken(rule: str, score: float, threshold: float, top_fraction: float | None) -> str:
+def _taken(rule: str, score: float, threshold: float, top_fraction: float | None, domain: str | None) -> str:
     if find(rule).needs == "nothing":
         return "all labelled cases are taken"
-    within = "" if top_fraction is None else f", among the best {top_fraction:.0%}"
+    within = "" if top_fraction is None else f", among the best {top_fraction:.0%}{_among(domain)}"
     return f"{rule} {score:.3f} >= {threshold:g}{within}"
 
 

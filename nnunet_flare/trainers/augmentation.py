@@ -1,4 +1,4 @@
-"""The augmentations that a role can have: ``stock``, ``elastic``, ``weak``, ``jitter``, ``strong`` and ``shift``.
+"""What augmentation a role can have: ``stock``, ``elastic``, ``weak``, ``jitter``, ``strong``, ``shift``, ``modality``.
 
 ``stock`` is nnU-Net's own chain, ``elastic`` the same with elastic deformation (``transforms.elastic``). ``weak``,
 ``jitter`` and ``strong`` are Fosun's (S1, seed-systems 1.4), converted to z-scored arrays with the plan's window and
@@ -28,6 +28,10 @@ deviation, the window is that of the training cases together (``transforms.windo
 
 ``shift`` is SZTU's (S4, 4.5 and 4.8): a random shift, and the organ shift without a gate of its own, which does nothing
 to a scan without labels. They do not flip; whether this chain mirrors is up to the setting ``mirroring``.
+
+``modality`` is ours: it takes CTs towards scans of other modalities. Three of four samples get another contrast, by one
+of histogram matching to unlabelled scans, random convolutions and inversion; then come gamma, a bias field, noise or
+blur, and lower resolution.
 """
 
 from __future__ import annotations
@@ -37,12 +41,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
 from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
 from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
 from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.rot90 import Rot90Transform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
@@ -51,8 +57,12 @@ from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
 from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
 from batchgeneratorsv2.transforms.utils.random import OneOfTransform, RandomTransform
 
+from nnunet_flare.trainers.transforms.bias_field import BiasFieldTransform
+from nnunet_flare.trainers.transforms.histogram import HistogramMatchTransform
+from nnunet_flare.trainers.transforms.invert import InvertTissueTransform
 from nnunet_flare.trainers.transforms.organ_shift import OrganShiftTransform
 from nnunet_flare.trainers.transforms.painting import PaintingTransform
+from nnunet_flare.trainers.transforms.random_convolution import RandomConvolutionTransform
 from nnunet_flare.trainers.transforms.shift import SHIFT, ShiftTransform
 from nnunet_flare.trainers.transforms.shuffled import ShuffledTransforms
 from nnunet_flare.trainers.transforms.window import ClipToWindowTransform, Window
@@ -70,6 +80,14 @@ NOISE_HU = 100.0
 NOISE_WITHOUT_UNIT = 0.7
 """The same in standard deviations of a typical CT plan (140 HU), for a channel that is not CT."""
 BLUR_SIGMA = (0.5, 1.0)
+
+
+P_OTHER_CONTRAST = 0.75
+"""``modality``: share of the samples that get another contrast; the rest stay CTs."""
+OTHER_GAMMA = (0.5, 2.0)
+P_LOW_RESOLUTION = 0.25
+LOW_RESOLUTION = (0.5, 1.0)
+"""Stock's probability and range."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +161,40 @@ def shift_transforms(
     """S4's augmentation: samples of ``initial_patch_size`` in, of ``patch_size`` out."""
     mirror: list[BasicTransform] = [MirrorTransform(geometry.mirror_axes)] if geometry.mirror_axes else []
     return [ShiftTransform(geometry.patch_size), *mirror, OrganShiftTransform(labels, windows)]
+
+
+def modality_transforms(
+    geometry: Geometry, windows: Sequence[Window | None], references: Sequence[torch.Tensor] = ()
+) -> list[BasicTransform]:
+    """Ours: samples of ``initial_patch_size`` in, of ``patch_size`` out, that may look like another modality's.
+
+    Args:
+        geometry: as for the others.
+        windows: the window of each image channel.
+        references: landmarks (``transforms.histogram``) of the scans to match; without any, none is matched.
+    """
+    other: list[BasicTransform] = [RandomConvolutionTransform(), InvertTissueTransform()]
+    if references:
+        other.append(HistogramMatchTransform(references))
+    gamma = GammaTransform(
+        BGContrast(OTHER_GAMMA), p_invert_image=0, synchronize_channels=False, p_per_channel=1, p_retain_stats=0
+    )
+    low_resolution = SimulateLowResolutionTransform(
+        scale=LOW_RESOLUTION,
+        synchronize_channels=False,
+        synchronize_axes=True,
+        ignore_axes=(0,) if geometry.dummy_2d else None,
+        allowed_channels=None,
+        p_per_channel=1,
+    )
+    return [
+        *_spatial(geometry, p_rotation=P_ROTATION),
+        RandomTransform(OneOfTransform(other), apply_probability=P_OTHER_CONTRAST),
+        RandomTransform(gamma, apply_probability=P_BLOCK),
+        RandomTransform(BiasFieldTransform(), apply_probability=P_BLOCK),
+        RandomTransform(_noise(windows), apply_probability=P_BLOCK),
+        RandomTransform(low_resolution, apply_probability=P_LOW_RESOLUTION),
+    ]
 
 
 def with_tail(

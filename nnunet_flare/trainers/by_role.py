@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from batchgenerators.utilities.file_and_folder_operations import join, load_pickle
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.paths import nnUNet_raw
@@ -21,6 +22,7 @@ from nnunet_flare.shapes import SPLITS
 from nnunet_flare.trainers.augmentation import (
     Geometry,
     jitter_transforms,
+    modality_transforms,
     region_of,
     shift_transforms,
     strong_transforms,
@@ -39,7 +41,11 @@ from nnunet_flare.trainers.sampling import (
 )
 from nnunet_flare.trainers.splits import FoldCases, fold_cases, new_splits
 from nnunet_flare.trainers.transforms.elastic import with_elastic
+from nnunet_flare.trainers.transforms.histogram import landmarks
 from nnunet_flare.trainers.transforms.window import Window, channel_windows, common_windows
+
+MAX_REFERENCES = 50
+"""Scans whose histograms are matched, evenly from all; each is read once at the start."""
 
 
 class CasesByRole(FlareTrainer):
@@ -215,6 +221,8 @@ class CasesByRole(FlareTrainer):
             )
             return with_elastic(stock) if kind == "elastic" else stock
         windows = self._windows()
+        if kind == "modality":
+            return with_tail(modality_transforms(geometry, windows, self._references()), tail, use_mask)
         make = {
             "weak": weak_transforms,
             "jitter": jitter_transforms,
@@ -223,6 +231,20 @@ class CasesByRole(FlareTrainer):
         }[kind]
         labels = [label for label in self.data_label_manager.all_labels if label > 0]
         return with_tail(make(geometry, labels, windows), tail, use_mask)
+
+    def _references(self) -> list[torch.Tensor]:
+        """The grey values of the scans that histograms are matched to: of some from all of their folder."""
+        name = self.settings.references
+        if name is None:
+            return []
+        folder = join(self.preprocessed_dataset_folder_base, name)
+        reader = infer_dataset_class(self.preprocessed_dataset_folder)
+        cases = sorted(reader.get_identifiers(folder)) if Path(folder).is_dir() else []
+        if not cases:
+            raise InputError(f"flare.references: {folder} has no preprocessed scan whose histogram could be matched")
+        scans = reader(folder, cases[:: -(-len(cases) // MAX_REFERENCES)])
+        arrays = (torch.from_numpy(np.asarray(scans.load_case(case)[0], np.float32)) for case in scans.identifiers)
+        return [torch.stack([landmarks(channel) for channel in array]) for array in arrays]
 
     def _windows(self) -> tuple[Window | None, ...]:
         """The window of each channel: of the plans, or of the training cases where each is normalised by itself."""

@@ -31,7 +31,7 @@ SEED_VARIABLE = "NNUNET_FLARE_SEED"
 TRUST_VARIABLE = "NNUNET_FLARE_TRUST_CHECKPOINT"
 """``1``: a teacher may be what ``--trust-checkpoint`` admits."""
 
-Augmentation = Literal["stock", "elastic", "weak", "jitter", "strong", "shift"]
+Augmentation = Literal["stock", "elastic", "weak", "jitter", "strong", "shift", "modality"]
 InitPart = Literal["all", "but-head", "encoder"]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 _Positive = Annotated[float, Field(gt=0, le=1e6)]
@@ -138,6 +138,9 @@ class TrainingSettings(BaseModel):
         None, ge=1, le=MAX_ITERATIONS, description="None: a fifth of the iterations, at least 1"
     )
     augmentation: AugmentationSettings = AugmentationSettings()
+    references: str | None = Field(
+        None, min_length=1, description="data folder of the scans whose histograms the chain modality takes patches to"
+    )
     mirroring: bool = Field(True, description="False: no mirroring, neither in training nor allowed at inference")
     labelled_to_pseudo: tuple[_NotNegative, _NotNegative] | None = Field(
         None, description="share of labelled and partial to pseudo samples; None: every case alike, times its weight"

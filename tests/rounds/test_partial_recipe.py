@@ -46,7 +46,10 @@ def test_the_papers_numbers() -> None:
             "trainer: found 'nnUNetTrainerFlareST', expected nnUNetTrainerFlarePartial",
         ),
         ({"final.trainer": "nnUNetTrainerFlareST"}, "final.trainer: found 'nnUNetTrainerFlareST'"),
-        ({"loops": "[{name: a, organs: [1]}]"}, "loops: found .'a'., expected two or more different names"),
+        (
+            {"loops": "[{name: a, organs: [1]}, {name: a, organs: [2]}]"},
+            "loops: found .'a', 'a'., expected different names",
+        ),
         ({"loops": "[{name: a, organs: [1]}, {name: b}]"}, "loop b: expected either 'organs' or 'all_but'"),
         ({"selection.rule": "[all, all, round-change]", "members.count": "2"}, "'round-change' for round 2"),
         ({"stop.patience": "1", "members.count": "2"}, "stop.patience: found 1, expected none"),

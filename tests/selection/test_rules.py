@@ -137,3 +137,22 @@ def test_incomplete_cases_leave_their_place_in_a_top_fraction_to_others():
     assert taken(table, **how, missing={"case_0": ["liver", "aorta"], "case_1": []}) == {"case_1", "case_2"}
     reasons = [d.reason for d in select(list("abcd"), table, organs=ORGANS, **how, missing={"a": ["liver", "aorta"]})]
     assert reasons[0] == "not complete: no liver, aorta"
+
+
+def test_a_share_of_each_domain_is_taken_so_that_none_fills_the_others_places():
+    """One domain is better throughout; by hand, the best half of each of 4 and 2 cases."""
+    cases = ["a1", "a2", "a3", "a4", "b1", "b2"]
+    table = np.array([[0.9], [0.95], [0.8], [0.85], [0.3], [0.4]])
+    domains = {case: case[0] for case in cases}
+    options = {"organs": ["liver"], "rule": "mean-organ", "threshold": 0.0, "top_fraction": 0.5}
+    together = select(cases, table, **options)
+    apart = select(cases, table, **options, domains=domains)
+    assert [d.case for d in together if d.taken] == ["a1", "a2", "a4"]
+    assert [d.case for d in apart if d.taken] == ["a1", "a2", "b2"]
+    assert apart[4].reason == "mean-organ 0.300 is rank 2 of 2 of domain b, above the best 50%"
+    assert apart[5].reason == "mean-organ 0.400 >= 0, among the best 50% of domain b"
+    order = [5, 0, 3, 1, 4, 2]
+    shuffled = select([cases[i] for i in order], table[order], **options, domains=domains)
+    assert {d.case: d.reason for d in shuffled} == {d.case: d.reason for d in apart}
+    least = select(cases, table, **{**options, "threshold": 0.35, "top_fraction": 0.1}, domains=domains)
+    assert [d.case for d in least if d.taken] == ["a2", "b2"], "at least one of each, if it passes the threshold"

@@ -27,6 +27,9 @@ ELSEWHERE = {
     "resenc": "test_resenc_run.py",
     "blackbean": "test_blackbean.py",
     "distill": "test_blackbean.py",
+    "adaptation": "test_adaptation_run.py",
+    "laptop": "test_laptop_run.py",
+    "pancancer": "test_pancancer_run.py",
 }
 """Recipes that tests of ``tests/rounds`` run from end to end."""
 

@@ -19,6 +19,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_flare.trainers.augmentation import (
     NOISE_WITHOUT_UNIT,
     Geometry,
+    modality_transforms,
     region_of,
     shift_transforms,
     strong_transforms,
@@ -28,6 +29,10 @@ from nnunet_flare.trainers.augmentation import (
 )
 from nnunet_flare.trainers.sampling import PerCaseTransforms
 from nnunet_flare.trainers.seeding import seed_everything
+from nnunet_flare.trainers.transforms.bias_field import BiasFieldTransform
+from nnunet_flare.trainers.transforms.histogram import HistogramMatchTransform, landmarks
+from nnunet_flare.trainers.transforms.invert import InvertTissueTransform
+from nnunet_flare.trainers.transforms.random_convolution import RandomConvolutionTransform
 from nnunet_flare.trainers.transforms.window import Window
 
 WINDOW = Window(-7.5, 1.43, 140.0)
@@ -207,3 +212,34 @@ def test_chains_can_be_sent_to_spawned_workers() -> None:
         seed_everything(5)
         results.append(each(**sample(GEOMETRIES["3d"]))["image"])
     assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_the_modality_chain_gives_patches_and_targets_of_the_plan_and_most_in_another_contrast(name: str) -> None:
+    geometry = GEOMETRIES[name]
+    reference = landmarks(torch.rand(geometry.patch_size) + 40)[None]
+    scales = [[1.0] * len(geometry.patch_size), [0.5] * len(geometry.patch_size)]
+    made = with_tail(
+        modality_transforms(geometry, [WINDOW], [reference]), nnUNetTrainer.get_validation_transforms(scales), None
+    )
+    kinds = next(part for part in flattened(made) if isinstance(part, OneOfTransform)).list_of_transforms
+    assert [type(kind) for kind in kinds] == [
+        RandomConvolutionTransform, InvertTissueTransform, HistogramMatchTransform
+    ]  # fmt: skip
+    matched = 0
+    for seed in range(24):
+        seed_everything(seed)
+        done = made(**sample(geometry))
+        assert done["image"].shape == (1, *geometry.patch_size) and torch.isfinite(done["image"]).all()
+        target, half = done["segmentation"]
+        assert target.shape == (1, *geometry.patch_size) and set(target.unique().tolist()) <= {0, 1, 2, 3}
+        assert half.shape == (1, *(edge // 2 for edge in geometry.patch_size))
+        matched += bool(done["image"].median() > 20)
+    assert 1 <= matched <= 13, "a quarter is matched to the reference, whose values are about 40"
+
+
+def test_without_references_no_histogram_is_matched() -> None:
+    made = flattened(with_tail(modality_transforms(GEOMETRIES["3d"], [None]), RandomConvolutionTransform(), None))
+    assert not any(isinstance(part, HistogramMatchTransform) for part in made)
+    assert any(isinstance(part, BiasFieldTransform) for part in made)
+    assert region_of("modality", GEOMETRIES["3d"]) == GEOMETRIES["3d"].initial_patch_size

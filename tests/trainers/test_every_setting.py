@@ -13,8 +13,10 @@ import torch
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 
 from nnunet_flare.errors import InputError
+from nnunet_flare.rounds.stages.arrays import read_array
 from nnunet_flare.trainers.seeding import derived_seed
 from nnunet_flare.trainers.settings import AugmentationSettings, TrainingSettings
+from nnunet_flare.trainers.transforms.histogram import HistogramMatchTransform, landmarks
 from nnunet_flare.trainers.transforms.organ_shift import OrganShiftTransform
 from nnunet_flare.trainers.transforms.painting import PaintingTransform
 
@@ -111,6 +113,24 @@ def check_augmentation(tiny: Any) -> None:
     assert PaintingTransform not in kinds["labelled"]
     assert {OrganShiftTransform, PaintingTransform} <= kinds["pseudo"]
     assert not {OrganShiftTransform, PaintingTransform} & kinds["partial"]
+
+
+def check_references(tiny: Any) -> None:
+    """The scans of a folder of the dataset are those whose histograms are matched; without one none is."""
+    chains = {"labelled": "modality", "pseudo": "stock", "partial": "stock"}
+    (matching,) = [
+        part
+        for part in train(tiny, augmentation=chains, references=tiny.data.name).transforms_of("labelled")
+        if isinstance(part, HistogramMatchTransform)
+    ]
+    scans = [read_array(tiny.data / f"{case}.b2nd") for case in sorted([*TRUE, *PSEUDO])]
+    assert len(matching.references) == len(scans)
+    for found, scan in zip(matching.references, scans, strict=True):
+        torch.testing.assert_close(found, torch.stack([landmarks(torch.from_numpy(channel)) for channel in scan]))
+    without = train(tiny, augmentation=chains).transforms_of("labelled")
+    assert not any(isinstance(part, HistogramMatchTransform) for part in without)
+    with pytest.raises(InputError, match=r"flare.references: .*nowhere has no preprocessed scan"):
+        train(tiny, augmentation=chains, references="nowhere")
 
 
 def check_mirroring(tiny: Any) -> None:

@@ -109,7 +109,8 @@ def graph(run: Run) -> dict[str, Task]:
             before: tuple[str, ...] = ("plan",) if each.learns_from is None else (f"select-r{each.learns_from}",)
             if each.kind == "final":
                 before += tuple(f"select-r{earlier}" for earlier in run.recipe.last_rounds()[:-1]) + before_final
-            before += ("unlabelled",) if run.recipe.is_online else ()
+            wants_scans = run.recipe.is_online or run.recipe.matches_histograms(each.planned)
+            before += ("unlabelled",) if wants_scans else ()
             tasks.append(Task(f"build-r{number}", "build", before, number))
             for fold in each.folds:
                 name = f"train-r{number}-f{fold}"

@@ -24,18 +24,25 @@ log = logging.getLogger(__name__)
 
 TABLE = "flare_unlabelled.json"
 REMEDY = "restore it from a copy, or remove it and give the same flare-pseudolabel run command again"
-LIST = {"cases": [{"case": str, "source": str, "images": [str], "size_bytes": int}], "not_taken?": {str: str}}
+LIST = {
+    "cases": [{"case": str, "source": str, "images": [str], "size_bytes": int, "domain?": str}],
+    "not_taken?": {str: str},
+}
 """What ``unlabelled.json`` of a run looks like."""
 
 
 @dataclass(frozen=True)
 class UnlabelledCase:
-    """An unlabelled scan: its id in the run, where it came from, the files nnU-Net reads, and its size on disk."""
+    """An unlabelled scan: its id in the run, where it came from, the files nnU-Net reads, and its size on disk.
+
+    ``domain`` is known where the recipe asks for it (:mod:`~nnunet_flare.rounds.run.domains`).
+    """
 
     case: str
     source: str
     images: tuple[str, ...]
     size_bytes: int
+    domain: str | None = None
 
 
 def find_sources(folder: Path, channels: int) -> dict[str, list[Path]]:
@@ -165,13 +172,14 @@ def _provide(file: Path, image: Path, case: str, file_ending: str, reader: str, 
 
 def write_list(path: Path, cases: Sequence[UnlabelledCase], left: Mapping[str, str] | None = None) -> None:
     """Keep the frozen list in the run's folder, and why other files are not in it."""
-    write_json(path, {"version": 1, "cases": [asdict(case) for case in cases], "not_taken": dict(left or {})})
+    entries = [{key: value for key, value in asdict(case).items() if value is not None} for case in cases]
+    write_json(path, {"version": 1, "cases": entries, "not_taken": dict(left or {})})
 
 
 def read_list(path: Path) -> list[UnlabelledCase]:
     """The frozen list of a run."""
     return [
-        UnlabelledCase(entry["case"], entry["source"], tuple(entry["images"]), entry["size_bytes"])
+        UnlabelledCase(entry["case"], entry["source"], tuple(entry["images"]), entry["size_bytes"], entry.get("domain"))
         for entry in read_json(path, LIST, remedy=REMEDY)["cases"]
     ]
 

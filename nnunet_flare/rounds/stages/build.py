@@ -130,6 +130,7 @@ def build_training(run: Run, name: str, of: Round, taken: Sequence[Entry]) -> Bu
         **initial_weights(run, of),
         iterations=_iterations_of_pass(run, of, cases),
         unlabelled=run.unlabelled_data.name if stream else None,
+        references=run.unlabelled_data.name if run.recipe.matches_histograms(of.planned) else None,
         teacher=_teacher(run, of),
     )
     write_configuration(run, name, of, data_identifier=identifier, training=settings.to_json())

@@ -169,6 +169,7 @@ def _write(run: Run, of: Round, cases: Mapping[str, Case], identifier: str | Non
         run=run.settings.name,
         stored_round=of.number,
         ignore_label=ignored,
+        references=run.unlabelled_data.name if run.recipe.matches_histograms(of.planned) else None,
         **initial_weights(run, of),
     )
     write_configuration(run, name, of, data_identifier=identifier, training=settings.to_json())

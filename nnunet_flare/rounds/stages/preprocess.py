@@ -7,7 +7,7 @@ empty. A scan that cannot be read is set aside with a JSON file that says why.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from nnunet_flare.disks import concerns_disk
 from nnunet_flare.errors import CaseError
 from nnunet_flare.files import holds, read_json, remove_leftovers, write_json
 from nnunet_flare.images import Volume, check_values, oddities
+from nnunet_flare.inference.normalisation import ANY_MODALITY
 from nnunet_flare.parallel import Workers, num_processes
 from nnunet_flare.readers import reader_of_plans
-from nnunet_flare.rounds.run.configurations import read_plans
+from nnunet_flare.rounds.run.configurations import read_plans, resolve
 from nnunet_flare.rounds.run.dataset import dataset_json
 from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.manifest import Run
@@ -147,7 +148,9 @@ def _preprocess_case(
     if located is not None:
         state["located"] = located.get("box")
     try:
-        state["odd"], scan = _check(case, dataset, reader_of_plans(read_plans(Path(plans_file))))
+        plans = read_plans(Path(plans_file))
+        schemes = resolve(plans, configuration, Path(plans_file))["normalization_schemes"]
+        state["odd"], scan = _check(case, dataset, reader_of_plans(plans), schemes)
         if located is not None and "failed" in located:
             raise CaseError(case.case, located["failed"])
         box = None if located is None else located["box"]
@@ -163,16 +166,18 @@ def _preprocess_case(
     write_json(state_file(folder, case.case), state)
 
 
-def _check(case: UnlabelledCase, dataset: dict[str, Any], reader: str) -> tuple[list[str], Volume]:
-    """Read and check every channel; returns what is odd in channels of CT, and the first channel."""
+def _check(
+    case: UnlabelledCase, dataset: dict[str, Any], reader: str, schemes: Sequence[str]
+) -> tuple[list[str], Volume]:
+    """Read and check every channel; returns what is odd in channels that must be CT, and the first channel."""
     names = list(dataset.get("channel_names", dataset.get("modality", {})).values())
     if len(case.images) != len(names):
         raise CaseError(case.case, f"{case.source}: {len(case.images)} channel(s), the dataset has {len(names)}")
     found: list[str] = []
     volumes = read_scans(case, reader)
-    for image, volume, name in zip(case.images, volumes, names, strict=True):
+    for image, volume, name, scheme in zip(case.images, volumes, names, schemes, strict=True):
         check_values(volume, case.case, Path(image))
-        if name.casefold() == CT:
+        if name.casefold() == CT and scheme != ANY_MODALITY:
             found += oddities(volume)
     return found, volumes[0]
 

@@ -58,7 +58,8 @@ def select_round(run: Run, of: Round) -> dict[str, Any]:
         names = [judged[row] for row in rows]
         judged_by = _judged_table(run, number, names, judgement.rows(rows), organs)
         lacking = {name: documents[name].lacking for name in names} if rule.complete else None
-        decided, missing = _decide(run, rule, names, *judged_by, lacking=lacking)
+        domains = {scan.case: str(scan.domain) for scan in scans} if rule.per_domain else None
+        decided, missing = _decide(run, rule, names, *judged_by, lacking=lacking, domains=domains)
         decisions |= decided
         uncertain |= missing
     members = ",".join(f"{fold}:{checkpoint}" for fold, checkpoint in of.members)
@@ -84,6 +85,10 @@ def select_round(run: Run, of: Round) -> dict[str, Any]:
     counts = {d: sum(e.decision == d for e in entries) for d in ("taken", "refused", "odd", "failed")}
     agreed = "no agreement" if mean is None else f"mean agreement {mean:.3f}"
     log.info("round %d: %s, %s", number, ", ".join(f"{n} {d}" for d, n in counts.items() if n), agreed)
+    for domain in dict.fromkeys(scan.domain for scan in scans if scan.domain is not None):
+        mine = {scan.case for scan in scans if scan.domain == domain}
+        of_domain = sum(entry.case in mine for entry in taken)
+        log.info("round %d, domain %s: %d of %d scans taken", number, domain, of_domain, len(mine))
     return {**counts, "mean_agreement": mean}
 
 
@@ -123,6 +128,7 @@ def _decide(
     organs: Sequence[str],
     *,
     lacking: Mapping[str, Sequence[str]] | None,
+    domains: Mapping[str, str] | None,
 ) -> tuple[dict[str, Decision], dict[str, list[str]]]:
     """Decisions by case and, with organ-wise acceptance, each case's uncertain organs."""
     if run.recipe.fusion.uncertain_organs == "drop-case":
@@ -136,6 +142,7 @@ def _decide(
             per_organ=rule.per_organ,
             missing=lacking,
             skipped=judgement.skipped,
+            domains=domains,
         )
         return {decision.case: decision for decision in chosen}, {}
     own = {organs.index(organ): least for organ, least in rule.per_organ.items()}
