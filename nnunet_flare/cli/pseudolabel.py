@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from nnunet_flare.cli import merge, prepare, run
 from nnunet_flare.cli.common import SEED, HyphenParser, number, open_streams, run_command, setup_logging, whole
-from nnunet_flare.cli.terminal import show
+from nnunet_flare.cli.terminal import show, show_again
 from nnunet_flare.selection.rules import RULES
 
 PROGRAM = "flare-pseudolabel"
+
+RUN_DIR_HELP = "the run's folder"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,28 +68,31 @@ def _parser() -> argparse.ArgumentParser:
         ("cancel", _cancel, "end the driver on this machine, or take all jobs out of Slurm's queue"),
     ):
         sub = add(name, function, text)
-        sub.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR")
+        sub.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR", help=RUN_DIR_HELP)
+        if name == "status":
+            text = "show it again and again, every so many seconds (10), until the run is over"
+            sub.add_argument("--watch", nargs="?", const=10.0, type=number(0.1, 86_400, "s"), metavar="S", help=text)
         if name == "retry":
-            sub.add_argument("-num_gpus", type=whole(0, 1024), metavar="N")
+            run.add_num_gpus(sub)
             run.add_timeout(sub)
             sub.add_argument("--decisions", type=Path, metavar="CSV", help="a person's decisions, as for run")
 
     report = add("report", _report, "write RUN_DIR/report/index.html: rounds, every case with its reason, pictures")
-    report.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR")
+    report.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR", help=RUN_DIR_HELP)
     report.add_argument("--pictures", default="24", metavar="N|all", help="pictures per round (default 24)")
     text = "3-D views of these cases as well (about half a megabyte each)"
     report.add_argument("--view3d", action="store_true", help=text)
 
     clean = add("clean", _clean, "remove data and checkpoints of old rounds, after showing what and how much")
-    clean.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR")
+    clean.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR", help=RUN_DIR_HELP)
     clean.add_argument("--yes", action="store_true", help="do not ask")
 
     task = add("task", _task, "run one task of a run by hand or from a job script (status lists them)")
-    task.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR")
+    task.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR", help=RUN_DIR_HELP)
     task.add_argument("name", help="for example train-r0-f0, label-r0-p0, select-r0, build-r1")
 
     export = add("export", _export, "write a round as a plain nnU-Net dataset, or the final model for stock nnU-Net")
-    export.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR")
+    export.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR", help=RUN_DIR_HELP)
     export.add_argument(
         "--round", type=whole(0, 100_000), metavar="R", help="round whose training data is exported (default: final)"
     )
@@ -165,9 +172,21 @@ def _phantom(arguments: argparse.Namespace) -> int:
 
 def _status(arguments: argparse.Namespace) -> int:
     from nnunet_flare.rounds.run.manifest import load_run
-    from nnunet_flare.rounds.status import status
+    from nnunet_flare.rounds.status import is_over, status
 
-    show(status(load_run(arguments.run_dir)))
+    if arguments.watch is None:
+        show(status(load_run(arguments.run_dir)))
+        return 0
+    with suppress(KeyboardInterrupt):  # the usual end of looking
+        while True:
+            run = load_run(arguments.run_dir)
+            show_again(
+                f"{status(run)}\n\n{time.strftime('%H:%M:%S')}, every {arguments.watch:g} s; Ctrl-C ends this view only"
+            )
+            over = is_over(run)
+            if over is not False:
+                return 0 if over else 1
+            time.sleep(arguments.watch)
     return 0
 
 

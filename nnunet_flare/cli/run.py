@@ -47,9 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decisions", type=Path, metavar="CSV", help="a person's decisions, from the report's download"
     )
-    parser.add_argument(
-        "-num_gpus", type=whole(0, 1024), metavar="N", help="GPUs to use, one task on each (default: all visible)"
-    )
+    add_num_gpus(parser)
     parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"))
     parser.add_argument(
         "--executor",
@@ -71,6 +69,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry_run", action="store_true", help="show every task, its command, hours and disk; do nothing"
     )
+
+
+def add_num_gpus(parser: argparse.ArgumentParser) -> None:
+    """Add ``-num_gpus``."""
+    text = "GPUs to use, one task on each (default: all visible)"
+    parser.add_argument("-num_gpus", type=whole(0, 1024), metavar="N", help=text)
 
 
 def add_timeout(parser: argparse.ArgumentParser) -> None:

@@ -27,12 +27,24 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x80-\x9f]")
 def show(text: str) -> None:
     """Print text to stdout, without control characters that a log's last lines may have brought along."""
     text = _CONTROL.sub("", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text))
-    if sys.stdout.isatty():
-        columns = shutil.get_terminal_size().columns
-        text = "\n".join(part for line in text.split("\n") for part in wrapped(line, columns))
+    if (width := columns()) is not None:
+        text = "\n".join(part for line in text.split("\n") for part in wrapped(line, width))
         if os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR"):
             text = _WORDS.sub(lambda match: f"\x1b[{COLOURS[match.group(1)]}m{match.group(1)}\x1b[0m", text)
     print(text)
+
+
+def show_again(text: str) -> None:
+    """:func:`show` in place of what a terminal shows; in a file one after the other."""
+    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+        print("\x1b[H\x1b[2J", end="")
+    show(text)
+    sys.stdout.flush()
+
+
+def columns() -> int | None:
+    """Columns of the terminal that stdout is; None where it is a file or a pipe, whose lines may be long."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def wrapped(line: str, columns: int) -> list[str]:
