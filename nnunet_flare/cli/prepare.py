@@ -56,5 +56,5 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"not recognised: {path}: no file name of {name.upper()}", file=sys.stderr)
     if made.cases["training"] and made.cases["unlabelled"]:
         scored = f" --eval {made.dataset / 'imagesVal'} {made.dataset / 'labelsVal'}" if made.scored else ""
-        print(f"next: flare-pseudolabel run -d {made.dataset.name} -u {made.unlabelled}{scored} --dry_run")
+        print(f"next: flare-pseudolabel run -d {made.dataset.name} -u {made.unlabelled}{scored} --dry-run")
     return 1 if made.set_aside or made.not_recognised else 0

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -300,6 +301,14 @@ class FlareTrainer(nnUNetTrainer):
             checkpoints.remove_leftovers(Path(self.output_folder))
         super().on_train_start()
         self._saved_at = time.monotonic()
+
+    def print_plans(self) -> None:
+        """Stock's record of configuration and plans, pages of it: into the log file, not onto the terminal."""
+        self.__dict__["print_to_log_file"] = partial(self.print_to_log_file, also_print_to_console=False)
+        try:
+            super().print_plans()
+        finally:
+            del self.__dict__["print_to_log_file"]
 
     def run_training(self) -> None:
         """Stock's training, which ``patience`` may end before its last epoch, also where it is continued."""

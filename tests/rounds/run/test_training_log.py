@@ -49,7 +49,9 @@ def test_stocks_numbers_are_read_as_well(tmp_path):
 
 
 def test_an_epoch_that_is_not_over_does_not_count(tmp_path):
-    write(tmp_path, "1", (0, 1.0, 0.1, 5.0), tail="2026-11-26 11:36:41.7: Epoch 1 \n2026-11-26 11:36:41.8: train_loss 3")
+    write(
+        tmp_path, "1", (0, 1.0, 0.1, 5.0), tail="2026-11-26 11:36:41.7: Epoch 1 \n2026-11-26 11:36:41.8: train_loss 3"
+    )
     assert [epoch.number for epoch in read_epochs(tmp_path)] == [0]
 
 
