@@ -101,6 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--pictures", default="24", metavar="N|all", help="pictures per round (default 24)")
     text = "3-D views of these cases as well (about half a megabyte each)"
     report.add_argument("--view3d", action="store_true", help=text)
+    text = "also write a page that compares the run with another one on the same dataset"
+    report.add_argument("--compare", type=Path, metavar="OTHER_RUN_DIR", help=text)
 
     clean = add("clean", _clean, "remove data and checkpoints of old rounds, after showing what and how much")
     clean.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR", help=RUN_DIR_HELP)
@@ -231,10 +233,14 @@ def _cancel(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     from nnunet_flare.report.page import parse_pictures, write_report
-    from nnunet_flare.rounds.run.manifest import load_run_to_write
+    from nnunet_flare.rounds.run.manifest import load_run, load_run_to_write
 
     pictures = parse_pictures(arguments.pictures)
     print(write_report(load_run_to_write(arguments.run_dir), pictures=pictures, view3d=arguments.view3d))
+    if arguments.compare is not None:
+        from nnunet_flare.report.versus import write_comparison
+
+        print(write_comparison(load_run_to_write(arguments.run_dir), load_run(arguments.compare)))
     print("next: open it in a browser; decisions that you download there: flare-pseudolabel run ... --decisions CSV")
     return 0
 

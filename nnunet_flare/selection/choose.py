@@ -118,7 +118,9 @@ def select(
             (row for row in range(len(cases)) if reasons[row] is None), key=lambda r: (-score[r], cases[r])
         )
         for rank, row in enumerate(ranking[room:], start=room + 1):
-            reasons[row] = f"{rule} {score[row]:.3f} is rank {rank} of {len(cases)}, above the best {top_fraction:.0%}"
+            reasons[row] = (
+                f"{rule} {score[row]:.3f} is rank {rank} of {len(cases)}, below the best {100 * top_fraction:.4g} %"
+            )
     return [
         Decision(
             case, why is None, float(value), why if why is not None else _taken(rule, value, threshold, top_fraction)
@@ -143,7 +145,7 @@ def _weakest(row: np.ndarray, skipped: np.ndarray, names: Sequence[str], rule: s
 def _taken(rule: str, score: float, threshold: float, top_fraction: float | None) -> str:
     if find(rule).needs == "nothing":
         return "all labelled cases are taken"
-    within = "" if top_fraction is None else f", among the best {top_fraction:.0%}"
+    within = "" if top_fraction is None else f", among the best {100 * top_fraction:.4g} %"
     return f"{rule} {score:.3f} >= {threshold:g}{within}"
 
 
