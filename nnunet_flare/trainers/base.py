@@ -21,7 +21,7 @@ from torch import distributed as dist
 from torch._dynamo import OptimizedModule
 
 from nnunet_flare.errors import InputError
-from nnunet_flare.trainers import checkpoints
+from nnunet_flare.trainers import checkpoints, tensorboard
 from nnunet_flare.trainers.curves import add_panels
 from nnunet_flare.trainers.schedules import EpochSchedule
 from nnunet_flare.trainers.seeding import derived_seed, seed_everything
@@ -85,6 +85,10 @@ class FlareTrainer(nnUNetTrainer):
         given = read_settings(self.configuration_manager.configuration, where=where, defaults=self.defaults)
         settings = with_environment(given)
         self.settings: TrainingSettings = settings
+        if self.local_rank == 0 and tensorboard.is_enabled():
+            logger = tensorboard.TensorBoardLogger(self.output_folder, self.is_continued)
+            logger.update_config({"configuration": configuration, "fold": fold, "settings": settings.model_dump()})
+            self.logger.loggers.append(logger)
         for key, (trainer, why) in SETTINGS_OF_ONE.items():
             if getattr(settings, key) is not None and key not in self.own_settings:
                 raise InputError(
