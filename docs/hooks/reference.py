@@ -62,7 +62,7 @@ def help_text(module: str, *words: str) -> str:
     """What a command prints for ``--help``, at a fixed width."""
     main = importlib.import_module(f"nnunet_flare.cli.{module}").main
     out, width = io.StringIO(), os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "100"
+    os.environ["COLUMNS"] = "78"  # what a page shows without scrolling
     try:
         with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
             main([*words, "--help"])

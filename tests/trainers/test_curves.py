@@ -1,4 +1,4 @@
-"""Our own curves are seen where stock's are: in progress.png, and where switched on in W&B and TensorBoard."""
+"""Our own curves are seen where stock shows its own: progress.png, Weights and Biases, and our TensorBoard."""
 
 from __future__ import annotations
 
