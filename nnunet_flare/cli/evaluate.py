@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nnunet_flare import tables
 from nnunet_flare.cli.common import PROCESSES, number, open_streams, run_command, setup_logging, whole
 from nnunet_flare.cli.parser import HyphenParser
-from nnunet_flare.cli.terminal import columns
+from nnunet_flare.cli.terminal import columns, next_step, show
 from nnunet_flare.errors import InputError
 
 if TYPE_CHECKING:
@@ -174,8 +174,8 @@ def _write(args: argparse.Namespace, table: ScoreTable) -> None:
     drawn = draw(lambda: box_plots({args.o.stem: table}, picture), picture)
     _print_summary(table)
     written = [args.o, _summary_file(args), args.o.with_suffix(".json"), *([picture] if drawn else [])]
-    print(f"\nwritten: {', '.join(map(str, written))}")
-    print(f"next: another method's table beside this one: {PROGRAM} --compare {args.o} OTHER.csv -o compared.csv")
+    show(f"\nwritten: {', '.join(map(str, written))}")
+    next_step(f"{PROGRAM} --compare {args.o} OTHER.csv -o compared.csv", "another table beside this one")
 
 
 def _print_summary(table: ScoreTable) -> None:
@@ -189,7 +189,10 @@ def _print_summary(table: ScoreTable) -> None:
     rows.append(["mean", f"{table.mean('DSC'):.4f}", "", "", f"{table.mean('NSD'):.4f}"])
     header = ["", "DSC mean", "sd", "median", "NSD mean", "sd", "median"]
     worst = [
-        [s.short, ", ".join(f"{name} {value:.4f}" for name, value in found[s.short, "DSC"].worst)]
+        [
+            s.short,
+            ", ".join(f"{name.removesuffix('.nii.gz')} {value:.4f}" for name, value in found[s.short, "DSC"].worst),
+        ]
         for s in table.structures
     ]
     lines = [*tables.table(rows, header=header, align="lrrrrrr"), ""]
@@ -233,7 +236,7 @@ def _compare(args: argparse.Namespace, structures: Sequence[Structure]) -> int:
     ]
     print("\n".join(tables.table(rows, header=header, align="llrrrrrr")))
     written = [args.o, args.o.with_suffix(".json"), *([picture] if drawn else [])]
-    print(f"\nwritten: {', '.join(map(str, written))}")
+    show(f"\nwritten: {', '.join(map(str, written))}")
     return _report_failures(scored)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nnunet_flare.cli.common import PROCESSES, number, open_streams, run_command, setup_logging
 from nnunet_flare.cli.parser import HyphenParser
-from nnunet_flare.cli.terminal import columns
+from nnunet_flare.cli.terminal import columns, next_step
 from nnunet_flare.tables import table
 
 PROGRAM = "flare-postprocess"
@@ -108,7 +108,8 @@ def _learn(words: list[str]) -> int:
         for entry in learned.smallest
     ]
     print("\n".join(table(rows, align="lrl", width=columns())))
-    print(f"{args.o}: {content.description}\nnext: flare-postprocess -i IN -o OUT --pipeline {args.o}")
+    print(f"{args.o}: {content.description}")
+    next_step(f"flare-postprocess -i IN -o OUT --pipeline {args.o}")
     return _report(learned.failed)
 
 
@@ -153,7 +154,8 @@ def _tune(words: list[str]) -> int:
     write_pipeline(args.o, tuned.content, notes=notes, remarks=remarks)
     for trial in tuned.trials:
         print(f"{trial.title}: {trial.before:.4f} to {trial.after:.4f}, {trial.reason}")
-    print(f"{args.o}: {tuned.content.description}\nnext: flare-postprocess -i IN -o OUT --pipeline {args.o}")
+    print(f"{args.o}: {tuned.content.description}")
+    next_step(f"flare-postprocess -i IN -o OUT --pipeline {args.o}")
     return _report(tuned.failed)
 
 

@@ -24,6 +24,7 @@ from nnunet_flare.cli.common import (
 )
 from nnunet_flare.cli.defaults import fill_in
 from nnunet_flare.cli.parser import HyphenParser
+from nnunet_flare.cli.terminal import next_step
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.choices import BACKENDS, PRECISIONS, ROI_RULES, TTA, WINDOWS
 
@@ -445,7 +446,7 @@ def _print_outputs(report: PredictionReport, cases: Sequence[InputCase], output:
             more = f" and {len(paths) - SHOWN_PATHS} more in {paths[0].parent}" if len(paths) > SHOWN_PATHS else ""
             print(f"{what}: {shown}{more}")
     if there:
-        print(f"next: flare-evaluate -pred {output} -ref LABELS -o scores.csv, where there are labels to compare with")
+        next_step(f"flare-evaluate -pred {output} -ref LABELS -o scores.csv", "where there are labels")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 from nnunet_flare.cli import merge, prepare, run
 from nnunet_flare.cli.common import GOES_ON, SEED, STARTS_ANEW, number, open_streams, run_command, setup_logging, whole
 from nnunet_flare.cli.parser import HyphenParser
-from nnunet_flare.cli.terminal import columns, show, show_again
+from nnunet_flare.cli.terminal import columns, next_step, show, show_again
 from nnunet_flare.selection.rules import RULES
 from nnunet_flare.tables import table
 
@@ -175,8 +175,8 @@ def _demo(arguments: argparse.Namespace) -> int:
     picture = output / "demo.png"
     drawn = "demo.png (a test case), " if draw(lambda: compare(demo.scan, demo.maps, picture), picture) else ""
     print(f"{demo.text}\n\nin {output}: demo.txt, demo.json, {drawn}run")
-    print(f"next: open {output / 'run' / 'report' / 'index.html'} in a browser; the state of the run:")
-    print(f"      flare-pseudolabel status -o {output / 'run'}")
+    show(f"report: {output / 'run' / 'report' / 'index.html'}, for a browser")
+    next_step(f"flare-pseudolabel status -o {output / 'run'}", "the state of the run")
     return 0
 
 
@@ -194,10 +194,8 @@ def _phantom(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
     )
     print(f"{arguments.output}: nnUNet_raw/Dataset022_FLAREPhantom, unlabelled, test/images, test/labels")
-    print(
-        f"next: export nnUNet_raw={arguments.output.absolute() / 'nnUNet_raw'}, then flare-pseudolabel run -d 22 -u "
-        f"{arguments.output / 'unlabelled'} --recipe demo --dry-run"
-    )
+    print(f"next: export nnUNet_raw={arguments.output.absolute() / 'nnUNet_raw'}")
+    next_step(f"flare-pseudolabel run -d 22 -u {arguments.output / 'unlabelled'} --recipe demo --dry-run")
     return 0
 
 
@@ -227,7 +225,7 @@ def _cancel(arguments: argparse.Namespace) -> int:
 
     run = load_run_to_write(arguments.run_dir)
     print(executor_of(run).cancel(run))
-    print(f"next: flare-pseudolabel retry -o {arguments.run_dir} goes on with what is not done")
+    next_step(f"flare-pseudolabel retry -o {arguments.run_dir}", "go on with what is not done")
     return 0
 
 
@@ -241,7 +239,7 @@ def _report(arguments: argparse.Namespace) -> int:
         from nnunet_flare.report.versus import write_comparison
 
         print(write_comparison(load_run_to_write(arguments.run_dir), load_run(arguments.compare)))
-    print("next: open it in a browser; decisions that you download there: flare-pseudolabel run ... --decisions CSV")
+    show("next: open it in a browser; decisions that you download there: flare-pseudolabel run ... --decisions CSV")
     return 0
 
 
@@ -299,10 +297,10 @@ def _export(arguments: argparse.Namespace) -> int:
         print(export.export_ledger(run, arguments.ledger))
     if arguments.dataset is not None:
         print(export.export_dataset(run, arguments.round, arguments.dataset))
-        print(f"next: nnUNetv2_plan_and_preprocess -d {arguments.dataset}")
+        next_step(f"nnUNetv2_plan_and_preprocess -d {arguments.dataset}")
     if arguments.stock_model is not None:
         print(export.export_stock_model(run, arguments.stock_model))
-        print(f"next: flare-predict -m {arguments.stock_model} -i SCANS -o OUT, or nnUNetv2_predict_from_modelfolder")
+        next_step(f"flare-predict -m {arguments.stock_model} -i SCANS -o OUT", "or nnUNetv2_predict_from_modelfolder")
     return 0
 
 
@@ -312,7 +310,8 @@ def _recipes(arguments: argparse.Namespace) -> int:
     recipes = [load_recipe(name) for name in shipped_recipes()]
     rows = [row for recipe in recipes for row in ((recipe.name, recipe.summary), ("", recipe.paper))]
     print("\n".join(table(rows, width=columns())))
-    print("\nnext: flare-pseudolabel run -d DATASET -u UNLABELLED --recipe NAME --dry-run")
+    print()
+    next_step("flare-pseudolabel run -d DATASET -u UNLABELLED --recipe NAME --dry-run")
     return 0
 
 
@@ -323,7 +322,7 @@ def _score(arguments: argparse.Namespace) -> int:
         arguments.inputs, arguments.output, compare=arguments.compare, absent=arguments.absent
     )
     print(f"{arguments.output}: {scored} cases")
-    print(f"next: flare-pseudolabel select -i {arguments.output} -o selection.csv --rule RULE")
+    next_step(f"flare-pseudolabel select -i {arguments.output} -o selection.csv --rule RULE")
     for case, reason in failed.items():
         print(f"set aside: {case}: {reason}", file=sys.stderr)
     return 1 if failed else 0

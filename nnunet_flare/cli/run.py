@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_flare.cli.common import nnunet_folder, number, parse_settings, quiet_stock, whole
-from nnunet_flare.cli.terminal import columns, show
+from nnunet_flare.cli.terminal import columns, next_step, show
 
 if TYPE_CHECKING:
     from nnunet_flare.rounds.executors.executor import Executor
@@ -149,7 +149,7 @@ def preprocess(arguments: argparse.Namespace) -> int:
     print(f"{done.folder}: {done.ready} unlabelled scans")
     for case, reason in done.failed.items():
         print(f"set aside: {case}: {reason}")
-    print("next: flare-pseudolabel run with the same -d, -u, --recipe, --name and --set; first with --dry-run")
+    show("next: flare-pseudolabel run with the same -d, -u, --recipe, --name and --set; first with --dry-run")
     return 1 if done.failed else 0
 
 
@@ -200,9 +200,9 @@ def _go_on(executor: Executor, root: Path) -> int:
     if (page := run.paths.report / "index.html").is_file():
         print(f"report: {page}")
     model = run.current().rounds[-1].model
-    print(f"final model: {model}")
-    print(f"next: flare-predict -m {model} -i SCANS -o OUT")
-    print(f"      flare-pseudolabel export -o {run.root} --stock_model DIR, for stock nnU-Net")
+    show(f"final model: {model}")
+    next_step(f"flare-predict -m {model} -i SCANS -o OUT")
+    next_step(f"flare-pseudolabel export -o {run.root} --stock_model DIR", "for stock nnU-Net")
     return 1 if failed else 0
 
 

@@ -8,6 +8,8 @@ import shutil
 import sys
 import textwrap
 
+from nnunet_flare.tables import command_lines
+
 COLOURS = {
     "done": "32",
     "ok": "32",
@@ -40,6 +42,16 @@ def show_again(text: str) -> None:
         print("\x1b[H\x1b[2J", end="")
     show(text)
     sys.stdout.flush()
+
+
+def next_step(command: str, note: str = "") -> None:
+    """Print a command that makes sense now; one that is too long for the terminal in lines that can be copied."""
+    width, added = columns(), f"  ({note})" if note else ""
+    line = f"next: {command}{added}"
+    if width is None or len(line) <= width:
+        print(line)
+    else:
+        print("\n".join([f"next{f', {note}' if note else ''}:", *command_lines(command, width, "  ")]))
 
 
 def columns() -> int | None:
