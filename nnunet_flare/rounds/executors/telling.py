@@ -6,8 +6,8 @@ import logging
 import time
 from collections.abc import Iterable
 
-from nnunet_flare.errors import InputError
-from nnunet_flare.rounds.progress import TimeLeft, task_state, time_left, training
+from nnunet_flare.errors import FlareError
+from nnunet_flare.rounds.progress import task_state, time_left, training
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.tasks import graph
 from nnunet_flare.wording import duration
@@ -33,6 +33,15 @@ class Teller:
         if now - self._looked < LOOK_SECONDS and not at_once:
             return False
         self._looked = now
+        running = list(names)
+        try:
+            self._read(run, running, now)
+        except (FlareError, OSError, ValueError, LookupError) as error:  # no run ends for what is said of it
+            log.debug("how far the trainings are cannot be told: %s", error)
+            self.words, self.part_done = ", ".join(running), 0.0
+        return True
+
+    def _read(self, run: Run, names: Iterable[str], now: float) -> None:
         tasks = graph(run)
         words, trains, told, self.part_done = [], False, False, 0.0
         for name in names:
@@ -46,18 +55,10 @@ class Teller:
             if found.done and now - self._told.get(name, -TELL_SECONDS) >= TELL_SECONDS:
                 self._told[name], told = now, True
                 log.info("%s", found.line())
-        left = self._left(run) if trains else None
+        states = {name: task_state(run, task) for name, task in tasks.items()}
+        left = time_left(run, tasks, states) if trains else None
         if told and left is not None:
             log.info("%s", left.words())
         if left is not None and left.seconds and not left.unknown.get("train"):
             words.append(f"about {duration(left.seconds)} of computing left")
         self.words = ", ".join(words)
-        return True
-
-    @staticmethod
-    def _left(run: Run) -> TimeLeft | None:
-        tasks = graph(run)
-        try:
-            return time_left(run, tasks, {name: task_state(run, task) for name, task in tasks.items()})
-        except InputError:  # a damaged marker, which the driver itself will say
-            return None
