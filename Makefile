@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?=
+# NNUNET does the same for nnU-Net, for example NNUNET=nnunetv2==2.8.0.
+NNUNET ?=
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.nnunet-flare
 CONSTRAINT = $(VENV)/constraints.txt
@@ -16,6 +18,7 @@ $(STAMP): pyproject.toml
 	: > $(CONSTRAINT)
 	test -z "$(TORCH)" || $(BIN)/python -m pip install --quiet "$(TORCH)"
 	test -z "$(TORCH)" || echo "$(TORCH)" > $(CONSTRAINT)
+	test -z "$(NNUNET)" || echo "$(NNUNET)" >> $(CONSTRAINT)
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINT) -e .
 	touch $@
 

@@ -4,4 +4,4 @@ Importing this package is cheap: every start of Python does so (see :mod:`nnunet
 standard library may be imported here.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

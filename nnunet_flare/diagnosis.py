@@ -70,7 +70,10 @@ def check_packages() -> list[Finding]:
         elif requirement.name in ("nnunetv2", "torch"):
             findings.append(Finding("ok", f"{requirement.name} {found}"))
     for extra in EXTRAS:
-        names = [r.name for r in requirements if r.marker is not None and r.marker.evaluate({"extra": extra})]
+        given = [r for r in requirements if r.marker is not None and r.marker.evaluate({"extra": extra})]
+        names = [r.name for r in given if r.marker is not None and not r.marker.evaluate({"extra": ""})]
+        if not names:
+            continue
         missing = [name for name in names if _version(name) is None]
         if missing:
             text = f"optional: {', '.join(missing)} not installed: pip install '{DISTRIBUTION}[{extra}]'"

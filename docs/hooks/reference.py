@@ -51,6 +51,10 @@ def commands_page() -> str:
     """Markdown with the help of every command and subcommand."""
     lines = ["# Commands", "", "What each command says with `--help`. Exit codes: 0 all done; 1 some cases or tasks"]
     lines += ["failed and are listed; 2 wrong usage or input. `--save_members` may be typed `--save-members`.", ""]
+    lines += [
+        "`flare-pseudolabel --print-completion bash` (or `zsh`, `tcsh`) prints a script that completes options at the"
+    ]
+    lines += ["TAB key, where the extra `completion` is installed; so do the other commands.", ""]
     for program, module in PROGRAMS.items():
         lines += [f"## {program}", "", "```text", help_text(module), "```", ""]
         for name in (*subcommands(module), *SUBCOMMANDS.get(program, ())):
@@ -62,7 +66,7 @@ def help_text(module: str, *words: str) -> str:
     """What a command prints for ``--help``, at a fixed width."""
     main = importlib.import_module(f"nnunet_flare.cli.{module}").main
     out, width = io.StringIO(), os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "100"
+    os.environ["COLUMNS"] = "78"  # what a page shows without scrolling
     try:
         with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
             main([*words, "--help"])

@@ -10,11 +10,15 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 
 from nnunet_flare.children import safe_children
 from nnunet_flare.errors import FlareError, InputError
+
+GOES_ON = "what is done is kept, and the same command goes on"
+STARTS_ANEW = "the same command starts again"
+"""What is said after Ctrl-C."""
 
 
 def setup_logging(verbose: bool = False) -> None:
@@ -49,8 +53,11 @@ def open_streams() -> None:
             setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
-def run_command(program: str, function: Callable[[], int]) -> int:
-    """Run a command's body: our errors and the system's become one line and an exit code, Ctrl-C becomes 130."""
+def run_command(program: str, function: Callable[[], int], *, interrupted: str = STARTS_ANEW) -> int:
+    """Run a command's body: our errors and the system's become one line and an exit code, Ctrl-C becomes 130.
+
+    ``interrupted`` says after Ctrl-C what is there and how to go on.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be text that the terminal can show
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -66,7 +73,7 @@ def run_command(program: str, function: Callable[[], int]) -> int:
         _say(f"{program}: error: {_in_words(error)}")
         code = 1
     except KeyboardInterrupt:
-        _say(f"{program}: interrupted")
+        _say(f"{program}: interrupted; {interrupted}")
         code = 130
     try:
         sys.stdout.flush()  # here, where it can still be said that the output is on a full disk
@@ -89,6 +96,22 @@ def _discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     with suppress(OSError):
         sys.stdout.flush()
+
+
+class _ToLog(io.TextIOBase):
+    """A stream that keeps what is printed for those who ask for more (``-v``)."""
+
+    def write(self, text: str) -> int:
+        if text.strip():
+            logging.getLogger(__name__).debug("%s", text.rstrip())
+        return len(text)
+
+
+@contextmanager
+def quiet_stock() -> Iterator[None]:
+    """Inside, what stock nnU-Net prints (plans, page by page) goes to the log of ``-v`` and not to the terminal."""
+    with redirect_stdout(_ToLog()):
+        yield
 
 
 @contextmanager
@@ -162,21 +185,6 @@ def number(low: float, high: float, unit: str = "", *, above: bool = False) -> C
 
 PROCESSES = whole(1, 4096)
 SEED = whole(0, 2**32 - 1)
-
-
-class HyphenParser(argparse.ArgumentParser):
-    """An argument parser that takes ``--save-members`` for ``--save_members``, as people type both."""
-
-    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
-        args = list(sys.argv[1:] if args is None else args)
-        known = {option for action in self._actions for option in action.option_strings}
-        for index, word in enumerate(args):
-            name, equals, value = word.partition("=")
-            if name.startswith("--") and name not in known and name.replace("-", "_")[2:] != name[2:]:
-                candidate = "--" + name[2:].replace("-", "_")
-                if candidate in known:
-                    args[index] = candidate + equals + value
-        return super().parse_known_args(args, namespace)
 
 
 def parse_settings(words: Sequence[str]) -> dict[str, str]:

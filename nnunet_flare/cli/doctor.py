@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_flare.cli.common import HyphenParser, nnunet_folder, open_streams, run_command, setup_logging
-from nnunet_flare.cli.terminal import show
+from nnunet_flare.cli.common import nnunet_folder, open_streams, run_command, setup_logging
+from nnunet_flare.cli.parser import HyphenParser
+from nnunet_flare.cli.terminal import columns, show
+from nnunet_flare.tables import table
 
 if TYPE_CHECKING:
     from nnunet_flare.diagnosis import Finding
@@ -29,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = HyphenParser(
         prog=PROGRAM,
-        description="Check packages, the nnU-Net plugin, hardware and nnU-Net's folders.",
+        description="Check packages, the nnU-Net plugin, hardware and nnU-Net's folders, and say what works here.",
         epilog="Exit code 0: nothing wrong; 1: problems, as listed; 2: wrong usage.",
     )
     parser.add_argument(
@@ -40,20 +42,27 @@ def _parser() -> argparse.ArgumentParser:
 
 def _diagnose(dataset: str | None) -> int:
     from nnunet_flare import diagnosis
+    from nnunet_flare.uses import verdicts
 
     sections = {
-        "packages": diagnosis.check_packages,
-        "plugin": diagnosis.check_plugin,
-        "hardware": diagnosis.check_hardware,
-        "folders": diagnosis.check_folders,
+        "packages": diagnosis.check_packages(),
+        "plugin": diagnosis.check_plugin(),
+        "hardware": diagnosis.check_hardware(),
+        "folders": diagnosis.check_folders(),
     }
-    problems = 0
-    for title, check in sections.items():
-        problems += _print(title, check())
     if dataset is not None:
-        problems += _print("dataset", _dataset(dataset))
-    print(f"\n{problems} problem(s)" if problems else "\neverything is in place")
-    return 1 if problems else 0
+        sections["dataset"] = _dataset(dataset)
+    for title, findings in sections.items():
+        _print(title, findings)
+    uses = verdicts(sections)
+    print("\nwhat works here")
+    for line in table([[f.level, use, f.text] for use, f in uses.items()], width=columns(), indent="  "):
+        show(line)
+    found = [finding.level for findings in sections.values() for finding in findings]
+    problems, notes = found.count("problem"), found.count("note")
+    in_uses = sum(finding.level == "problem" for finding in uses.values())
+    print(f"\n{f'{problems} problem(s)' if problems else 'no problem'}, {notes} note(s)")
+    return 1 if problems or in_uses else 0
 
 
 def _dataset(name: str) -> list[Finding]:
@@ -70,8 +79,7 @@ def _dataset(name: str) -> list[Finding]:
     return findings
 
 
-def _print(title: str, findings: Sequence[Finding]) -> int:
+def _print(title: str, findings: Sequence[Finding]) -> None:
     print(f"\n{title}" if title != "packages" else title)
     for finding in findings:
         show(f"  {finding.level:8s} {finding.text}")
-    return sum(finding.level == "problem" for finding in findings)

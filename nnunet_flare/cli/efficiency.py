@@ -10,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_flare.cli.common import HyphenParser, number, setup_logging, whole
+from nnunet_flare import tables
+from nnunet_flare.cli.common import number, setup_logging, whole
+from nnunet_flare.cli.parser import HyphenParser
 from nnunet_flare.errors import InputError
 from nnunet_flare.evaluation.engines import ENGINES, check_image, choose_engine, limits_for
 
@@ -74,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     group = parser.add_argument_group(
         "containers",
-        "Each scan is copied into a folder of its own, mounted as /workspace/inputs; `sh predict.sh` writes to "
+        "Each scan is copied into a folder of its own, mounted as /workspace/inputs; sh predict.sh writes to "
         "/workspace/outputs. The rows are named after the scans, label maps go to OUT_maps, what a container printed "
         "to OUT_NAME.log. The columns Tree_... are the container's.",
     )
@@ -130,8 +132,7 @@ def _measure(args: argparse.Namespace, command: list[str]) -> int:
     row = figures(name, recording)
     add_row(args.o, row)
     write_curves(recording, _curves(args.o, name), name=name, command=command)
-    for column, value in row.items():
-        print(f"{column:24} {'-' if value is None else value}")
+    print("\n".join(tables.table([[column, "-" if value is None else str(value)] for column, value in row.items()])))
     if recording.exit_code != 0:
         sys.stderr.write(f"{PROGRAM}: the command ended with exit code {recording.exit_code}; the row says so\n")
         return 1

@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunet_flare.cli.common import PROCESSES, HyphenParser, number, open_streams, run_command, setup_logging
+from nnunet_flare import tables
+from nnunet_flare.cli.common import PROCESSES, number, open_streams, run_command, setup_logging
 from nnunet_flare.cli.efficiency import efficiency
+from nnunet_flare.cli.parser import HyphenParser
+from nnunet_flare.cli.terminal import columns, next_step, show
 from nnunet_flare.errors import InputError
 from nnunet_flare.organs import LABEL_SETS
 
@@ -40,9 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = HyphenParser(
         prog=PROGRAM,
         description="DSC and NSD as the official FLARE scripts compute them, tables, comparisons and box plots.",
-        epilog="`flare-evaluate efficiency -o OUT.csv -- COMMAND ...` measures time, memory and processor use of a "
-        "command instead, with `--container IMAGE -i CASES` those of one container per scan; see `flare-evaluate "
-        "efficiency --help`.",
+        epilog="flare-evaluate efficiency -o OUT.csv -- COMMAND ... measures time, memory and processor use of a "
+        "command instead, with --container IMAGE -i CASES those of one container per scan; see flare-evaluate "
+        "efficiency --help.",
     )
     parser.add_argument("-ref", type=Path, metavar="DIR", help="reference label maps, <case>.nii.gz (or one file)")
     parser.add_argument("-pred", type=Path, metavar="DIR", help="predicted label maps of the same names (or one file)")
@@ -175,30 +178,41 @@ def _write(args: argparse.Namespace, table: ScoreTable) -> None:
         raise InputError(f"no case could be scored{': ' + reasons if reasons else ''}")
     table.write_csv(args.o)
     table.write_summary_csv(_summary_file(args))
-    if any(structure.is_lesion for structure in table.structures):
-        table.write_healthy_csv(_healthy_file(args))
+    healthy = [_healthy_file(args)] if any(structure.is_lesion for structure in table.structures) else []
+    for path in healthy:
+        table.write_healthy_csv(path)
     table.write_json(args.o.with_suffix(".json"))
     picture = args.o.with_suffix(".png")
-    draw(lambda: box_plots({args.o.stem: table}, picture), picture)
+    drawn = draw(lambda: box_plots({args.o.stem: table}, picture), picture)
     _print_summary(table)
+    written = [args.o, _summary_file(args), args.o.with_suffix(".json"), *healthy, *([picture] if drawn else [])]
+    show(f"\nwritten: {', '.join(map(str, written))}")
+    next_step(f"{PROGRAM} --compare {args.o} OTHER.csv -o compared.csv", "another table beside this one")
 
 
 def _print_summary(table: ScoreTable) -> None:
     rules = "corrected" if table.corrected else "official"
     print(f"{len(table.rows)} cases, {rules} rules")
-    rows = {(row.structure, row.measure): row for row in table.summary()}
-    width = max(len(s.short) for s in table.structures)
-    print(f"{'':{width}}  {'DSC mean':>8} {'sd':>6} {'median':>6}  {'NSD mean':>8} {'sd':>6} {'median':>6}  worst DSC")
+    found = {(row.structure, row.measure): row for row in table.summary()}
+    rows = []
     for structure in table.structures:
-        dsc, nsd = rows[structure.short, "DSC"], rows[structure.short, "NSD"]
-        figures = "  ".join(f"{row.mean:8.4f} {row.sd:6.4f} {row.median:6.4f}" for row in (dsc, nsd))
-        worst = ", ".join(f"{name} {value:.4f}" for name, value in dsc.worst)
-        print(f"{structure.short:{width}}  {figures}  {worst}")
-    print(f"{'mean':{width}}  {table.mean('DSC'):8.4f} {'':13}  {table.mean('NSD'):8.4f}")
+        of = [found[structure.short, measure] for measure in ("DSC", "NSD")]
+        rows.append([structure.short, *(f"{value:.4f}" for row in of for value in (row.mean, row.sd, row.median))])
+    rows.append(["mean", f"{table.mean('DSC'):.4f}", "", "", f"{table.mean('NSD'):.4f}"])
+    header = ["", "DSC mean", "sd", "median", "NSD mean", "sd", "median"]
+    worst = [
+        [
+            s.short,
+            ", ".join(f"{name.removesuffix('.nii.gz')} {value:.4f}" for name, value in found[s.short, "DSC"].worst),
+        ]
+        for s in table.structures
+    ]
+    lines = [*tables.table(rows, header=header, align="lrrrrrr"), ""]
+    print("\n".join([*lines, *tables.table(worst, header=["worst DSC"], width=columns())]))
     for row in table.healthy():
-        worst = f", at most {row.largest_ml:.4f} ml ({row.largest_case})" if row.with_any else ""
-        print(f"{row.structure}: {row.with_any} of {row.scans} scans without one in the reference have false positives "
-              f"({row.share:.1%}), {row.mean_ml:.4f} ml on average{worst}")  # fmt: skip
+        at_most = f", at most {row.largest_ml:.4f} ml ({row.largest_case})" if row.with_any else ""
+        show(f"{row.structure}: {row.with_any} of {row.scans} scans without one in the reference have false positives "
+             f"({row.share:.1%}), {row.mean_ml:.4f} ml on average{at_most}")  # fmt: skip
 
 
 def _compare(args: argparse.Namespace, structures: Sequence[Structure]) -> int:
@@ -208,31 +222,38 @@ def _compare(args: argparse.Namespace, structures: Sequence[Structure]) -> int:
     from nnunet_flare.files import write_json
 
     names = _distinct_names(args.compare)
-    tables = {}
+    scored = {}
     for name, source in zip(names, args.compare, strict=True):
         if source.is_dir() and not args.ref:
             raise InputError(f"--compare {source}: is a folder; give -ref DIR too, or a table that was written before")
-        tables[name] = _table(args, source, structures) if source.is_dir() else read_csv(source, structures)
-    comparison = compare(*tables.values())
+        scored[name] = _table(args, source, structures) if source.is_dir() else read_csv(source, structures)
+    comparison = compare(*scored.values())
     comparison.write_csv(args.o)
     write_json(args.o.with_suffix(".json"), {"a": names[0], "b": names[1], **comparison.to_json()})
     picture = args.o.with_suffix(".png")
-    draw(lambda: box_plots(tables, picture), picture)
+    drawn = draw(lambda: box_plots(scored, picture), picture)
     for name, only in zip(names, (comparison.only_a, comparison.only_b), strict=True):
         if only:
             print(f"only in {name}, left out: {', '.join(only)}")
     print(f"{len(comparison.cases)} cases; A = {names[0]}, B = {names[1]}")
-    width = max(len(row.structure) for row in comparison.rows)
-    print(
-        f"{'':{width}}      {'mean A':>7} {'mean B':>7} {'B - A':>8}  {'95 % interval':>18}  {'p':>8} {'p (Holm)':>8}"
-    )
-    for row in comparison.rows:
-        interval = f"{row.low:+.4f} to {row.high:+.4f}"
-        print(
-            f"{row.structure:{width}} {row.measure} {row.mean_a:7.4f} {row.mean_b:7.4f} {row.difference:+8.4f}  "
-            f"{interval:>18}  {row.p:8.3g} {row.p_holm:8.3g}"
-        )
-    return _report_failures(tables)
+    header = ["", "", "mean A", "mean B", "B - A", "95 % interval", "p", "p (Holm)"]
+    rows = [
+        [
+            row.structure,
+            row.measure,
+            f"{row.mean_a:.4f}",
+            f"{row.mean_b:.4f}",
+            f"{row.difference:+.4f}",
+            f"{row.low:+.4f} to {row.high:+.4f}",
+            f"{row.p:.2g}",
+            f"{row.p_holm:.2g}",
+        ]
+        for row in comparison.rows
+    ]
+    print("\n".join(tables.table(rows, header=header, align="llrrrrrr")))
+    written = [args.o, args.o.with_suffix(".json"), *([picture] if drawn else [])]
+    show(f"\nwritten: {', '.join(map(str, written))}")
+    return _report_failures(scored)
 
 
 def _distinct_names(paths: Sequence[Path]) -> list[str]:

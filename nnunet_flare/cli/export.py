@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunet_flare.cli.common import HyphenParser, number, open_streams, run_command, seldom_collecting, setup_logging
+from nnunet_flare.cli.common import number, open_streams, run_command, seldom_collecting, setup_logging
+from nnunet_flare.cli.parser import HyphenParser
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.choices import DEFAULT_CHECKPOINT, ROI_RULES, TTA
 

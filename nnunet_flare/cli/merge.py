@@ -12,7 +12,9 @@ from nnunet_flare.organs import LABEL_SETS
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options to the parser of the command."""
-    parser.add_argument("-o", dest="output", type=Path, required=True, metavar="OUT")
+    parser.add_argument(
+        "-o", dest="output", type=Path, required=True, metavar="OUT", help="another folder to write into"
+    )
     parser.add_argument("--base", type=Path, required=True, metavar="DIR", help="label maps to complete, one per case")
     parser.add_argument("--partial", type=Path, metavar="DIR", help="ground truth of some organs; it always wins")
     parser.add_argument(

@@ -7,7 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunet_flare.cli.common import PROCESSES, HyphenParser, number, open_streams, run_command, setup_logging
+from nnunet_flare.cli.common import PROCESSES, number, open_streams, run_command, setup_logging
+from nnunet_flare.cli.parser import HyphenParser
+from nnunet_flare.cli.terminal import columns, next_step
+from nnunet_flare.tables import table
 
 PROGRAM = "flare-postprocess"
 
@@ -32,8 +35,8 @@ def _apply(words: list[str]) -> int:
     parser = HyphenParser(
         prog=PROGRAM,
         description="Apply a post-processing pipeline to label maps. Output has the input's names and geometry, uint8.",
-        epilog="`flare-postprocess learn` makes a pipeline with organ volumes learned from a training set, "
-        "`flare-postprocess tune` chooses the operations that raise the Dice of validation predictions.",
+        epilog="flare-postprocess learn makes a pipeline with organ volumes learned from a training set, "
+        "flare-postprocess tune chooses the operations that raise the Dice of validation predictions.",
     )
     parser.add_argument("-i", type=Path, required=True, metavar="IN", help="folder of label maps <case>.nii.gz, or one")
     parser.add_argument(
@@ -100,9 +103,13 @@ def _learn(words: list[str]) -> int:
     content = with_learned_volumes(base, learned, fraction=args.fraction)
     notes, remarks = learned_notes(content, learned)
     write_pipeline(args.o, content, notes=notes, remarks=remarks)
-    for entry in learned.smallest:
-        print(f"{entry.organ:22} {entry.volume_mm3 / 1000:10.2f} mL  {entry.case} (smallest of {entry.cases})")
+    rows = [
+        [entry.organ, f"{entry.volume_mm3 / 1000:.2f} mL", f"{entry.case} (smallest of {entry.cases})"]
+        for entry in learned.smallest
+    ]
+    print("\n".join(table(rows, align="lrl", width=columns())))
     print(f"{args.o}: {content.description}")
+    next_step(f"flare-postprocess -i IN -o OUT --pipeline {args.o}")
     return _report(learned.failed)
 
 
@@ -148,6 +155,7 @@ def _tune(words: list[str]) -> int:
     for trial in tuned.trials:
         print(f"{trial.title}: {trial.before:.4f} to {trial.after:.4f}, {trial.reason}")
     print(f"{args.o}: {tuned.content.description}")
+    next_step(f"flare-postprocess -i IN -o OUT --pipeline {args.o}")
     return _report(tuned.failed)
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from nnunet_flare.cli import further_outputs
 from nnunet_flare.cli.common import (
-    HyphenParser,
     nnunet_folder,
     number,
     open_streams,
@@ -24,6 +23,8 @@ from nnunet_flare.cli.common import (
     whole,
 )
 from nnunet_flare.cli.defaults import fill_in
+from nnunet_flare.cli.parser import HyphenParser
+from nnunet_flare.cli.terminal import next_step
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.choices import BACKENDS, PRECISIONS, ROI_RULES, TTA, WINDOWS
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROGRAM = "flare-predict"
+
+INTERRUPTED = "label maps that are written stay, and the same command with --continue_prediction goes on"
 
 SHOWN_PATHS = 3
 """Paths of one kind of output that are printed at the end."""
@@ -189,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     setup_logging(args.verbose)
     with seldom_collecting():
-        return run_command(PROGRAM, lambda: _run(args))
+        return run_command(PROGRAM, lambda: _run(args), interrupted=INTERRUPTED)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -442,6 +445,8 @@ def _print_outputs(report: PredictionReport, cases: Sequence[InputCase], output:
         if paths:
             more = f" and {len(paths) - SHOWN_PATHS} more in {paths[0].parent}" if len(paths) > SHOWN_PATHS else ""
             print(f"{what}: {shown}{more}")
+    if there:
+        next_step(f"flare-evaluate -pred {output} -ref LABELS -o scores.csv", "where there are labels")
 
 
 if __name__ == "__main__":

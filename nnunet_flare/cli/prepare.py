@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         scored = f" --eval {made.dataset / f'imagesVal{first}'} {made.dataset / f'labelsVal{first}'}"
         print(
             f"next: flare-pseudolabel run -d {made.dataset.name} -u {made.unlabelled}{scored if made.scored else ''} "
-            "--dry_run"
+            "--dry-run"
         )
     return 1 if made.set_aside or made.not_recognised else 0
 

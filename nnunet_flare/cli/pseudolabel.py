@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from nnunet_flare.cli import merge, prepare, run
-from nnunet_flare.cli.common import SEED, HyphenParser, number, open_streams, run_command, setup_logging, whole
-from nnunet_flare.cli.terminal import show
+from nnunet_flare.cli.common import GOES_ON, SEED, STARTS_ANEW, number, open_streams, run_command, setup_logging, whole
+from nnunet_flare.cli.parser import HyphenParser
+from nnunet_flare.cli.terminal import columns, next_step, show, show_again
 from nnunet_flare.selection.rules import RULES
+from nnunet_flare.tables import table
 
 PROGRAM = "flare-pseudolabel"
+
+RESUMED = ("run", "retry", "preprocess", "demo", "task")
+"""Subcommands that go on where they were interrupted."""
+
+RUN_DIR_HELP = "the run's folder"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,17 +30,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     setup_logging(arguments.verbose)
     command: Callable[[argparse.Namespace], int] = arguments.command
-    return run_command(PROGRAM, lambda: command(arguments))
+    interrupted = GOES_ON if arguments.name_of_command in RESUMED else STARTS_ANEW
+    return run_command(PROGRAM, lambda: command(arguments), interrupted=interrupted)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = HyphenParser(prog=PROGRAM, description=__doc__)
+    parser = HyphenParser(
+        prog=PROGRAM,
+        description="The whole self-training loop as one resumable command, and its parts by hand.",
+        epilog="Exit code 0: all done; 1: some cases or tasks failed, as listed; 2: wrong usage or input.",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, function: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.add_argument("-v", "--verbose", action="store_true", help="log more")
-        sub.set_defaults(command=function)
+        sub.set_defaults(command=function, name_of_command=name)
         return sub
 
     text = "train, predict, select, build and train again; the same command resumes"
@@ -40,25 +54,34 @@ def _parser() -> argparse.ArgumentParser:
     run.add_preprocess_arguments(add("preprocess", run.preprocess, text))
 
     demo = add("demo", _demo, "synthetic data, the whole loop and a table of results; minutes, no GPU, no download")
-    demo.add_argument("-o", dest="output", type=Path, default=Path("flare_demo"), metavar="DIR")
-    demo.add_argument("--seed", type=SEED, default=0)
+    text = "folder to write into (default: flare_demo)"
+    demo.add_argument("-o", dest="output", type=Path, default=Path("flare_demo"), metavar="DIR", help=text)
+    text = "seed of the synthetic scans and of the trainings (default 0)"
+    demo.add_argument("--seed", type=SEED, default=0, metavar="N", help=text)
 
     phantom = add(
         "phantom", _phantom, "write synthetic abdominal CTs as a dataset, an unlabelled folder and a test set"
     )
-    phantom.add_argument("-o", dest="output", type=Path, required=True, metavar="DIR")
+    phantom.add_argument("-o", dest="output", type=Path, required=True, metavar="DIR", help="folder to write into")
     for name, default in (("labelled", 6), ("partial", 0), ("unlabelled", 12), ("test", 4), ("seed", 0)):
         phantom.add_argument(
             f"--{name}",
             type=SEED if name == "seed" else whole(0, 100_000),
             default=default,
             metavar="N",
-            help=f"default {default}",
+            help=f"seed of the scans (default {default})" if name == "seed" else f"{name} scans (default {default})",
         )
     phantom.add_argument("--lesions", action="store_true", help="with lesions (label 14, as FLARE23)")
     text = "domains of the cases that are not labelled, in turn: wide (default), between, mr, pet"
     phantom.add_argument("--domain", nargs="+", default=["wide"], metavar="NAME", help=text)
-    phantom.add_argument("--size", type=whole(1, 4096), nargs=3, default=(48, 96, 96), metavar=("Z", "Y", "X"))
+    phantom.add_argument(
+        "--size",
+        type=whole(1, 4096),
+        nargs=3,
+        default=(48, 96, 96),
+        metavar=("Z", "Y", "X"),
+        help="voxels of a scan (default 48 96 96)",
+    )
 
     for name, function, text in (
         ("status", _status, "rounds, stages, cases taken, agreement per organ, time used and left"),
@@ -66,28 +89,33 @@ def _parser() -> argparse.ArgumentParser:
         ("cancel", _cancel, "end the driver on this machine, or take all jobs out of Slurm's queue"),
     ):
         sub = add(name, function, text)
-        sub.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR")
+        sub.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR", help=RUN_DIR_HELP)
+        if name == "status":
+            text = "show it again and again, every so many seconds (10), until the run is over"
+            sub.add_argument("--watch", nargs="?", const=10.0, type=number(0.1, 86_400, "s"), metavar="S", help=text)
         if name == "retry":
-            sub.add_argument("-num_gpus", type=whole(0, 1024), metavar="N")
+            run.add_num_gpus(sub)
             run.add_timeout(sub)
             sub.add_argument("--decisions", type=Path, metavar="CSV", help="a person's decisions, as for run")
 
     report = add("report", _report, "write RUN_DIR/report/index.html: rounds, every case with its reason, pictures")
-    report.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR")
+    report.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR", help=RUN_DIR_HELP)
     report.add_argument("--pictures", default="24", metavar="N|all", help="pictures per round (default 24)")
     text = "3-D views of these cases as well (about half a megabyte each)"
     report.add_argument("--view3d", action="store_true", help=text)
+    text = "also write a page that compares the run with another one on the same dataset"
+    report.add_argument("--compare", type=Path, metavar="OTHER_RUN_DIR", help=text)
 
     clean = add("clean", _clean, "remove data and checkpoints of old rounds, after showing what and how much")
-    clean.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR")
+    clean.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR", help=RUN_DIR_HELP)
     clean.add_argument("--yes", action="store_true", help="do not ask")
 
     task = add("task", _task, "run one task of a run by hand or from a job script (status lists them)")
-    task.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR")
+    task.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR", help=RUN_DIR_HELP)
     task.add_argument("name", help="for example train-r0-f0, label-r0-p0, select-r0, build-r1")
 
     export = add("export", _export, "write a round as a plain nnU-Net dataset, or the final model for stock nnU-Net")
-    export.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR")
+    export.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR", help=RUN_DIR_HELP)
     export.add_argument(
         "--round", type=whole(0, 100_000), metavar="R", help="round whose training data is exported (default: final)"
     )
@@ -98,8 +126,10 @@ def _parser() -> argparse.ArgumentParser:
     add("recipes", _recipes, "list the recipes")
 
     score = add("score", _score, "agreement of folders of label maps (one folder per member)")
-    score.add_argument("-i", dest="inputs", nargs="+", type=Path, required=True, metavar="MEMBER_DIR")
-    score.add_argument("-o", dest="output", type=Path, required=True, metavar="scores.csv")
+    score.add_argument(
+        "-i", dest="inputs", nargs="+", type=Path, required=True, metavar="MEMBER_DIR", help="folders of label maps"
+    )
+    score.add_argument("-o", dest="output", type=Path, required=True, metavar="scores.csv", help="table to write")
 
     score.add_argument(
         "--compare",
@@ -117,8 +147,10 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     choose = add("select", _select, "select cases of a scores.csv")
-    choose.add_argument("-i", dest="input", type=Path, required=True, metavar="scores.csv")
-    choose.add_argument("-o", dest="output", type=Path, required=True, metavar="selection.csv")
+    choose.add_argument(
+        "-i", dest="input", type=Path, required=True, metavar="scores.csv", help="table that score wrote"
+    )
+    choose.add_argument("-o", dest="output", type=Path, required=True, metavar="selection.csv", help="table to write")
     text = "smallest score that is taken (default 0.9)"
     choose.add_argument("--threshold", type=number(0, 1), default=0.9, help=text)
     text = "; ".join(f"{rule.name}: {rule.summary}" for rule in RULES.values())
@@ -144,7 +176,9 @@ def _demo(arguments: argparse.Namespace) -> int:
     demo = run_demo(output, seed=arguments.seed)
     picture = output / "demo.png"
     drawn = "demo.png (a test case), " if draw(lambda: compare(demo.scan, demo.maps, picture), picture) else ""
-    print(f"{demo.text}\n\nin {output}: demo.txt, demo.json, {drawn}run (flare-pseudolabel status -o)")
+    print(f"{demo.text}\n\nin {output}: demo.txt, demo.json, {drawn}run")
+    show(f"report: {output / 'run' / 'report' / 'index.html'}, for a browser")
+    next_step(f"flare-pseudolabel status -o {output / 'run'}", "the state of the run")
     return 0
 
 
@@ -163,14 +197,28 @@ def _phantom(arguments: argparse.Namespace) -> int:
         domain=arguments.domain[0] if len(arguments.domain) == 1 else arguments.domain,
     )
     print(f"{arguments.output}: nnUNet_raw/Dataset022_FLAREPhantom, unlabelled, test/images, test/labels")
+    print(f"next: export nnUNet_raw={arguments.output.absolute() / 'nnUNet_raw'}")
+    next_step(f"flare-pseudolabel run -d 22 -u {arguments.output / 'unlabelled'} --recipe demo --dry-run")
     return 0
 
 
 def _status(arguments: argparse.Namespace) -> int:
     from nnunet_flare.rounds.run.manifest import load_run
-    from nnunet_flare.rounds.status import status
+    from nnunet_flare.rounds.status import is_over, status
 
-    show(status(load_run(arguments.run_dir)))
+    if arguments.watch is None:
+        show(status(load_run(arguments.run_dir)))
+        return 0
+    with suppress(KeyboardInterrupt):  # the usual end of looking
+        while True:
+            run = load_run(arguments.run_dir)
+            show_again(
+                f"{status(run)}\n\n{time.strftime('%H:%M:%S')}, every {arguments.watch:g} s; Ctrl-C ends this view only"
+            )
+            over = is_over(run)
+            if over is not False:
+                return 0 if over else 1
+            time.sleep(arguments.watch)
     return 0
 
 
@@ -180,15 +228,21 @@ def _cancel(arguments: argparse.Namespace) -> int:
 
     run = load_run_to_write(arguments.run_dir)
     print(executor_of(run).cancel(run))
+    next_step(f"flare-pseudolabel retry -o {arguments.run_dir}", "go on with what is not done")
     return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:
     from nnunet_flare.report.page import parse_pictures, write_report
-    from nnunet_flare.rounds.run.manifest import load_run_to_write
+    from nnunet_flare.rounds.run.manifest import load_run, load_run_to_write
 
     pictures = parse_pictures(arguments.pictures)
     print(write_report(load_run_to_write(arguments.run_dir), pictures=pictures, view3d=arguments.view3d))
+    if arguments.compare is not None:
+        from nnunet_flare.report.versus import write_comparison
+
+        print(write_comparison(load_run_to_write(arguments.run_dir), load_run(arguments.compare)))
+    show("next: open it in a browser; decisions that you download there: flare-pseudolabel run ... --decisions CSV")
     return 0
 
 
@@ -230,6 +284,7 @@ def _task(arguments: argparse.Namespace) -> int:
         return 0
     with unwinding_on_sigterm():
         do_task(run, task)
+    print(f"{task.name}: done; flare-pseudolabel status -o {arguments.run_dir} shows what is next")
     return 0
 
 
@@ -245,17 +300,21 @@ def _export(arguments: argparse.Namespace) -> int:
         print(export.export_ledger(run, arguments.ledger))
     if arguments.dataset is not None:
         print(export.export_dataset(run, arguments.round, arguments.dataset))
+        next_step(f"nnUNetv2_plan_and_preprocess -d {arguments.dataset}")
     if arguments.stock_model is not None:
         print(export.export_stock_model(run, arguments.stock_model))
+        next_step(f"flare-predict -m {arguments.stock_model} -i SCANS -o OUT", "or nnUNetv2_predict_from_modelfolder")
     return 0
 
 
 def _recipes(arguments: argparse.Namespace) -> int:
     from nnunet_flare.recipes.load import load_recipe, shipped_recipes
 
-    for name in shipped_recipes():
-        recipe = load_recipe(name)
-        print(f"{name:<14}{recipe.summary}\n{'':<14}{recipe.paper}")
+    recipes = [load_recipe(name) for name in shipped_recipes()]
+    rows = [row for recipe in recipes for row in ((recipe.name, recipe.summary), ("", recipe.paper))]
+    print("\n".join(table(rows, width=columns())))
+    print()
+    next_step("flare-pseudolabel run -d DATASET -u UNLABELLED --recipe NAME --dry-run")
     return 0
 
 
@@ -266,6 +325,7 @@ def _score(arguments: argparse.Namespace) -> int:
         arguments.inputs, arguments.output, compare=arguments.compare, absent=arguments.absent
     )
     print(f"{arguments.output}: {scored} cases")
+    next_step(f"flare-pseudolabel select -i {arguments.output} -o selection.csv --rule RULE")
     for case, reason in failed.items():
         print(f"set aside: {case}: {reason}", file=sys.stderr)
     return 1 if failed else 0
@@ -282,7 +342,7 @@ def _select(arguments: argparse.Namespace) -> int:
         top_fraction=arguments.top_fraction,
         per_organ=_thresholds(arguments.per_organ),
     )
-    print(f"{arguments.output}: {taken} of {total} cases taken")
+    print(f"{arguments.output}: {taken} of {total} cases taken, each with its reason")
     return 0
 
 

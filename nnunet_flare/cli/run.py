@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_flare.cli.common import nnunet_folder, number, parse_settings, whole
-from nnunet_flare.cli.terminal import show
+from nnunet_flare.cli.common import nnunet_folder, number, parse_settings, quiet_stock, whole
+from nnunet_flare.cli.terminal import columns, next_step, show
 
 if TYPE_CHECKING:
     from nnunet_flare.rounds.executors.executor import Executor
@@ -22,7 +22,10 @@ def add_preprocess_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--name", help="name of the run (default: the recipe's); letters, digits, hyphens")
     parser.add_argument("--recipe", default="uncertainty", help="shipped recipe or .yaml file (default: uncertainty)")
-    parser.add_argument("--set", dest="settings", nargs="+", action="extend", default=[], metavar="key=value")
+    text = "change keys of the recipe, for example training.num_epochs=300 selection.threshold=0.85"
+    parser.add_argument(
+        "--set", dest="settings", nargs="+", action="extend", default=[], metavar="key=value", help=text
+    )
     parser.add_argument(
         "--trust_checkpoint",
         "--trust-checkpoint",
@@ -47,10 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decisions", type=Path, metavar="CSV", help="a person's decisions, from the report's download"
     )
-    parser.add_argument(
-        "-num_gpus", type=whole(0, 1024), metavar="N", help="GPUs to use, one task on each (default: all visible)"
-    )
-    parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"))
+    add_num_gpus(parser)
+    text = "what trains and predicts (default cuda)"
+    parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"), help=text)
     parser.add_argument(
         "--executor",
         default="local",
@@ -69,8 +71,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_timeout(parser)
     parser.add_argument(
-        "--dry_run", action="store_true", help="show every task, its command, hours and disk; do nothing"
+        "--dry-run", action="store_true", help="show every task, its command, hours and disk; do nothing"
     )
+
+
+def add_num_gpus(parser: argparse.ArgumentParser) -> None:
+    """Add ``-num_gpus``."""
+    text = "GPUs to use, one task on each (default: all visible)"
+    parser.add_argument("-num_gpus", type=whole(0, 1024), metavar="N", help=text)
 
 
 def add_timeout(parser: argparse.ArgumentParser) -> None:
@@ -115,7 +123,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         from nnunet_flare.rounds.preview import preview
 
-        print(preview(plan))
+        show(preview(plan, width=columns()))
+        print("\nnothing was written; without --dry-run the same command starts the run")
         return 0
     run = start_run(plan)
     _keep_decisions(run, arguments.decisions)
@@ -128,17 +137,19 @@ def preprocess(arguments: argparse.Namespace) -> int:
     from nnunet_flare.rounds.preprocess_only import preprocess_ahead
 
     recipe = load_recipe(arguments.recipe, parse_settings(arguments.settings))
-    done = preprocess_ahead(
-        arguments.dataset,
-        arguments.unlabelled,
-        recipe,
-        arguments.name,
-        _folders(),
-        trust_checkpoint=arguments.trust_checkpoint,
-    )
+    with quiet_stock():
+        done = preprocess_ahead(
+            arguments.dataset,
+            arguments.unlabelled,
+            recipe,
+            arguments.name,
+            _folders(),
+            trust_checkpoint=arguments.trust_checkpoint,
+        )
     print(f"{done.folder}: {done.ready} unlabelled scans")
     for case, reason in done.failed.items():
         print(f"set aside: {case}: {reason}")
+    show("next: flare-pseudolabel run with the same -d, -u, --recipe, --name and --set; first with --dry-run")
     return 1 if done.failed else 0
 
 
@@ -188,7 +199,10 @@ def _go_on(executor: Executor, root: Path) -> int:
         print(f"set aside: {case}: {reason}")
     if (page := run.paths.report / "index.html").is_file():
         print(f"report: {page}")
-    print(f"final model: {run.current().rounds[-1].model}")
+    model = run.current().rounds[-1].model
+    show(f"final model: {model}")
+    next_step(f"flare-predict -m {model} -i SCANS -o OUT")
+    next_step(f"flare-pseudolabel export -o {run.root} --stock_model DIR", "for stock nnU-Net")
     return 1 if failed else 0
 
 

@@ -47,7 +47,9 @@ def cache_folder(kind: str) -> Path | None:
     except OSError as error:
         log.info("no cache for %s: %s; set %s to a folder of yours", kind, error, VARIABLE)
         return None
-    if hasattr(os, "getuid") and found.st_uid != os.getuid():
+    if not hasattr(os, "getuid"):  # Windows tells neither owner nor mode so
+        return folder
+    if found.st_uid != os.getuid():
         log.warning("cache not used: %s belongs to another user", folder)
         return None
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
@@ -65,6 +67,8 @@ def _home_cache() -> Path:
     try:
         return Path.home() / ".cache"
     except RuntimeError:
+        if not hasattr(os, "getuid"):
+            raise FileNotFoundError(errno.ENOENT, "this user has no home folder") from None
         folder = Path(gettempdir()) / f"nnunet-flare-{os.getuid()}"
         log.info("this user has no home folder (HOME is not set); the cache lies in %s", folder)
     folder.mkdir(mode=0o700, exist_ok=True)

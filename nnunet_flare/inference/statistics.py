@@ -7,9 +7,8 @@ prediction that writes into the same folder, and ``statistics.csv`` is made of i
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +130,10 @@ class Statistics:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
+        """Inside, no other process writes; where the system has no such locks (Windows), one process may write."""
         with open(self.folder / LOCK, "ab") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
+            with suppress(ImportError):
+                import fcntl
+
+                fcntl.flock(stream, fcntl.LOCK_EX)
             yield

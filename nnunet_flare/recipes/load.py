@@ -13,6 +13,7 @@ from nnunet_flare.documents import load_yaml, parse_yaml
 from nnunet_flare.errors import InputError
 from nnunet_flare.recipes.checks import check_recipe
 from nnunet_flare.recipes.recipe import Recipe, explain
+from nnunet_flare.wording import did_you_mean
 
 
 def shipped_recipes() -> list[str]:
@@ -42,7 +43,10 @@ def load_recipe(name_or_path: str, settings: Mapping[str, str] | None = None) ->
         file = resources.files("nnunet_flare.recipes").joinpath(f"{name_or_path}.yaml")
         document = parse_yaml(file.read_text(encoding="utf-8"), where)
     else:
-        raise InputError(f"no recipe '{name_or_path}'; there are {', '.join(shipped_recipes())}, or give a .yaml file")
+        hint = did_you_mean(name_or_path, shipped_recipes())
+        raise InputError(
+            f"no recipe '{name_or_path}'{hint or ';'} there are {', '.join(shipped_recipes())}, or give a .yaml file"
+        )
     if not isinstance(document, dict):
         raise InputError(f"{where}: expected keys and values, found {type(document).__name__}")
     for key, value in (settings or {}).items():
@@ -56,7 +60,7 @@ def recipe_from(document: Mapping[str, Any], where: str) -> Recipe:
         recipe = Recipe.model_validate(document)
         check_recipe(recipe)
     except ValidationError as error:
-        problems = explain(error)
+        problems = explain(error, model=Recipe)
         raise InputError(f"{where}: {len(problems)} problem(s): {'; '.join(problems)}") from error
     except ValueError as error:
         raise InputError(f"{where}: 1 problem(s): {error}") from error

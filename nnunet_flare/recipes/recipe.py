@@ -10,9 +10,9 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args, get_origin
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from nnunet_flare import plugin
 from nnunet_flare.recipes.parts import (
@@ -37,6 +37,7 @@ from nnunet_flare.recipes.parts import (
     without_teacher,
 )
 from nnunet_flare.trainers.settings import MAX_SEED, TrainingSettings, stream_key
+from nnunet_flare.wording import did_you_mean
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 """Names of runs: letters, digits, hyphen."""
@@ -326,16 +327,32 @@ def _training_settings(prefix: str, given: Mapping[str, Any], document: Mapping[
     try:
         return TrainingSettings.model_validate_json(json.dumps(known), strict=True)
     except ValidationError as error:
-        raise ValueError("; ".join(explain(error, prefix))) from error
+        raise ValueError("; ".join(explain(error, prefix, model=TrainingSettings))) from error
 
 
-def explain(error: ValidationError, prefix: str = "") -> list[str]:
-    """Each problem of a validation with the path of its key, in words."""
+def known_keys(model: type[BaseModel]) -> list[str]:
+    """Every dotted key that a model takes."""
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(name)
+        for below in _models_in(field.annotation):
+            keys += [f"{name}.{key}" for key in known_keys(below)]
+    return keys
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if get_origin(annotation) is None and isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _models_in(part)]
+
+
+def explain(error: ValidationError, prefix: str = "", *, model: type[BaseModel]) -> list[str]:
+    """Each problem of a validation of a model with the path of its key, in words."""
     problems = []
     for problem in error.errors():
         path = prefix + ".".join(str(part) for part in problem["loc"] if part not in (ONE, PER_ROUND))
         if problem["type"] == "extra_forbidden":
-            problems.append(f"{path}: unknown key")
+            problems.append(f"{path}: unknown key{did_you_mean(path, [prefix + key for key in known_keys(model)])}")
         elif problem["type"] == "value_error":
             problems.append(f"{path + ': ' if path else ''}{problem['msg'].removeprefix('Value error, ')}")
         else:

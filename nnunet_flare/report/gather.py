@@ -21,7 +21,7 @@ from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.markers import MARKER, is_marked
 from nnunet_flare.rounds.run.tasks import graph
 from nnunet_flare.rounds.stages.arrays import read_array
-from nnunet_flare.rounds.stages.evaluate import held_out_dice
+from nnunet_flare.rounds.stages.evaluate import held_out_dice, held_out_organs
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,8 @@ class Row:
 class RoundFigures:
     """One round's figures; ``validation`` is the members' mean Dice on their own validation folds.
 
-    ``absent`` says in how many cases no member found an organ; ``agreement`` leaves these out.
+    ``absent`` says in how many cases no member found an organ; ``agreement`` leaves these out. ``held_out_organs`` is
+    the Dice on the held-out cases by organ.
     """
 
     number: int
@@ -62,6 +63,12 @@ class RoundFigures:
     validation: float | None
     agreement: dict[str, list[float]] = field(default_factory=dict)
     absent: dict[str, int] = field(default_factory=dict)
+    held_out_organs: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def set_aside(self) -> int:
+        """Cases that are not judged: their scan is odd, or could not be read or labelled."""
+        return self.counts.get("odd", 0) + self.counts.get("failed", 0)
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ def gather(run: Run) -> RunReport:
         raise InputError(f"{run.root}: its dataset cannot be read ({error})") from error
     ranges = labelled_volumes(run, organs)
     rows, rounds = [], []
-    for number in range(run.final.number + 1):
+    for number in range(len(run.rounds)):
         entries = read_decisions(run.paths, number)
         rows += [_row(run, entry, organs, ranges) for entry in entries]
         rounds.append(_round(run, number, rows[len(rows) - len(entries) :], list(organs)))
@@ -137,6 +144,7 @@ def _round(run: Run, number: int, rows: Sequence[Row], organs: Sequence[str]) ->
         validation=_validation_dice(run, number),
         agreement=agreement,
         absent=absent,
+        held_out_organs=held_out_organs(run, number),
     )
 
 
@@ -194,12 +202,13 @@ def _settings(run: Run) -> list[tuple[str, str, str | None]]:
             log.warning("the shipped recipe %s cannot be compared: %s", run.recipe.name, error)
     rows = []
     for key in mine | shipped:
-        value, original = _shown(mine.get(key)), _shown(shipped.get(key))
+        value, original = shown(mine.get(key)), shown(shipped.get(key))
         rows.append((key, value, original if original != value else None))
     return rows
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A setting's value for people."""
     if value is None or value in ({}, []):
         return "–"
     if isinstance(value, bool):

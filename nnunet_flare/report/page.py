@@ -12,7 +12,6 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,11 @@ from tqdm import tqdm
 from nnunet_flare.drawing import colour
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import write_text
+from nnunet_flare.report.curves import HEIGHT, WIDTH, learning_curves
 from nnunet_flare.report.gather import QUANTILES, Row, RunReport, gather
 from nnunet_flare.report.papers import paper_and_ours
 from nnunet_flare.report.planes import DISAGREEMENT, MEMBER_COLOURS, draw_case, read_scene, write_picture
+from nnunet_flare.report.rendering import environment, static_text
 from nnunet_flare.report.volumes import LONGEST, write_volumes
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.wording import duration
@@ -32,6 +33,9 @@ log = logging.getLogger(__name__)
 
 PICTURES = 24
 """Pictures per round unless told otherwise."""
+
+SHOWN_AS = {"odd": "set aside", "failed": "set aside"}
+"""Decisions whose difference stands in the reason alone."""
 
 STATIC = ("report.css", "report.js", "view3d.js")
 NIIVUE = ("niivue/niivue.umd.js", "niivue/LICENSES.txt")
@@ -52,9 +56,8 @@ def write_report(run: Run, *, pictures: int | None = PICTURES, view3d: bool = Fa
     report = gather(run)
     folder = run.paths.report
     _draw(report, folder, pictures, view3d)
-    package = resources.files("nnunet_flare.report")
     for name in STATIC + (NIIVUE if (folder / "volumes").is_dir() else ()):
-        write_text(folder / name, package.joinpath("static").joinpath(name).read_text(encoding="utf-8"))
+        write_text(folder / name, static_text(name))
     write_text(folder / "data.js", f"window.FLARE_REPORT = {script_json(_document(report, folder))};\n")
     write_text(folder / "index.html", _render(report))
     return folder / "index.html"
@@ -142,7 +145,7 @@ def _document(report: RunReport, folder: Path) -> dict[str, Any]:
             [
                 entry.case,
                 entry.round,
-                entry.decision,
+                SHOWN_AS.get(entry.decision, entry.decision),
                 _rounded(entry.score),
                 _rounded(row.mean),
                 organs.index(row.least) if row.least in report.organs else -1,
@@ -177,35 +180,33 @@ def _rounded(value: float | None, digits: int = 4) -> float | None:
 
 def _render(report: RunReport) -> str:
     """``index.html``; every name is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("nnunet_flare.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     total = sum(report.seconds.values())
     settings = report.run.settings
-    return environment.get_template("index.html.j2").render(
-        report=report,
-        run=report.run,
-        settings=settings,
-        recipe=report.run.recipe,
-        compared=[r for r in report.rounds if r.agreement],
-        paper=paper_and_ours(report.run.recipe.name),
-        changed=[row for row in report.settings if row[2] is not None],
-        stages=[(stage, duration(s), s / total if total else 0.0) for stage, s in report.seconds.items()],
-        total=duration(total),
-        quantiles=QUANTILES,
-        colours={name: colour(number) for name, number in report.organs.items()},
-        members=[
-            MEMBER_COLOURS[i % len(MEMBER_COLOURS)] for i in range(max((r.members for r in report.rows), default=0))
-        ],
-        disagreement=DISAGREEMENT,
-        longest=LONGEST,
-        written=time.strftime("%Y-%m-%d %H:%M"),
+    return (
+        environment()
+        .get_template("index.html.j2")
+        .render(
+            report=report,
+            run=report.run,
+            settings=settings,
+            recipe=report.run.recipe,
+            compared=[r for r in report.rounds if r.agreement],
+            measured=[r for r in report.rounds if r.held_out_organs],
+            curves=learning_curves(report.run),
+            panel=(WIDTH, HEIGHT),
+            paper=paper_and_ours(report.run.recipe.name),
+            changed=[row for row in report.settings if row[2] is not None],
+            stages=[(stage, duration(s), s / total if total else 0.0) for stage, s in report.seconds.items()],
+            total=duration(total),
+            quantiles=QUANTILES,
+            colours={name: colour(number) for name, number in report.organs.items()},
+            members=[
+                MEMBER_COLOURS[i % len(MEMBER_COLOURS)] for i in range(max((r.members for r in report.rows), default=0))
+            ],
+            disagreement=DISAGREEMENT,
+            longest=LONGEST,
+            written=time.strftime("%Y-%m-%d %H:%M"),
+        )
     )
 
 

@@ -29,6 +29,7 @@ from nnunet_flare.rounds.stages.build import build_training
 from nnunet_flare.rounds.stages.evaluate import DICE, predict_held_out, score_folder
 from nnunet_flare.rounds.start import plan_run, start_run
 from nnunet_flare.rounds.true_dice import RANKED, ranking
+from nnunet_flare.tables import table
 from nnunet_flare.wording import duration
 
 log = logging.getLogger(__name__)
@@ -148,9 +149,9 @@ def _table(run: Run, arms: dict[str, dict[str, float]], spearman: dict[str, floa
         f"augmentation {run.recipe.augmentation.in_round(run.final.planned).labelled})",
         "",
     ]
-    lines += [f"{name:<58}{values['mean']:>8.3f}" for name, values in arms.items()]
+    lines += table([[name, f"{values['mean']:.3f}"] for name, values in arms.items()], align="lr")
     lines += ["", "Rank correlation (Spearman) of agreement with the pseudo-labels' true Dice"]
-    lines += [f"{rule:<58}{value:>8.2f}" for rule, value in spearman.items()]
+    lines += table([[rule, f"{value:.2f}"] for rule, value in spearman.items()], align="lr")
     return "\n".join([*lines, "", f"time: {duration(seconds)}"])
 
 

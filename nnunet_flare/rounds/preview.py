@@ -19,6 +19,7 @@ from nnunet_flare.rounds.run.tasks import Task, graph
 from nnunet_flare.rounds.run.unlabelled import find_sources, size_of
 from nnunet_flare.rounds.stages.epoch_lengths import STOCK_ITERATIONS, iterations_of_pass, pass_of_round, stock_epochs
 from nnunet_flare.rounds.start import Plan
+from nnunet_flare.tables import command_lines, table
 from nnunet_flare.trainers.settings import TrainingSettings
 from nnunet_flare.wording import duration
 
@@ -26,8 +27,8 @@ VALIDATION_COST = 1 / 3
 """A validation iteration is a forward pass alone, about a third of a training iteration."""
 
 
-def preview(plan: Plan) -> str:
-    """What a run would do, in words.
+def preview(plan: Plan, *, width: int | None = None) -> str:
+    """What a run would do, in words, of which commands are broken where a shell takes them on; None: long lines.
 
     Raises:
         FlareError: when the run does not fit the disk.
@@ -47,12 +48,13 @@ def preview(plan: Plan) -> str:
         if task.stage == "train":
             base, settings, length = _length(run, task, len(plan.labelled), len(sources))
             seconds = timed[base.task]
-            cost = f"  # {length}"
+            cost = length
             if seconds is not None:
                 hours = training_seconds(settings, seconds)
                 total += hours
                 cost += f", about {duration(hours)}"
-        lines.append(f"{task.name:<16} {task.shown(run)}{cost}")
+        lines.append(f"{task.name}{': ' if cost else ''}{cost}")
+        lines += command_lines(task.shown(run), width, "    ")
     lines.append("")
     if None in timed.values():
         unplanned = ", ".join(task for task, seconds in timed.items() if seconds is None)
@@ -67,8 +69,9 @@ def preview(plan: Plan) -> str:
         lines.append(_preparation(run, sources))
     needed = disk_needed(run, sources)
     free = shutil.disk_usage(next(p for p in (run.results, *run.results.parents) if p.exists())).free
-    lines.append("disk: " + ", ".join(f"{what} {size / 1e9:.2f} GB" for what, size in needed.items()))
-    lines.append(f"      {sum(needed.values()) / 1e9:.2f} GB in all, {free / 1e9:.1f} GB free")
+    total_disk = [("in all", sum(needed.values())), ("free", free)]
+    rows = [[f"{size / 1e9:.2f} GB", what] for what, size in [*needed.items(), *total_disk]]
+    lines += ["disk:", *table(rows, align="rl", indent="  ")]
     try:
         check_disk(run, sources)
     except FlareError as error:

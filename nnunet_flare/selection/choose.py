@@ -123,8 +123,8 @@ def select(
         ranking = sorted((row for row in mine if reasons[row] is None), key=lambda r: (-score[r], cases[r]))
         for rank, row in enumerate(ranking[room:], start=room + 1):
             reasons[row] = (
-                f"{rule} {score[row]:.3f} is rank {rank} of {len(mine)}{_among(domain)}, above the best "
-                f"{top_fraction:.0%}"
+                f"{rule} {score[row]:.3f} is rank {rank} of {len(mine)}{_among(domain)}, below the best "
+                f"{100 * top_fraction:.4g} %"
             )
     return [
         Decision(case, why is None, float(value), why or _taken(rule, value, threshold, top_fraction, domain))
@@ -152,7 +152,7 @@ def _weakest(row: np.ndarray, skipped: np.ndarray, names: Sequence[str], rule: s
 def _taken(rule: str, score: float, threshold: float, top_fraction: float | None, domain: str | None) -> str:
     if find(rule).needs == "nothing":
         return "all labelled cases are taken"
-    within = "" if top_fraction is None else f", among the best {top_fraction:.0%}{_among(domain)}"
+    within = "" if top_fraction is None else f", among the best {100 * top_fraction:.4g} %{_among(domain)}"
     return f"{rule} {score:.3f} >= {threshold:g}{within}"
 
 

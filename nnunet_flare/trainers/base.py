@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from torch import distributed as dist
 from torch._dynamo import OptimizedModule
 
 from nnunet_flare.errors import InputError
-from nnunet_flare.trainers import checkpoints
+from nnunet_flare.trainers import checkpoints, tensorboard
 from nnunet_flare.trainers.curves import add_panels
 from nnunet_flare.trainers.schedules import EpochSchedule
 from nnunet_flare.trainers.seeding import derived_seed, seed_everything
@@ -84,6 +85,10 @@ class FlareTrainer(nnUNetTrainer):
         given = read_settings(self.configuration_manager.configuration, where=where, defaults=self.defaults)
         settings = with_environment(given)
         self.settings: TrainingSettings = settings
+        if self.local_rank == 0 and tensorboard.is_enabled():
+            logger = tensorboard.TensorBoardLogger(self.output_folder, self.is_continued)
+            logger.update_config({"configuration": configuration, "fold": fold, "settings": settings.model_dump()})
+            self.logger.loggers.append(logger)
         for key, (trainer, why) in SETTINGS_OF_ONE.items():
             if getattr(settings, key) is not None and key not in self.own_settings:
                 raise InputError(
@@ -300,6 +305,14 @@ class FlareTrainer(nnUNetTrainer):
             checkpoints.remove_leftovers(Path(self.output_folder))
         super().on_train_start()
         self._saved_at = time.monotonic()
+
+    def print_plans(self) -> None:
+        """Stock's record of configuration and plans, pages of it: into the log file, not onto the terminal."""
+        self.__dict__["print_to_log_file"] = partial(self.print_to_log_file, also_print_to_console=False)
+        try:
+            super().print_plans()
+        finally:
+            del self.__dict__["print_to_log_file"]
 
     def run_training(self) -> None:
         """Stock's training, which ``patience`` may end before its last epoch, also where it is continued."""

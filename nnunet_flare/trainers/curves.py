@@ -1,7 +1,7 @@
 """Our own curves in ``progress.png``: panels below stock's, which knows only its own.
 
-Values reach nnU-Net's logger as stock's do, one per epoch, and so Weights & Biases where ``nnUNet_wandb_enabled=1``;
-nnU-Net 2.8 offers no other tracker.
+Values reach nnU-Net's loggers as stock's do, one per epoch, and so Weights & Biases where ``nnUNet_wandb_enabled=1``,
+and TensorBoard where ``nnUNet_tensorboard_enabled=1`` (:mod:`nnunet_flare.trainers.tensorboard`).
 """
 
 from __future__ import annotations

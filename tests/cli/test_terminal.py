@@ -11,10 +11,12 @@ import subprocess
 import sys
 import termios
 
+import numpy as np
 import pytest
 
 from nnunet_flare.cli import terminal
 from nnunet_flare.files import write_json
+from nnunet_flare.images import Volume, write_labels
 from nnunet_flare.organs import FLARE22
 from nnunet_flare.recipes.load import load_recipe
 from nnunet_flare.rounds.run.ledger import Entry, write_round
@@ -53,12 +55,12 @@ def run(tmp_path) -> Run:
     return made
 
 
-def on_terminal(*words: str, **variables: str) -> str:
+def on_terminal(*words: str, program: str = "pseudolabel", **variables: str) -> str:
     """What a command writes to a terminal of 80 columns."""
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
     inherited = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR", "TQDM_DISABLE")}
-    command = [sys.executable, "-m", "nnunet_flare.cli.pseudolabel", *words]
+    command = [sys.executable, "-m", f"nnunet_flare.cli.{program}", *words]
     environment = {**inherited, "TERM": "xterm-256color", **variables}
     child = subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower, env=environment)
     os.close(follower)
@@ -105,6 +107,30 @@ def test_status_in_a_log_file_has_no_control_character(run, tmp_path):
     text = in_file(tmp_path / "log", "status", "-o", str(run.root))
     assert "CUDA out of memory" in text and "r0 " in text
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", text)
+
+
+def breaks(line: str) -> bool:
+    """Whether a terminal of 80 columns breaks a line within a word, though it could be broken between two."""
+    return len(line) > COLUMNS and " " in line.strip()
+
+
+def test_recipes_break_at_words_only():
+    lines = shown_lines(on_terminal("recipes"))
+    assert not [line for line in lines if breaks(line)]
+    assert any(line.startswith("uncertainty") for line in lines) and lines[-2].startswith("next: ")
+
+
+def test_scores_fit_a_terminal_of_80_columns(tmp_path):
+    array = np.zeros((6, 12, 12), np.uint8)
+    array[1:5, 2:9, 2:9] = 1
+    for case in ("a_case_with_a_rather_long_name", "another_case_with_a_rather_long_name", "third"):
+        write_labels(tmp_path / "maps" / f"{case}.nii.gz", array, Volume(array, (2.0, 1.0, 1.0)))
+    folder = str(tmp_path / "maps")
+    words = ("-ref", folder, "-pred", folder, "-o", str(tmp_path / "s.csv"), "-np", "1")
+    lines = shown_lines(on_terminal(*words, program="evaluate"))
+    assert not [line for line in lines if breaks(line)]
+    assert any(line.split()[:2] == ["Liver", "1.0000"] for line in lines)
+    assert any(line.endswith("another_case_with_a_rather_long_name 1.0000,") for line in lines)
 
 
 @pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])

@@ -38,11 +38,11 @@ def test_a_result_is_shown_with_purpose_command_machine_and_figures(tmp_path):
         "## Speed",
         "How fast it is.",
         "`python benchmarks/speed.py`",
-        "A chip, 2 cores; numpy 2.4.",
-        "|  | wall (s) | peak (MB) |",
+        "Machine: A chip, 2 cores. Versions: numpy 2.4.",
+        "|  | wall time (s) ↓ | peak memory (MB) ↓ |",
         "| stock | 84.22 |  |",
         "| ours | 8.097 | 870.4 |",
-        "ratio 0.0961; met yes.",
+        "ours / reference ↓: 9.61 %.",
     ):
         assert line in page.splitlines(), line
     assert "runs" not in page.partition("## Speed")[2]
@@ -51,23 +51,31 @@ def test_a_result_is_shown_with_purpose_command_machine_and_figures(tmp_path):
 def test_records_of_a_list_are_told_apart_by_their_words(tmp_path):
     records = [{"model": "small", "slices": 160, "rows": {"stock": {"wall_s": 2.0}}}]
     page = page_of(tmp_path, {**SETTING, "results": records})
-    assert "**small**" in page and "small: slices 160." in page and "| stock | 2 |" in page
+    assert "**small**" in page and "small: slices: 160." in page and "| stock | 2 |" in page
 
 
 def test_a_list_of_plain_records_is_one_table(tmp_path):
     page = page_of(tmp_path, {**SETTING, "rows": [{"maps": "clean", "ratio": 0.5}, {"maps": "a|b", "ratio": None}]})
-    assert "| maps | ratio |" in page and "| clean | 0.5 |" in page and "| a/b | – |" in page
+    assert "| maps | ours / reference ↓ |" in page and "| clean | 50 % |" in page and "| a/b | – |" in page
 
 
-def numbers_of(value, key: str = "") -> list[str]:
-    """Every figure of a document as the page writes it."""
-    if key in (*hook.SETTING, *hook.REPEATS):
+def test_units_and_what_is_better_stand_at_every_figure(tmp_path):
+    rows = {"ours": {"peak_mb": 12345.6, "foreground_dice": 0.91, "slices": 160}}
+    page = page_of(tmp_path, {**SETTING, "target_ratio": 0.5, "met": False, "results": rows})
+    assert "|  | peak memory (MB) ↓ | foreground dice ↑ | slices |" in page and "| ours | 12346 | 0.91 | 160 |" in page
+    assert "target" not in page and "met" not in page.partition("## Speed")[2]
+
+
+def numbers_of(value, *keys: str) -> list[str]:
+    """Every figure of a document as the page writes it, but those that say whether a goal was reached."""
+    key = keys[-1] if keys else ""
+    if key in (*hook.SETTING, *hook.REPEATS) or hook._is_unshown(key):
         return []
     if isinstance(value, dict):
-        return [number for name, part in value.items() for number in numbers_of(part, name)]
+        return [number for name, part in value.items() for number in numbers_of(part, *keys, name)]
     if isinstance(value, list):
-        return [number for part in value for number in numbers_of(part)]
-    return [hook._shown(value)] if isinstance(value, (int, float)) else []
+        return [number for part in value for number in numbers_of(part, *keys)]
+    return [hook._shown(value, *keys)] if isinstance(value, (int, float)) else []
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)

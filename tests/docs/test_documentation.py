@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_flare.cli.common import HyphenParser
+from nnunet_flare.cli.parser import HyphenParser
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]

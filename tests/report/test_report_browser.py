@@ -344,3 +344,57 @@ def test_hostile_names_are_shown_as_they_are(browser, folder):
     )
     assert browser.title.startswith("look: ")
     assert console(browser) == []
+
+
+@pytest.fixture
+def phone(page):
+    """The page on a window of 390 pixels."""
+    size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    page.get(page.current_url)
+    yield page
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+BROKEN_WORDS = """
+// words of a table that stand on more than one line
+const broken = [];
+for (const cell of document.querySelectorAll(arguments[0])) {
+  const walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    for (const match of walker.currentNode.textContent.matchAll(/[\\w.]+/g)) {
+      const range = document.createRange();
+      range.setStart(walker.currentNode, match.index);
+      range.setEnd(walker.currentNode, match.index + match[0].length);
+      if (new Set([...range.getClientRects()].map((r) => Math.round(r.top))).size > 1) broken.push(match[0]);
+    }
+  }
+}
+return broken;
+"""
+
+
+def test_a_phone_shows_it_without_breaking_words_or_scrolling_sideways(phone):
+    assert phone.execute_script("return document.documentElement.scrollWidth") <= 390
+    assert phone.execute_script(BROKEN_WORDS, "#overview th, #overview td, #overview h3") == []
+    screenshot(phone, "phone")
+    find(phone, "#text").send_keys("case_0001")
+    find(phone, "tr[data-index='0']").click()
+    assert phone.execute_script(BROKEN_WORDS, "#organs th, #organs td, #history th") == []
+    box = find(phone, "#case").rect
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 391
+    assert find(phone, "#picture").rect["width"] > 340
+    screenshot(phone, "phone_case")
+
+
+def test_a_picture_is_as_large_as_the_window_allows(page):
+    size = {"width": 1920, "height": 1080, "deviceScaleFactor": 1, "mobile": False}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        find(page, "#text").send_keys("case_0001")
+        find(page, "tr[data-index='0']").click()
+        assert find(page, "#picture").rect["width"] > 800
+        link = find(page, "#picture-link").get_attribute("href")
+        assert link.endswith("pictures/r1/case_0001.jpg")
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

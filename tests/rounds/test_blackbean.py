@@ -167,7 +167,7 @@ def test_a_dry_run_counts_the_time_and_disk_of_the_students_preprocessing(finish
     request = Request("22", Path(finished.settings.unlabelled_dir), name="blackbean", device="cpu")
     folders = {name: Path(folder) for name, folder in finished.settings.folders.items()}
     text = preview(plan_run(request, finished.recipe, folders))
-    assert "arrays for the final model 0.00 GB" in text
+    assert "0.00 GB  arrays for the final model" in text
     assert "(nnUNetPlansFlareTiny_blackbean-final) preprocess every taken scan once more: about" in text
     assert "plan-final" in text
     assert "nnUNetv2_train 22 3d_fullres_blackbean_r3 all -tr nnUNetTrainerFlareST" in text

@@ -19,8 +19,8 @@ def type_here(line: str) -> None:
 
 
 def smaller(words: list[str]) -> list[str]:
-    if words[0] == "run" and "--dry_run" not in words:
-        words = [words[0], "--dry_run", *words[1:]]  # the loop itself is run by the fixture
+    if words[0] == "run" and not {"--dry-run", "--dry_run"} & set(words):
+        words = [words[0], "--dry-run", *words[1:]]  # the loop itself is run by the fixture
     return words + SMALLER.get(words[0], [])
 
 

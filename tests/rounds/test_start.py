@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -161,8 +162,8 @@ def test_a_dry_run_shows_every_task_and_writes_nothing(data, capsys):
     assert code == 0
     assert "nnUNetv2_train 22 3d_fullres_uncertainty_r1 4 -tr nnUNetTrainerFlareST -p nnUNetPlansFlare" in text
     for task in ("plan", "unlabelled", "build-r0", "train-r0-f0", "label-r1-p0", "select-r1", "train-r2-fall"):
-        assert any(line.startswith(f"{task} ") for line in text.splitlines()), task
-    assert "GB free" in text
+        assert any(re.match(rf"{task}(: |$)", line) for line in text.splitlines()), task
+    assert "GB  free" in text and "nothing was written" in text
     assert set(data.rglob("*")) == before
 
 

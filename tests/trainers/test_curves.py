@@ -1,7 +1,8 @@
-"""Our own curves are seen where stock's are: in progress.png and, where it is switched on, in Weights & Biases."""
+"""Our own curves are seen where stock shows its own: progress.png, Weights and Biases, and our TensorBoard."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 from nnunetv2.training.logging import nnunet_logger
 from PIL import Image
 
+from nnunet_flare.errors import InputError
 from nnunet_flare.trainers.curves import add_panels
+from nnunet_flare.trainers.tensorboard import TensorBoardLogger, is_enabled
 
 TRUE = [f"true{number}" for number in range(3)]
 PSEUDO = [f"pseudo{number}" for number in range(3)]
@@ -103,6 +106,77 @@ def test_weights_and_biases_gets_every_curve_once_an_epoch(tiny: Any) -> None:
         assert list(wandb.sent[curve].values()) == pytest.approx(
             trainer.logger.get_value(curve, step=None), nan_ok=True
         )
+
+
+class FakeWriter:
+    """Stands in for TensorBoard's writer."""
+
+    made: list[FakeWriter] = []
+
+    def __init__(self, folder: str, purge_step: int | None) -> None:
+        self.folder, self.purge_step, self.texts, self.flushed = folder, purge_step, {}, 0
+        self.sent: dict[str, dict[int, float]] = {}
+        FakeWriter.made.append(self)
+
+    def add_scalar(self, key: str, value: float, step: int) -> None:
+        self.sent.setdefault(key, {})[step] = value
+
+    def add_text(self, key: str, text: str, step: int) -> None:
+        self.texts[key] = text
+
+    def flush(self) -> None:
+        self.flushed += 1
+
+
+@pytest.fixture
+def writers(monkeypatch: pytest.MonkeyPatch) -> list[FakeWriter]:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=FakeWriter))
+    monkeypatch.setattr(FakeWriter, "made", [])
+    return FakeWriter.made
+
+
+def test_tensorboard_gets_every_curve_once_an_epoch(tiny: Any, writers: list[FakeWriter]) -> None:
+    tiny.environment.setenv("nnUNet_tensorboard_enabled", "1")
+    trainer = train(tiny)
+    (writer,) = writers
+    assert writer.folder == str(Path(trainer.output_folder, "tensorboard")) and "num_epochs" in writer.texts["config"]
+    for curve in ("train_losses", "ema_fg_dice", *trainer.curves):
+        assert list(writer.sent[curve]) == [0, 1], curve
+        assert list(writer.sent[curve].values()) == pytest.approx(
+            trainer.logger.get_value(curve, step=None), nan_ok=True
+        )
+    assert "dice_per_class_or_region/class_1" in writer.sent and writer.flushed >= 2
+    assert all(0 < seconds < 600 for seconds in writer.sent["epoch_seconds"].values())
+
+
+def test_tensorboard_of_a_training_that_goes_on_continues_its_curves(tmp_path, writers: list[FakeWriter]) -> None:
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "events").write_text("earlier")
+    TensorBoardLogger(tmp_path, resume=True).log("train_losses", 0.5, 7)
+    assert writers[0].purge_step == 7 and (tmp_path / "tensorboard" / "events").is_file()
+    TensorBoardLogger(tmp_path, resume=False).log("train_losses", 0.5, 0)
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_tensorboard_that_is_missing_or_asked_for_in_other_words_is_said(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(InputError, match=r"pip install 'nnunet-flare\[tensorboard\]'"):
+        TensorBoardLogger(tmp_path, resume=False)
+    assert not is_enabled({}) and is_enabled({"nnUNet_tensorboard_enabled": "True"})
+    with pytest.raises(InputError, match="found 'yes', expected 1 or 0"):
+        is_enabled({"nnUNet_tensorboard_enabled": "yes"})
+
+
+def test_tensorboard_itself_reads_what_was_written(tmp_path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    logger = TensorBoardLogger(tmp_path, resume=False)
+    for epoch in range(3):
+        logger.log("epoch_start_timestamps", 10.0 * epoch, epoch)
+        logger.log("train_losses", 1.0 - epoch, epoch)
+        logger.log("epoch_end_timestamps", 10.0 * epoch + 4, epoch)
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train_losses")] == [(0, 1.0), (1, 0.0), (2, -1.0)]
+    assert [e.value for e in events.Scalars("epoch_seconds")] == [4.0, 4.0, 4.0]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no font family was found"), OSError(28, "No space left on device")])

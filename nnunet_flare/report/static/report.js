@@ -92,8 +92,8 @@
       hint: "mean agreement over the organs" },
     { key: "least", title: () => "least certain", value: (row) => organName(row[LEAST]),
       text: (row) => (row[LEAST] < 0 ? "–" : `${shown(row[AGREEMENT][row[LEAST]], 2)} ${organName(row[LEAST])}`) },
-    { key: "outside", title: () => "volumes", value: (row) => row[OUTSIDE], text: (row) => row[OUTSIDE] || "–",
-      hint: "organs whose volume lies outside the labelled set's range" },
+    { key: "outside", title: () => "odd sizes", value: (row) => row[OUTSIDE], text: (row) => (row[OUTSIDE] ? `${row[OUTSIDE]} organ${row[OUTSIDE] > 1 ? "s" : ""}` : "–"),
+      hint: "how many organs have a volume outside the range of the labelled set" },
     { key: "review", title: () => "review", value: (row) => reviewText(row[CASE]),
       hint: "your decision" },
     { key: "reason", title: () => "reason", value: (row) => row[REASON] },
@@ -236,6 +236,7 @@
     $("previous").disabled = current === 0;
     $("next").disabled = current === visible.length - 1;
     if (row[PICTURE]) {
+      $("picture-link").href = `pictures/r${row[ROUND]}/${encodeURIComponent(row[CASE])}.jpg`;
       $("picture").src = `pictures/r${row[ROUND]}/${encodeURIComponent(row[CASE])}.jpg`;
       const organ = organName(Math.max(0, row[LEAST])); // of a single model, which has no least certain organ, the first
       $("picture").alt = `${row[CASE]}: three planes through ${organ}`;
@@ -301,7 +302,7 @@
     wrong.type = "button";
     wrong.setAttribute("aria-label", `${organName(index)} is wrong`);
     wrong.setAttribute("aria-pressed", made.word === "organ-wrong" && made.organs.includes(organ.name));
-    wrong.disabled = row[DECISION] === "failed";
+    wrong.disabled = row[VOLUME].every((ml) => ml === null); // no label was made
     wrong.addEventListener("click", () => toggleWrong(index));
     const last = element("td");
     last.append(wrong);

@@ -24,6 +24,7 @@ from nnunet_flare.files import last_lines, write_json
 from nnunet_flare.rounds.executors.child import end_group, start_child
 from nnunet_flare.rounds.executors.driver_end import cancel_driver
 from nnunet_flare.rounds.executors.executor import Options
+from nnunet_flare.rounds.executors.telling import Teller
 from nnunet_flare.rounds.run.locks import LockedError, LockFile, living_owner
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.tasks import Task, graph, is_done, ready_tasks
@@ -33,6 +34,9 @@ from nnunet_flare.wording import duration
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
+
+BAR = "{desc}: {n:.1f}/{total} |{bar}| {elapsed}{postfix}"
+"""Without tqdm's guess of the time that is left, which takes every task for as long as the others."""
 
 
 class LocalExecutor:
@@ -119,16 +123,18 @@ class _Driver:
 
     def work(self) -> None:
         redirected = logging_redirect_tqdm([logging.getLogger("nnunet_flare")])
-        with tqdm(total=len(graph(self.run)), desc="tasks", disable=None, unit="task") as bar, redirected:
+        teller = Teller()
+        with tqdm(total=len(graph(self.run)), desc="tasks", disable=None, bar_format=BAR) as bar, redirected:
             while True:
                 started = self._start_ready()
                 finished = self._collect()
                 if finished:
                     self.run = self.run.current()  # the selection of a round may end the labelling
-                if started or finished:
+                if teller.look(self.run, self.children, at_once=started or finished):
                     tasks = graph(self.run)
-                    bar.total, bar.n = len(tasks), sum(is_done(self.run, task) for task in tasks.values())
-                    bar.set_postfix_str(", ".join(self.children))
+                    done = sum(is_done(self.run, task) for task in tasks.values())
+                    bar.total, bar.n = len(tasks), done + teller.part_done
+                    bar.set_postfix_str(teller.words)
                 elif not self.children and not self._waiting():
                     return
                 time.sleep(POLL_SECONDS)

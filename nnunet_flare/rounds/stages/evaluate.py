@@ -141,6 +141,19 @@ def score_folder(
 
 def held_out_dice(run: Run, number: int) -> float | None:
     """Mean Dice of a round on the held-out cases, where it was measured."""
+    found = _held_out(run, number)
+    return None if found is None else float(found["mean"])
+
+
+def held_out_organs(run: Run, number: int) -> dict[str, float]:
+    """The same by organ; empty where it was not measured."""
+    found = _held_out(run, number)
+    return {} if found is None else {organ: float(value) for organ, value in found["organs"].items()}
+
+
+def _held_out(run: Run, number: int) -> dict[str, Any] | None:
     path = run.paths.evaluation(number) / "dice.json"
-    remedy = f"flare-pseudolabel retry -o {run.root} measures again"
-    return float(read_json(path, DICE, remedy=remedy)["mean"]) if path.is_file() else None
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = read_json(path, DICE, remedy=f"flare-pseudolabel retry -o {run.root} measures again")
+    return found
