@@ -11,3 +11,11 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def roughly(seconds: float) -> str:
+    """An estimate: ``about 40 min``, ``about 9 h``, ``about 12 days``."""
+    for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"about {float(f'{seconds / length:.2g}'):g} {unit}"
+    return f"about {max(1, round(seconds))} s"
