@@ -37,7 +37,12 @@ def preview(plan: Plan) -> str:
     """
     run = plan.run
     sources = find_sources(Path(run.settings.unlabelled_dir), plan.channels)
-    bases = {base.task: base for base in (run.base, run.final_base, run.coarse_base) if base is not None}
+    lengths = {
+        task.name: _length(run, task, len(plan.labelled), len(sources))
+        for task in graph(run).values()
+        if task.stage == "train"
+    }
+    bases = {base.task: base for base, _, _ in lengths.values()}
     timed = {task: iteration_seconds(run, base) for task, base in bases.items()}
     is_timed = None not in timed.values()
     seconds = timed if is_timed else {task: expected_seconds(run, base) for task, base in bases.items()}
@@ -50,8 +55,8 @@ def preview(plan: Plan) -> str:
     total = 0.0
     for task in graph(run).values():
         cost = ""
-        if task.stage == "train":
-            base, settings, length = _length(run, task, len(plan.labelled), len(sources))
+        if task.name in lengths:
+            base, settings, length = lengths[task.name]
             each = seconds[base.task]
             cost = f"  # {length}"
             if each is not None:
