@@ -1,7 +1,7 @@
 """Write the whole site as plain files, for a builder that runs no MkDocs hooks: ``python docs/hooks/write.py FOLDER``.
 
-The folder gets ``docs`` with every page, also those that are made when the site is built, and a ``mkdocs.yml`` whose menu
-names them all. ``zensical build`` takes it as it is.
+The folder gets ``docs`` with every page, also those that are made when the site is built, and a ``mkdocs.yml`` whose
+menu names them all. ``zensical build`` takes it as it is.
 """
 
 from __future__ import annotations
