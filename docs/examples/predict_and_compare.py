@@ -66,7 +66,7 @@ predictor = FlarePredictor.from_model_folder(run.rounds[-1].model, device="cpu",
 labels = predictor.predict(scan_file)
 scan = read_volume(scan_file)
 write_labels(Path("prediction.nii.gz"), labels, scan)
-print(labels.shape, labels.dtype, scan.spacing_mm, "mm")
+print(labels.shape, labels.dtype, [round(edge, 2) for edge in scan.spacing_mm], "mm")
 
 # %% [markdown]
 # ## Look at it
@@ -103,7 +103,7 @@ for name, (_, _, volume_ml, mean_hu) in statistics.items():
 # %%
 from nnunet_flare.evaluation.overlap import dice
 
-truth = read_labels(data / "test" / "labels" / scan_file.name.replace("_0000", "")).array
+truth = read_labels(data / "test" / "labels" / scan_file.name.replace("_0000.nii.gz", ".nii.gz")).array
 scores = dice(truth, labels, list(names))
 for number, score in scores.items():
     print(f"{names[number]:<26} {score:.3f}")

@@ -62,7 +62,7 @@ def test_stock_nnunet_installs_the_file_and_predicts_with_it(copied_run: Run, tm
     words = command.replace("SCANS", str(images)).replace("OUT", str(out)).split()[1:]
     stock_command("nnUNetv2_predict", *words, "-device", "cpu", "-npp", "1", "-nps", "1", results=results)
     for scan in images.glob("*_0000.nii.gz"):
-        found = read_labels(out / scan.name.replace("_0000", "")).array
+        found = read_labels(out / scan.name.replace("_0000.nii.gz", ".nii.gz")).array
         assert found.shape == read_volume(scan).array.shape
     mine = load_checkpoint(final.model / "fold_all" / "checkpoint_final.pth")["network_weights"]
     theirs = load_checkpoint(installed / "fold_all" / "checkpoint_final.pth")
