@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml
 	test -z "$(TORCH)" || $(BIN)/python -m pip install --quiet "$(TORCH)"
 	test -z "$(TORCH)" || echo "$(TORCH)" > $(CONSTRAINT)
 	test -z "$(NNUNET)" || echo "$(NNUNET)" >> $(CONSTRAINT)
-	$(BIN)/python -m pip install --quiet -c $(CONSTRAINT) -e .
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINT) -e . ./packaging/niivue
 	touch $@
 
 $(STAMP)-test: $(STAMP)
@@ -59,6 +59,7 @@ docs: $(STAMP)-test
 release-check: $(STAMP)-test
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m build --no-isolation --wheel --outdir dist packaging/niivue
 	$(PYTEST) tests/plugin
 
 clean:

@@ -21,3 +21,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def roughly(seconds: float) -> str:
+    """An estimate: ``about 40 min``, ``about 9 h``, ``about 12 days``."""
+    for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"about {float(f'{seconds / length:.2g}'):g} {unit}"
+    return f"about {max(1, round(seconds))} s"

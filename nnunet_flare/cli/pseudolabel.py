@@ -122,6 +122,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--dataset", type=whole(1, 999), metavar="ID", help="new dataset id (in nnUNet_raw)")
     export.add_argument("--ledger", type=Path, metavar="CSV", help="write the ledger as CSV")
     export.add_argument("--stock_model", type=Path, metavar="DIR", help="write the final model as nnUNetTrainer's")
+    text = "write the final model with a model card for nnUNetv2_install_pretrained_model_from_zip"
+    export.add_argument("--zip", type=Path, metavar="FILE.zip", help=text)
+    export.add_argument("--license", type=Path, metavar="FILE", help="licence of the weights, for --zip")
 
     add("recipes", _recipes, "list the recipes")
 
@@ -290,20 +293,25 @@ def _task(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     from nnunet_flare.errors import InputError
-    from nnunet_flare.rounds import export
+    from nnunet_flare.rounds import export, share
     from nnunet_flare.rounds.run.manifest import load_run_to_write
 
     run = load_run_to_write(arguments.run_dir)
-    if arguments.dataset is None and arguments.ledger is None and arguments.stock_model is None:
-        raise InputError("export: give --dataset ID, --ledger CSV or --stock_model DIR")
+    if all(given is None for given in (arguments.dataset, arguments.ledger, arguments.stock_model, arguments.zip)):
+        raise InputError("export: give --dataset ID, --ledger CSV, --stock_model DIR or --zip FILE.zip")
+    if arguments.license is not None and arguments.zip is None:
+        raise InputError(f"export --license {arguments.license}: needs --zip FILE.zip, which it is put into")
     if arguments.ledger is not None:
         print(export.export_ledger(run, arguments.ledger))
     if arguments.dataset is not None:
         print(export.export_dataset(run, arguments.round, arguments.dataset))
         next_step(f"nnUNetv2_plan_and_preprocess -d {arguments.dataset}")
     if arguments.stock_model is not None:
-        print(export.export_stock_model(run, arguments.stock_model))
+        print(share.export_stock_model(run, arguments.stock_model))
         next_step(f"flare-predict -m {arguments.stock_model} -i SCANS -o OUT", "or nnUNetv2_predict_from_modelfolder")
+    if arguments.zip is not None:
+        print(share.export_zip(run, arguments.zip, licence=arguments.license))
+        next_step(f"nnUNetv2_install_pretrained_model_from_zip {arguments.zip}", "README.md in it is the model card")
     return 0
 
 

@@ -102,6 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
             gpus_each=recipe.num_gpus,
             task_hours=arguments.task_timeout,
             slurm=arguments.slurm,
+            is_dry=arguments.dry_run,
         )
     )
     images, labels = arguments.eval or (None, None)

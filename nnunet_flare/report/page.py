@@ -25,6 +25,7 @@ from nnunet_flare.report.gather import QUANTILES, Row, RunReport, gather
 from nnunet_flare.report.papers import paper_and_ours
 from nnunet_flare.report.planes import DISAGREEMENT, MEMBER_COLOURS, draw_case, read_scene, write_picture
 from nnunet_flare.report.rendering import environment, static_text
+from nnunet_flare.report.viewer import viewer_files
 from nnunet_flare.report.volumes import LONGEST, write_volumes
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.wording import duration
@@ -38,8 +39,6 @@ SHOWN_AS = {"odd": "set aside", "failed": "set aside"}
 """Decisions whose difference stands in the reason alone."""
 
 STATIC = ("report.css", "report.js", "view3d.js")
-NIIVUE = ("niivue/niivue.umd.js", "niivue/LICENSES.txt")
-"""The 3-D viewer, two megabytes: only where there is something to view."""
 
 
 def write_report(run: Run, *, pictures: int | None = PICTURES, view3d: bool = False) -> Path:
@@ -52,12 +51,18 @@ def write_report(run: Run, *, pictures: int | None = PICTURES, view3d: bool = Fa
 
     Returns:
         ``index.html``.
+
+    Raises:
+        InputError: for 3-D views where their viewer is not installed.
     """
+    viewer = viewer_files() if view3d else {}
     report = gather(run)
     folder = run.paths.report
     _draw(report, folder, pictures, view3d)
-    for name in STATIC + (NIIVUE if (folder / "volumes").is_dir() else ()):
+    for name in STATIC:
         write_text(folder / name, static_text(name))
+    for name, text in viewer.items() if (folder / "volumes").is_dir() else ():
+        write_text(folder / name, text)
     write_text(folder / "data.js", f"window.FLARE_REPORT = {script_json(_document(report, folder))};\n")
     write_text(folder / "index.html", _render(report))
     return folder / "index.html"

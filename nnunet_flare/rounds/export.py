@@ -1,4 +1,4 @@
-"""What leaves a run: a round as a plain nnU-Net dataset, the final model for stock nnU-Net, the ledger as CSV."""
+"""What leaves a run: a round as a plain nnU-Net dataset, the ledger as CSV; the final model in ``share.py``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 from nnunet_flare.cases import FILE_NAME, Case, read_table, table_name, write_table
 from nnunet_flare.errors import InputError
-from nnunet_flare.files import link_or_copy, remove_scratch, replacing, write_json
-from nnunet_flare.outputs import check_document, check_outputs
+from nnunet_flare.files import link_or_copy, remove_scratch, write_json
+from nnunet_flare.outputs import check_document
 from nnunet_flare.rounds.run.configurations import read_plans, resolve
-from nnunet_flare.rounds.run.dataset import base_table, dataset_json, organ_ids, raw_files, read_dataset
+from nnunet_flare.rounds.run.dataset import base_table, dataset_json, organ_ids, raw_files
 from nnunet_flare.rounds.run.ledger import Entry, export_csv, read_decisions, read_ledger
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.unlabelled import read_list
@@ -107,39 +107,3 @@ def _has_ignore(run: Run, number: int, taken: Sequence[Entry]) -> bool:
     path = run.round(number).base.plans_file
     settings = resolve(read_plans(path), run.round(number).configuration, path, shape={f"{KEY}?": dict}).get(KEY, {})
     return settings.get("ignore_label") is not None
-
-
-def export_stock_model(run: Run, folder: Path) -> Path:
-    """Write the final model so that a machine without this package predicts with it: the trainer becomes stock's.
-
-    Raises:
-        InputError: when the final training is not done or its network is not one that the plans define.
-    """
-    import torch
-
-    from nnunet_flare.checkpoints import load_checkpoint
-
-    final = run.rounds[-1]
-    model = final.model
-    source = model / "fold_all" / "checkpoint_final.pth"
-    if not source.is_file():
-        raise InputError(f"{source}: missing; the final training is not done, see flare-pseudolabel status")
-    name, path = final.base.configuration, model / "plans.json"
-    plans = read_plans(path)
-    shape = {"architecture": {"network_class_name": str}}
-    network = resolve(plans, name, path, shape=shape)["architecture"]["network_class_name"]
-    if network.startswith("nnunet_flare."):
-        raise InputError(f"{model}: its network {network} is part of this package; stock nnU-Net cannot build it")
-    for configuration in plans["configurations"].values():
-        configuration.pop(KEY, None)
-    checkpoint = dict(load_checkpoint(source))
-    checkpoint["trainer_name"] = "nnUNetTrainer"
-    checkpoint["init_args"] = {**checkpoint["init_args"], "plans": plans}
-    written = [folder / "plans.json", folder / "dataset.json", folder / "fold_all" / source.name]
-    check_outputs(written, [model, model / "fold_all"], option="export --stock_model")
-    (folder / "fold_all").mkdir(parents=True, exist_ok=True)
-    write_json(folder / "plans.json", plans)
-    write_json(folder / "dataset.json", read_dataset(model / "dataset.json"))
-    with replacing(written[-1]) as temporary:
-        torch.save(checkpoint, temporary)
-    return folder

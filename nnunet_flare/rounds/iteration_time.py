@@ -1,9 +1,10 @@
-"""Seconds of one training iteration, measured on random input: what ``--dry-run`` multiplies."""
+"""What one training iteration costs, measured on random input: what ``--dry-run`` multiplies."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from nnunet_flare.rounds.run.configurations import check_names
@@ -12,29 +13,68 @@ from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Base
 from nnunet_flare.trainers.settings import AdversarialSettings, StreamSettings, stream_key
 
+VALIDATION_COST = 1 / 3
+"""A validation iteration is a forward pass alone, about a third of a training iteration."""
+
+Measure = Callable[[Callable[[], None]], float]
+"""What a step costs: its seconds, or its floating point operations."""
+
 
 def iteration_seconds(run: Run, base: Base) -> float | None:
-    """Seconds of one training iteration of the planned network on random input; None before planning."""
-    if not base.plans_file.is_file():
+    """Seconds of one training iteration of the planned network on random input.
+
+    None before planning, and on a machine that has not the run's device.
+    """
+    if not base.plans_file.is_file() or not has_device(run.settings.device):
         return None
+    dataset = read_dataset(run.preprocessed / "dataset.json")
+    return iteration_cost(run, base, check_names(run, base), dataset, run.settings.device, _timed)
+
+
+def has_device(device: str) -> bool:
+    """Whether PyTorch finds a device of this kind here."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.is_available()
+    return device != "mps" or torch.backends.mps.is_available()
+
+
+def iteration_cost(
+    run: Run | None,
+    base: Base | None,
+    configuration: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+    device_name: str,
+    measure: Measure,
+) -> float:
+    """What one training iteration costs, in the unit of ``measure``.
+
+    Args:
+        run: whose recipe says whether unlabelled scans are learnt from online; None: from labels alone.
+        base: what the training builds on; None: labels alone.
+        configuration: of plans.json: its network, patch and batch.
+        dataset: dataset.json: its channels and labels.
+        device_name: where the step is computed; on ``meta`` nothing is.
+        measure: takes the step as a function.
+    """
     import torch
 
     from nnunet_flare.networks.planned import planned_network
 
-    configuration = check_names(run, base)
-    dataset = read_dataset(run.preprocessed / "dataset.json")
-    device = torch.device(run.settings.device)
-    network = planned_network(configuration, dataset, allow_init=True).to(device)
+    device = torch.device(device_name)
+    with device:
+        network = planned_network(configuration, dataset, allow_init=device.type != "meta").to(device)
     shape = (configuration["batch_size"], len(dataset["channel_names"]), *configuration["patch_size"])
     image = torch.randn(shape, device=device)
-    seconds = _timed(lambda: _supervised_step(network, image))
-    if not run.recipe.is_online or base != run.base:
-        return seconds
+    cost = measure(lambda: _supervised_step(network, image))
+    if run is None or not run.recipe.is_online or base != run.base:
+        return cost
     stream = run.recipe.settings(0, run=None)
     organs = len(dataset["labels"]) - 1
     if stream_key(run.recipe.trainer) == "mean_teacher":
-        return _timed(lambda: _mean_teacher_step(network, image, _few(stream.mean_teacher, shape[0])))
-    return _adversarial_seconds(network, image, organs, stream.adversarial or AdversarialSettings(), seconds)
+        return measure(lambda: _mean_teacher_step(network, image, _few(stream.mean_teacher, shape[0])))
+    return _adversarial_cost(network, image, organs, stream.adversarial or AdversarialSettings(), cost, measure)
 
 
 def _few(settings: StreamSettings | None, batch_size: int) -> int:
@@ -42,17 +82,17 @@ def _few(settings: StreamSettings | None, batch_size: int) -> int:
     return (settings and settings.unlabelled_batch_size) or max(1, batch_size // 2)
 
 
-def _adversarial_seconds(
-    network: Any, image: Any, organs: int, settings: AdversarialSettings, supervised: float
+def _adversarial_cost(
+    network: Any, image: Any, organs: int, settings: AdversarialSettings, supervised: float, measure: Measure
 ) -> float:
-    """Seconds of a mean iteration, of which some, at start and end, are supervised alone."""
+    """Cost of a mean iteration; some iterations, at start and end, are supervised alone."""
     from nnunet_flare.networks.discriminator import Discriminator
 
     channels, *size = image.shape[1:]
     judge = Discriminator(channels, organs, size, features=settings.discriminator_features).to(image.device)
     share = 1 - settings.warmup - settings.finish
     few = _few(settings, len(image))
-    return share * _timed(lambda: _three_steps(network, judge, image, few)) + (1 - share) * supervised
+    return share * measure(lambda: _three_steps(network, judge, image, few)) + (1 - share) * supervised
 
 
 def _timed(step: Callable[[], None]) -> float:
@@ -69,10 +109,15 @@ def _timed(step: Callable[[], None]) -> float:
     return best
 
 
-def _supervised_step(network: Any, image: Any) -> None:
+def _autocast(image: Any) -> AbstractContextManager[Any]:
+    """Mixed precision, on CUDA alone."""
     import torch
 
-    with torch.autocast(image.device.type, enabled=image.device.type == "cuda"):
+    return torch.autocast("cuda") if image.device.type == "cuda" else nullcontext()
+
+
+def _supervised_step(network: Any, image: Any) -> None:
+    with _autocast(image):
         loss = sum(output.float().square().mean() for output in network(image))
     loss.backward()
 
@@ -82,7 +127,7 @@ def _mean_teacher_step(network: Any, image: Any, few: int) -> None:
     import torch
 
     some = image[:1].expand(few, *image.shape[1:])
-    with torch.no_grad(), torch.autocast(image.device.type, enabled=image.device.type == "cuda"):
+    with torch.no_grad(), _autocast(image):
         network(some)
     _supervised_step(network, torch.cat([image, some]))
 
@@ -95,14 +140,14 @@ def _three_steps(network: Any, judge: Any, image: Any, few: int) -> None:
     from nnunet_flare.trainers.resolutions import highest
 
     some = image[:1].expand(few, *image.shape[1:])
-    with torch.autocast(image.device.type, enabled=image.device.type == "cuda"):
+    with _autocast(image):
         with torch.no_grad():
             mask = torch.softmax(highest(network(image)), dim=1)
         organs = steps.shown_masks(mask, poison=False)
         loss = steps.discriminator_loss(judge, image, organs, organs, truth_first=True)
     loss.backward()
     _supervised_step(network, image)
-    with torch.no_grad(), torch.autocast(image.device.type, enabled=image.device.type == "cuda"):
+    with torch.no_grad(), _autocast(image):
         first, second = (torch.softmax(highest(network(some)), dim=1) for _ in range(2))
         choice = steps.choose(judge, some, some, first[:, 1:], second[:, 1:])
         learnt, _ = steps.lesson(choice, some, some, first, second)

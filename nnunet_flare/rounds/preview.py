@@ -1,7 +1,11 @@
-"""``--dry-run``: every task with its command, the hours from one timed iteration, and the disk. Nothing is written."""
+"""``--dry-run``: every task with its command, the hours, and the disk. Nothing is written.
+
+Hours come from one timed iteration where the data set is planned and the device is here, else from arithmetic.
+"""
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -9,8 +13,10 @@ from pathlib import Path
 
 from nnunet_flare.errors import FlareError
 from nnunet_flare.parallel import num_processes
+from nnunet_flare.recipes.load import load_recipe, shipped_recipes
+from nnunet_flare.rounds.arithmetic import GPU, expected_seconds
 from nnunet_flare.rounds.disk import check_disk, disk_needed, prepares_again
-from nnunet_flare.rounds.iteration_time import iteration_seconds
+from nnunet_flare.rounds.iteration_time import VALIDATION_COST, has_device, iteration_seconds
 from nnunet_flare.rounds.run.configurations import base_configuration
 from nnunet_flare.rounds.run.dataset import dataset_json
 from nnunet_flare.rounds.run.manifest import Run
@@ -21,10 +27,7 @@ from nnunet_flare.rounds.stages.epoch_lengths import STOCK_ITERATIONS, iteration
 from nnunet_flare.rounds.start import Plan
 from nnunet_flare.tables import command_lines, table
 from nnunet_flare.trainers.settings import TrainingSettings
-from nnunet_flare.wording import duration
-
-VALIDATION_COST = 1 / 3
-"""A validation iteration is a forward pass alone, about a third of a training iteration."""
+from nnunet_flare.wording import duration, roughly
 
 
 def preview(plan: Plan, *, width: int | None = None) -> str:
@@ -35,8 +38,16 @@ def preview(plan: Plan, *, width: int | None = None) -> str:
     """
     run = plan.run
     sources = find_sources(Path(run.settings.unlabelled_dir), plan.channels)
-    bases = {base.task: base for base in (run.base, run.final_base, run.coarse_base) if base is not None}
+    lengths = {
+        task.name: _length(run, task, len(plan.labelled), len(sources))
+        for task in graph(run).values()
+        if task.stage == "train"
+    }
+    bases = {base.task: base for base, _, _ in lengths.values()}
     timed = {task: iteration_seconds(run, base) for task, base in bases.items()}
+    is_timed = None not in timed.values()
+    seconds = timed if is_timed else {task: expected_seconds(run, base) for task, base in bases.items()}
+    tell = (lambda cost: f"about {duration(cost)}") if is_timed else roughly
     lines = [
         f"{run.settings.dataset}: {len(plan.labelled)} labelled and {len(sources)} unlabelled cases, "
         f"recipe {run.recipe.name}, into {run.root}",
@@ -45,26 +56,25 @@ def preview(plan: Plan, *, width: int | None = None) -> str:
     total = 0.0
     for task in graph(run).values():
         cost = ""
-        if task.stage == "train":
-            base, settings, length = _length(run, task, len(plan.labelled), len(sources))
-            seconds = timed[base.task]
+        if task.name in lengths:
+            base, settings, length = lengths[task.name]
+            each = seconds[base.task]
             cost = length
-            if seconds is not None:
-                hours = training_seconds(settings, seconds)
+            if each is not None:
+                hours = training_seconds(settings, each)
                 total += hours
-                cost += f", about {duration(hours)}"
+                cost += f", {tell(hours)}"
         lines.append(f"{task.name}{': ' if cost else ''}{cost}")
         lines += command_lines(task.shown(run), width, "    ")
     lines.append("")
-    if None in timed.values():
-        unplanned = ", ".join(task for task, seconds in timed.items() if seconds is None)
-        lines.append(f"hours: not known before the data set is planned (task {unplanned}); run that, then look again")
-    else:
-        each = ", ".join(f"{seconds:.3f} s" for seconds in timed.values())
+    if is_timed:
+        measured = ", ".join(f"{each:.3f} s" for each in timed.values())
         lines.append(
-            f"training: about {duration(total)} on one device, from one timed iteration of {each} on "
+            f"training: about {duration(total)} on one device, from one timed iteration of {measured} on "
             f"{run.settings.device} (loading and augmentation not included)"
         )
+    else:
+        lines += _by_arithmetic(run, seconds, total)
     if prepares_again(run):
         lines.append(_preparation(run, sources))
     needed = disk_needed(run, sources)
@@ -77,6 +87,40 @@ def preview(plan: Plan, *, width: int | None = None) -> str:
     except FlareError as error:
         raise FlareError("\n".join([*lines, "", str(error)])) from error
     return "\n".join(lines)
+
+
+def _by_arithmetic(run: Run, seconds: Mapping[str, float | None], total: float) -> list[str]:
+    """Hours where no iteration was timed, why it was not, and how to get there."""
+    unknown = [task for task, each in seconds.items() if each is None]
+    lines = [
+        f"training: {roughly(total) if total else 'unknown time'} on {GPU}, by arithmetic: nnU-Net's own hours there, "
+        "times what this network computes more. Other GPUs differ by a factor of two or more"
+    ]
+    if unknown:
+        lines.append(f"not counted: trainings whose plans the data decide (task {', '.join(unknown)})")
+    if not has_device(run.settings.device):
+        lines.append(f"device: none of kind {run.settings.device} is here; a dry run needs none, the run does")
+    recipe, bases = run.recipe, [base for base in (run.base, run.final_base, run.coarse_base) if base is not None]
+    if all(base.plans_file.is_file() for base in bases):
+        return lines
+    if recipe.roi is not None and recipe.roi.model is None:
+        lines.append("once the run has planned the data set, the same dry run times an iteration on its device")
+    else:
+        is_shipped = recipe.name in shipped_recipes() and load_recipe(recipe.name).hash == recipe.hash
+        same = "" if is_shipped else "with the same --recipe and --set; "
+        lines.append(f"next: {_preprocess_command(run)}")
+        lines.append(f"      ({same}it needs no GPU, and the same dry run then times an iteration where the device is)")
+    return lines
+
+
+def _preprocess_command(run: Run) -> str:
+    """The command that plans and preprocesses for this run, as far as its settings were not given by ``--set``."""
+    settings, recipe = run.settings, run.recipe
+    words = ["flare-pseudolabel", "preprocess", "-d", settings.dataset, "-u", settings.unlabelled_dir]
+    words += ["--recipe", recipe.name]
+    if settings.name != recipe.name.replace("_", "-"):
+        words += ["--name", settings.name]
+    return shlex.join(words)
 
 
 def _length(run: Run, task: Task, labelled: int, unlabelled: int) -> tuple[Base, TrainingSettings, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shlex
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from nnunet_flare.cli.parser import HyphenParser
 
@@ -100,6 +102,23 @@ def test_the_site_builds_without_a_warning(tmp_path):
         )
     }
     assert outside == set()
+
+
+def test_the_site_can_be_written_as_plain_files_for_another_builder(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "docs" / "hooks" / "write.py"), str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    config = yaml.safe_load((tmp_path / "mkdocs.yml").read_text(encoding="utf-8"))
+    assert "hooks" not in config
+    listed = set(re.findall(r"[\w-]+\.md", json.dumps(config["nav"])))
+    pages = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "docs").glob("*.md")}
+    assert listed == set(pages), "every page is in the menu"
+    assert {"commands.md", "benchmarks.md", "modules-inference.md", "recipes-uncertainty.md"} <= listed
+    for name, text in pages.items():
+        for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)[^)]*\)", re.sub(r"```.*?```", "", text, flags=re.S)):
+            assert (tmp_path / "docs" / link).is_file(), f"{name}: {link}"
+        assert not re.search(r"^(!!!|\?\?\?|=== )", text, re.M), f"{name}: not plain Markdown"
 
 
 def test_contributors_are_told_targets_that_exist():

@@ -20,6 +20,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.planners import flare
+from nnunet_flare.planners.expected import expected_configuration
 from nnunet_flare.planners.flare import plan_dataset
 
 FLARE_CT = {"shape": (100, 512, 512), "spacing": (2.5, 0.8, 0.8)}
@@ -146,6 +147,23 @@ def test_a_planner_writes_its_papers_plan_on_flare_data(dataset: MakeDataset, na
     assert {configuration[key] for key in configuration if key.startswith("resampling_fn") and "kwargs" not in key} == {
         "resample_data_or_seg_to_shape"
     }
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_the_network_is_known_before_the_data_are_planned(dataset: MakeDataset, name: str) -> None:
+    dataset(**FLARE_CT)
+    expected = expected_configuration(getattr(flare, name), "3d_fullres", {})
+    plans, _ = plan_experiment_dataset(22, getattr(flare, name))
+    planned = plans["configurations"]["3d_fullres"]
+    assert expected is not None
+    assert {key: expected[key] for key in ("patch_size", "batch_size")} == {
+        key: [int(edge) for edge in planned[key]] if key == "patch_size" else planned[key]
+        for key in ("patch_size", "batch_size")
+    }
+    for key in ("network_class_name", "arch_kwargs"):
+        assert json.loads(json.dumps(expected["architecture"][key])) == json.loads(
+            json.dumps(planned["architecture"][key])
+        )
 
 
 def test_the_noisy_student_has_about_the_papers_63_million_parameters(dataset: MakeDataset) -> None:

@@ -60,8 +60,8 @@ class Environment:
         return done
 
 
-def build_wheel(folder: Path) -> Path:
-    """Build this repository's wheel into ``folder``."""
+def build_wheel(folder: Path, source: Path = REPOSITORY) -> Path:
+    """Build this repository's wheel, or that of another source, into ``folder``."""
     isolation = ["--no-build-isolation"] if importlib.util.find_spec("hatchling") else []
     command = [
         sys.executable,
@@ -73,7 +73,7 @@ def build_wheel(folder: Path) -> Path:
         "--quiet",
         "-w",
         str(folder),
-        str(REPOSITORY),
+        str(source),
     ]
     subprocess.run(command, check=True, capture_output=True)
     return next(folder.glob("*.whl"))

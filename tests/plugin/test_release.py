@@ -31,7 +31,7 @@ LOOK = """
 from importlib import resources
 from nnunet_flare.recipes.load import load_recipe, shipped_recipes
 report = resources.files("nnunet_flare.report")
-assert (report / "templates" / "index.html.j2").is_file() and (report / "static" / "niivue" / "LICENSES.txt").is_file()
+assert (report / "templates" / "index.html.j2").is_file() and (report / "static" / "report.css").is_file()
 assert (resources.files("nnunet_flare.recipes") / "pages" / "recipes-uncertainty.md").is_file()
 print(len([load_recipe(name) for name in shipped_recipes()]))
 """
@@ -70,6 +70,21 @@ def test_the_wheel_holds_the_whole_package_and_the_start_up_files(wheel):
     assert names == package_files() | START_UP | pages
     kinds = {Path(name).suffix for name in names}
     assert {".yaml", ".j2", ".css", ".js", ".typed"} <= kinds
+
+
+def test_the_wheel_holds_no_file_that_few_need(wheel):
+    with zipfile.ZipFile(wheel) as opened:
+        assert [item.filename for item in opened.infolist() if item.file_size > 200_000] == []
+
+
+def test_the_viewer_is_a_wheel_of_its_own(tmp_path):
+    with zipfile.ZipFile(build_wheel(tmp_path, REPOSITORY / "packaging" / "niivue")) as opened:
+        names = {name for name in opened.namelist() if ".dist-info/" not in name}
+        text = opened.read("nnunet_flare_niivue/LICENSES.txt").decode("utf-8")
+        (metadata,) = (name for name in opened.namelist() if name.endswith(".dist-info/METADATA"))
+        version = message_from_string(opened.read(metadata).decode("utf-8"))["Version"]
+    assert names == {f"nnunet_flare_niivue/{name}" for name in ("__init__.py", "niivue.umd.js", "LICENSES.txt")}
+    assert f"version {version}, unchanged" in text
 
 
 def test_the_source_archive_can_be_worked_on(archive):
@@ -118,6 +133,21 @@ def test_the_version_is_the_same_everywhere(wheel):
     assert metadata["Version"] == str(citation["version"]) == version and heading
     assert metadata["License-Expression"] == citation["license"] == "Apache-2.0"
     assert metadata["Description-Content-Type"] == "text/markdown" and "# nnunet-flare" in metadata.get_payload()
+
+
+def test_the_repositorys_address_is_the_same_wherever_it_stands(wheel):
+    with zipfile.ZipFile(wheel) as opened:
+        (path,) = (name for name in opened.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = message_from_string(opened.read(path).decode("utf-8"))
+    urls = dict(entry.split(", ", 1) for entry in metadata.get_all("Project-URL") or ())
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    site = (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8")
+    known = {urls.get("Repository"), citation.get("repository-code")}
+    known.add(next(iter(re.findall(r"^repo_url: (\S+)", site, re.M)), None))
+    assert len(known) == 1, known
+    for page in ("README.md", "docs/install.md"):
+        (address,) = re.findall(r"^git clone (\S+) nnunet-flare$", (REPOSITORY / page).read_text("utf-8"), re.M)
+        assert address == (known.copy().pop() or "ADDRESS"), page
 
 
 def test_the_citation_file_has_what_the_format_asks_for():

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import time
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
@@ -269,6 +270,16 @@ def test_3d_views_are_made_where_asked_and_stay_when_the_run_reports_again(tmp_p
     assert "BSD 2-Clause" in (run.paths.report / "niivue" / "LICENSES.txt").read_text()
 
 
+def test_3d_views_without_their_viewer_are_refused_in_one_line_and_the_report_stays(tmp_path, monkeypatch, capsys):
+    run = fake_run(tmp_path, cases=CASES, rounds=1)
+    write_report(run)
+    before = (run.paths.report / "index.html").read_bytes()
+    monkeypatch.setitem(sys.modules, "nnunet_flare_niivue", None)
+    assert main(["report", "-o", str(run.root), "--view3d"]) == 2
+    assert "pip install ./packaging/niivue" in capsys.readouterr().err
+    assert (run.paths.report / "index.html").read_bytes() == before and not (run.paths.report / "volumes").exists()
+
+
 def test_a_3d_view_holds_scan_and_label_in_their_place(tmp_path):
     run = fake_run(tmp_path, cases=CASES, rounds=1)
     write_report(run, pictures=None, view3d=True)
@@ -306,7 +317,7 @@ def test_an_organ_that_is_nowhere_is_viewed_from_the_middle(tmp_path):
 
 
 def test_the_viewer_is_the_distributed_file_that_its_note_names():
-    folder = resources.files("nnunet_flare.report") / "static" / "niivue"
+    folder = resources.files("nnunet_flare_niivue")
     sha = hashlib.sha256((folder / "niivue.umd.js").read_bytes()).hexdigest()
     assert f"SHA-256: {sha}" in (folder / "LICENSES.txt").read_text(encoding="utf-8")
 

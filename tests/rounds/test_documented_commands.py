@@ -66,6 +66,7 @@ def test_the_tutorial_works_from_the_first_line_to_the_last(desk, tiny_loop):
         "howto-select",
         "howto-cpu",
         "howto-labels",
+        "howto-share",
     ],
 )
 def test_the_commands_of_a_page_work(desk, tiny_loop, monkeypatch, page):

@@ -1,4 +1,4 @@
-"""The pages on FLARE's downloads, typed line by line on downloads of a few tiny scans."""
+"""The README and the pages on FLARE's downloads, typed line by line on downloads of a few tiny scans."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -66,7 +67,35 @@ def flare22(desk, monkeypatch) -> Path:
     return desk
 
 
+def test_the_readme_is_typed_on_a_machine_without_a_gpu(flare22, monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    install, quick_start = blocks("../README.md")
+    if (DOCS.parent / ".git").exists():
+        lines = install.replace("git clone ADDRESS", f"git clone -q --depth 1 file://{DOCS.parent}")
+        # The rest of the installation is tests/plugin/test_release.py; what this finds is a checkout pip cannot build.
+        lines = lines.replace("pip install .", "test -f pyproject.toml && test -f nnunet_flare/__init__.py")
+        subprocess.run(["sh", "-ec", lines], check=True)
+    *first, dry_run, run = quick_start.splitlines()
+    assert dry_run == f"{run} --dry_run"
+    for line in first:
+        type_line(line, small)
+    said = capsys.readouterr().out
+    (recommended,) = re.findall(r"^next: (.+)$", said, re.M)
+    type_line(recommended, lambda words: words)
+    assert "by arithmetic" in capsys.readouterr().out
+    type_line(dry_run, lambda words: words)
+    said = capsys.readouterr().out
+    assert "by arithmetic" in said and "next: flare-pseudolabel preprocess -d Dataset022_FLARE22 -u " in said
+    type_line(dry_run, lambda words: [*words, "--set", *SHORT])
+    assert "next: flare-pseudolabel preprocess" not in capsys.readouterr().out, "it was preprocessed by then"
+    type_line(run, small)
+    assert "final model: " in capsys.readouterr().out
+    assert (flare22 / "results" / "Dataset022_FLARE22" / "flare_uncertainty" / "report" / "index.html").is_file()
+
+
 def small(words: list[str]) -> list[str]:
+    if words[0] == "preprocess":
+        return [*words, "--set", *SHORT]
     return [*words, "-device", "cpu", "--set", *SHORT] if words[0] == "run" else words
 
 

@@ -11,8 +11,9 @@ import pytest
 from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json
-from nnunet_flare.rounds.export import export_dataset, export_stock_model
+from nnunet_flare.rounds.export import export_dataset
 from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.share import export_stock_model
 
 
 @pytest.fixture

@@ -167,6 +167,43 @@ def test_a_dry_run_shows_every_task_and_writes_nothing(data, capsys):
     assert set(data.rglob("*")) == before
 
 
+def test_a_dry_run_needs_no_gpu_and_says_the_hours_and_how_to_go_on(data, capsys, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    command = ["run", "-d", "22", "-u", str(data / "unlabelled"), "--recipe", "uncertainty"]
+    assert main([*command, "--dry_run"]) == 0
+    text = capsys.readouterr().out
+    # Radboud's network computes 0.99 of what stock's of 128^3 does, which nnU-Net trains in 9 hours on that GPU.
+    (one,) = {re.search(r"about (\S+) h$", line).group(1) for line in text.splitlines() if line.startswith("train-")}
+    assert 7 <= float(one) <= 11
+    assert re.search(r"^training: about \d+(\.\d)? days on an NVIDIA A100, by arithmetic", text, re.M)
+    assert "device: none of kind cuda is here; a dry run needs none, the run does" in text
+    assert f"next: flare-pseudolabel preprocess -d Dataset022_FLAREPhantom -u {data / 'unlabelled'} --recipe" in text
+    assert main(command) == 2
+    assert "-device cpu" in capsys.readouterr().err
+    assert not list((data / "nnUNet_results").rglob("*"))
+
+
+def test_a_dry_run_is_for_the_machine_that_will_run(data, capsys, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    command = ["run", "-d", "22", "-u", str(data / "unlabelled"), "--recipe", "demo", "--dry_run"]
+    assert main([*command, "-num_gpus", "3", "--set", "members.count=2"]) == 0
+    assert re.search(r"^label-r0-p2 ", capsys.readouterr().out, re.M), "a part for each of the three GPUs"
+
+
+@pytest.mark.parametrize("name", ["mean_teacher", "adversarial", "selective", "resenc", "blackbean", "noisy_student"])
+def test_every_recipe_has_its_hours_before_anything_is_planned(data, capsys, monkeypatch, name):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    code = main(["run", "-d", "22", "-u", str(data / "unlabelled"), "--recipe", name, "--dry_run"])
+    text = capsys.readouterr().out
+    assert code == 0
+    assert all(
+        re.search(r", about \S+ (s|min|h|days)$", line) for line in text.splitlines() if line.startswith("train-")
+    )
+    has_coarse_model = name in ("adversarial", "selective")
+    assert ("once the run has planned the data set" in text) == has_coarse_model
+    assert ("next: flare-pseudolabel preprocess" in text) != has_coarse_model
+
+
 def test_scans_with_strange_names_get_safe_ids_and_files_that_come_later_are_reported(data, capsys, caplog):
     scan = sorted((data / "unlabelled").iterdir())[0]
     scan.rename(scan.with_name("Fall 7 (größer)_0000.nii.gz"))

@@ -30,6 +30,7 @@ class Options:
         gpus_each: GPUs of one training.
         task_hours: a task that takes longer is ended; None: no limit.
         slurm: the words of ``--slurm``; None: those of the last submission.
+        is_dry: nothing will be started, so that the machine at hand need not have the device.
     """
 
     device: str = "cuda"
@@ -37,6 +38,7 @@ class Options:
     gpus_each: int = 1
     task_hours: float | None = None
     slurm: Sequence[str] | None = ()
+    is_dry: bool = False
 
     def refuse_time_limit(self) -> None:
         """For executors that start no tasks themselves.

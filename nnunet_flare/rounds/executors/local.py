@@ -254,6 +254,9 @@ def usable_gpus(options: Options) -> list[str]:
         if options.num_gpus not in (None, 0):
             raise InputError(f"-num_gpus {options.num_gpus} needs -device cuda, not {options.device}")
         return []
+    if options.is_dry:  # for the machine that the run is meant for, which may be another one
+        asked = options.num_gpus if options.num_gpus is not None else len(visible_gpus(None))
+        return [str(number) for number in range(max(asked, options.gpus_each))]
     gpus = visible_gpus(options.num_gpus)
     if len(gpus) < options.gpus_each:
         raise InputError(

@@ -17,6 +17,7 @@ from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.recipes.load import recipe_from
 from nnunet_flare.recipes.recipe import Recipe
+from nnunet_flare.rounds.run.case_rows import case_rows
 from nnunet_flare.rounds.run.home import check_home, owner_file, write_owner
 from nnunet_flare.rounds.run.paths import RunPaths
 from nnunet_flare.rounds.run.round import Base, Kind, Round
@@ -56,6 +57,19 @@ class Run:
     settings: RunSettings
     recipe: Recipe
     stopped_after: int | None = None
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """A run as it stands on disk, to read.
+
+        Raises:
+            InputError: when the folder holds no run, or its manifest is damaged.
+        """
+        return load_run(Path(folder))
+
+    def cases(self) -> list[dict[str, Any]]:
+        """Every case in every round as a flat dictionary of plain values; see :func:`case_rows`."""
+        return case_rows(self.paths)
 
     def current(self) -> Run:
         """The run with the early stop that its folder says by now."""
