@@ -62,7 +62,8 @@ def _parser() -> argparse.ArgumentParser:
         "--labels",
         default="flare22",
         metavar="SET",
-        help="flare22 (default), flare23 (with lesions), or a dataset.json, whose regions are scored as unions",
+        help="flare22 (default), flare23 (with lesions), or a dataset.json, whose regions are scored as unions and "
+        "whose 'ignore' label counts nowhere",
     )
     parser.add_argument(
         "--corrected",
@@ -145,6 +146,7 @@ def _summary_file(args: argparse.Namespace) -> Path:
 
 def _table(args: argparse.Namespace, predictions: Path, structures: Sequence[Structure]) -> ScoreTable:
     from nnunet_flare.evaluation.measures import evaluate_folders
+    from nnunet_flare.evaluation.structures import read_ignored
 
     official: Missing = "zero" if args.corrected else OFFICIAL_MISSING.get(args.labels, "zero")
     return evaluate_folders(
@@ -154,6 +156,7 @@ def _table(args: argparse.Namespace, predictions: Path, structures: Sequence[Str
         corrected=args.corrected,
         missing=args.missing or official,
         as_stored=args.as_stored,
+        ignored=read_ignored(args.labels),
         processes=args.np,
     )
 

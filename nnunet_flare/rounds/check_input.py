@@ -8,9 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from nnunet_flare import plugin
 from nnunet_flare.datasets import check_dataset, dataset_reader, read_dataset_json
 from nnunet_flare.documents import load_json
 from nnunet_flare.errors import InputError
+from nnunet_flare.labels import allowed_ids, has_regions, ignore_id, label_problems
 from nnunet_flare.recipes.recipe import Recipe
 from nnunet_flare.rounds.check_loop_data import check_loop_data, roles_of
 from nnunet_flare.rounds.run.configurations import resolve
@@ -20,6 +22,17 @@ from nnunet_flare.rounds.stages.mapped import check_id_map
 from nnunet_flare.trusted_names import check_plans
 
 Value = TypeVar("Value")
+
+WITHOUT_REGIONS = (
+    "nnUNetTrainerFlarePartial",
+    "nnUNetTrainerFlareDistill",
+    "nnUNetTrainerFlareAdversarial",
+    "nnUNetTrainerFlareMeanTeacher",
+    "nnUNetTrainerFlareSelective",
+)
+"""Trainers whose losses are of classes that exclude each other."""
+WITHOUT_IGNORE = ("nnUNetTrainerFlareAdversarial",)
+"""Trainers that look at whole label maps."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +96,9 @@ def checked_input(request: Request, recipe: Recipe, raw: Path, *, is_new: bool) 
     is_readable = not problems
     if is_readable and is_new:
         problems = check_dataset(raw)
-    other_labels = _label_problems(document)
-    problems += other_labels
+    other_labels = label_problems(document) if is_readable else []
+    if not is_new:  # check_dataset has not looked
+        problems += other_labels
     found = _Problems([f"{raw}: {len(problems)} problem(s):\n  " + "\n  ".join(problems)] if problems else [])
     if not is_readable or other_labels or not ("dataset" in document or (raw / "labelsTr").is_dir()):
         found.raise_all()
@@ -142,7 +156,7 @@ def _check_held_out_cases(given: RunInput) -> None:
         given.document["file_ending"],
         given.channels,
         {*given.labelled, *given.sources},
-        allowed=set(given.document["labels"].values()) if given.is_new else None,
+        allowed=set(allowed_ids(given.document["labels"])) if given.is_new else None,
         reader=dataset_reader(given.raw, given.document),
     )
 
@@ -193,16 +207,32 @@ def _check_names(folder: Path, *, trusted: bool) -> None:
         check_plans(plans, resolve(plans, name, path), path, trusted=trusted)
 
 
-def _label_problems(document: Mapping[str, Any]) -> list[str]:
-    """The loop needs a plain label map: whole numbers from 0 up, no regions, no *ignore* label of the dataset's own."""
-    labels = document.get("labels")
-    if not isinstance(labels, dict):
-        return []  # check_dataset has said so
-    if any(not isinstance(value, int) for value in labels.values()):
-        return ["dataset.json: labels are regions; flare-pseudolabel needs one whole number per organ"]
-    if "ignore" in labels:
-        return ["dataset.json: has an 'ignore' label; flare-pseudolabel sets ignored voxels itself, remove it"]
-    return []
+def _check_trainers(given: RunInput) -> None:
+    """The recipe's trainers can learn from regions, and from an *ignore* label, where the dataset has them."""
+    labels, recipe = given.document["labels"], given.recipe
+    named = {"trainer": recipe.trainer, "final.trainer": recipe.final.trainer}
+    problems = []
+    for key, trainer in named.items():
+        base = trainer and plugin.without_epochs(trainer)
+        if has_regions(labels) and base in WITHOUT_REGIONS:
+            problems.append(
+                f"{key} {trainer}: learns exclusive classes, but dataset.json has regions; expected a trainer that "
+                "knows them, such as nnUNetTrainerFlareST or stock's nnUNetTrainer"
+            )
+        if ignore_id(labels) is not None and base in WITHOUT_IGNORE:
+            problems.append(
+                f"{key} {trainer}: compares whole label maps, but dataset.json has an 'ignore' label; expected "
+                "another trainer, such as nnUNetTrainerFlareST"
+            )
+    weights = {"training": recipe.training, "final.training": recipe.final.training}
+    for key, training in weights.items():
+        if has_regions(labels) and training.get("class_weights") is not None:
+            problems.append(
+                f"{key}.class_weights: found {training['class_weights']!r}, but dataset.json has regions, whose loss "
+                "weighs no classes; leave it out (--set training.class_weights=null)"
+            )
+    if problems:
+        raise InputError(f"recipe {recipe.name}: {'; '.join(problems)}")
 
 
 def _labelled(raw: Path, document: Mapping[str, Any]) -> tuple[str, ...]:
@@ -285,6 +315,7 @@ def _init_folds(request: Request, document: Mapping[str, Any], recipe: Recipe) -
 
 
 CHECKS: tuple[Callable[[RunInput], None], ...] = (
+    _check_trainers,
     _check_ids,
     _check_held_out_cases,
     _check_members,

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from nnunet_flare.labels import label_ids
 from nnunet_flare.rounds.run.configurations import check_names
 from nnunet_flare.rounds.run.dataset import read_dataset
 from nnunet_flare.rounds.run.manifest import Run
@@ -31,7 +32,7 @@ def iteration_seconds(run: Run, base: Base) -> float | None:
     if not run.recipe.is_online or base != run.base:
         return seconds
     stream = run.recipe.settings(0, run=None)
-    organs = len(dataset["labels"]) - 1
+    organs = len(label_ids(dataset["labels"]))
     if stream_key(run.recipe.trainer) == "mean_teacher":
         return _timed(lambda: _mean_teacher_step(network, image, _few(stream.mean_teacher, shape[0])))
     return _adversarial_seconds(network, image, organs, stream.adversarial or AdversarialSettings(), seconds)

@@ -19,7 +19,7 @@ from nnunet_flare.fusion.ids import IdMap
 from nnunet_flare.fusion.partial import OnDisagree, Source, merge, union
 from nnunet_flare.listing import list_label_maps, told
 from nnunet_flare.parallel import Workers, num_processes
-from nnunet_flare.rounds.run.dataset import dataset_json, organ_ids, raw_files
+from nnunet_flare.rounds.run.dataset import dataset_json, foreground_ids, raw_files
 from nnunet_flare.rounds.run.ledger import Entry, read_decisions
 from nnunet_flare.rounds.run.loops import annotated_of, training_scans, true_cases
 from nnunet_flare.rounds.run.manifest import Run
@@ -136,7 +136,7 @@ def make_union(run: Run, data: Path) -> MergedCases:
 
 def _jobs(run: Run) -> tuple[list[_Job], dict[str, UnlabelledCase]]:
     """One job per unlabelled scan and per partial case that lacks an organ which some loop labelled."""
-    organs = tuple(organ_ids(run).values())
+    organs = foreground_ids(run)
     ending = dataset_json(run)["file_ending"]
     loops = [(loop.ids(organs), loop.absence == "open") for loop in run.recipe.loops]
     covered = {i for ids, _ in loops for i in ids}
