@@ -169,7 +169,7 @@ def read_dataset_json(folder: Path, problems: list[str]) -> dict[str, Any] | Non
 def _training_cases(folder: Path, document: Mapping[str, Any], problems: list[str]) -> dict[str, TrainingCase]:
     """The cases as nnU-Net finds them: listed in dataset.json, else by the file names in imagesTr and labelsTr."""
     if "dataset" in document:
-        return _listed_cases(folder, document["dataset"], problems)
+        return _listed_cases(folder, document, problems)
     ending, channels = document["file_ending"], len(document["channel_names"])
     images, labels = folder / "imagesTr", folder / "labelsTr"
     absent = [path for path in (images, labels) if not path.is_dir()]
@@ -203,7 +203,9 @@ def _training_cases(folder: Path, document: Mapping[str, Any], problems: list[st
     return cases
 
 
-def _listed_cases(folder: Path, listed: Any, problems: list[str]) -> dict[str, TrainingCase]:
+def _listed_cases(folder: Path, document: Mapping[str, Any], problems: list[str]) -> dict[str, TrainingCase]:
+    """The cases of dataset.json's ``dataset``, whose files may lie anywhere, in one format."""
+    listed, ending, channels = document["dataset"], document["file_ending"], len(document["channel_names"])
     cases = {}
     for case, entry in listed.items() if isinstance(listed, dict) else ():
         if not re.fullmatch(r"[^./\\\0][^/\\\0]*", case):
@@ -217,6 +219,14 @@ def _listed_cases(folder: Path, listed: Any, problems: list[str]) -> dict[str, T
             problems.append(f"{folder / 'dataset.json'}: dataset.{case}: expected 'images' (a list) and 'label'")
             continue
         expanded = [folder / os.path.expandvars(path) for path in (*images, label)]
+        problems += [
+            f"{case}: {path}: is no {ending} file, which dataset.json's file_ending says; nnU-Net reads and copies all "
+            "files as that: convert it, or correct file_ending"
+            for path in expanded
+            if not path.name.endswith(ending)
+        ]
+        if len(images) != channels:
+            problems.append(f"{case}: dataset.json lists {len(images)} image(s), expected {channels}, one per channel")
         cases[case] = TrainingCase(tuple(expanded[:-1]), expanded[-1])
     if not cases:
         problems.append(f"{folder / 'dataset.json'}: dataset: expected an object of cases, found {listed!r:.80}")

@@ -19,6 +19,7 @@ from nnunet_flare.rounds.run.configurations import resolve
 from nnunet_flare.rounds.run.unlabelled import find_sources
 from nnunet_flare.rounds.stages.evaluate import check_held_out
 from nnunet_flare.rounds.stages.mapped import check_id_map
+from nnunet_flare.rounds.stages.plan import SPLITS, check_folds
 from nnunet_flare.trusted_names import check_plans
 
 Value = TypeVar("Value")
@@ -61,6 +62,7 @@ class RunInput:
         request: what the user asked for.
         recipe: the recipe.
         raw: folder of the labelled dataset.
+        preprocessed: its folder in nnUNet_preprocessed, which may not be there yet.
         document: its dataset.json.
         labelled: ids of its labelled and partial cases.
         is_new: whether no run stands in the run's folder yet.
@@ -72,6 +74,7 @@ class RunInput:
     request: Request
     recipe: Recipe
     raw: Path
+    preprocessed: Path
     document: Mapping[str, Any]
     labelled: tuple[str, ...]
     is_new: bool
@@ -85,7 +88,7 @@ class RunInput:
         return len(self.document["channel_names"])
 
 
-def checked_input(request: Request, recipe: Recipe, raw: Path, *, is_new: bool) -> RunInput:
+def checked_input(request: Request, recipe: Recipe, raw: Path, *, preprocessed: Path, is_new: bool) -> RunInput:
     """The input of a run, once every check has passed; nothing is written.
 
     Raises:
@@ -102,7 +105,9 @@ def checked_input(request: Request, recipe: Recipe, raw: Path, *, is_new: bool) 
     found = _Problems([f"{raw}: {len(problems)} problem(s):\n  " + "\n  ".join(problems)] if problems else [])
     if not is_readable or other_labels or not ("dataset" in document or (raw / "labelsTr").is_dir()):
         found.raise_all()
-    given = RunInput(request, recipe, raw, document, _labelled(raw, document), is_new, is_sound=not problems)
+    given = RunInput(
+        request, recipe, raw, preprocessed, document, _labelled(raw, document), is_new, is_sound=not problems
+    )
     sources = found.attempt(lambda: find_sources(request.unlabelled, given.channels))
     folds = found.attempt(lambda: _init_folds(request, document, recipe))
     given = replace(given, sources=sources or {}, init_folds=tuple(folds or ()))
@@ -165,6 +170,13 @@ def _check_members(given: RunInput) -> None:
     """A given model's labels can be judged by the recipe's rule."""
     if given.init_folds or given.request.init_model is None:  # what is wrong with its folds was said
         check_init_members(given.request, given.init_folds, given.recipe)
+
+
+def _check_folds(given: RunInput) -> None:
+    """There are as many labelled cases as the recipe has folds; asked of a new run, whose splits may be missing."""
+    if given.is_new and given.labelled:
+        splits = given.preprocessed / SPLITS
+        check_folds(given.recipe, len(given.labelled), splits, starts_given=given.request.init_model is not None)
 
 
 def _check_loops(given: RunInput) -> None:
@@ -318,6 +330,7 @@ CHECKS: tuple[Callable[[RunInput], None], ...] = (
     _check_trainers,
     _check_ids,
     _check_held_out_cases,
+    _check_folds,
     _check_members,
     _check_coarse_model,
     _check_first_weights,
