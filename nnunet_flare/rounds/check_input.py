@@ -12,7 +12,7 @@ from nnunet_flare import plugin
 from nnunet_flare.datasets import check_dataset, dataset_reader, read_dataset_json
 from nnunet_flare.documents import load_json
 from nnunet_flare.errors import InputError
-from nnunet_flare.labels import allowed_ids, has_regions, ignore_id, label_problems
+from nnunet_flare.labels import IGNORE, allowed_ids, has_regions, ignore_id, label_problems
 from nnunet_flare.recipes.recipe import Recipe
 from nnunet_flare.rounds.check_loop_data import check_loop_data, roles_of
 from nnunet_flare.rounds.run.configurations import resolve
@@ -298,7 +298,7 @@ def _init_folds(request: Request, document: Mapping[str, Any], recipe: Recipe) -
     there = model.get("labels") if isinstance(model, dict) else None
     if request.init_map is not None:
         check_id_map(request.init_map, there, document["labels"], recipe, where=f"--init_model {folder}")
-    elif there != document["labels"]:
+    elif not isinstance(there, dict) or _outputs(model) != _outputs(document):
         raise InputError(
             f"--init_model {folder}: its labels are {there}, the dataset's {document['labels']}; give --init_map with "
             "their ids, or start from its weights alone with --set training.pretrained_weights=CHECKPOINT"
@@ -324,6 +324,12 @@ def _init_folds(request: Request, document: Mapping[str, Any], recipe: Recipe) -
         )
     _check_names(folder, trusted=request.trust_checkpoint)
     return folds
+
+
+def _outputs(dataset_json: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What a network's outputs stand for: organs or regions, and how these are drawn; *ignore* is none of them."""
+    labels = {name: value for name, value in dataset_json["labels"].items() if name != IGNORE}
+    return (list(labels.items()), dataset_json.get("regions_class_order")) if has_regions(labels) else (labels, None)
 
 
 CHECKS: tuple[Callable[[RunInput], None], ...] = (

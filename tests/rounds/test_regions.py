@@ -1,4 +1,4 @@
-"""A run on a data set of regions with an *ignore* label: everything is judged region by region, stored as label maps."""
+"""A run on a data set of regions with an *ignore* label: judged region by region, stored as label maps."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ def _provide_dataset_json(run: Run, base: Base, configuration: dict[str, Any]) -
     if found != needed:
         raise InputError(
             f"{base.plans_file}: configuration '{base.configuration}' normalises {found} channel(s), "
-            f"{run.settings.dataset} has {needed}; move plans of a dataset with as many, or remove the file to plan anew"
+            f"{run.settings.dataset} has {needed}; move plans of a dataset with as many, or remove it to plan anew"
         )
     copy = run.preprocessed / "dataset.json"
     if not copy.is_file():
@@ -273,8 +273,8 @@ def check_folds(recipe: Recipe, cases: int, splits: Path, *, starts_given: bool)
     elif cases < count:
         remedy = f"members.count={cases}" if cases > 1 else ALONE
         raise InputError(
-            f"{splits.parent.name} has {cases} labelled case(s), but members.count={count} folds need {count}, each left "
-            f"out of one training. Set {remedy}; or label more cases"
+            f"{splits.parent.name} has {cases} labelled case(s), but members.count={count} folds need {count}, each "
+            f"left out of one training. Set {remedy}; or label more cases"
         )
 
 
