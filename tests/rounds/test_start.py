@@ -184,17 +184,18 @@ def test_gpus_without_a_gpu_are_refused(data, capsys):
 
 def test_a_run_that_does_not_fit_the_disk_does_not_start(data, capsys, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
-    code = main(["run", "-d", "22", "-u", str(data / "unlabelled"), "--recipe", "demo", "-device", "cpu"])
+    code = main(["run", "-d", "22", "-u", str(data / "unlabelled"), "--recipe", "demo", "-device", "cpu", "--set",
+                 "members.count=2"])  # fmt: skip
     assert code == 1 and "are free" in capsys.readouterr().err
 
 
 def test_a_dry_run_shows_every_task_and_writes_nothing(data, capsys):
     before = set(data.rglob("*"))
     code = main(["run", "-d", "22", "-u", str(data / "unlabelled"), "--recipe", "uncertainty", "-device", "cpu",
-                 "--dry-run", "--set", "rounds=2"])  # fmt: skip
+                 "--dry-run", "--set", "rounds=2", "members.count=2"])  # fmt: skip
     text = capsys.readouterr().out
     assert code == 0
-    assert "nnUNetv2_train 22 3d_fullres_uncertainty_r1 4 -tr nnUNetTrainerFlareST -p nnUNetPlansFlare" in text
+    assert "nnUNetv2_train 22 3d_fullres_uncertainty_r1 1 -tr nnUNetTrainerFlareST -p nnUNetPlansFlare" in text
     for task in ("plan", "unlabelled", "build-r0", "train-r0-f0", "label-r1-p0", "select-r1", "train-r2-fall"):
         assert any(line.startswith(f"{task} ") for line in text.splitlines()), task
     assert "GB free" in text
