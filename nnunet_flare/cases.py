@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from nnunet_flare.documents import load_json
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import write_json
+from nnunet_flare.labels import label_ids
 
 Role = Literal["labelled", "pseudo", "partial", "unlabelled"]
 ROLES: tuple[str, ...] = get_args(Role)
@@ -126,7 +127,7 @@ def read_table(path: Path, *, labels: Mapping[str, Any] | None = None, strict: b
     if not isinstance(entries, dict):
         problems.append(f"cases: expected an object of case ids, found {type(entries).__name__}")
         entries = {}
-    known = None if labels is None else {v for v in labels.values() if isinstance(v, int) and v > 0}
+    known = None if labels is None else set(label_ids(labels))
     for case, entry in entries.items():
         parsed = _parse_case(case, entry, known, problems)
         if parsed is not None:

@@ -32,6 +32,7 @@ from nnunet_flare.images import (
     read_volume,
     rounding_difference,
 )
+from nnunet_flare.labels import allowed_ids, ignore_id, label_problems
 from nnunet_flare.readers import SITK, doubtful, reader_of_dataset
 from nnunet_flare.trusted_names import check_name
 
@@ -89,12 +90,13 @@ def check_dataset(dataset_folder: Path) -> list[str]:
         problems.append(
             f"{dataset_folder / 'dataset.json'}: numTraining is {document['numTraining']!r}, found {len(cases)} cases"
         )
-    wrong_labels = _label_problems(document["labels"])
-    problems += [f"{dataset_folder / 'dataset.json'}: labels: {line}" for line in wrong_labels]
-    allowed = None if wrong_labels else _label_ids(document["labels"])
-    table = _read_cases(dataset_folder, document, cases, problems)
+    wrong_labels = label_problems(document)
+    problems += [f"{dataset_folder / 'dataset.json'}: {line}" for line in wrong_labels]
+    allowed = None if wrong_labels else set(allowed_ids(document["labels"]))
+    table = _read_cases(dataset_folder, None if wrong_labels else document["labels"], cases, problems)
     reader = dataset_reader(dataset_folder, document)
-    return problems + check_cases(cases, allowed, table=table, reader=reader)
+    ignore = None if wrong_labels else ignore_id(document["labels"])
+    return problems + check_cases(cases, allowed, table=table, reader=reader, ignore=ignore)
 
 
 def dataset_reader(folder: Path, document: Mapping[str, Any]) -> str:
@@ -109,6 +111,7 @@ def check_cases(
     *,
     table: Mapping[str, Case] | None = None,
     reader: str = SITK,
+    ignore: int | None = None,
 ) -> list[str]:
     """Everything that is wrong with the files of cases; each is opened once.
 
@@ -117,8 +120,9 @@ def check_cases(
         allowed: ids that label maps may hold; None: any.
         table: roles and annotated organs of cases that are not plain labelled ones.
         reader: the dataset's, as which every file is read.
+        ignore: id of voxels that nobody annotated, which every case may hold.
     """
-    check = partial(_check_case, allowed=allowed, table=table or {}, reader=reader)
+    check = partial(_check_case, allowed=allowed, table=table or {}, reader=reader, ignore=ignore)
     problems: list[str] = []
     with ThreadPoolExecutor(READERS) as pool:
         found = pool.map(check, cases.items())
@@ -162,32 +166,10 @@ def read_dataset_json(folder: Path, problems: list[str]) -> dict[str, Any] | Non
     return document
 
 
-def _label_problems(labels: Mapping[str, Any]) -> list[str]:
-    if labels.get("background") != 0:
-        return [f"'background' is {labels.get('background')!r}, expected 0"]
-    ids = _label_ids(labels)
-    if ids is None:
-        return [f"{dict(labels)}, expected whole numbers, or lists of them for regions"]
-    if ids != set(range(len(ids))):
-        return [f"ids {sorted(ids)}, expected 0, 1, 2, ... without gaps"]
-    return []
-
-
-def _label_ids(labels: Mapping[str, Any]) -> set[int] | None:
-    """All ids of dataset.json's ``labels``, those of regions and of ``ignore`` included; None where one is no id."""
-    ids: set[int] = set()
-    for value in labels.values():
-        values = value if isinstance(value, list) else [value]
-        if not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values):
-            return None
-        ids.update(values)
-    return ids
-
-
 def _training_cases(folder: Path, document: Mapping[str, Any], problems: list[str]) -> dict[str, TrainingCase]:
     """The cases as nnU-Net finds them: listed in dataset.json, else by the file names in imagesTr and labelsTr."""
     if "dataset" in document:
-        return _listed_cases(folder, document["dataset"], problems)
+        return _listed_cases(folder, document, problems)
     ending, channels = document["file_ending"], len(document["channel_names"])
     images, labels = folder / "imagesTr", folder / "labelsTr"
     absent = [path for path in (images, labels) if not path.is_dir()]
@@ -221,7 +203,9 @@ def _training_cases(folder: Path, document: Mapping[str, Any], problems: list[st
     return cases
 
 
-def _listed_cases(folder: Path, listed: Any, problems: list[str]) -> dict[str, TrainingCase]:
+def _listed_cases(folder: Path, document: Mapping[str, Any], problems: list[str]) -> dict[str, TrainingCase]:
+    """The cases of dataset.json's ``dataset``, whose files may lie anywhere, in one format."""
+    listed, ending, channels = document["dataset"], document["file_ending"], len(document["channel_names"])
     cases = {}
     for case, entry in listed.items() if isinstance(listed, dict) else ():
         if not re.fullmatch(r"[^./\\\0][^/\\\0]*", case):
@@ -235,6 +219,14 @@ def _listed_cases(folder: Path, listed: Any, problems: list[str]) -> dict[str, T
             problems.append(f"{folder / 'dataset.json'}: dataset.{case}: expected 'images' (a list) and 'label'")
             continue
         expanded = [folder / os.path.expandvars(path) for path in (*images, label)]
+        problems += [
+            f"{case}: {path}: is no {ending} file, which dataset.json's file_ending says; nnU-Net reads and copies all "
+            "files as that: convert it, or correct file_ending"
+            for path in expanded
+            if not path.name.endswith(ending)
+        ]
+        if len(images) != channels:
+            problems.append(f"{case}: dataset.json lists {len(images)} image(s), expected {channels}, one per channel")
         cases[case] = TrainingCase(tuple(expanded[:-1]), expanded[-1])
     if not cases:
         problems.append(f"{folder / 'dataset.json'}: dataset: expected an object of cases, found {listed!r:.80}")
@@ -242,13 +234,13 @@ def _listed_cases(folder: Path, listed: Any, problems: list[str]) -> dict[str, T
 
 
 def _read_cases(
-    folder: Path, document: Mapping[str, Any], cases: Mapping[str, TrainingCase], problems: list[str]
+    folder: Path, labels: Mapping[str, Any] | None, cases: Mapping[str, TrainingCase], problems: list[str]
 ) -> Mapping[str, Case]:
     path = folder / FILE_NAME
     if not path.exists():
         return {}
     try:
-        table = read_table(path, labels=document["labels"])
+        table = read_table(path, labels=labels)
     except InputError as error:
         problems.append(str(error))
         return {}
@@ -259,7 +251,12 @@ def _read_cases(
 
 
 def _check_case(
-    item: tuple[str, TrainingCase], *, allowed: set[int] | None, table: Mapping[str, Case], reader: str
+    item: tuple[str, TrainingCase],
+    *,
+    allowed: set[int] | None,
+    table: Mapping[str, Case],
+    reader: str,
+    ignore: int | None,
 ) -> list[str]:
     case, files = item
     too_long = name_problem(case, files.label.parent)
@@ -281,7 +278,7 @@ def _check_case(
             log.warning("%s: %s: nearly the grid of %s: %s", case, path, files.images[0].name, rounding)
     entry = table.get(case, Case())
     if label is not None and entry.role == "partial":
-        unannounced = set(np.unique(label.array).tolist()) - {0, *(entry.annotated or ())}
+        unannounced = set(np.unique(label.array).tolist()) - {0, ignore, *(entry.annotated or ())}
         if unannounced:
             problems.append(
                 f"{case}: {files.label}: holds {sorted(unannounced)}, but {FILE_NAME} says that only "

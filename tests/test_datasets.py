@@ -170,7 +170,8 @@ def test_a_wrong_dataset_json_is_told(dataset: Path, changes: dict[str, Any], ex
 
 
 def test_regions_and_ignore_are_labels_too(dataset: Path) -> None:
-    write_dataset_json(dataset, labels={"background": 0, "organs": [1, 2], "spleen": 2, "ignore": 3})
+    labels = {"background": 0, "organs": [1, 2], "spleen": 2, "ignore": 3}
+    write_dataset_json(dataset, labels=labels, regions_class_order=[1, 2])
     assert check_dataset(dataset) == []
 
 

@@ -69,7 +69,8 @@ def _parser() -> argparse.ArgumentParser:
         default="flare22",
         metavar="SET",
         help="flare22 (default), flare23 (with lesions), flare24-lesion (task 1), flare24-organs (tasks 2 and 3), the "
-        "same of flare25 and flare26, or a dataset.json, whose regions are scored as unions",
+        "same of flare25 and flare26, or a dataset.json, whose regions are scored as unions and whose 'ignore' label "
+        "counts nowhere",
     )
     parser.add_argument(
         "--corrected",
@@ -157,6 +158,7 @@ def _healthy_file(args: argparse.Namespace) -> Path:
 
 def _table(args: argparse.Namespace, predictions: Path, structures: Sequence[Structure]) -> ScoreTable:
     from nnunet_flare.evaluation.measures import evaluate_folders
+    from nnunet_flare.evaluation.structures import read_ignored
 
     official: Missing = "zero" if args.corrected else OFFICIAL_MISSING.get(args.labels, "zero")
     return evaluate_folders(
@@ -166,6 +168,7 @@ def _table(args: argparse.Namespace, predictions: Path, structures: Sequence[Str
         corrected=args.corrected,
         missing=args.missing or official,
         as_stored=args.as_stored,
+        ignored=read_ignored(args.labels),
         processes=args.np,
     )
 

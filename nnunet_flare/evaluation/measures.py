@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 
 from nnunet_flare.errors import CaseError, InputError
-from nnunet_flare.evaluation.overlap import compact, dice, dice_of_counts, joint_counts
+from nnunet_flare.evaluation.overlap import annotated_alone, compact, dice, dice_of_counts, joint_counts
 from nnunet_flare.evaluation.pairs import CasePair, Pairing, find_pairs, on_grid_of, read_pair
 from nnunet_flare.evaluation.structures import Structure, label_ids, structures_of
 from nnunet_flare.evaluation.surface import Corners, find_corners, surface_dice, surface_of
@@ -70,15 +70,23 @@ class _Maps:
 
 
 def evaluate_case(
-    reference: Volume, prediction: Volume, organs: Sequence[Organ | Structure], *, corrected: bool = False
+    reference: Volume,
+    prediction: Volume,
+    organs: Sequence[Organ | Structure],
+    *,
+    corrected: bool = False,
+    ignored: int | None = None,
 ) -> CaseScores:
     """DSC and NSD of every organ or region; the prediction is turned to the reference's orientation where needed.
+
+    Voxels that the reference calls ``ignored`` count in neither.
 
     Raises:
         CaseError: when the two do not lie on the same grid, or the reference holds more than the only class.
     """
     turned, _ = on_grid_of(reference, prediction, case="case")
-    return _score("case", reference.array, turned.array, reference.spacing_mm, structures_of(organs), corrected)
+    maps = annotated_alone(reference.array, turned.array, ignored)
+    return _score("case", maps[0], maps[1], reference.spacing_mm, structures_of(organs), corrected)
 
 
 def _score(
@@ -152,6 +160,7 @@ def evaluate_folders(
     corrected: bool = False,
     missing: Missing = "skip",
     as_stored: bool = False,
+    ignored: int | None = None,
     processes: int | None = None,
     progress: bool = True,
 ) -> ScoreTable:
@@ -165,6 +174,7 @@ def evaluate_folders(
         missing: what a reference without prediction means. A prediction without reference is always listed, and is a
             failed case under ``skip``, whose list of cases is the predictions.
         as_stored: ignore the headers' geometry, as the official script does.
+        ignored: id of voxels that the reference does not annotate: they count neither for nor against a prediction.
         processes: workers; default one per core, at most one per case.
         progress: show a bar where there is a terminal.
 
@@ -179,7 +189,7 @@ def evaluate_folders(
     if missing == "zero":
         zeros = {s.id: 0.0 for s in structures}
         rows = [CaseRow(name, zeros, zeros) for name in pairing.without_prediction]
-    score = partial(_score_pair, structures=structures, corrected=corrected, as_stored=as_stored)
+    score = partial(_score_pair, structures=structures, corrected=corrected, as_stored=as_stored, ignored=ignored)
     with Workers(processes, progress=progress) as workers:
         for pair, outcome in workers.each_case(score, pairing.pairs, description="scoring"):
             if isinstance(outcome, CaseError):
@@ -217,8 +227,8 @@ def _missing_cases(pairing: Pairing, missing: Missing) -> tuple[list[str], list[
 
 
 def _score_pair(
-    pair: CasePair, *, structures: Sequence[Structure], corrected: bool, as_stored: bool
+    pair: CasePair, *, structures: Sequence[Structure], corrected: bool, as_stored: bool, ignored: int | None
 ) -> tuple[CaseScores, str | None]:
     reference, prediction, note = read_pair(pair, as_stored=as_stored)
-    scores = _score(pair.case, reference.array, prediction.array, reference.spacing_mm, structures, corrected)
-    return scores, note
+    maps = annotated_alone(reference.array, prediction.array, ignored)
+    return _score(pair.case, maps[0], maps[1], reference.spacing_mm, structures, corrected), note

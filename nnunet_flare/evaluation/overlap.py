@@ -21,6 +21,19 @@ def compact(labels: np.ndarray, label_ids: Sequence[int]) -> np.ndarray:
     return table[labels]
 
 
+def annotated_alone(reference: np.ndarray, other: np.ndarray, ignored: int | None) -> list[np.ndarray]:
+    """Both label maps with background where the reference is not annotated, so that nothing there counts.
+
+    Args:
+        reference: label map (Z, Y, X) by a person.
+        other: another one of the same shape.
+        ignored: the id of voxels without annotation; None: there are none, and both are given back as they are.
+    """
+    if ignored is None or not (unknown := reference == ignored).any():
+        return [reference, other]
+    return [np.where(unknown, 0, reference), np.where(unknown, 0, other)]
+
+
 def joint_counts(reference: np.ndarray, prediction: np.ndarray, n_labels: int) -> np.ndarray:
     """Voxel counts (Z, n_labels + 1, n_labels + 1) of each (reference, prediction) pair in each slice.
 
@@ -49,8 +62,19 @@ def dice(reference: np.ndarray, prediction: np.ndarray, label_ids: Sequence[int]
     Raises:
         ValueError: when the two maps differ in shape.
     """
+    return dict(zip(label_ids, region_dice(reference, prediction, [(label,) for label in label_ids]), strict=True))
+
+
+def region_dice(reference: np.ndarray, prediction: np.ndarray, organs: Sequence[Sequence[int]]) -> list[float]:
+    """Plain Dice of every organ or region, the labels of a region counting as one; see :func:`dice`.
+
+    Raises:
+        ValueError: when the two maps differ in shape.
+    """
     if reference.shape != prediction.shape:
         raise ValueError(f"label maps of shapes {reference.shape} and {prediction.shape} cannot be compared")
-    counts = joint_counts(compact(reference, label_ids), compact(prediction, label_ids), len(label_ids)).sum(axis=0)
+    known = sorted({label for ids in organs for label in ids})
+    counts = joint_counts(compact(reference, known), compact(prediction, known), len(known)).sum(axis=0)
     sizes, predicted = counts.sum(axis=1), counts.sum(axis=0)
-    return {label: dice_of_counts(sizes[i], predicted[i], counts[i, i]) for i, label in enumerate(label_ids, 1)}
+    places = [[known.index(label) + 1 for label in ids] for ids in organs]
+    return [dice_of_counts(sizes[of].sum(), predicted[of].sum(), counts[np.ix_(of, of)].sum()) for of in places]

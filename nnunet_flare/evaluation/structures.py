@@ -12,6 +12,7 @@ from typing import Any
 
 from nnunet_flare.documents import load_json
 from nnunet_flare.errors import InputError
+from nnunet_flare.labels import BACKGROUND, IGNORE
 from nnunet_flare.organs import FLARE23, LABEL_SETS, Organ
 
 LABELLED_SLICES_ONLY: frozenset[str] = frozenset({"aorta", "inferior_vena_cava", "esophagus"})
@@ -79,13 +80,28 @@ def read_structures(name_or_path: str, *, tolerance_mm: float = DEFAULT_TOLERANC
     document = load_json(path)
     try:
         labels = document["labels"]
-        entries = [(name, value) for name, value in labels.items() if name not in ("background", "ignore")]
+        entries = [(name, value) for name, value in labels.items() if name not in (BACKGROUND, IGNORE)]
         parsed = [(name, _label_ids(value)) for name, value in entries]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{path}: no usable 'labels' ({error}); expected nnU-Net's name: id, or ids") from error
     if not parsed:
         raise InputError(f"{path}: 'labels' names no foreground label")
     return tuple(_of_entry(place, name, ids, tolerance_mm) for place, (name, ids) in enumerate(parsed, 1))
+
+
+def read_ignored(name_or_path: str) -> int | None:
+    """The *ignore* label of a dataset.json; None where it has none, and for a FLARE label set.
+
+    Raises:
+        InputError: where it is no id from 1 to 255.
+    """
+    if name_or_path in LABEL_SETS:
+        return None
+    try:
+        labels = load_json(Path(name_or_path))["labels"]
+        return None if IGNORE not in labels else _label_ids(labels[IGNORE])[0]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{name_or_path}: no usable 'ignore' label ({error}); expected one id") from error
 
 
 def _label_ids(value: Any) -> tuple[int, ...]:

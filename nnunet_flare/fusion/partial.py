@@ -119,7 +119,7 @@ def merge(
     Args:
         sources: label maps, the base first.
         truth: the ground truth, 0 where it says nothing.
-        annotated: ids that are annotated in it.
+        annotated: ids that are annotated in it; its voxels of ``ignore_label`` nobody annotated.
         union_of: ids of which the union is taken, the rest being the base's; empty: consensus of the sources.
         on_disagree: see :func:`consensus`.
         ignore_label: one above the highest label.
@@ -127,7 +127,8 @@ def merge(
             ground truth overrules them.
 
     Returns:
-        The merged map. For every annotated id it is equal to ``truth`` in every voxel.
+        The merged map. For every annotated id it is equal to ``truth`` in every voxel, and it is ignored where the
+        truth is.
     """
     if truth is not None:
         sources = [source.without(annotated) for source in sources]
@@ -141,6 +142,6 @@ def merge(
             labels[source.labels == number] = number
     if truth is None:
         return Merged(labels, disagreeing)
-    decided = np.isin(truth, list(annotated))
+    decided = np.isin(truth, [*annotated, ignore_label])
     labels[decided] = truth[decided]
     return Merged(labels, disagreeing, int(decided.sum()))

@@ -10,9 +10,7 @@ import numpy as np
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.arrays import HOST
-
-IGNORED = "ignore"
-"""The label of voxels without an annotation; no output stands for it."""
+from nnunet_flare.labels import IGNORE, has_regions, ids_of
 
 REGION_THRESHOLD = 0.5
 """A region holds a voxel where its probability is above this (stock nnU-Net)."""
@@ -27,10 +25,9 @@ class Labels:
         Raises:
             InputError: when they do not go together.
         """
-        named = {name: value for name, value in dataset_json["labels"].items() if name != IGNORED}
-        ids = {name: list(value) if isinstance(value, (list, tuple)) else [value] for name, value in named.items()}
-        self.has_regions = any(len(some) > 1 for some in ids.values())
-        self.all_labels = sorted({int(label) for some in ids.values() for label in some})
+        ids = {name: ids_of(value) for name, value in dataset_json["labels"].items() if name != IGNORE}
+        self.has_regions = has_regions(dataset_json["labels"])
+        self.all_labels = sorted({label for some in ids.values() for label in some})
         self.regions_class_order: list[int] | None = None
         if self.has_regions:
             order = dataset_json.get("regions_class_order")

@@ -8,6 +8,8 @@ from typing import Any
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
+from nnunet_flare.inference.labels import Labels
+
 
 def planned_network(configuration: Mapping[str, Any], dataset: Mapping[str, Any], *, allow_init: bool) -> nn.Module:
     """A configuration's network as it is trained: with deep supervision.
@@ -23,7 +25,7 @@ def planned_network(configuration: Mapping[str, Any], dataset: Mapping[str, Any]
         architecture["arch_kwargs"],
         architecture["_kw_requires_import"],
         len(dataset["channel_names"]),
-        len(dataset["labels"]),
+        Labels(dataset).heads,
         allow_init=allow_init,
         deep_supervision=True,
     )

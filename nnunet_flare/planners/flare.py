@@ -205,7 +205,7 @@ def plan_dataset(
         planner_class: any planner of stock nnU-Net or ours.
         configuration: the configuration that ``overrides`` change.
         plans_name: other than the planner's own; the data folder of ``configuration`` is then named by it.
-        spacing_mm: target spacing in the reader's axis order (z, y, x).
+        spacing_mm: target spacing in the reader's axis order (z, y, x), or of a 2-D configuration (y, x).
         overrides: keyword arguments of :func:`override_configuration`.
 
     Returns:
@@ -215,7 +215,9 @@ def plan_dataset(
         InputError: for an override out of range, or a configuration that this planner does not plan.
     """
     keywords: dict[str, Any] = {} if plans_name is None else {"plans_name": plans_name}
-    if spacing_mm is not None:
+    if spacing_mm is not None and len(spacing_mm) == 2:  # of slices: planners take the spacing of volumes alone
+        overrides["spacing_mm"] = spacing_mm
+    elif spacing_mm is not None:
         keywords["overwrite_target_spacing"] = [float(edge) for edge in spacing_mm]
     planner = planner_class(dataset_id, **keywords)
     plans = planner.plan_experiment()

@@ -50,10 +50,10 @@ def candidates(labels: LabelSet, minimum_mm3: Mapping[Organ, float]) -> list[Can
 
     ``minimum_mm3`` are smallest plausible volumes by organ name; organs without one are not judged by volume.
     """
-    every = tuple(labels.organs)
+    every, erasable = tuple(labels.organs), tuple(labels.structures)
     volumes = {organ: volume for name, volume in minimum_mm3.items() for organ in _present(labels, name)}
-    vessels = _present(labels, "aorta", "inferior_vena_cava", "esophagus")
-    inside = _present(labels, "gallbladder", "liver")
+    vessels = _organs_alone(labels, "aorta", "inferior_vena_cava", "esophagus")
+    inside = _organs_alone(labels, "gallbladder", "liver")
 
     def small_organs(organs: tuple[str, ...]) -> Step:
         minimum = {organ: volumes[organ] for organ in organs}
@@ -84,17 +84,22 @@ def candidates(labels: LabelSet, minimum_mm3: Mapping[Organ, float]) -> list[Can
         Candidate("erase organs below half their smallest volume", tuple(volumes), small_organs),
         Candidate("close gaps", every, closing),
         Candidate("keep the slices of the great vessels", vessels, field, by_organ=False),
-        Candidate("erase components below a tenth of their organ", every, components),
+        Candidate("erase components below a tenth of their organ", erasable, components),
         Candidate("give gallbladder inside the liver to it", inside[:2] if len(inside) > 1 else (), enclosed, False),
-        Candidate("keep the largest component", every, largest),
+        Candidate("keep the largest component", erasable, largest),
         Candidate("keep the largest components of all organs together", every, pooled, by_organ=False),
         Candidate("fill holes", every, holes),
     ]
 
 
+def _organs_alone(labels: LabelSet, *names: Organ) -> tuple[str, ...]:
+    """Those of them that are organs of one label, which operations that give voxels to a label need."""
+    return tuple(name for name in _present(labels, *names) if name in labels.organs)
+
+
 def _present(labels: LabelSet, *names: Organ) -> tuple[str, ...]:
     """The label set's own names of those organs that it has."""
-    own = {label: organ for organ, label in labels.organs.items()}
+    own = {labels.find(organ): organ for organ in labels.structures}
     found = []
     for name in names:
         try:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nnunet_flare.documents import load_json
 from nnunet_flare.errors import InputError
+from nnunet_flare.labels import IGNORE, Group
 from nnunet_flare.organs import FLARE23, LABEL_SETS, dataset_labels
 
 SYNONYMS: dict[str, str] = {
@@ -26,19 +27,35 @@ SYNONYMS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The organs by name, and every id that a label map may hold (regions included)."""
+    """What a label map may hold.
+
+    Attributes:
+        source: a label set's name, or the file.
+        organs: ids of the organs of a single label by name.
+        allowed: every id.
+        regions: label ids of the regions by name; operations that only erase take them as they take organs.
+        ignored: the id of voxels that nobody annotated, which count nowhere.
+    """
 
     source: str
     organs: Mapping[str, int]
     allowed: frozenset[int]
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    ignored: int | None = None
+
+    @property
+    def structures(self) -> dict[str, tuple[int, ...]]:
+        """Label ids of every organ and region by name: what is measured and scored."""
+        return {**{name: (label,) for name, label in self.organs.items()}, **self.regions}
 
     @property
     def named_set(self) -> str | None:
         """The name by which a pipeline file can refer to this set; None for a dataset.json, which may move."""
         return self.source if self.source in LABEL_SETS else None
 
-    def find(self, name: str | int) -> int:
-        """The id of an organ given by name (any spelling of case, hyphens and blanks, or a synonym) or by id.
+    def find(self, name: str | int) -> Group:
+        """The id of an organ, or the ids of a region, given by name (any spelling of case, hyphens and blanks, or a
+        synonym) or by id.
 
         Raises:
             ValueError: with the names that there are.
@@ -48,12 +65,13 @@ class LabelSet:
                 return name
             raise ValueError(f"label id {name} is not in {self.source}, which has {sorted(self.organs.values())}")
         wanted = _canonical(name)
-        by_name = {_canonical(known): label for known, label in self.organs.items()}
+        everything: dict[str, Group] = {**self.organs, **self.regions}
+        by_name = {_canonical(known): label for known, label in everything.items()}
         if wanted in by_name:
             return by_name[wanted]
         close = difflib.get_close_matches(wanted, by_name, 1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
-        raise ValueError(f"organ '{name}' is not in {self.source} ({', '.join(self.organs)}){hint}")
+        raise ValueError(f"organ '{name}' is not in {self.source} ({', '.join(everything)}){hint}")
 
 
 def _canonical(name: str) -> str:
@@ -63,8 +81,6 @@ def _canonical(name: str) -> str:
 
 def label_set(labels: str | Mapping[str, Any]) -> LabelSet:
     """The label set of a name (``flare22``, ``flare23``), a dataset.json's path, or its ``labels`` entry.
-
-    Region entries (lists of ids) only widen the ids that may occur: operations work on single labels.
 
     Raises:
         InputError: for an unknown name, an unreadable file or unusable labels.
@@ -88,14 +104,19 @@ def _read_entry(path: Path) -> Mapping[str, Any]:
 
 def _of_entry(source: str, entry: Any) -> LabelSet:
     organs: dict[str, int] = {}
-    allowed = {0}
+    regions: dict[str, tuple[int, ...]] = {}
+    allowed, ignored = {0}, None
     for name, value in entry.items() if isinstance(entry, Mapping) else ():
         ids = list(value) if isinstance(value, (list, tuple)) else [value]
         if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < 256 for i in ids):
             raise InputError(f"{source}: label '{name}' is {value!r}; expected ids from 0 to 255")
         allowed.update(ids)
-        if not isinstance(value, (list, tuple)) and value > 0 and name != "ignore":
-            organs[name] = value
-    if not organs:
-        raise InputError(f"{source}: names no organ of a single label id; expected nnU-Net's 'labels'")
-    return LabelSet(source, organs, frozenset(allowed))
+        if name == IGNORE:
+            ignored = ids[0]
+        elif len(ids) == 1 and ids[0] > 0:
+            organs[name] = ids[0]
+        elif len(ids) > 1:
+            regions[name] = tuple(ids)
+    if not organs and not regions:
+        raise InputError(f"{source}: names no organ; expected nnU-Net's 'labels'")
+    return LabelSet(source, organs, frozenset(allowed), regions, ignored)

@@ -44,13 +44,15 @@ class Learned:
 
 
 def smallest_organs(source: Path, labels: LabelSet, *, processes: int | None = None, progress: bool = True) -> Learned:
-    """The smallest volume of every organ over the label maps of a folder; cases without an organ do not count for it.
+    """The smallest volume of every organ and region over the label maps of a folder; cases without it do not count.
+
+    A case with voxels that nobody annotated is left out: how large its organs are is not known.
 
     Raises:
         InputError: when the folder holds no label map, or none that can be read.
     """
     files, left = label_files(source)
-    volumes: dict[str, dict[int, float]] = {}
+    volumes: dict[str, dict[str, float]] = {}
     failed = list(left.items())
     work = partial(_volumes_mm3, labels=labels)
     with Workers(processes, progress=progress) as workers:
@@ -63,8 +65,8 @@ def smallest_organs(source: Path, labels: LabelSet, *, processes: int | None = N
         reasons = "; ".join(f"{case}: {reason}" for case, reason in sorted(failed)) or "all label maps are empty"
         raise InputError(f"{source}: no organ could be measured: {reasons}")
     smallest, unseen = [], []
-    for organ, label in labels.organs.items():
-        seen = {case: found[label] for case, found in sorted(volumes.items()) if label in found}
+    for organ in labels.structures:
+        seen = {case: found[organ] for case, found in sorted(volumes.items()) if organ in found}
         if not seen:
             unseen.append(organ)
             continue
@@ -73,10 +75,15 @@ def smallest_organs(source: Path, labels: LabelSet, *, processes: int | None = N
     return Learned(tuple(smallest), tuple(unseen), len(volumes), tuple(sorted(failed)))
 
 
-def _volumes_mm3(path: Path, *, labels: LabelSet) -> dict[int, float]:
-    volume = read_labels_alone(path, stem_of(path), allowed=sorted(labels.allowed))
+def _volumes_mm3(path: Path, *, labels: LabelSet) -> dict[str, float]:
+    case = stem_of(path)
+    volume = read_labels_alone(path, case, allowed=sorted(labels.allowed))
     counts = slice_counts(volume.array.astype(np.uint8)).sum(axis=0)
-    return {label: float(count * volume.voxel_mm3) for label, count in enumerate(counts) if count and label}
+    if labels.ignored is not None and labels.ignored < counts.size and counts[labels.ignored]:
+        unknown = int(counts[labels.ignored])
+        raise CaseError(case, f"{unknown} voxels are not annotated ('ignore'), so that its organs' volumes are unknown")
+    found = {name: sum(counts[i] for i in ids if i < counts.size) for name, ids in labels.structures.items()}
+    return {name: float(count * volume.voxel_mm3) for name, count in found.items() if count}
 
 
 def with_learned_volumes(base: Pipeline, learned: Learned, *, fraction: float = FRACTION) -> PipelineFile:
@@ -90,7 +97,7 @@ def with_learned_volumes(base: Pipeline, learned: Learned, *, fraction: float = 
     for step in base.content.steps:
         if isinstance(step, RemoveSmallOrgans):
             judged = {base.labels.find(name) for name in step.minimum_mm3}
-            own = {organ: v for organ, v in volumes.items() if base.labels.organs[organ] in judged}
+            own = {organ: v for organ, v in volumes.items() if base.labels.find(organ) in judged}
             steps += [_step(own, fraction)] if own else []
         else:
             steps.append(step)

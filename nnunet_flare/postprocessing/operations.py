@@ -8,25 +8,28 @@ gallbladder), Fosun Aitrox's (single-label components), nnU-Net (largest compone
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import cc3d
 import numpy as np
 from scipy import ndimage
 
+from nnunet_flare.labels import Group, ids_of
 from nnunet_flare.postprocessing.components import chosen_labels, clusters, find_components, slice_counts
 
 Spacing = tuple[float, float, float]
 
 
-def remove_small_organs(labels: np.ndarray, spacing_mm: Spacing, *, minimum_mm3: Mapping[int, float]) -> np.ndarray:
-    """Erase every organ whose whole volume is below its minimum; organs without one stay."""
+def remove_small_organs(labels: np.ndarray, spacing_mm: Spacing, *, minimum_mm3: Mapping[Group, float]) -> np.ndarray:
+    """Erase every organ, or region, whose whole volume is below its minimum; organs without one stay."""
     counts = slice_counts(labels).sum(axis=0)
     voxel_mm3 = float(np.prod(spacing_mm))
-    small = [o for o, least in minimum_mm3.items() if o < counts.size and 0 < counts[o] * voxel_mm3 < least]
     result = labels.copy()
-    for organ in small:
-        result[labels == organ] = 0
+    for organ, least in minimum_mm3.items():
+        ids = [label for label in ids_of(organ) if label < counts.size]
+        if 0 < counts[ids].sum() * voxel_mm3 < least:
+            result[np.isin(labels, ids)] = 0
     return result
 
 
@@ -83,9 +86,11 @@ def _field_end(present: np.ndarray, top: int, slice_mm: float, gap_mm: float | N
 
 
 def remove_small_components(
-    labels: np.ndarray, spacing_mm: Spacing, *, organs: Sequence[int], share: float, minimum_mm3: float = 0.0
+    labels: np.ndarray, spacing_mm: Spacing, *, organs: Sequence[Group], share: float, minimum_mm3: float = 0.0
 ) -> np.ndarray:
-    """Erase components below ``share`` of their organ's volume, or below ``minimum_mm3``."""
+    """Erase components below ``share`` of their organ's, or region's, volume, or below ``minimum_mm3``."""
+    erase = partial(remove_small_components, spacing_mm=spacing_mm, organs=[1], share=share, minimum_mm3=minimum_mm3)
+    labels, organs = _regions_first(labels, organs, erase)
     found = find_components(labels)
     organ_count = np.bincount(found.label[1:], weights=found.count[1:], minlength=256)
     small = found.count < share * organ_count[found.label]
@@ -93,10 +98,28 @@ def remove_small_components(
     return _without(labels, found.voxels_of(small & chosen_labels(found, organs)))
 
 
+def _regions_first(
+    labels: np.ndarray, organs: Sequence[Group], erase: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, list[int]]:
+    """A label map from whose regions was erased what ``erase`` takes from each (as label 1), and the other organs.
+
+    The labels of a region (a tuple of ids) count as one; what goes becomes background, as stock nnU-Net does it.
+    """
+    for region in organs:
+        if isinstance(region, tuple):
+            whole = np.isin(labels, region)
+            labels = np.where(whole & (erase(whole.view(np.uint8)) == 0), 0, labels).astype(labels.dtype)
+    return labels, [organ for organ in organs if not isinstance(organ, tuple)]
+
+
 def keep_largest(
-    labels: np.ndarray, spacing_mm: Spacing, *, organs: Sequence[int], minimum_mm3: float = 0.0
+    labels: np.ndarray, spacing_mm: Spacing, *, organs: Sequence[Group], minimum_mm3: float = 0.0
 ) -> np.ndarray:
-    """Keep the largest component of each organ, and that only above ``minimum_mm3``; of equal ones, the first stays."""
+    """Keep the largest component of each organ or region, and that only above ``minimum_mm3``; of equal ones, the first
+    stays.
+    """
+    erase = partial(keep_largest, spacing_mm=spacing_mm, organs=[1], minimum_mm3=minimum_mm3)
+    labels, organs = _regions_first(labels, organs, erase)
     found = find_components(labels)
     largest = np.zeros(found.count.size, dtype=bool)
     for organ in organs:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from nnunet_flare.labels import Group
 from nnunet_flare.postprocessing import operations
 from nnunet_flare.postprocessing.labelset import LabelSet
 
@@ -49,12 +50,27 @@ class _Step(BaseModel):
 
 
 def _ids(labels: LabelSet, key: str, names: list[Organ] | Literal["all"]) -> tuple[int, ...]:
+    """Organs of one label each, for operations that give voxels to a label."""
     if names == "all":
         return tuple(labels.organs.values())
     return tuple(_id(labels, key, name) for name in names)
 
 
 def _id(labels: LabelSet, key: str, name: Organ) -> int:
+    found = _group(labels, key, name)
+    if isinstance(found, tuple):
+        raise UnknownOrgan(key, f"'{name}' is a region of the labels {list(found)}; expected an organ of one label")
+    return found
+
+
+def _groups(labels: LabelSet, key: str, names: list[Organ] | Literal["all"]) -> tuple[Group, ...]:
+    """Organs and regions, for operations that only erase."""
+    if names == "all":
+        return (*labels.regions.values(), *labels.organs.values())
+    return tuple(_group(labels, key, name) for name in names)
+
+
+def _group(labels: LabelSet, key: str, name: Organ) -> Group:
     try:
         return labels.find(name)
     except ValueError as error:
@@ -70,7 +86,7 @@ class RemoveSmallOrgans(_Step):
 
     def bind(self, labels: LabelSet) -> Operation:
         minimum = {
-            _id(labels, f"minimum_mm3.{name}", name): volume * self.fraction
+            _group(labels, f"minimum_mm3.{name}", name): volume * self.fraction
             for name, volume in self.minimum_mm3.items()
         }
         return partial(operations.remove_small_organs, minimum_mm3=minimum)
@@ -110,7 +126,7 @@ class RemoveSmallComponents(_Step):
     minimum_mm3: NonNegative = 0.0
 
     def bind(self, labels: LabelSet) -> Operation:
-        organs = _ids(labels, "organs", self.organs)
+        organs = _groups(labels, "organs", self.organs)
         return partial(
             operations.remove_small_components, organs=organs, share=self.share, minimum_mm3=self.minimum_mm3
         )
@@ -124,7 +140,7 @@ class KeepLargest(_Step):
     minimum_mm3: NonNegative = 0.0
 
     def bind(self, labels: LabelSet) -> Operation:
-        organs = _ids(labels, "organs", self.organs)
+        organs = _groups(labels, "organs", self.organs)
         return partial(operations.keep_largest, organs=organs, minimum_mm3=self.minimum_mm3)
 
 

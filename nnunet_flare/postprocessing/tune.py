@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_flare.errors import CaseError, InputError
-from nnunet_flare.evaluation.overlap import dice
+from nnunet_flare.evaluation.overlap import annotated_alone, region_dice
 from nnunet_flare.evaluation.pairs import CasePair, find_pairs, read_pair
 from nnunet_flare.organs import FLARE22
 from nnunet_flare.parallel import Workers
@@ -106,7 +106,7 @@ class _Bench:
     failed: list[tuple[str, str]] = field(default_factory=list)
 
     def scores(self, steps: Sequence[Step], title: str) -> np.ndarray:
-        """Mean Dice over the cases of every organ (organs,) after the steps."""
+        """Mean Dice over the cases of every organ (organs and regions,) after the steps."""
         work = partial(_dice_after, pipeline=bind_pipeline("trial", PipelineFile(steps=list(steps)), self.labels))
         found = {}
         for pair, outcome in self.workers.each_case(work, self.pairs, description=title):
@@ -127,13 +127,14 @@ def _dice_after(pair: CasePair, *, pipeline: Pipeline) -> list[float]:
     if unknown:
         raise CaseError(pair.case, f"{pair.prediction}: holds the ids {unknown}, not in {pipeline.labels.source}")
     result = pipeline.apply(prediction.array, prediction.spacing_mm, direction=prediction.direction)
-    return list(dice(reference.array, result, tuple(pipeline.labels.organs.values())).values())
+    truth, found = annotated_alone(reference.array, result, pipeline.labels.ignored)
+    return region_dice(truth, found, list(pipeline.labels.structures.values()))
 
 
 def _try(
     candidate: Candidate, bench: _Bench, steps: list[Step], scores: np.ndarray, max_loss: float
 ) -> tuple[Trial, np.ndarray]:
-    organs = tuple(bench.labels.organs)
+    organs = tuple(bench.labels.structures)
     before = float(scores.mean())
     if not candidate.organs:
         return Trial(candidate.title, None, before, before, {}, "the label set lacks its organs"), scores

@@ -25,6 +25,7 @@ def check_recipe(recipe: Recipe) -> None:
     gpus = recipe.training.get("num_gpus", 1)
     if type(gpus) is not int or not 1 <= gpus <= 1024:
         raise ValueError(f"training.num_gpus: found {gpus!r}, expected a whole number from 1 to 1024")
+    check_dimensions(recipe)
     check_pretrained_keys(recipe)
     check_domains(recipe)
     if recipe.is_online:
@@ -49,6 +50,21 @@ def check_recipe(recipe: Recipe) -> None:
         check_start(recipe)
     if recipe.roi is not None:
         recipe.coarse_settings(run=None)
+
+
+def check_dimensions(recipe: Recipe) -> None:
+    """Spacings and patches have as many numbers as the configuration has axes: stock's ``2d`` two, all others three."""
+    plans = {"plan": (recipe.configuration, recipe.plan)}
+    plans["final.plan"] = (recipe.final.configuration or recipe.configuration, recipe.final.plan)
+    if recipe.roi is not None:
+        plans["roi.plan"] = (recipe.roi.configuration, recipe.roi.plan)
+    for name, (configuration, plan) in plans.items():
+        axes = 2 if configuration == "2d" else 3
+        for key, numbers in (("spacing_mm", plan.spacing_mm), ("patch_size", plan.patch_size)):
+            if numbers is not None and len(numbers) != axes:
+                raise ValueError(
+                    f"{name}.{key}: found {list(numbers)}, expected {axes} numbers for configuration {configuration}"
+                )
 
 
 def check_pretrained_keys(recipe: Recipe) -> None:

@@ -85,8 +85,12 @@ class Part(BaseModel):
 class PlanChanges(Part):
     """Changes to the planner's base configuration; any of them gives the run plans of its own."""
 
-    spacing_mm: tuple[_Mm, _Mm, _Mm] | None = None
-    patch_size: tuple[_Size, _Size, _Size] | None = None
+    spacing_mm: Annotated[tuple[_Mm, ...], Field(min_length=2, max_length=3)] | None = Field(
+        None, description="z, y, x; of configuration 2d y, x"
+    )
+    patch_size: Annotated[tuple[_Size, ...], Field(min_length=2, max_length=3)] | None = Field(
+        None, description="z, y, x; of configuration 2d y, x"
+    )
     base_features: int | None = Field(None, ge=1, le=100_000)
     max_features: int | None = Field(None, ge=1, le=100_000)
     stages: int | None = Field(None, ge=3, le=20)

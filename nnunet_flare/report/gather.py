@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,16 +12,19 @@ import numpy as np
 from nnunet_flare.documents import flat
 from nnunet_flare.errors import FlareError, InputError
 from nnunet_flare.files import read_json
+from nnunet_flare.labels import drawn_ids
 from nnunet_flare.recipes.load import load_recipe, shipped_recipes
-from nnunet_flare.rounds.run.configurations import read_plans, resolve
-from nnunet_flare.rounds.run.dataset import organ_ids
+from nnunet_flare.rounds.run.configurations import read_plans
+from nnunet_flare.rounds.run.dataset import dataset_json, organ_ids
 from nnunet_flare.rounds.run.labelled_case import LabelledCase, read_labelled_case
 from nnunet_flare.rounds.run.ledger import Entry, read_decisions
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.markers import MARKER, is_marked
 from nnunet_flare.rounds.run.tasks import graph
-from nnunet_flare.rounds.stages.arrays import read_array
+from nnunet_flare.rounds.stages.arrays import network_spacing_mm, read_array, read_properties
 from nnunet_flare.rounds.stages.evaluate import held_out_dice, held_out_organs
+from nnunet_flare.rounds.stages.label_maps import ignore_label
+from nnunet_flare.selection.agreement import membership
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +76,15 @@ class RoundFigures:
 
 @dataclass(frozen=True)
 class RunReport:
-    """What there is to show of a run; ``ranges`` are the smallest and largest volume (ml) in the labelled set."""
+    """What there is to show of a run.
+
+    ``organs`` are the label ids of each organ or region, ``drawn`` the one that it is drawn with; ``ranges`` the
+    smallest and largest volume (ml) in the labelled set.
+    """
 
     run: Run
-    organs: dict[str, int]
+    organs: dict[str, tuple[int, ...]]
+    drawn: dict[str, int]
     rows: list[Row]
     rounds: list[RoundFigures]
     ranges: dict[str, tuple[float, float]]
@@ -91,7 +99,7 @@ def gather(run: Run) -> RunReport:
         InputError: when the run has no dataset yet.
     """
     try:
-        organs = organ_ids(run)
+        organs, drawn = organ_ids(run), drawn_ids(dataset_json(run))
     except OSError as error:
         raise InputError(f"{run.root}: its dataset cannot be read ({error})") from error
     ranges = labelled_volumes(run, organs)
@@ -100,10 +108,10 @@ def gather(run: Run) -> RunReport:
         entries = read_decisions(run.paths, number)
         rows += [_row(run, entry, organs, ranges) for entry in entries]
         rounds.append(_round(run, number, rows[len(rows) - len(entries) :], list(organs)))
-    return RunReport(run, organs, rows, rounds, ranges, _seconds(run), _settings(run))
+    return RunReport(run, organs, drawn, rows, rounds, ranges, _seconds(run), _settings(run))
 
 
-def _row(run: Run, entry: Entry, organs: dict[str, int], ranges: dict[str, tuple[float, float]]) -> Row:
+def _row(run: Run, entry: Entry, organs: Collection[str], ranges: dict[str, tuple[float, float]]) -> Row:
     path = run.paths.case(entry.round, entry.case)
     remedy = f"remove it, and its volumes are left out; or flare-pseudolabel retry -o {run.root} labels the case again"
     labelled = read_labelled_case(path, remedy=remedy) if path.is_file() else LabelledCase()
@@ -159,23 +167,30 @@ def _validation_dice(run: Run, number: int) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def labelled_volumes(run: Run, organs: dict[str, int]) -> dict[str, tuple[float, float]]:
-    """Smallest and largest volume in ml of each organ over the labelled cases that have it, on the network grid."""
+def labelled_volumes(run: Run, organs: Mapping[str, Sequence[int]]) -> dict[str, tuple[float, float]]:
+    """Smallest and largest volume in ml of each organ over the labelled cases that have it, on the network grid.
+
+    Cases with voxels that nobody annotated are left out: how large their organs are is not known.
+    """
     if not run.plans_file.is_file():
         return {}
-    configuration = resolve(read_plans(run.plans_file), run.recipe.configuration, run.plans_file, {"spacing": [float]})
-    voxel_ml = float(np.prod(configuration["spacing"])) / 1000
-    counted = []
+    transpose = read_plans(run.plans_file, {"transpose_forward": [int]})["transpose_forward"]
+    belongs, ignored = membership(list(organs.values()), ignore_label(run)), ignore_label(run)
+    measured = []
     for path in sorted(run.base_data.glob("*_seg.b2nd")):
         try:
-            label = read_array(path)
+            label = read_array(path)[0]
+            properties = read_properties(path.with_name(f"{path.name.removesuffix('_seg.b2nd')}.pkl"))
         except OSError as error:
             log.warning("%s; left out of the volume ranges", error)
             continue
-        counted.append(np.bincount(label[label > 0].astype(np.int64), minlength=max(organs.values()) + 1))
+        counts = np.bincount(label[label > 0].astype(np.int64), minlength=ignored + 1)
+        if not counts[ignored]:
+            voxel_ml = float(np.prod(network_spacing_mm(properties, transpose, label.shape))) / 1000
+            measured.append(belongs @ counts[:ignored] * voxel_ml)
     ranges = {}
-    for organ, number in organs.items():
-        volumes = [float(counts[number]) * voxel_ml for counts in counted if counts[number]]
+    for column, organ in enumerate(organs):
+        volumes = [float(found[column]) for found in measured if found[column]]
         if volumes:
             ranges[organ] = (min(volumes), max(volumes))
     return ranges

@@ -168,12 +168,12 @@ def _document(report: RunReport, folder: Path) -> dict[str, Any]:
         "name": report.run.settings.name,
         "organs": [
             {
-                "id": number,
+                "id": report.drawn[name],
                 "name": name,
-                "colour": colour(number),
+                "colour": colour(report.drawn[name]),
                 "range": [_rounded(v, 1) for v in report.ranges.get(name, ())],
             }
-            for name, number in report.organs.items()
+            for name in report.organs
         ],
         "rows": rows,
     }
@@ -204,7 +204,7 @@ def _render(report: RunReport) -> str:
             stages=[(stage, duration(s), s / total if total else 0.0) for stage, s in report.seconds.items()],
             total=duration(total),
             quantiles=QUANTILES,
-            colours={name: colour(number) for name, number in report.organs.items()},
+            colours={name: colour(number) for name, number in report.drawn.items()},
             members=[
                 MEMBER_COLOURS[i % len(MEMBER_COLOURS)] for i in range(max((r.members for r in report.rows), default=0))
             ],

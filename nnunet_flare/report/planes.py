@@ -60,8 +60,8 @@ def read_scene(run: Run, number: int, case: str) -> Scene:
     direction = direction_of(properties)
     array = read_array(folder / f"{case}.b2nd")[0]
     on_grid: Sequence[float] = configuration["spacing"]
-    if configuration.get("preprocessor_name", STOCK_PREPROCESSOR) != STOCK_PREPROCESSOR:  # scans of one size
-        on_grid = network_spacing_mm(properties, plans["transpose_forward"], array.shape)
+    if len(on_grid) < array.ndim or configuration.get("preprocessor_name", STOCK_PREPROCESSOR) != STOCK_PREPROCESSOR:
+        on_grid = network_spacing_mm(properties, plans["transpose_forward"], array.shape)  # slices, scans of one size
     spacing = tuple(float(on_grid[axis]) for axis in backward)
 
     def shown(array: np.ndarray) -> Volume:
@@ -94,12 +94,12 @@ def _in_hu(array: np.ndarray, plans: dict[str, Any], configuration: dict[str, An
     return np.asarray(np.interp(array, (low, max(high, low + 1e-6)), WINDOW_HU))
 
 
-def draw_case(scene: Scene, organ: int) -> np.ndarray:
-    """The picture (3 x PANEL, 3 x PANEL, 3) as uint8 of a case around one organ."""
+def draw_case(scene: Scene, organ: Sequence[int]) -> np.ndarray:
+    """The picture (3 x PANEL, 3 x PANEL, 3) as uint8 of a case around one organ, or region, of these label ids."""
     first = scene.members[0]
-    seen, contested = first == organ, np.zeros(first.shape, bool)
+    seen, contested = np.isin(first, organ), np.zeros(first.shape, bool)
     for member in scene.members[1:]:  # one by one: whole volumes of all members at once would be large
-        seen |= member == organ
+        seen |= np.isin(member, organ)
         contested |= member != first
     contested &= seen
     columns = [_draw_plane(scene, organ, axis, _best_plane(seen, contested, axis)) for axis in range(3)]
@@ -115,7 +115,7 @@ def _best_plane(seen: np.ndarray, contested: np.ndarray, axis: int) -> int:
     return int(np.lexsort((voxels, contested_voxels))[-1])
 
 
-def _draw_plane(scene: Scene, organ: int, axis: int, index: int) -> np.ndarray:
+def _draw_plane(scene: Scene, organ: Sequence[int], axis: int, index: int) -> np.ndarray:
     """The three panels of one plane, one above the other."""
     scan = scene.scan.take(index, axis).astype(np.float32)
     fused = scene.fused.take(index, axis)
@@ -123,7 +123,7 @@ def _draw_plane(scene: Scene, organ: int, axis: int, index: int) -> np.ndarray:
     spacing = np.delete(np.array(scene.spacing_mm), axis)
     whole_centre = np.array(scan.shape) * spacing / 2
     whole_mm = float((np.array(scan.shape) * spacing).max())
-    centre, width_mm = _near((members == organ).any(axis=0), spacing, whole_centre, whole_mm)
+    centre, width_mm = _near(np.asarray(np.isin(members, organ).any(axis=0)), spacing, whole_centre, whole_mm)
     top = Panel(spacing, whole_centre, whole_mm, PANEL)
     near = Panel(spacing, centre, width_mm, PANEL)
     panels = [overlay(top.scan(scan), top.labels(fused), 0.45)]
@@ -131,7 +131,7 @@ def _draw_plane(scene: Scene, organ: int, axis: int, index: int) -> np.ndarray:
     grey = overlay(near.scan(scan), np.zeros((PANEL, PANEL), np.uint8))
     contours, heat = grey.copy(), grey.copy()
     for number, member in enumerate(members):
-        edge = _edge(near.labels(member) == organ)
+        edge = _edge(np.isin(near.labels(member), organ))
         contours[edge] = rgb(MEMBER_COLOURS[number % len(MEMBER_COLOURS)])
     share = near.labels((members != fused).mean(axis=0))[..., None] * 0.9
     heat = (1 - share) * heat + share * np.array(rgb(DISAGREEMENT))

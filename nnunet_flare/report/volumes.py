@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +22,14 @@ LONGEST = 128
 """Voxels of the longest axis at most; a case then takes about half a megabyte."""
 
 
-def write_volumes(path: Path, key: str, scene: Scene, organ: int) -> None:
+def write_volumes(path: Path, key: str, scene: Scene, organ: Sequence[int]) -> None:
     """Write the script of a case: ``window.FLARE_VOLUMES[key] = {image, label, centre}``.
 
     ``centre`` is a voxel in the middle of the organ, where the view begins, as NiiVue counts: 0 to 1 from left to
     right, from the back to the front and upwards.
     """
     scan, labels, spacing_mm = smaller(scene)
-    where = np.argwhere(labels == organ)
+    where = np.argwhere(np.isin(labels, organ))
     middle = where[np.abs(where - where.mean(axis=0)).sum(axis=1).argmin()] if len(where) else np.array(scan.shape) // 2
     centre = [round(float(1 - (middle[axis] + 0.5) / scan.shape[axis]), 4) for axis in (2, 1, 0)]
     document = {"image": _nifti(scan, spacing_mm), "label": _nifti(labels, spacing_mm), "centre": centre}

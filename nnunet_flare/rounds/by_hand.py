@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nnunet_flare.documents import load_json, load_rows
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.images import geometry_difference, read_labels
+from nnunet_flare.labels import organs_of
 from nnunet_flare.listing import list_label_maps, told
 from nnunet_flare.organs import FLARE22
 from nnunet_flare.outputs import check_document
@@ -37,7 +39,7 @@ def score_folders(
 ) -> tuple[int, dict[str, str]]:
     """Agreement of the label maps that several members wrote for the same cases, as ``scores.csv``.
 
-    The organs are those of the ``dataset.json`` in the first folder that has one, else FLARE22's.
+    The organs, or regions, are those of the ``dataset.json`` in the first folder that has one, else FLARE22's.
 
     Args:
         folders: of label maps; for ``last`` a training's checkpoints, the last of them last; for ``rounds`` one per
@@ -65,6 +67,7 @@ def score_folders(
         if not folder.is_dir():
             raise InputError(f"score: {folder}: no such folder")
     organs = _organs(folders)
+    allowed = [0, *sorted({label for ids in organs.values() for label in ids})]
     listings = [list_label_maps(folder, besides=[other for other in folders if other != folder]) for folder in folders]
     found = [{case: files[0] for case, files in listing.cases.items()} for listing in listings]
     failed = {name: reason for listing in listings for name, reason in listing.not_taken.items()}
@@ -80,7 +83,7 @@ def score_folders(
             missing = [str(f) for f, files in zip(folders, found, strict=True) if case not in files]
             if missing:
                 raise CaseError(case, f"no label map in {', '.join(missing)}")
-            volumes = [read_labels(files[case], case, allowed=[0, *organs.values()]) for files in found]
+            volumes = [read_labels(files[case], case, allowed=allowed) for files in found]
             for folder, volume in zip(folders[1:], volumes[1:], strict=True):
                 difference = geometry_difference(volumes[0], volume)
                 if difference:
@@ -93,11 +96,10 @@ def score_folders(
         if compare == "rounds":
             rows.append([label_change(before, after) for before, after in pairwise(arrays)])
             continue
-        agreement = pairwise_dice(arrays, max(organs.values()) + 1)
-        columns = [organ - 1 for organ in organs.values()]
+        agreement = pairwise_dice(arrays, max(max(ids) for ids in organs.values()) + 1, list(organs.values()))
         values = agreement.with_last if compare == "last" else agreement.per_organ
         lacking = agreement.absent_with_last if compare == "last" else agreement.absent
-        rows.append(with_absence(values[columns], lacking[columns], absent).tolist())
+        rows.append(with_absence(values, lacking, absent).tolist())
     if compare == "rounds":
         write_changes(output, scored, np.array(rows).reshape(-1, len(folders) - 1))
     else:
@@ -106,7 +108,7 @@ def score_folders(
     return len(scored), failed
 
 
-def _organs(folders: Sequence[Path]) -> dict[str, int]:
+def _organs(folders: Sequence[Path]) -> dict[str, tuple[int, ...]]:
     for folder in folders:
         path = folder / "dataset.json"
         if path.is_file():
@@ -114,11 +116,18 @@ def _organs(folders: Sequence[Path]) -> dict[str, int]:
             labels = document.get("labels") if isinstance(document, dict) else None
             if not isinstance(labels, dict):
                 raise InputError(f"{path}: no usable 'labels'; expected nnU-Net's dataset.json")
-            wrong = {name: value for name, value in labels.items() if type(value) is not int or not 0 <= value < 256}
+            wrong = {name: value for name, value in labels.items() if not _is_organ(value)}
             if wrong:
-                raise InputError(f"{path}: labels {wrong}; score needs one whole number from 0 to 255 per organ")
-            return {name: value for name, value in labels.items() if name not in ("background", "ignore")}
-    return {organ.name: organ.id for organ in FLARE22}
+                raise InputError(
+                    f"{path}: labels {wrong}; score needs one whole number from 0 to 255 per organ, several per region"
+                )
+            return organs_of(labels)
+    return {organ.name: (organ.id,) for organ in FLARE22}
+
+
+def _is_organ(value: Any) -> bool:
+    ids = value if isinstance(value, list) else [value]
+    return bool(ids) and all(type(label) is int and 0 <= label < 256 for label in ids)
 
 
 def select_from_scores(

@@ -8,9 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from nnunet_flare import plugin
 from nnunet_flare.datasets import check_dataset, dataset_reader, read_dataset_json
 from nnunet_flare.documents import load_json
 from nnunet_flare.errors import InputError
+from nnunet_flare.labels import IGNORE, allowed_ids, has_regions, ignore_id, label_problems
 from nnunet_flare.recipes.recipe import Recipe
 from nnunet_flare.rounds.check_loop_data import check_loop_data, roles_of
 from nnunet_flare.rounds.run.configurations import resolve
@@ -18,9 +20,21 @@ from nnunet_flare.rounds.run.domains import domains_of
 from nnunet_flare.rounds.run.unlabelled import find_sources
 from nnunet_flare.rounds.stages.evaluate import check_held_out
 from nnunet_flare.rounds.stages.mapped import check_id_map
+from nnunet_flare.rounds.stages.plan import SPLITS, check_folds
 from nnunet_flare.trusted_names import check_plans
 
 Value = TypeVar("Value")
+
+WITHOUT_REGIONS = (
+    "nnUNetTrainerFlarePartial",
+    "nnUNetTrainerFlareDistill",
+    "nnUNetTrainerFlareAdversarial",
+    "nnUNetTrainerFlareMeanTeacher",
+    "nnUNetTrainerFlareSelective",
+)
+"""Trainers whose losses are of classes that exclude each other."""
+WITHOUT_IGNORE = ("nnUNetTrainerFlareAdversarial",)
+"""Trainers that look at whole label maps."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,7 @@ class RunInput:
         request: what the user asked for.
         recipe: the recipe.
         raw: folder of the labelled dataset.
+        preprocessed: its folder in nnUNet_preprocessed, which may not be there yet.
         document: its dataset.json.
         labelled: ids of its labelled and partial cases.
         is_new: whether no run stands in the run's folder yet.
@@ -60,6 +75,7 @@ class RunInput:
     request: Request
     recipe: Recipe
     raw: Path
+    preprocessed: Path
     document: Mapping[str, Any]
     labelled: tuple[str, ...]
     is_new: bool
@@ -73,7 +89,7 @@ class RunInput:
         return len(self.document["channel_names"])
 
 
-def checked_input(request: Request, recipe: Recipe, raw: Path, *, is_new: bool) -> RunInput:
+def checked_input(request: Request, recipe: Recipe, raw: Path, *, preprocessed: Path, is_new: bool) -> RunInput:
     """The input of a run, once every check has passed; nothing is written.
 
     Raises:
@@ -84,12 +100,15 @@ def checked_input(request: Request, recipe: Recipe, raw: Path, *, is_new: bool) 
     is_readable = not problems
     if is_readable and is_new:
         problems = check_dataset(raw)
-    other_labels = _label_problems(document)
-    problems += other_labels
+    other_labels = label_problems(document) if is_readable else []
+    if not is_new:  # check_dataset has not looked
+        problems += other_labels
     found = _Problems([f"{raw}: {len(problems)} problem(s):\n  " + "\n  ".join(problems)] if problems else [])
     if not is_readable or other_labels or not ("dataset" in document or (raw / "labelsTr").is_dir()):
         found.raise_all()
-    given = RunInput(request, recipe, raw, document, _labelled(raw, document), is_new, is_sound=not problems)
+    given = RunInput(
+        request, recipe, raw, preprocessed, document, _labelled(raw, document), is_new, is_sound=not problems
+    )
     sources = found.attempt(lambda: find_sources(request.unlabelled, given.channels))
     folds = found.attempt(lambda: _init_folds(request, document, recipe))
     given = replace(given, sources=sources or {}, init_folds=tuple(folds or ()))
@@ -149,7 +168,7 @@ def _check_held_out_cases(given: RunInput) -> None:
         given.document["file_ending"],
         given.channels,
         {*given.labelled, *given.sources},
-        allowed=set(given.document["labels"].values()) if given.is_new else None,
+        allowed=set(allowed_ids(given.document["labels"])) if given.is_new else None,
         reader=dataset_reader(given.raw, given.document),
     )
 
@@ -158,6 +177,13 @@ def _check_members(given: RunInput) -> None:
     """A given model's labels can be judged by the recipe's rule."""
     if given.init_folds or given.request.init_model is None:  # what is wrong with its folds was said
         check_init_members(given.request, given.init_folds, given.recipe)
+
+
+def _check_folds(given: RunInput) -> None:
+    """There are as many labelled cases as the recipe has folds; asked of a new run, whose splits may be missing."""
+    if given.is_new and given.labelled:
+        splits = given.preprocessed / SPLITS
+        check_folds(given.recipe, len(given.labelled), splits, starts_given=given.request.init_model is not None)
 
 
 def _check_loops(given: RunInput) -> None:
@@ -200,16 +226,32 @@ def _check_names(folder: Path, *, trusted: bool) -> None:
         check_plans(plans, resolve(plans, name, path), path, trusted=trusted)
 
 
-def _label_problems(document: Mapping[str, Any]) -> list[str]:
-    """The loop needs a plain label map: whole numbers from 0 up, no regions, no *ignore* label of the dataset's own."""
-    labels = document.get("labels")
-    if not isinstance(labels, dict):
-        return []  # check_dataset has said so
-    if any(not isinstance(value, int) for value in labels.values()):
-        return ["dataset.json: labels are regions; flare-pseudolabel needs one whole number per organ"]
-    if "ignore" in labels:
-        return ["dataset.json: has an 'ignore' label; flare-pseudolabel sets ignored voxels itself, remove it"]
-    return []
+def _check_trainers(given: RunInput) -> None:
+    """The recipe's trainers can learn from regions, and from an *ignore* label, where the dataset has them."""
+    labels, recipe = given.document["labels"], given.recipe
+    named = {"trainer": recipe.trainer, "final.trainer": recipe.final.trainer}
+    problems = []
+    for key, trainer in named.items():
+        base = trainer and plugin.without_epochs(trainer)
+        if has_regions(labels) and base in WITHOUT_REGIONS:
+            problems.append(
+                f"{key} {trainer}: learns exclusive classes, but dataset.json has regions; expected a trainer that "
+                "knows them, such as nnUNetTrainerFlareST or stock's nnUNetTrainer"
+            )
+        if ignore_id(labels) is not None and base in WITHOUT_IGNORE:
+            problems.append(
+                f"{key} {trainer}: compares whole label maps, but dataset.json has an 'ignore' label; expected "
+                "another trainer, such as nnUNetTrainerFlareST"
+            )
+    weights = {"training": recipe.training, "final.training": recipe.final.training}
+    for key, training in weights.items():
+        if has_regions(labels) and training.get("class_weights") is not None:
+            problems.append(
+                f"{key}.class_weights: found {training['class_weights']!r}, but dataset.json has regions, whose loss "
+                "weighs no classes; leave it out (--set training.class_weights=null)"
+            )
+    if problems:
+        raise InputError(f"recipe {recipe.name}: {'; '.join(problems)}")
 
 
 def _labelled(raw: Path, document: Mapping[str, Any]) -> tuple[str, ...]:
@@ -263,7 +305,7 @@ def _init_folds(request: Request, document: Mapping[str, Any], recipe: Recipe) -
     there = model.get("labels") if isinstance(model, dict) else None
     if request.init_map is not None:
         check_id_map(request.init_map, there, document["labels"], recipe, where=f"--init_model {folder}")
-    elif there != document["labels"]:
+    elif not isinstance(there, dict) or _outputs(model) != _outputs(document):
         raise InputError(
             f"--init_model {folder}: its labels are {there}, the dataset's {document['labels']}; give --init_map with "
             "their ids, or start from its weights alone with --set training.pretrained_weights=CHECKPOINT"
@@ -291,10 +333,18 @@ def _init_folds(request: Request, document: Mapping[str, Any], recipe: Recipe) -
     return folds
 
 
+def _outputs(dataset_json: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What a network's outputs stand for: organs or regions, and how these are drawn; *ignore* is none of them."""
+    labels = {name: value for name, value in dataset_json["labels"].items() if name != IGNORE}
+    return (list(labels.items()), dataset_json.get("regions_class_order")) if has_regions(labels) else (labels, None)
+
+
 CHECKS: tuple[Callable[[RunInput], None], ...] = (
+    _check_trainers,
     _check_ids,
     _check_domains,
     _check_held_out_cases,
+    _check_folds,
     _check_members,
     _check_coarse_model,
     _check_first_weights,

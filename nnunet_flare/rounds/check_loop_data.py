@@ -12,6 +12,7 @@ from nnunet_flare.cases import FILE_NAME, Case, read_table
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.fusion.ids import IdMap
 from nnunet_flare.images import read_labels
+from nnunet_flare.labels import label_ids
 from nnunet_flare.parallel import Workers, num_processes
 from nnunet_flare.recipes.recipe import Recipe
 from nnunet_flare.rounds.run.loops import annotated_of
@@ -40,7 +41,7 @@ def roles_of(raw: Path, cases: Sequence[str], labels: Mapping[str, Any]) -> dict
 
 
 def check_loop_data(
-    recipe: Recipe, roles: Mapping[str, Case], labels: Mapping[str, int], scans: Collection[str]
+    recipe: Recipe, roles: Mapping[str, Case], labels: Mapping[str, Any], scans: Collection[str]
 ) -> None:
     """Compare the loops and teachers of a recipe with a dataset.
 
@@ -55,13 +56,13 @@ def check_loop_data(
     """
     if not recipe.loops:
         return
-    organs = sorted(i for name, i in labels.items() if name != "background")
+    organs = label_ids(labels)
     problems: list[str] = []
     owner: dict[int, str] = {}
     for loop in recipe.loops:
         unknown = sorted({*loop.organs, *loop.all_but} - set(organs))
         if unknown:
-            problems.append(f"loop {loop.name}: labels {unknown} are not in dataset.json, which has {organs}")
+            problems.append(f"loop {loop.name}: labels {unknown} are not in dataset.json, which has {list(organs)}")
         ids = loop.ids(organs)
         shared = [i for i in ids if i in owner]
         if shared:

@@ -22,7 +22,7 @@ from nnunet_flare.recipes.load import load_recipe
 from nnunet_flare.rounds.check_input import Request
 from nnunet_flare.rounds.executors.child import run_child
 from nnunet_flare.rounds.executors.local import run_local
-from nnunet_flare.rounds.run.dataset import dataset_json, organ_ids
+from nnunet_flare.rounds.run.dataset import dataset_json
 from nnunet_flare.rounds.run.ledger import Entry, read_decisions
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.stages.build import build_training
@@ -134,8 +134,8 @@ def _arm_model(run: Run, name: str) -> Path:
 def _measure_arm(run: Run, name: str) -> dict[str, float]:
     folder = run.root / "evaluation" / name.rpartition("_")[2]
     cases = predict_held_out(run, _arm_model(run, name), [("all", "checkpoint_final.pth")], folder)
-    labels = Path(str(run.settings.eval_labels))
-    score_folder(folder, labels, cases, dataset_json(run)["file_ending"], organ_ids(run))
+    labels, document = Path(str(run.settings.eval_labels)), dataset_json(run)
+    score_folder(folder, labels, cases, document["file_ending"], document["labels"])
     return _means(read_json(folder / "dice.json", DICE))
 
 

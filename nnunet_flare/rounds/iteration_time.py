@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from nnunet_flare.labels import label_ids
 from nnunet_flare.rounds.run.configurations import check_names
 from nnunet_flare.rounds.run.dataset import read_dataset
 from nnunet_flare.rounds.run.manifest import Run
@@ -71,7 +72,7 @@ def iteration_cost(
     if run is None or not run.recipe.is_online or base != run.base:
         return cost
     stream = run.recipe.settings(0, run=None)
-    organs = len(dataset["labels"]) - 1
+    organs = len(label_ids(dataset["labels"]))
     if stream_key(run.recipe.trainer) == "mean_teacher":
         return measure(lambda: _mean_teacher_step(network, image, _few(stream.mean_teacher, shape[0])))
     return _adversarial_cost(network, image, organs, stream.adversarial or AdversarialSettings(), cost, measure)

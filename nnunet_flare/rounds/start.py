@@ -45,7 +45,8 @@ def plan_run(request: Request, recipe: Recipe, folders: Mapping[str, Path]) -> P
     if not NAME_PATTERN.fullmatch(name):
         raise InputError(f"--name {name}: expected letters, digits and hyphens")
     root = (request.run_dir or folders["nnUNet_results"] / raw.name / f"flare_{name}").absolute()
-    given = checked_input(request, recipe, raw, is_new=not RunPaths(root).manifest.is_file())
+    is_new, preprocessed = not RunPaths(root).manifest.is_file(), folders["nnUNet_preprocessed"] / raw.name
+    given = checked_input(request, recipe, raw, preprocessed=preprocessed, is_new=is_new)
     settings = RunSettings(
         name=name,
         dataset=raw.name,

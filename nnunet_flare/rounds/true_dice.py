@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from nnunet_flare.evaluation.overlap import annotated_alone
 from nnunet_flare.images import read_labels
-from nnunet_flare.rounds.run.dataset import dataset_json, organ_ids
+from nnunet_flare.labels import ignore_id
+from nnunet_flare.rounds.run.dataset import dataset_json, foreground_ids
 from nnunet_flare.rounds.run.labelled_case import LabelledCase
 from nnunet_flare.rounds.run.ledger import read_decisions
 from nnunet_flare.rounds.run.loops import round_organs
@@ -42,14 +44,14 @@ def true_organ_dice(run: Run, number: int, truth: Path) -> dict[str, dict[str, f
     """Dice of every pseudo-label of a round by case and organ; arguments as for :func:`true_dice`."""
     ending = dataset_json(run)["file_ending"]
     organs = round_organs(run, run.round(number))
-    labels = max(organ_ids(run).values()) + 1
+    labels, ignored = max(foreground_ids(run)) + 1, ignore_id(dataset_json(run)["labels"])
     dice = {}
     for entry in read_decisions(run.paths, number):
         if entry.label_sha256:
             label = read_labels(run.paths.label(number, entry.case, ending), entry.case).array
             true = read_labels(truth / f"{entry.case}{ending}", entry.case).array
-            found = pairwise_dice([label, true], labels).per_organ
-            dice[entry.case] = {name: float(found[organ - 1]) for name, organ in organs.items()}
+            found = pairwise_dice(annotated_alone(true, label, ignored), labels, list(organs.values())).per_organ
+            dice[entry.case] = dict(zip(organs, map(float, found), strict=True))
     return dice
 
 
@@ -87,14 +89,14 @@ def _judgements(run: Run, number: int) -> dict[str, tuple[list[str], Judgement]]
     }
 
 
-def _compared(run: Run, number: int, case: str, maps: np.ndarray, organs: Mapping[str, int]) -> LabelledCase:
+def _compared(run: Run, number: int, case: str, maps: np.ndarray, organs: Mapping[str, Sequence[int]]) -> LabelledCase:
     """A labelled case with the agreement of all pairs of its members, whatever pairs the round judges by."""
-    agreement = pairwise_dice(list(maps), max(organ_ids(run).values()) + 1)
+    agreement = pairwise_dice(list(maps), max(foreground_ids(run)) + 1, list(organs.values()))
     return replace(
         read_labelled(run, number, case),
-        agreement={name: float(agreement.per_organ[organ - 1]) for name, organ in organs.items()},
-        absent_pairs={name: float(agreement.absent[organ - 1]) for name, organ in organs.items()},
-        present={name: bool(agreement.present[organ - 1]) for name, organ in organs.items()},
+        agreement=dict(zip(organs, agreement.per_organ.tolist(), strict=True)),
+        absent_pairs=dict(zip(organs, agreement.absent.tolist(), strict=True)),
+        present=dict(zip(organs, agreement.present.tolist(), strict=True)),
     )
 
 

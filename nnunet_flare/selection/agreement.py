@@ -23,7 +23,7 @@ class Agreement:
 
     Attributes:
         pairs: indices of the compared members.
-        dice: (pairs, organs) Dice; organ ``i`` is label ``i + 1``. Absent in both members: 1, in one: 0.
+        dice: (pairs, organs) Dice. Absent in both members: 1, in one: 0.
         present: (organs,) whether any member sees the organ.
         voxels: (members, organs) voxel counts.
     """
@@ -62,12 +62,16 @@ class Agreement:
         return [last in pair for pair in self.pairs]
 
 
-def pairwise_dice(labels: Sequence[np.ndarray], num_labels: int) -> Agreement:
-    """Dice of every pair of label maps for labels 1 .. ``num_labels`` - 1.
+def pairwise_dice(
+    labels: Sequence[np.ndarray], num_labels: int, organs: Sequence[Sequence[int]] | None = None
+) -> Agreement:
+    """Dice of every pair of label maps, organ by organ.
 
     Args:
         labels: at least two integer arrays of one shape, ids from 0 to ``num_labels`` - 1.
         num_labels: number of labels, background included.
+        organs: label ids of each organ; several for a region, whose labels count as one. None: one organ for each
+            label above 0.
 
     Raises:
         ValueError: for fewer than two maps, differing shapes or ids out of range.
@@ -91,15 +95,26 @@ def pairwise_dice(labels: Sequence[np.ndarray], num_labels: int) -> Agreement:
         tables = _packed_tables(values, num_labels, pairs)
     else:
         tables = [_pair_table(values[a], values[b], num_labels) for a, b in pairs]
-    dice = np.empty((len(pairs), num_labels - 1))
-    voxels = np.zeros((members, num_labels - 1), dtype=np.int64)
+    belongs = membership(organs, num_labels)
+    dice = np.empty((len(pairs), len(belongs)))
+    voxels = np.zeros((members, len(belongs)), dtype=np.int64)
     for row, ((a, b), table) in enumerate(zip(pairs, tables, strict=True)):
-        both = np.diagonal(table)[1:]
-        size_a, size_b = table.sum(axis=1)[1:], table.sum(axis=0)[1:]
+        both = ((belongs @ table) * belongs).sum(axis=1)
+        size_a, size_b = belongs @ table.sum(axis=1), belongs @ table.sum(axis=0)
         voxels[a], voxels[b] = size_a, size_b
         total = size_a + size_b
         dice[row] = np.where(total > 0, 2.0 * both / np.maximum(total, 1), 1.0)
     return Agreement(pairs, dice, np.asarray(voxels.any(axis=0)), voxels)
+
+
+def membership(organs: Sequence[Sequence[int]] | None, num_labels: int) -> np.ndarray:
+    """(organs, num_labels) 1 where a label belongs to an organ; None: each label above 0 is one."""
+    if organs is None:
+        return np.eye(num_labels, dtype=np.int64)[1:]
+    table = np.zeros((len(organs), num_labels), dtype=np.int64)
+    for row, ids in enumerate(organs):
+        table[row, list(ids)] = 1
+    return table
 
 
 def _packed_tables(values: list[np.ndarray], num_labels: int, pairs: tuple[tuple[int, int], ...]) -> list[np.ndarray]:

@@ -6,7 +6,7 @@ How much their label changes when the scan is changed in ways that change no ana
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -38,13 +38,16 @@ def labels_of_copies(label: Callable[[np.ndarray], np.ndarray], scan: np.ndarray
     return [shifted, *(label(gain * scan + np.asarray(offset, scan.dtype)) for gain, offset in CHANGES)]
 
 
-def steadiness(labels: np.ndarray, copies: list[np.ndarray], num_labels: int) -> tuple[np.ndarray, np.ndarray]:
+def steadiness(
+    labels: np.ndarray, copies: list[np.ndarray], num_labels: int, organs: Sequence[Sequence[int]] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """How alike the labels of a scan and of its copies are.
 
     Args:
         labels: label map of the scan.
         copies: label maps of its copies.
         num_labels: number of labels, background included.
+        organs: label ids of each organ or region; None: one for each label above 0.
 
     Returns:
         (organs,) mean Dice of each organ over the copies, 1 where scan and copy both lack it; and the share of the
@@ -52,5 +55,5 @@ def steadiness(labels: np.ndarray, copies: list[np.ndarray], num_labels: int) ->
     """
     from nnunet_flare.selection.agreement import pairwise_dice
 
-    found = [pairwise_dice([labels, copy], num_labels) for copy in copies]
+    found = [pairwise_dice([labels, copy], num_labels, organs) for copy in copies]
     return np.mean([each.per_organ for each in found], axis=0), np.mean([each.absent for each in found], axis=0)

@@ -133,7 +133,11 @@ class FlareDataLoader(nnUNetDataLoader):
     ) -> tuple[list[int], list[int]]:
         allowed = self.centred_on.get(self._drawn.popleft()) if self._drawn else None
         if class_locations and allowed is not None:
-            class_locations = {key: where for key, where in class_locations.items() if is_annotated(key, allowed)}
+            class_locations = {
+                key: where
+                for key, where in class_locations.items()
+                if key == self.annotated_classes_key or is_annotated(key, allowed)
+            }
         if class_locations and self.without_label in class_locations:
             class_locations = {key: where for key, where in class_locations.items() if key != self.without_label}
         box: tuple[list[int], list[int]] = super().get_bbox(data_shape, force_fg, class_locations, *args, **kwargs)

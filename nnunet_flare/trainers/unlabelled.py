@@ -97,6 +97,7 @@ class LearnsFromUnlabelled(nnUNetTrainerFlareST):
         )
         if not isinstance(loader, CyclingDataLoader):
             raise TypeError(type(loader))
+        loader.has_ignore = False  # nothing is annotated in these scans, so that no patch has to lie where something is
         loader.next_batch = before
         loader.order = derived_seed(self.settings.seed or 0, self.fold, self.local_rank)
         return loader

@@ -252,3 +252,24 @@ def test_half_a_voxel_is_another_grid(folders):
     moved = scan(2)
     put(folders[1], "case_b", Volume(moved.array, moved.spacing_mm, (11.35, -7.0, 3.0), moved.direction))
     assert evaluate_folders(*folders, FLARE22, processes=1).failed[0][0] == "case_b"
+
+
+def test_voxels_that_the_reference_ignores_count_neither_for_nor_against(tmp_path):
+    from nnunet_flare.evaluation.structures import read_ignored, read_structures
+
+    labels = {"background": 0, "organs": [1, 2], "spleen": 2, "ignore": 3}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels, "regions_class_order": [1, 2]}))
+    rng = np.random.default_rng(0)
+    reference, prediction = (rng.integers(0, 3, (6, 8, 8), dtype=np.uint8) for _ in range(2))
+    reference[3:] = 3
+    for name, array in (("ref", reference), ("pred", prediction)):
+        put(tmp_path / name, "case", Volume(array, (2.0, 1.0, 1.0)))
+    sets = read_structures(str(tmp_path / "dataset.json"))
+    ignored = read_ignored(str(tmp_path / "dataset.json"))
+    assert ignored == 3 and read_ignored("flare22") is None
+    row = evaluate_folders(
+        tmp_path / "ref", tmp_path / "pred", sets, corrected=True, ignored=ignored, processes=1
+    ).rows[0]
+    for structure in sets:
+        a, b = (np.isin(array[:3], structure.labels) for array in (reference, prediction))
+        assert row.dsc[structure.id] == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()))

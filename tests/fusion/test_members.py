@@ -17,10 +17,10 @@ def test_only_background_outside_the_crop_mask_is_marked():
 def test_every_members_voxels_of_an_uncertain_organ_become_ignore():
     label = np.array([[[1, 2, 0, 2]]], np.int16)
     members = [np.array([[[1, 2, 2, 1]]], np.uint8), np.array([[[2, 1, 0, 1]]], np.uint8)]
-    result, shares = ignore_uncertain(label, members, [2], 9)
+    result, shares = ignore_uncertain(label, members, {"spleen": (2,)}, 9)
     assert result.tolist() == [[[9, 9, 9, 9]]]  # the union of label and members
-    assert shares == {2: 1.0}
-    untouched, none = ignore_uncertain(label, members, [], 9)
+    assert shares == {"spleen": 1.0}
+    untouched, none = ignore_uncertain(label, members, {}, 9)
     assert untouched.tolist() == label.tolist() and none == {}
 
 
@@ -34,6 +34,16 @@ def test_class_locations_are_true_voxels_of_their_class_without_repetition():
         assert (label[tuple(found[:, 1:].T)] == organ).all() and (found[:, 0] == 0).all()
         assert len({tuple(row) for row in found.tolist()}) == 100
     assert located[7].shape == (0, 4)
+
+
+def test_a_region_is_ignored_and_located_as_the_union_of_its_labels():
+    label = np.array([[[1, 2, 3, 0, -1, 4]]], np.int16)
+    members = [np.array([[[1, 2, 0, 3, 0, 0]]], np.uint8)]
+    result, shares = ignore_uncertain(label, members, {"core": (2, 3)}, 4)
+    assert result.tolist() == [[[1, 4, 4, 4, -1, 4]]] and shares == {"core": pytest.approx(1 / 2)}
+    located = class_locations(label, [1, (2, 3), (-1, 0, 1, 2, 3)])
+    assert {group: sorted(places[:, 3].tolist()) for group, places in located.items()} == {
+        1: [0], (2, 3): [1, 2], (-1, 0, 1, 2, 3): [0, 1, 2, 3, 4]}  # fmt: skip
 
 
 def test_all_voxels_are_given_when_there_are_few():

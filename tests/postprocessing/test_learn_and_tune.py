@@ -217,3 +217,55 @@ def test_folders_without_a_common_case_are_refused(tmp_path):
     put(tmp_path / "ref", "b", block(3, LIVER))
     with pytest.raises(InputError, match="share no case"):
         tune(tmp_path / "pred", tmp_path / "ref", FLARE22, processes=1)
+
+
+REGIONS = label_set({"background": 0, "organs": [1, 2, 3], "pair": [2, 3], "spleen": 3, "ignore": 4})
+
+
+def nested(size, at=2, shape=(16, 20, 24)):
+    """A block of label 1 whose middle is 2 and 3."""
+    labels = block(size, 1, at, shape)
+    labels[at + 1 : at + 3, at + 1 : at + 3, at + 1 : at + 3] = 2
+    labels[at + 1, at + 1, at + 1] = 3
+    return labels
+
+
+def test_regions_are_measured_as_unions_and_unfinished_cases_not_at_all(tmp_path):
+    for name, size in (("large", 6), ("small", 5), ("unfinished", 4)):
+        labels = nested(size)
+        if name == "unfinished":
+            labels[-2:] = 4
+        put(tmp_path / "labels", name, labels)
+    learned = smallest_organs(tmp_path / "labels", REGIONS, processes=1)
+    expected = {"spleen": 1, "organs": 5**3, "pair": 8}
+    assert {e.organ: e.volume_mm3 for e in learned.smallest} == pytest.approx(
+        {organ: voxels * VOXEL_MM3 for organ, voxels in expected.items()}
+    )
+    ((case, reason),) = learned.failed
+    assert case == "unfinished" and f"{2 * 20 * 24} voxels are not annotated" in reason
+
+
+def test_tuning_judges_regions_and_counts_no_ignored_voxel(tmp_path):
+    """A stray piece of the region is erased; one where nobody annotated costs nothing, nor does erasing it help."""
+    truth, predicted = nested(6), nested(6)
+    truth[-2:] = 4
+    predicted[10:12, 15:17, 15:17] = 2
+    predicted[-1, 5:9, 5:9] = 1
+    put(tmp_path / "ref", "a", truth)
+    put(tmp_path / "pred", "a", predicted)
+    tuned = tune(tmp_path / "pred", tmp_path / "ref", REGIONS, minimum_mm3={}, processes=1)
+    organs, pair = 6**3, 8
+    before = [2 * 1 / 2, 2 * organs / (2 * organs + 8), 2 * pair / (2 * pair + 8)]
+    assert tuned.before == pytest.approx(np.mean(before)) and tuned.after == pytest.approx(1.0)
+    kept = tuned.content.steps[0]
+    assert isinstance(kept, RemoveSmallComponents) and "organs" in kept.organs
+    write_pipeline(tmp_path / "p.yaml", tuned.content, notes=[[]] * len(tuned.content.steps))
+    labels = {"background": 0, "organs": [1, 2, 3], "pair": [2, 3], "spleen": 3, "ignore": 4}
+    cleaned = load_pipeline(tmp_path / "p.yaml", labels=labels).apply(predicted, (2.0, 1.5, 1.0))
+    assert not cleaned[10:12].any() or not (cleaned[10:12, 15:17, 15:17] == 2).any()
+
+
+def test_a_region_where_voxels_would_be_given_to_a_label_is_refused(tmp_path):
+    (tmp_path / "p.yaml").write_text("steps:\n  - {operation: fill_holes, organs: [pair]}\n")
+    with pytest.raises(InputError, match="'pair' is a region of the labels"):
+        load_pipeline(tmp_path / "p.yaml", labels={"background": 0, "pair": [1, 2], "spleen": 2})

@@ -58,12 +58,15 @@ def fake_run(
     write_json(
         run.plans_file,
         {
+            "transpose_forward": [0, 1, 2],
             "transpose_backward": [0, 1, 2],
             "foreground_intensity_properties_per_channel": intensities,
             "configurations": {"3d_fullres": configuration},
         },
     )
     write_array(run.base_data / "first_seg.b2nd", boxes(len(organs))[None], PATCH)
+    grid = {"spacing": list(SPACING_MM), "shape_after_cropping_and_before_resampling": SHAPE}
+    write_properties(run.base_data / "first.pkl", grid)
     write_list(run.paths.unlabelled, [UnlabelledCase(case, f"/scans/{case}", (), 1) for case in cases])
     rng = np.random.default_rng(seed)
     for number in range(rounds):

@@ -104,8 +104,8 @@ def test_the_anatomy_is_that_of_the_labelled_arrays(run):
 def test_sizes_and_slices_along_the_body_axis():
     labels = np.zeros((3, 5, 2), np.int16)
     labels[:, 1:4, 0], labels[0, 4, 1], labels[2, 0, 0] = 1, 3, -1
-    sizes, slices = sizes_and_slices(labels, [1, 2, 3], axis=1)
-    assert sizes.tolist() == [9, 0, 1] and slices.tolist() == [[1, 4], [0, 0], [4, 5]]
+    sizes, slices = sizes_and_slices(labels, [(1,), (2,), (3,), (1, 3)], axis=1)
+    assert sizes.tolist() == [9, 0, 1, 10] and slices.tolist() == [[1, 4], [0, 0], [4, 5], [1, 5]]
 
 
 def test_files_of_older_versions_say_by_presence_alone_what_is_absent(run):

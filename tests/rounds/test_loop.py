@@ -121,7 +121,7 @@ def test_a_pseudo_label_is_the_argmax_of_the_members_mean_softmax(tiny_loop):
     np.testing.assert_array_equal(np.maximum(label, 0)[clear], expected[clear])
     assert ((label == -1) <= (crop == -1)).all()
     located = read_properties(run.round(1).data / f"{case}.pkl")["class_locations"]
-    assert list(located) == list(organ_ids(run).values())
+    assert list(located) == [organ for (organ,) in organ_ids(run).values()]
     for organ, voxels in located.items():
         assert (label[tuple(voxels[:, 1:].T)] == organ).all() and bool(len(voxels)) == bool((label == organ).any())
 

@@ -109,14 +109,49 @@ def test_an_empty_or_missing_folder_of_unlabelled_scans_is_refused(data, capsys)
     assert "no such folder" in refused(data, capsys)
 
 
-def test_region_labels_and_an_ignore_label_are_refused(data, capsys):
+def labelled_as(data, labels, **more):
     path = raw(data) / "dataset.json"
-    document = json.loads(path.read_text())
-    path.write_text(json.dumps({**document, "labels": {**document["labels"], "ignore": 14}}))
-    assert "'ignore' label" in refused(data, capsys)
-    path.write_text(json.dumps({**document, "labels": {"background": 0, "organs": [1, 2], "liver": [1]},
-                                "regions_class_order": [2, 1]}))  # fmt: skip
-    assert "regions" in refused(data, capsys)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "labels": labels, **more}))
+
+
+def test_regions_whose_order_draws_one_over_the_other_are_refused(data, capsys):
+    rest = {f"organ_{number}": number for number in range(3, 14)}
+    order = [2, 1, *range(3, 14)]
+    labelled_as(data, {"background": 0, "liver": 1, "organs": [1, 2], **rest}, regions_class_order=[1, 2, *order[2:]])
+    error = refused(data, capsys)
+    assert "a voxel of label 1 lies in liver, organs, and would be drawn as 2, which is only in organs" in error
+    labelled_as(data, {"background": 0, "organs": [1, 2], "liver": 1, **rest}, regions_class_order=None)
+    assert "regions_class_order is missing" in refused(data, capsys)
+
+
+def test_what_a_trainer_cannot_learn_is_said_before_the_start(data, capsys):
+    organs = {f"organ_{number}": number for number in range(3, 14)}
+    labels = {"background": 0, "pair": [1, 2], "kidney": 2, **organs, "ignore": 14}
+    labelled_as(data, labels, regions_class_order=[1, 2, *range(3, 14)])
+    assert "training.class_weights: found 'inverse-sqrt-frequency', but dataset.json has regions" in refused(
+        data, capsys
+    )
+    settings = ("members.count=2", "training.class_weights=null", "trainer=nnUNetTrainerFlareSelective")
+    assert "nnUNetTrainerFlareSelective: learns exclusive classes" in refused(data, capsys, settings=settings)
+
+
+def test_an_ignore_label_that_is_not_the_highest_is_refused(data, capsys):
+    labels = {"background": 0, "ignore": 1, **{f"organ_{number}": number for number in range(2, 15)}}
+    labelled_as(data, labels)
+    assert "'ignore' is 1, expected the highest number, 14" in refused(data, capsys)
+
+
+def test_more_folds_than_labelled_cases_are_refused_with_what_to_set(data, capsys):
+    assert "has 2 labelled case(s), but members.count=5 folds need 5" in refused(
+        data, capsys, settings=("members.count=5",)
+    )
+    case = min((raw(data) / "labelsTr").iterdir())
+    for path in [case, *(raw(data) / "imagesTr").glob(f"{case.name.removesuffix('.nii.gz')}_*")]:
+        path.unlink()
+    path = raw(data) / "dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "numTraining": 1}))
+    error = refused(data, capsys, "--dry-run", settings=("members.count=5",))
+    assert "1 labelled case(s), but members.count=5 folds need 5" in error and "members.kind=checkpoints" in error
 
 
 def test_a_name_with_other_letters_is_refused(data, capsys):
@@ -150,17 +185,18 @@ def test_gpus_without_a_gpu_are_refused(data, capsys):
 
 def test_a_run_that_does_not_fit_the_disk_does_not_start(data, capsys, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
-    code = main(["run", "-d", "22", "-u", str(data / "unlabelled"), "--recipe", "demo", "-device", "cpu"])
+    code = main(["run", "-d", "22", "-u", str(data / "unlabelled"), "--recipe", "demo", "-device", "cpu", "--set",
+                 "members.count=2"])  # fmt: skip
     assert code == 1 and "are free" in capsys.readouterr().err
 
 
 def test_a_dry_run_shows_every_task_and_writes_nothing(data, capsys):
     before = set(data.rglob("*"))
     code = main(["run", "-d", "22", "-u", str(data / "unlabelled"), "--recipe", "uncertainty", "-device", "cpu",
-                 "--dry-run", "--set", "rounds=2"])  # fmt: skip
+                 "--dry-run", "--set", "rounds=2", "members.count=2"])  # fmt: skip
     text = capsys.readouterr().out
     assert code == 0
-    assert "nnUNetv2_train 22 3d_fullres_uncertainty_r1 4 -tr nnUNetTrainerFlareST -p nnUNetPlansFlare" in text
+    assert "nnUNetv2_train 22 3d_fullres_uncertainty_r1 1 -tr nnUNetTrainerFlareST -p nnUNetPlansFlare" in text
     for task in ("plan", "unlabelled", "build-r0", "train-r0-f0", "label-r1-p0", "select-r1", "train-r2-fall"):
         assert any(re.match(rf"{task}(: |$)", line) for line in text.splitlines()), task
     assert "GB  free" in text and "nothing was written" in text

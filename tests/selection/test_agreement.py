@@ -95,3 +95,16 @@ def test_stability_is_the_mean_dice_of_the_earlier_checkpoints_with_the_last():
     assert not np.allclose(found.with_last, found.per_organ), "the pair of the earlier two does not count"
     swapped = pairwise_dice([maps[1], maps[0], maps[2]], 4)
     np.testing.assert_allclose(swapped.with_last, expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(label_maps())
+def test_the_labels_of_a_region_count_as_one(drawn):
+    maps, num_labels = drawn
+    regions = [tuple(range(1, num_labels)), (1,), tuple(range(2, num_labels)) or (1,)]
+    found = pairwise_dice(maps, num_labels, regions)
+    for row, (i, j) in enumerate(found.pairs):
+        masks = [(np.isin(maps[i], ids), np.isin(maps[j], ids)) for ids in regions]
+        np.testing.assert_allclose(found.dice[row], [plain_dice(a, b, True) for a, b in masks], rtol=0, atol=1e-12)
+    for member, array in enumerate(maps):
+        assert found.voxels[member].tolist() == [int(np.isin(array, ids).sum()) for ids in regions]

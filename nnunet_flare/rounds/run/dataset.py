@@ -8,6 +8,7 @@ from typing import Any
 
 from nnunet_flare.cases import CaseTable, find_table
 from nnunet_flare.files import read_json
+from nnunet_flare.labels import label_ids, organs_of
 from nnunet_flare.rounds.run.manifest import Run
 
 DATASET = {"labels": {str: object}, "file_ending": str, "channel_names": dict, "dataset?": {str: dict}}
@@ -65,7 +66,11 @@ def base_table(run: Run) -> CaseTable:
     )
 
 
-def organ_ids(run: Run) -> dict[str, int]:
-    """Organ names and ids of the dataset, background and *ignore* left out, in order of id."""
-    labels = {n: i for n, i in dataset_json(run)["labels"].items() if n not in ("background", "ignore")}
-    return dict(sorted(labels.items(), key=lambda item: item[1]))
+def organ_ids(run: Run) -> dict[str, tuple[int, ...]]:
+    """Label ids of the dataset's organs and regions by name; see :func:`nnunet_flare.labels.organs_of`."""
+    return organs_of(dataset_json(run)["labels"])
+
+
+def foreground_ids(run: Run) -> tuple[int, ...]:
+    """Every label id of the dataset above 0, but for *ignore*'s."""
+    return label_ids(dataset_json(run)["labels"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from nnunet_flare.cases import Case
-from nnunet_flare.rounds.run.dataset import base_table, organ_ids, raw_cases, raw_files
+from nnunet_flare.rounds.run.dataset import base_table, foreground_ids, organ_ids, raw_cases, raw_files
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Round
 from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, read_list, size_of
@@ -19,13 +19,16 @@ class TrainingScan(UnlabelledCase):
     """The scan of a partial case, some organs of which a model labels; its arrays are those of the training data."""
 
 
-def round_organs(run: Run, of: Round) -> dict[str, int]:
-    """Names and ids of the organs that a round trains and labels."""
-    organs = organ_ids(run)
-    if of.loop is None:
-        return organs
-    ids = of.loop.ids(organs.values())
-    return {name: i for name, i in organs.items() if i in ids}
+def round_organs(run: Run, of: Round) -> dict[str, tuple[int, ...]]:
+    """Names and label ids of the organs and regions that a round trains and labels."""
+    own = set(round_labels(run, of))
+    return {name: ids for name, ids in organ_ids(run).items() if own.issuperset(ids)}
+
+
+def round_labels(run: Run, of: Round) -> tuple[int, ...]:
+    """Every label id that a round trains and labels."""
+    known = foreground_ids(run)
+    return known if of.loop is None else tuple(of.loop.ids(known))
 
 
 def annotated_of(case: Case, organs: Collection[int]) -> tuple[int, ...]:
@@ -45,7 +48,7 @@ def round_scans(run: Run, of: Round) -> list[UnlabelledCase]:
     scans = read_list(run.paths.unlabelled)
     if of.loop is None:
         return scans
-    return scans + training_scans(run, round_organs(run, of).values())
+    return scans + training_scans(run, round_labels(run, of))
 
 
 def training_scans(run: Run, organs: Collection[int]) -> list[UnlabelledCase]:

@@ -198,7 +198,13 @@ def read_scans(case: UnlabelledCase, reader: str = SITK) -> list[Volume]:
     """
     paths = [Path(image) for image in case.images]
     volumes = []
-    for image in paths:
+    for channel, image in enumerate(paths):
+        if channel and not image.exists():  # the source that is noted is the first channel's
+            raise CaseError(
+                case.case,
+                f"{image}: channel {channel} is missing: its file ({os.path.realpath(image)}) is gone or could not be "
+                "converted, as the log of the start says; give it again",
+            )
         path = image if image.exists() else Path(case.source)
         volume = read_scan(path, case.case, reader=reader)
         if volume.doubt:

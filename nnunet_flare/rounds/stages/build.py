@@ -19,8 +19,9 @@ from nnunet_flare.cases import Case, table_name, write_table
 from nnunet_flare.errors import TaskError
 from nnunet_flare.files import remove_scratch
 from nnunet_flare.fusion.members import ignore_uncertain
+from nnunet_flare.labels import sampled_groups
 from nnunet_flare.rounds.run.configurations import base_configuration, write_configuration
-from nnunet_flare.rounds.run.dataset import base_table, organ_ids, raw_cases
+from nnunet_flare.rounds.run.dataset import base_table, dataset_json, organ_ids, raw_cases
 from nnunet_flare.rounds.run.decisions import load_reviews
 from nnunet_flare.rounds.run.ledger import Entry, read_decisions, write_round
 from nnunet_flare.rounds.run.manifest import Run
@@ -235,7 +236,8 @@ def _link_pseudo_cases(
     Returns its links, and the shares of ignored voxels by case and organ, where there are any.
     """
     shares: dict[str, dict[str, float]] = {}
-    patch, ids = base_configuration(run.base)["patch_size"], list(organ_ids(run).values())
+    patch = base_configuration(run.base)["patch_size"]
+    groups = sampled_groups(dataset_json(run)["labels"], organ_ids(run))
     with building(target) as folder:
         for case in base_cases:
             folder.link_case(base.data, case)
@@ -244,7 +246,7 @@ def _link_pseudo_cases(
             folder.link(run.unlabelled_data / f"{case}.b2nd", f"{case}.b2nd")
             if entry.ignored:
                 label, shares[case] = _with_ignore(run, number, entry)
-                folder.write_label(case, label, read_properties(properties), ids=ids, patch=patch)
+                folder.write_label(case, label, read_properties(properties), groups=groups, patch=patch)
             else:
                 folder.link(run.paths.training_label(number, case), f"{case}_seg.b2nd")
                 folder.link(properties, f"{case}.pkl")
@@ -256,7 +258,5 @@ def _with_ignore(run: Run, number: int, entry: Entry) -> tuple[np.ndarray, dict[
     organs = organ_ids(run)
     label = read_array(run.paths.training_label(number, entry.case))[0]
     members = read_array(run.paths.members(number, entry.case))
-    uncertain = [organs[name] for name in entry.ignored]
-    label, shares = ignore_uncertain(label, list(members), uncertain, ignore_label(run))
-    names = {organ: name for name, organ in organs.items()}
-    return label, {names[organ]: share for organ, share in shares.items()}
+    uncertain = {name: organs[name] for name in entry.ignored}
+    return ignore_uncertain(label, list(members), uncertain, ignore_label(run))

@@ -16,10 +16,11 @@ from nnunet_flare.cases import Case, table_name, write_table
 from nnunet_flare.errors import TaskError
 from nnunet_flare.files import remove_scratch
 from nnunet_flare.fusion.partial import complete
+from nnunet_flare.labels import sampled_groups
 from nnunet_flare.rounds.run.configurations import base_configuration, write_configuration
-from nnunet_flare.rounds.run.dataset import organ_ids, raw_cases
+from nnunet_flare.rounds.run.dataset import dataset_json, foreground_ids, raw_cases
 from nnunet_flare.rounds.run.ledger import Entry, read_decisions, write_round
-from nnunet_flare.rounds.run.loops import annotated_of, round_organs, true_cases
+from nnunet_flare.rounds.run.loops import annotated_of, round_labels, round_organs, true_cases
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Round
 from nnunet_flare.rounds.stages.arrays import read_array, read_properties
@@ -61,7 +62,7 @@ def build_loop_round(run: Run, of: Round) -> dict[str, Any]:
     """
     if of.kind == "final":
         return _build_final(run, of)
-    organs = tuple(round_organs(run, of).values())
+    organs = round_labels(run, of)
     known = {case: annotated_of(entry, organs) for case, entry in true_cases(run).items()}
     if not any(known.values()):
         name = of.loop.name if of.loop else ""
@@ -98,7 +99,7 @@ def _taken(run: Run, number: int) -> list[Entry]:
 
 def _loop_table(run: Run, of: Round, known: Mapping[str, tuple[int, ...]], taken: Sequence[Entry]) -> dict[str, Case]:
     """Every case of the round: annotated organs are those of the loop, and cases that have none are left out."""
-    organs, everything = tuple(round_organs(run, of).values()), tuple(organ_ids(run).values())
+    organs, everything = round_labels(run, of), foreground_ids(run)
     is_open = of.loop is not None and of.loop.absence == "open"
     pseudo = Known((), organs) if is_open else Known(organs)
     cases = {case: Case("unlabelled") for case in raw_cases(run)}
@@ -115,7 +116,8 @@ def _build_folder(
 ) -> dict[str, int]:
     """Build the round's data folder: links, and new labels of partial cases that pseudo-labels complete."""
     labelled, before = {entry.case for entry in taken}, of.number - 1
-    patch, ids = base_configuration(run.base)["patch_size"], list(round_organs(run, of).values())
+    patch = base_configuration(run.base)["patch_size"]
+    groups = sampled_groups(dataset_json(run)["labels"], round_organs(run, of))
     with building(of.data) as folder:
         for case in known:
             if case not in labelled and cases[case].role == "partial":
@@ -131,7 +133,7 @@ def _build_folder(
                 continue
             truth = read_array(run.base_data / f"{case}_seg.b2nd")[0]
             merged = complete(truth, read_array(label)[0], annotated=known[case])
-            folder.write_label(case, merged, read_properties(properties), ids=ids, patch=patch)
+            folder.write_label(case, merged, read_properties(properties), groups=groups, patch=patch)
     for case in [case for case, entry in cases.items() if entry.role == "unlabelled"]:
         log.debug("%s: no organ of the loop is annotated; left out of round %d", case, of.number)
     return dict(folder.links)
@@ -142,7 +144,7 @@ def _build_final(run: Run, of: Round) -> dict[str, Any]:
     number, base, target = of.number, of.base, of.data
     union = make_union(run, target)
     truth = true_cases(run)
-    everything = tuple(organ_ids(run).values())
+    everything = foreground_ids(run)
     cases = {case: truth.get(case, Case("unlabelled")) for case in raw_cases(run)}
     for case, merged in union.cases.items():
         known = Known(merged.taught, merged.positive)

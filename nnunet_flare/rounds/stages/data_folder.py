@@ -16,6 +16,7 @@ import numpy as np
 
 from nnunet_flare.files import link_or_copy, remove_scratch, temporary_prefix
 from nnunet_flare.fusion.members import class_locations
+from nnunet_flare.labels import Group
 from nnunet_flare.rounds.stages.arrays import ENDINGS, write_array, write_properties
 
 
@@ -36,11 +37,11 @@ class DataFolder:
             self.link(folder / f"{case}{ending}", f"{case}{ending}")
 
     def write_label(
-        self, case: str, label: np.ndarray, properties: dict[str, Any], *, ids: Sequence[int], patch: Sequence[int]
+        self, case: str, label: np.ndarray, properties: dict[str, Any], *, groups: Sequence[Group], patch: Sequence[int]
     ) -> None:
-        """Write a label array (Z, Y, X) and its properties, with the places of the labels ``ids`` for sampling."""
+        """Write a label array (Z, Y, X) and its properties, with the places of ``groups`` for sampling."""
         write_array(self._folder / f"{case}_seg.b2nd", label[None], patch)
-        located = class_locations(label, list(ids))
+        located = class_locations(label, groups)
         write_properties(self._folder / f"{case}.pkl", {**properties, "class_locations": located})
 
 

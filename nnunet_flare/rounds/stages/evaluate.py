@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,16 @@ from tqdm import tqdm
 
 from nnunet_flare.datasets import TrainingCase, check_cases
 from nnunet_flare.errors import CaseError, InputError
+from nnunet_flare.evaluation.overlap import annotated_alone
 from nnunet_flare.files import read_json, remove_leftovers, write_json
 from nnunet_flare.fusion.ids import load_id_map
 from nnunet_flare.images import find_cases, read_labels, write_labels
 from nnunet_flare.kept import is_kept
+from nnunet_flare.labels import ignore_id, label_ids, organs_of
 from nnunet_flare.listing import list_scans
 from nnunet_flare.readers import SITK
 from nnunet_flare.rounds.run.configurations import image_reader
-from nnunet_flare.rounds.run.dataset import dataset_json, organ_ids
+from nnunet_flare.rounds.run.dataset import dataset_json
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Round
 from nnunet_flare.rounds.stages.label import open_members
@@ -86,8 +88,8 @@ def evaluate_round(run: Run, of: Round) -> dict[str, Any]:
     cases = predict_held_out(
         run, of.model, of.members, folder, id_map=run.settings.init_map if of.number == 0 else None
     )
-    labels = Path(str(run.settings.eval_labels))
-    return score_folder(folder, labels, cases, dataset_json(run)["file_ending"], organ_ids(run))
+    labels, document = Path(str(run.settings.eval_labels)), dataset_json(run)
+    return score_folder(folder, labels, cases, document["file_ending"], document["labels"])
 
 
 def predict_held_out(
@@ -115,24 +117,26 @@ def predict_held_out(
 
 
 def score_folder(
-    predictions: Path, references: Path, cases: list[str], file_ending: str, organs: dict[str, int]
+    predictions: Path, references: Path, cases: list[str], file_ending: str, labels: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Plain Dice over whole volumes (absent in both: 1, in one: 0) by case and organ, with the means.
+    """Plain Dice over whole volumes (absent in both: 1, in one: 0) by case and organ or region, with the means.
 
-    Writes ``dice.json`` into ``predictions``. The official measures are those of ``flare-evaluate``.
+    ``labels`` are those of dataset.json; voxels that the reference ignores count nowhere. Writes ``dice.json``
+    into ``predictions``. The official measures are those of ``flare-evaluate``.
 
     Raises:
         CaseError: when a prediction and its reference differ in shape.
     """
-    table = {}
+    organs, table = organs_of(labels), {}
     for case in cases:
         prediction = read_labels(predictions / f"{case}{file_ending}", case).array
         reference = read_labels(references / f"{case}{file_ending}", case).array
         if prediction.shape != reference.shape:
             raise CaseError(case, f"prediction of shape {prediction.shape}, label map of shape {reference.shape}")
-        count = int(max(prediction.max(), reference.max(), *organs.values())) + 1
-        dice = pairwise_dice([prediction, reference], count).per_organ
-        table[case] = {name: float(dice[organ - 1]) for name, organ in organs.items()}
+        maps = annotated_alone(reference, prediction, ignore_id(labels))
+        count = max(int(maps[0].max()), int(maps[1].max()), *label_ids(labels)) + 1
+        dice = pairwise_dice(maps, count, list(organs.values())).per_organ
+        table[case] = dict(zip(organs, dice.tolist(), strict=True))
     means = {name: float(np.mean([row[name] for row in table.values()])) for name in organs}
     result = {"mean": float(np.mean(list(means.values()))), "organs": means, "cases": table}
     write_json(predictions / "dice.json", result)

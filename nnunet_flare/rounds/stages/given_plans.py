@@ -15,7 +15,6 @@ from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import write_json
 from nnunet_flare.planners.topology import override_configuration
 from nnunet_flare.rounds.run.configurations import INPUT_KEYS, base_configuration, read_plans, resolve
-from nnunet_flare.rounds.run.dataset import dataset_json
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Base
 from nnunet_flare.trainers.settings import KEY
@@ -61,9 +60,6 @@ def write_given_plans(run: Run, base: Base) -> None:
     configuration["data_identifier"] = base.data.name
     if base.changes:
         configuration = override_configuration(configuration, **base.changes)
-    copied = run.preprocessed / "dataset.json"
-    if not copied.is_file():
-        write_json(copied, dataset_json(run))
     document = {**plans, "plans_name": base.plans_name, "dataset_name": run.settings.dataset}
     write_json(base.plans_file, {**document, "configurations": {base.configuration: configuration}})
 

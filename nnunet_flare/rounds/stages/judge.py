@@ -34,7 +34,9 @@ class Judgement:
         return Judgement(self.values[rows], self.skipped[rows])
 
 
-def judge(run: Run, cases: Sequence[LabelledCase], organs: Mapping[str, int], selection: RoundSelection) -> Judgement:
+def judge(
+    run: Run, cases: Sequence[LabelledCase], organs: Mapping[str, Sequence[int]], selection: RoundSelection
+) -> Judgement:
     """Judge labelled cases by the agreement of their members.
 
     Args:
@@ -58,14 +60,14 @@ def judge(run: Run, cases: Sequence[LabelledCase], organs: Mapping[str, int], se
 
 
 def _table(
-    cases: Sequence[LabelledCase], organs: Mapping[str, int], value: Callable[[LabelledCase, str], float]
+    cases: Sequence[LabelledCase], organs: Mapping[str, Sequence[int]], value: Callable[[LabelledCase, str], float]
 ) -> np.ndarray:
     """(cases, organs) of one value."""
     return np.array([[value(case, organ) for organ in organs] for case in cases], dtype=float).reshape(-1, len(organs))
 
 
 def _presence(
-    run: Run, cases: Sequence[LabelledCase], organs: Mapping[str, int], selection: RoundSelection
+    run: Run, cases: Sequence[LabelledCase], organs: Mapping[str, Sequence[int]], selection: RoundSelection
 ) -> np.ndarray | None:
     """(cases, organs) probability that an organ is there, where the round asks for it; 1 where none was missed."""
     if selection.absent != "expected":

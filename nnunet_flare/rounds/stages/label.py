@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,11 +25,13 @@ from nnunet_flare.files import holds, remove_leftovers, replacing
 from nnunet_flare.fusion.ids import load_id_map
 from nnunet_flare.fusion.members import class_locations, training_label
 from nnunet_flare.images import read_labels
+from nnunet_flare.inference.labels import Labels
 from nnunet_flare.kept import is_kept
+from nnunet_flare.labels import sampled_groups
 from nnunet_flare.rounds.run.configurations import INPUT_KEYS, base_configuration, read_plans
-from nnunet_flare.rounds.run.dataset import dataset_json, organ_ids
+from nnunet_flare.rounds.run.dataset import dataset_json, foreground_ids, organ_ids
 from nnunet_flare.rounds.run.labelled_case import LABELLED, LabelledCase, read_labelled_case, write_labelled_case
-from nnunet_flare.rounds.run.loops import TrainingScan, round_organs, round_scans
+from nnunet_flare.rounds.run.loops import TrainingScan, round_labels, round_organs, round_scans
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Round
 from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, shard
@@ -41,7 +44,7 @@ from nnunet_flare.rounds.stages.arrays import (
     write_properties,
 )
 from nnunet_flare.rounds.stages.preprocess import failure, odd, preprocess_again
-from nnunet_flare.selection.agreement import Agreement, pairwise_dice
+from nnunet_flare.selection.agreement import Agreement, membership, pairwise_dice
 from nnunet_flare.selection.change import label_change
 from nnunet_flare.selection.perturb import labels_of_copies, steadiness
 from nnunet_flare.selection.rule import Rule
@@ -188,21 +191,29 @@ def _check_input(run: Run, model: Path, predictor: Labeller) -> None:
         )
 
 
-def _label_case(run: Run, of: Round, case: UnlabelledCase, predictor: Labeller, organs: dict[str, int]) -> LabelledCase:
+def _label_case(
+    run: Run, of: Round, case: UnlabelledCase, predictor: Labeller, organs: Mapping[str, Sequence[int]]
+) -> LabelledCase:
     """Label one case and write its arrays; a case that fails says why."""
     started = time.monotonic()
     try:
         name, number = case.case, of.number
         data, crop_mask_seg, properties = _read_case(run, case)
-        only = None if of.loop is None else list(organs.values())
+        only = None if of.loop is None else list(round_labels(run, of))
         prediction = predictor.predict_members(data, only=only)
-        fused = _fused(prediction)
+        document = dataset_json(run)
+        fuse = partial(_fused, labels=Labels(document))
+        fused = fuse(prediction)
         spacing = network_spacing_mm(properties, predictor.plans_manager.transpose_forward, fused.shape)
         fused = _cleaned(run, fused, spacing)
-        agreement = _agreement(prediction.labels, max(organs.values()) + 1)
+        num_labels, ids = max(foreground_ids(run)) + 1, list(organs.values())
+        agreement = _agreement(prediction.labels, num_labels, ids)
         rule = run.recipe.selection_of(of.planned).rule
         per_organ, absent = judged_by(agreement, rule), absent_by(agreement, rule)
-        steady, absent_copies = _steadiness(predictor, data, prediction, only) if rule.copies else (None, None)
+        steady, absent_copies = None, None
+        if rule.copies:
+            copies = labels_of_copies(lambda copy: fuse(predictor.predict_members(copy, only=only)), data)
+            steady, absent_copies = steadiness(fuse(prediction), copies, num_labels, ids)
         _write_label(run, number, name, predictor, prediction, properties)
         compares = of.learns_from is not None and run.recipe.needs_change(number)
         change = _change(run, number, name) if compares else None
@@ -210,7 +221,7 @@ def _label_case(run: Run, of: Round, case: UnlabelledCase, predictor: Labeller, 
         patch = predictor.configuration_manager.patch_size
         write_array(run.paths.members(number, name), np.stack(prediction.labels).astype(np.uint8), patch)
         write_array(run.paths.training_label(number, name), label[None], patch)
-        located = class_locations(label, list(organs.values()))
+        located = class_locations(label, sampled_groups(document["labels"], organs))
         write_properties(run.paths.properties(number, name), {**properties, "class_locations": located})
     except MemoryError:
         raise
@@ -220,14 +231,20 @@ def _label_case(run: Run, of: Round, case: UnlabelledCase, predictor: Labeller, 
         log.exception("%s could not be labelled", case.case)
         return LabelledCase(f"labelling failed ({type(error).__name__}: {error})")
     voxel_mm3 = float(np.prod(spacing))
-    counts = np.bincount(fused.ravel(), minlength=max(organs.values()) + 1)
+    voxels = membership(ids, num_labels) @ np.bincount(fused.ravel(), minlength=num_labels)
+
+    def by_organ(values: np.ndarray | None) -> dict[str, float]:
+        return {} if values is None else dict(zip(organs, map(float, values), strict=True))
+
     return LabelledCase(
-        agreement={n: None if agreement is None else float(per_organ[i - 1]) for n, i in organs.items()},
-        present={n: bool(agreement is None or agreement.present[i - 1]) for n, i in organs.items()},
-        absent_pairs={n: float(absent[i - 1]) for n, i in organs.items()} if agreement is not None else {},
-        steady={} if steady is None else {n: float(steady[i - 1]) for n, i in organs.items()},
-        absent_copies={} if absent_copies is None else {n: float(absent_copies[i - 1]) for n, i in organs.items()},
-        volume_mm3={n: float(counts[i] * voxel_mm3) for n, i in organs.items()},
+        agreement=dict.fromkeys(organs) if agreement is None else {**by_organ(per_organ)},
+        present=dict(
+            zip(organs, [True] * len(organs) if agreement is None else agreement.present.tolist(), strict=True)
+        ),
+        absent_pairs=by_organ(None if agreement is None else absent),
+        steady=by_organ(steady),
+        absent_copies=by_organ(absent_copies),
+        volume_mm3=by_organ(voxels * voxel_mm3),
         members=len(prediction.labels),
         change=change,
         label_sha256=label_hash(fused),
@@ -236,20 +253,9 @@ def _label_case(run: Run, of: Round, case: UnlabelledCase, predictor: Labeller, 
     )
 
 
-def _steadiness(
-    predictor: Labeller, scan: np.ndarray, prediction: MembersPrediction, only: Sequence[int] | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """How alike a scan's label and those of its changed copies are, and the share of copies that lack the organ too."""
-
-    def label(copy: np.ndarray) -> np.ndarray:
-        return _fused(predictor.predict_members(copy, only=only))
-
-    return steadiness(_fused(prediction), labels_of_copies(label, scan), len(prediction.mean_softmax))
-
-
-def _fused(prediction: MembersPrediction) -> np.ndarray:
-    """The label map (Z, Y, X) of the members' mean softmax."""
-    return prediction.mean_softmax.argmax(0).astype(np.uint8)
+def _fused(prediction: MembersPrediction, *, labels: Labels) -> np.ndarray:
+    """The label map (Z, Y, X) of the members' mean probabilities."""
+    return labels.decided(prediction.mean_softmax, probabilities=True)
 
 
 def _cleaned(run: Run, labels: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
@@ -263,7 +269,7 @@ def _cleaned(run: Run, labels: np.ndarray, spacing_mm: Sequence[float]) -> np.nd
     return keep_largest(
         np.ascontiguousarray(labels),
         (z, y, x),
-        organs=list(organ_ids(run).values()),
+        organs=[ids[0] if len(ids) == 1 else ids for ids in organ_ids(run).values()],
         minimum_mm3=fusion.min_component_mm3,
     )
 
@@ -299,9 +305,9 @@ def _read_arrays(folder: Path, case: str) -> tuple[np.ndarray, np.ndarray, dict[
     return read_array(folder / f"{case}.b2nd"), labels, read_properties(folder / f"{case}.pkl")
 
 
-def _agreement(labels: Sequence[np.ndarray], num_labels: int) -> Agreement | None:
+def _agreement(labels: Sequence[np.ndarray], num_labels: int, organs: Sequence[Sequence[int]]) -> Agreement | None:
     """Agreement of two or more members; one member alone has none."""
-    return pairwise_dice(labels, num_labels) if len(labels) > 1 else None
+    return pairwise_dice(labels, num_labels, organs) if len(labels) > 1 else None
 
 
 def judged_by(agreement: Agreement | None, rule: Rule) -> np.ndarray:
@@ -330,6 +336,7 @@ def _write_label(
         predictor.plans_manager,
         predictor.configuration_manager,
         predictor.label_manager,
+        probabilities=True,
     )
     labels = _cleaned(run, labels, [float(edge) for edge in properties["spacing"]])
     path = run.paths.label(number, case, dataset_json(run)["file_ending"])

@@ -9,15 +9,15 @@ import numpy as np
 from nnunet_flare.files import link_or_copy
 from nnunet_flare.images import read_labels, write_labels
 from nnunet_flare.rounds.run.configurations import read_plans
-from nnunet_flare.rounds.run.dataset import organ_ids
+from nnunet_flare.rounds.run.dataset import foreground_ids, organ_ids
 from nnunet_flare.rounds.run.ledger import Entry
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.stages.arrays import read_array, read_properties
 
 
 def ignore_label(run: Run) -> int:
-    """The value of *ignore*: one above the highest label."""
-    return max(organ_ids(run).values()) + 1
+    """The value of *ignore*: one above the highest label, as nnU-Net wants it where the dataset has its own."""
+    return max(foreground_ids(run)) + 1
 
 
 def write_label_map(run: Run, number: int, entry: Entry, path: Path, ending: str) -> None:
@@ -28,10 +28,11 @@ def write_label_map(run: Run, number: int, entry: Entry, path: Path, ending: str
         return
     volume = read_labels(source, entry.case)
     organs = organ_ids(run)
-    uncertain = np.isin(read_array(run.paths.members(number, entry.case)), [organs[name] for name in entry.ignored])
+    ids = sorted({label for name in entry.ignored for label in organs[name]})
+    uncertain = np.isin(read_array(run.paths.members(number, entry.case)), ids)
     ignored = _to_image_grid(run, number, entry.case, np.asarray(uncertain.any(axis=0)))
     labels = volume.array.copy()
-    labels[ignored | np.isin(labels, [organs[name] for name in entry.ignored])] = ignore_label(run)
+    labels[ignored | np.isin(labels, ids)] = ignore_label(run)
     write_labels(path, labels, volume)
 
 

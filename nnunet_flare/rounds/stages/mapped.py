@@ -10,6 +10,7 @@ import numpy as np
 from nnunet_flare import plugin
 from nnunet_flare.errors import InputError
 from nnunet_flare.fusion.ids import IdMap, load_id_map
+from nnunet_flare.labels import has_regions, organs_of
 from nnunet_flare.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from nnunet_flare.inference.core import MembersPrediction, Segmenter
 
 
-def check_id_map(name: str, theirs: Any, ours: Mapping[str, int], recipe: Recipe, *, where: str) -> None:
+def check_id_map(name: str, theirs: Any, ours: Mapping[str, Any], recipe: Recipe, *, where: str) -> None:
     """Refuse an id map that does not say what every class of a model is, or leaves organs of the dataset out.
 
     Args:
@@ -32,6 +33,11 @@ def check_id_map(name: str, theirs: Any, ours: Mapping[str, int], recipe: Recipe
         InputError: naming what was found and what was expected.
     """
     id_map = load_id_map(name)
+    if has_regions(ours):
+        raise InputError(
+            f"--init_map {name}: the dataset has regions ({dict(ours)}), expected labels of one id; leave it out"
+        )
+    ours = {organ: ids[0] for organ, ids in organs_of(ours).items()}
     if not isinstance(theirs, dict) or not all(type(value) is int for value in theirs.values()):
         raise InputError(f"{where}: its labels are {theirs}, expected one whole number each")
     unlisted = {organ: i for organ, i in theirs.items() if i > 0 and i not in id_map.ids}

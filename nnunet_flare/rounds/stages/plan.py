@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -14,7 +15,7 @@ from nnunet_flare.cases import FILE_NAME, read_table
 from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.parallel import num_processes
-from nnunet_flare.recipes.recipe import GIVEN_MODEL
+from nnunet_flare.recipes.recipe import GIVEN_MODEL, Recipe
 from nnunet_flare.rounds.run.configurations import check_names, configuration_hash
 from nnunet_flare.rounds.run.dataset import dataset_json, raw_cases, raw_files, read_dataset
 from nnunet_flare.rounds.run.locks import LockFile
@@ -28,7 +29,13 @@ from nnunet_flare.trusted_names import check_name
 
 log = logging.getLogger(__name__)
 
+FINGERPRINT = "dataset_fingerprint.json"
 SPLITS = "splits_final.json"
+ALONE = (
+    "members.kind=checkpoints and members.at=[0.5, 0.75, 1.0], which compares the checkpoints of one training (with "
+    "selection.rule=mean-organ), or members.count=1 and selection.rule=all, which takes what one network says"
+)
+"""What to set for a single labelled case."""
 
 
 def default_plans_name(planner: str) -> str:
@@ -70,9 +77,12 @@ def plan_and_preprocess(run: Run, base: Base | None = None) -> str:
     """
     base = base or run.base
     with LockFile(run.preprocessed / "flare_plans.lock", f"the plans of {run.settings.dataset}", wait=True):
+        if not (run.preprocessed / FINGERPRINT).is_file():  # a training wants it, whoever made the plans
+            _extract_fingerprint(run)
         if not base.plans_file.is_file():
             _plan(run, base)
         configuration = check_names(run, base)
+        _provide_dataset_json(run, base, configuration)
         other_labels = _refresh_dataset_json(run)
         labelled = raw_cases(run)
         files = raw_files(run)
@@ -101,23 +111,27 @@ def plan_and_preprocess(run: Run, base: Base | None = None) -> str:
     return configuration_hash(configuration)
 
 
+def _extract_fingerprint(run: Run) -> None:
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset
+
+    processes = num_processes(len(raw_cases(run)))
+    extract_fingerprint_dataset(
+        _dataset_id(run), num_processes=processes, clean=False, show_progress_bar=False, verbose=False
+    )
+
+
 def _plan(run: Run, base: Base) -> None:
     if base.planner == GIVEN_MODEL:
         from nnunet_flare.rounds.stages.given_plans import write_given_plans
 
         write_given_plans(run, base)
         return
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset
-
     from nnunet_flare.planners.flare import plan_dataset
 
     if os.environ.get("nnUNet_n_proc_DA") == "0":  # noqa: SIM112
         os.environ["nnUNet_n_proc_DA"] = "1"  # noqa: SIM112 (stock planning asks torch for that many threads)
-    number = _dataset_id(run)
-    processes = num_processes(len(raw_cases(run)))
-    extract_fingerprint_dataset(number, num_processes=processes, clean=False, show_progress_bar=False, verbose=False)
     plan_dataset(
-        number,
+        _dataset_id(run),
         planner_class(base.planner),
         configuration=base.configuration,
         plans_name=base.plans_name,
@@ -154,6 +168,24 @@ def _preprocess_changed(run: Run, base: Base, files: dict[str, Any], changed: di
     log.warning("%s: changed since they were preprocessed, made anew: %s", base.data.name, names)
     arguments = (files, base.data, base.plans_file, base.configuration, dataset_json(run))
     preprocess_cases(sorted(changed), *arguments, workers=num_processes(len(changed)))
+
+
+def _provide_dataset_json(run: Run, base: Base, configuration: dict[str, Any]) -> None:
+    """Copy dataset.json for plans that were made elsewhere: a given model's, or moved from another dataset.
+
+    Raises:
+        InputError: when those plans are for another number of channels.
+    """
+    document = read_dataset(run.raw / "dataset.json")
+    found, needed = len(configuration.get("normalization_schemes", ())), len(document["channel_names"])
+    if found != needed:
+        raise InputError(
+            f"{base.plans_file}: configuration '{base.configuration}' normalises {found} channel(s), "
+            f"{run.settings.dataset} has {needed}; move plans of a dataset with as many, or remove it to plan anew"
+        )
+    copy = run.preprocessed / "dataset.json"
+    if not copy.is_file():
+        write_json(copy, document)
 
 
 def _refresh_dataset_json(run: Run) -> bool:
@@ -199,29 +231,51 @@ def _not_whole(base: Base, cases: list[str]) -> list[str]:
 
 def _write_splits(run: Run, cases: list[str]) -> None:
     """nnU-Net's cross-validation split over the labelled and partial cases, made once for the dataset."""
-    first = 0 if run.settings.init_model is None else 1
-    folds_of_rounds = [run.recipe.member_folds(number) for number in range(first, run.recipe.final_round)]
-    count = max((len(folds) for folds in folds_of_rounds if folds != ["all"]), default=0)
-    if not count:
+    path, starts_given = run.preprocessed / SPLITS, run.settings.init_model is not None
+    count = _folds(run.recipe, starts_given=starts_given)
+    check_folds(run.recipe, len(cases), path, starts_given=starts_given)
+    if not count or path.is_file():
         return
-    path = run.preprocessed / SPLITS
-    if path.is_file():
-        folds = len(read_json(path, shapes.SPLITS, remedy="remove it to have it made anew"))
-        if folds < count:
-            raise InputError(
-                f"{path} has {folds} folds, members.count is {count}. "
-                f"Set members.count={folds}, or remove that file to have it made anew"
-            )
-        return
-    if len(cases) < max(2, count):
-        raise InputError(
-            f"{run.settings.dataset} has {len(cases)} labelled cases, fewer than members.count={count} folds. "
-            f"Set members.count={max(2, len(cases))} or fewer, or add labelled cases"
-        )
     from nnunetv2.utilities.crossval_split import generate_crossval_split
 
     splits = generate_crossval_split(cases, seed=12345, n_splits=max(2, count))
     write_json(path, splits)
+
+
+def _folds(recipe: Recipe, *, starts_given: bool) -> int:
+    """The most folds that a round trains; 0 where all train on every case."""
+    rounds = [recipe.member_folds(number) for number in range(int(starts_given), recipe.final_round)]
+    return max((len(folds) for folds in rounds if folds != ["all"]), default=0)
+
+
+def check_folds(recipe: Recipe, cases: int, splits: Path, *, starts_given: bool) -> None:
+    """Refuse more folds than there are labelled cases, or than the dataset was split into before.
+
+    Args:
+        recipe: how many it trains.
+        cases: labelled and partial cases.
+        splits: the dataset's ``splits_final.json``, where it has one.
+        starts_given: whether a given model takes the place of round 0.
+
+    Raises:
+        InputError: saying what to set.
+    """
+    count = _folds(recipe, starts_given=starts_given)
+    if not count:
+        return
+    if splits.is_file():
+        folds = len(read_json(splits, shapes.SPLITS, remedy="remove it to have it made anew"))
+        if folds < count:
+            raise InputError(
+                f"{splits} has {folds} folds, members.count is {count}. "
+                f"Set members.count={folds}, or remove that file to have it made anew"
+            )
+    elif cases < count:
+        remedy = f"members.count={cases}" if cases > 1 else ALONE
+        raise InputError(
+            f"{splits.parent.name} has {cases} labelled case(s), but members.count={count} folds need {count}, each "
+            f"left out of one training. Set {remedy}; or label more cases"
+        )
 
 
 def copy_case_table(run: Run) -> None:

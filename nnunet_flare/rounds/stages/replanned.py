@@ -21,6 +21,7 @@ from nnunet_flare.disks import concerns_disk
 from nnunet_flare.files import holds, link_or_copy, read_json, write_json
 from nnunet_flare.fusion.members import class_locations, training_label
 from nnunet_flare.images import read_volume
+from nnunet_flare.labels import organs_of, sampled_groups
 from nnunet_flare.parallel import Workers, num_processes
 from nnunet_flare.readers import reader_of_plans
 from nnunet_flare.rounds.run.configurations import INPUT_KEYS, base_configuration, read_plans
@@ -186,5 +187,5 @@ def _label_arrays(
         target = [spacing[0], *target]
     resampled = manager.resampling_fn_seg(cropped, crop_mask_seg.shape[1:], spacing, target)
     labels = training_label(np.asarray(resampled[0]), crop_mask_seg[0])
-    ids = [i for name, i in dataset["labels"].items() if name != "background"]
-    return labels[None], {**properties, "class_locations": class_locations(labels, ids)}
+    groups = sampled_groups(dataset["labels"], organs_of(dataset["labels"]))
+    return labels[None], {**properties, "class_locations": class_locations(labels, groups)}

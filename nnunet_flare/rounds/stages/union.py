@@ -19,7 +19,7 @@ from nnunet_flare.fusion.ids import IdMap
 from nnunet_flare.fusion.partial import OnDisagree, Source, merge, union
 from nnunet_flare.listing import list_label_maps, told
 from nnunet_flare.parallel import Workers, num_processes
-from nnunet_flare.rounds.run.dataset import dataset_json, organ_ids, raw_files
+from nnunet_flare.rounds.run.dataset import dataset_json, foreground_ids, raw_files
 from nnunet_flare.rounds.run.ledger import Entry, read_decisions
 from nnunet_flare.rounds.run.loops import annotated_of, training_scans, true_cases
 from nnunet_flare.rounds.run.manifest import Run
@@ -136,7 +136,7 @@ def make_union(run: Run, data: Path) -> MergedCases:
 
 def _jobs(run: Run) -> tuple[list[_Job], dict[str, UnlabelledCase]]:
     """One job per unlabelled scan and per partial case that lacks an organ which some loop labelled."""
-    organs = tuple(organ_ids(run).values())
+    organs = foreground_ids(run)
     ending = dataset_json(run)["file_ending"]
     loops = [(loop.ids(organs), loop.absence == "open") for loop in run.recipe.loops]
     covered = {i for ids, _ in loops for i in ids}
@@ -178,7 +178,8 @@ def _jobs(run: Run) -> tuple[list[_Job], dict[str, UnlabelledCase]]:
 
 def _merge(job: _Job) -> _Outcome:
     """Merge one case and write its label map; a constant one is not written."""
-    allowed = [0, *job.organs]
+    ignored = max(job.organs) + 1
+    allowed = [0, *job.organs, ignored]  # the annotation may leave voxels open
     maps = CaseMaps.open(job.case, job.loops[0].path, allowed)
     own = np.zeros(maps.first.array.shape, dtype=np.uint8)
     for loop in job.loops:
@@ -190,12 +191,12 @@ def _merge(job: _Job) -> _Outcome:
         truth=None if job.truth is None else maps.read(job.truth),
         annotated=job.annotated,
         on_disagree=job.on_disagree,
-        ignore_label=max(job.organs) + 1,
+        ignore_label=ignored,
         protect=job.protect,
     )
     maps.write(job.target, merged)
-    ignored = int((merged.labels > max(job.organs)).sum())
-    return _Outcome(ignored, merged.disagreeing, merged.is_constant, label_hash(merged.labels))
+    left_open = int((merged.labels == ignored).sum())
+    return _Outcome(left_open, merged.disagreeing, merged.is_constant, label_hash(merged.labels))
 
 
 def _entry(run: Run, job: _Job, truth: set[str], decision: str, reason: str, sha256: str | None) -> Entry:

@@ -20,7 +20,7 @@ def run(copied_run: Run) -> Run:
 
 def test_fewer_cases_than_folds_is_said_before_training(run):
     (run.preprocessed / "splits_final.json").unlink()
-    with pytest.raises(InputError, match=r"4 labelled cases, fewer than members.count=5"):
+    with pytest.raises(InputError, match=r"4 labelled case\(s\), but members.count=5 folds need 5"):
         plan_and_preprocess(changed(run, members={"count": 5}))
 
 
