@@ -68,7 +68,8 @@ def _data(run: Run) -> Iterator[str]:
             yield f"- {key}: {raw[key]}"
     yield f"- {len(raw_cases(run))} labelled cases, {len(read_list(run.paths.unlabelled))} unlabelled scans"
     yield f"- input: {', '.join(map(str, raw['channel_names'].values()))}"
-    yield f"- labels: {', '.join(f'{number} {name}' for name, number in organ_ids(run).items())}"
+    labels = [f"{' and '.join(map(str, ids))} {name}" for name, ids in organ_ids(run).items()]
+    yield f"- labels: {', '.join(labels)}"
     yield ""
 
 
