@@ -324,7 +324,7 @@ def test_plans_that_lie_in_the_preprocessed_folder_are_looked_at_before_nnunet_r
     from nnunet_flare.rounds.run.configurations import check_names
     from nnunet_flare.rounds.start import plan_run
 
-    recipe = load_recipe("demo", {"rounds": "1"})
+    recipe = load_recipe("demo", {"rounds": "1", "members.count": "2"})
     run = plan_run(Request("22", tmp_path / "data" / "unlabelled", device="cpu"), recipe, nnunet_folders).run
     plans = model_folders.plans()
     from_the_hub(plans, plans["configurations"]["3d_fullres"], tmp_path)

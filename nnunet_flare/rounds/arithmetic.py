@@ -71,7 +71,10 @@ def _stock_operations(run: Run) -> float:
 
 @cache
 def _operations_of_stock(channels: int, classes: int, stock: Callable[..., dict[str, Any]]) -> float:
-    dataset = {"channel_names": range(channels), "labels": range(classes)}
+    dataset = {
+        "channel_names": {str(number): "CT" for number in range(channels)},
+        "labels": {f"label {number}": number for number in range(classes)},
+    }
     return iteration_cost(None, None, stock(STOCK_PATCH), dataset, "meta", _count)
 
 

@@ -77,6 +77,7 @@ def planned(tmp_path, monkeypatch):
     run = make_run(tmp_path)
     run.plans_file.parent.mkdir(parents=True, exist_ok=True)
     run.plans_file.write_text("{}")
+    (run.preprocessed / plans.FINGERPRINT).write_text("{}")
     files = {}
     for case in ("a", "b"):
         files[case] = {"images": [run.raw / f"{case}_0000.nii.gz"], "label": run.raw / f"{case}.nii.gz"}
@@ -94,7 +95,7 @@ def planned(tmp_path, monkeypatch):
 
     monkeypatch.setattr(plans, "raw_cases", lambda run: ["a", "b"])
     monkeypatch.setattr(plans, "raw_files", lambda run: files)
-    monkeypatch.setattr(plans, "check_names", lambda run, base: {})
+    monkeypatch.setattr(plans, "check_names", lambda run, base: {"normalization_schemes": ["CTNormalization"]})
     monkeypatch.setattr(plans, "_preprocess", again)
     monkeypatch.setattr(plans, "_write_splits", lambda run, cases: None)
     monkeypatch.setattr(plans, "copy_case_table", lambda run: None)

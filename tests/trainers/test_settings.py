@@ -53,7 +53,11 @@ def test_validation_takes_a_fifth_of_the_iterations_but_at_least_one(iterations:
         ({"num_epochs": 0}, "flare.num_epochs", "greater than or equal to 1"),
         ({"num_epochs": "5"}, "flare.num_epochs", "'5'"),
         ({"num_epoch": 5}, "flare.num_epoch", "unknown key, allowed are num_epochs"),
-        ({"augmentation": {"pseudo": "hard"}}, "flare.augmentation.pseudo", "'jitter', 'strong' or 'shift'"),
+        (
+            {"augmentation": {"pseudo": "hard"}},
+            "flare.augmentation.pseudo",
+            "'jitter', 'strong', 'shift' or 'modality'",
+        ),
         (
             {"augmentation": {"unlabelled": "weak"}},
             "flare.augmentation.unlabelled",
