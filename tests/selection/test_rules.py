@@ -149,8 +149,8 @@ def test_a_share_of_each_domain_is_taken_so_that_none_fills_the_others_places():
     apart = select(cases, table, **options, domains=domains)
     assert [d.case for d in together if d.taken] == ["a1", "a2", "a4"]
     assert [d.case for d in apart if d.taken] == ["a1", "a2", "b2"]
-    assert apart[4].reason == "mean-organ 0.300 is rank 2 of 2 of domain b, above the best 50%"
-    assert apart[5].reason == "mean-organ 0.400 >= 0, among the best 50% of domain b"
+    assert apart[4].reason == "mean-organ 0.300 is rank 2 of 2 of domain b, below the best 50 %"
+    assert apart[5].reason == "mean-organ 0.400 >= 0, among the best 50 % of domain b"
     order = [5, 0, 3, 1, 4, 2]
     shuffled = select([cases[i] for i in order], table[order], **options, domains=domains)
     assert {d.case: d.reason for d in shuffled} == {d.case: d.reason for d in apart}
