@@ -171,7 +171,8 @@ def test_a_dry_run_counts_the_time_and_disk_of_the_students_preprocessing(finish
     assert "(nnUNetPlansFlareTiny_blackbean-final) preprocess every taken scan once more: about" in text
     assert "plan-final" in text
     assert "nnUNetv2_train 22 3d_fullres_blackbean_r3 all -tr nnUNetTrainerFlareST" in text
-    assert "-p nnUNetPlansFlareTiny_blackbean-final -device cpu  # 2 epochs" in text
+    assert "-p nnUNetPlansFlareTiny_blackbean-final -device cpu" in text
+    assert "\ntrain-r3-fall: 2 epochs" in text
 
 
 # ------------------------------------------------------------------ distillation and fine-tuning
