@@ -130,7 +130,7 @@ def test_scores_fit_a_terminal_of_80_columns(tmp_path):
     lines = shown_lines(on_terminal(*words, program="evaluate"))
     assert not [line for line in lines if breaks(line)]
     assert any(line.split()[:2] == ["Liver", "1.0000"] for line in lines)
-    assert any(line.endswith("another_case_with_a_rather_long_name 1.0000,") for line in lines)
+    assert any(line.split()[:2] == ["another_case_with_a_rather_long_name", "1.0000,"] for line in lines)
 
 
 @pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
