@@ -77,7 +77,7 @@ print(labels.shape, labels.dtype, [round(edge, 2) for edge in scan.spacing_mm], 
 from nnunet_flare.inference.previews import draw_preview
 from nnunet_flare.rounds.run.dataset import organ_ids
 
-names = {number: name for name, number in organ_ids(run).items()}
+names = {ids[0]: name for name, ids in organ_ids(run).items()}
 picture = draw_preview(scan, labels, names)
 picture.save("prediction.png")
 picture

@@ -76,7 +76,7 @@ def test_the_readme_is_typed_on_a_machine_without_a_gpu(flare22, monkeypatch, ca
         lines = lines.replace("pip install .", "test -f pyproject.toml && test -f nnunet_flare/__init__.py")
         subprocess.run(["sh", "-ec", lines], check=True)
     *first, dry_run, run = quick_start.splitlines()
-    assert dry_run == f"{run} --dry_run"
+    assert dry_run == f"{run} --dry-run"
     for line in first:
         type_line(line, small)
     said = capsys.readouterr().out

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from nnunet_flare.errors import FlareError
-from nnunet_flare.rounds.executors import local
+from nnunet_flare.rounds.executors import local, telling
 from nnunet_flare.rounds.run.tasks import Task
 
 
@@ -50,6 +50,7 @@ class _Fake:
 @pytest.fixture
 def fakes(monkeypatch, tmp_path):
     monkeypatch.setattr(local, "graph", lambda run: run.graph())
+    monkeypatch.setattr(telling, "graph", lambda run: run.graph())
     monkeypatch.setattr(local, "forget_damaged", lambda run: None)
     monkeypatch.setattr(Task, "command", lambda task, run: run.command(task.name))
     monkeypatch.setattr(local, "gpu_lock", lambda gpu: tmp_path / "machine" / f"gpu-{gpu}.lock")

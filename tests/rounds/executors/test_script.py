@@ -33,7 +33,13 @@ def shell(script: Path, folder: Path, *, program: str) -> subprocess.CompletedPr
     environment = {**os.environ, "PYTHONPATH": str(folder / "site")}
     environment["PATH"] = f"{commands}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
-        [program, str(script)], cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+        [program, str(script)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+        check=False,
     )
 
 
