@@ -51,7 +51,7 @@ def flare22(desk, monkeypatch) -> Path:
     """An unpacked download and a checkout's ``docker`` folder on the desk."""
     training = desk / "FLARE22" / "Training"
     labelled = training / "FLARE22_LabeledCase50"
-    for number in (1, 2, 3):
+    for number in range(1, 6):
         write_case(labelled / "images", f"FLARE22_Tr_{number:04d}", number, labelled / "labels", turned=number == 2)
     for number, part in ((1, "1-1000"), (1001, "1001-2000")):
         write_case(training / f"FLARE_UnlabeledCase{part}", f"Case_{number:05d}", number, None, turned=number == 1)
@@ -75,17 +75,16 @@ def test_the_readme_is_typed_on_a_machine_without_a_gpu(flare22, monkeypatch, ca
         # The rest of the installation is tests/plugin/test_release.py; what this finds is a checkout pip cannot build.
         lines = lines.replace("pip install .", "test -f pyproject.toml && test -f nnunet_flare/__init__.py")
         subprocess.run(["sh", "-ec", lines], check=True)
-    *first, dry_run, run = quick_start.splitlines()
+    *first, preprocess, dry_run, run = quick_start.splitlines()
     assert dry_run == f"{run} --dry-run"
     for line in first:
         type_line(line, small)
-    said = capsys.readouterr().out
-    (recommended,) = re.findall(r"^next: (.+)$", said, re.M)
-    type_line(recommended, lambda words: words)
-    assert "by arithmetic" in capsys.readouterr().out
-    type_line(dry_run, lambda words: words)
-    said = capsys.readouterr().out
-    assert "by arithmetic" in said and "next: flare-pseudolabel preprocess -d Dataset022_FLARE22 -u " in said
+    (recommended,) = re.findall(r"^next: (.+)$", capsys.readouterr().out, re.M)
+    for line in (recommended, dry_run):
+        type_line(line, lambda words: words)
+        said = capsys.readouterr().out
+        assert "by arithmetic" in said and "next: flare-pseudolabel preprocess -d Dataset022_FLARE22 -u " in said
+    type_line(preprocess, small)
     type_line(dry_run, lambda words: [*words, "--set", *SHORT])
     assert "next: flare-pseudolabel preprocess" not in capsys.readouterr().out, "it was preprocessed by then"
     type_line(run, small)
