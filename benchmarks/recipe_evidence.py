@@ -26,6 +26,8 @@ PICTURE = PAGE.with_suffix(".png")
 
 NOTHING = 0.01
 """Smaller differences of the mean Dice mean nothing with a dozen test scans (measured when the phantom was made)."""
+ENOUGH_ROOM = 0.05
+"""Where true labels of all scans gain less than this, the trainings are too short to tell labels apart."""
 
 
 def page(results: Results) -> str:
@@ -71,6 +73,12 @@ RANKS = """Spearman's correlation of a rule's score with the true mean Dice of t
 rule scores a label above the median Dice higher than one below it (AUC), and, organ by organ, the correlation of what
 the rule judges an organ by with the organ's true Dice (mean over the organs). Mean, lowest and highest of the seeds.
 """
+
+TOO_SHORT = (
+    f"- **So short a training has hardly learnt the labelled scans yet**: less than {ENOUGH_ROOM} of room says that "
+    "true labels of all scans would not help it either. These figures show which labels harm, and what selecting them "
+    "does. Whether self-training wins over a network that gains no more by itself, they cannot show."
+)
 
 TAIL = """## Run it again
 
@@ -141,7 +149,10 @@ def _findings(results: Results, *, total: bool) -> str:
         groups[("above" if gain.mean > 0 else "below") if clear else "open"].append(system.title)
     lines = [f"Differences below about {NOTHING} mean nothing, and so do those whose interval holds 0.", ""]
     if not total and ORACLE in results and CONTROL in results:
-        lines.append(f"- Room there is (oracle minus control): {difference(results, ORACLE, CONTROL)}.")
+        room = difference(results, ORACLE, CONTROL)
+        lines.append(f"- Room there is (oracle minus control): {room}.")
+        if room.mean < ENOUGH_ROOM:
+            lines.append(TOO_SHORT)
     words = {"above": "Above the control", "below": "Below the control", "open": "Not told apart from the control"}
     lines += [f"- {words[group]}: {'; '.join(names)}." for group, names in groups.items() if names]
     missing = [s.title for s in SYSTEMS if s.name not in results and s.augmentation == "stock"]

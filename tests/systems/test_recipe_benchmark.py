@@ -268,8 +268,8 @@ def test_a_supervised_arm_trains_and_measures_round_0_alone(tmp_path):
 def test_two_of_the_three_steps_of_adversarial_training_count():
     recipe = loaded(next(system for system in systems.SYSTEMS if system.name == "adversarial"))
     settings = recipe.settings(0, run=None)
-    assert settings.num_epochs * settings.iterations_per_epoch == 750, "9 of 15 epochs have both"
-    assert benchmark.steps_of_networks(recipe, is_supervised=False) == [6 * 50 + 9 * 50 * 2] == [systems.STEPS]
+    assert settings.num_epochs * settings.iterations_per_epoch == 250, "3 of 5 epochs have both"
+    assert benchmark.steps_of_networks(recipe, is_supervised=False) == [2 * 50 + 3 * 50 * 2] == [systems.STEPS]
 
 
 def test_networks_of_teachers_count(tmp_path):
