@@ -16,16 +16,18 @@ from nnunet_flare.recipes.recipe import Recipe
 
 @dataclass(frozen=True)
 class Budget:
-    """Cases, voxels (z, y, x) of a scan, and optimiser steps of one epoch."""
+    """Cases, voxels (z, y, x) of a scan, optimiser steps of one epoch, and how often the epochs are repeated."""
 
     labelled: int
     unlabelled: int
     test: int
     size: tuple[int, int, int]
     epoch_steps: int
+    times: int = 1
 
 
 FULL = Budget(labelled=4, unlabelled=24, test=12, size=(32, 48, 64), epoch_steps=50)
+LONG = replace(FULL, times=3)
 QUICK = Budget(labelled=3, unlabelled=3, test=2, size=(32, 48, 64), epoch_steps=1)
 """To see that everything runs; its figures mean nothing."""
 
@@ -105,7 +107,7 @@ class System:
         """The ``--set`` values of this arm."""
         kind = self.augmentation
         given = {
-            "training.num_epochs": str(self.epochs),
+            "training.num_epochs": str(self.epochs * budget.times),
             "training.iterations_per_epoch": str(budget.epoch_steps),
             "augmentation": f"{{labelled: {kind}, pseudo: {kind}, partial: {kind}}}",
             "seed": str(seed),

@@ -272,6 +272,15 @@ def test_two_of_the_three_steps_of_adversarial_training_count():
     assert benchmark.steps_of_networks(recipe, is_supervised=False) == [2 * 50 + 3 * 50 * 2] == [systems.STEPS]
 
 
+def test_long_trainings_have_three_times_the_steps_of_the_same_recipe():
+    for system in systems.SYSTEMS:
+        usual, long = (
+            benchmark.steps_of_networks(system.load(1, budget), is_supervised=system.is_supervised)
+            for budget in (systems.FULL, systems.LONG)
+        )
+        assert long == [3 * steps for steps in usual], system.name
+
+
 def test_networks_of_teachers_count(tmp_path):
     generations = next(system for system in systems.SYSTEMS if system.name == "generations")
     assert len(benchmark.steps_of_networks(loaded(generations), is_supervised=False)) == 4
