@@ -11,6 +11,7 @@ checkpoints that a training can be continued from hold the student beside it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,9 @@ UNLABELLED_LOSS = "unlabelled_loss"
 SURE_SHARE = "sure_share"
 """Curves: the loss on the teacher's labels, not weighted, and the share of voxels that the teacher is sure of."""
 
+LONGEST_MEMORY = 0.1
+"""The share of a training over which the average may reach."""
+
 
 @dataclass(frozen=True)
 class Lesson:
@@ -39,6 +43,18 @@ class Lesson:
 
     labels: torch.Tensor
     weight: float
+
+
+def too_long_a_memory(decay: float, iterations: int) -> str | None:
+    """What to say of a decay whose average still holds the weights of the start when the training ends, or None."""
+    memory, longest = 1 / (1 - decay), LONGEST_MEMORY * iterations
+    if memory <= max(1.0, longest):
+        return None
+    best = "0 (no average)" if longest <= 1 else f"{math.floor((1 - 1 / longest) * 1000) / 1000:g}"
+    return (
+        f"mean_teacher.decay {decay:g} averages the weights of about {memory:.0f} iterations, and the training has "
+        f"{iterations}: the model that is saved holds much of the weights of its start. Set decay to {best} at most"
+    )
 
 
 def sure_labels(logits: torch.Tensor, threshold: float, ignore: int) -> torch.Tensor:
@@ -80,6 +96,9 @@ class nnUNetTrainerFlareMeanTeacher(LearnsFromUnlabelled):
         """The network as usual, then its average."""
         super().initialize()
         self.average = WeightAverage(self._unwrapped_network())
+        warning = too_long_a_memory(self.mean_teacher.decay, self.num_epochs * self.num_iterations_per_epoch)
+        if warning is not None:
+            self.print_to_log_file(f"WARNING: {warning}")
 
     def unlabelled_chain(self) -> BasicTransform:
         """The weak view, and the strong one behind it along the channels."""

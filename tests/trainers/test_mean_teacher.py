@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from nnunet_flare.checkpoints import load_checkpoint
 from nnunet_flare.errors import InputError
 from nnunet_flare.trainers.averages import WeightAverage, decay_at, ramp_up
-from nnunet_flare.trainers.mean_teacher import sure_labels
+from nnunet_flare.trainers.mean_teacher import sure_labels, too_long_a_memory
 from nnunet_flare.trainers.sampling import stop_augmenter, workers_of
 from nnunet_flare.trainers.settings import MeanTeacherSettings
 from nnunet_flare.trainers.transforms.painting import PaintingTransform
@@ -357,3 +357,19 @@ def test_a_training_without_a_saved_student_goes_on_from_the_average_and_says_so
     assert "This checkpoint has no student: the training goes on from the average." in Path(longer.log_file).read_text()
     for one, other in zip(longer.network.parameters(), trainer.average.network.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("decay", "iterations", "most"),
+    [(0.999, 250_000, None), (0.999, 10_000, None), (0.999, 400, "0.975"), (0.98, 400, "0.975"), (0.97, 400, None)],
+)
+def test_a_decay_whose_average_holds_the_start_of_a_short_training_is_told(decay, iterations, most) -> None:
+    told = too_long_a_memory(decay, iterations)
+    assert told is None if most is None else told.endswith(f"Set decay to {most} at most")
+
+
+def test_the_log_tells_it(data: Any) -> None:
+    assert "averages the weights" not in Path(started(data, mean_teacher={"decay": 0.0}).log_file).read_text()
+    assert (
+        "WARNING: mean_teacher.decay 0.999" in Path(started(data, mean_teacher={"decay": 0.999}).log_file).read_text()
+    )
