@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 import os
 import signal
 import subprocess
@@ -51,6 +52,14 @@ def signals_are_left_alone() -> Iterator[None]:
         signal.signal(number, handler)
     assert after == before, "a signal handler outlived what it was set for"
     assert signal.pthread_sigmask(signal.SIG_SETMASK, mask) == mask
+
+
+@pytest.fixture(autouse=True)
+def locale_is_left_alone() -> Iterator[None]:
+    """SimpleITK leaves the process in the locale "C" where it writes DICOM, as tests do; text then is ASCII."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 @pytest.fixture(scope="session")
