@@ -113,8 +113,8 @@ def _setting(results: Results) -> str:
         f"{cases['labelled']} labelled, {cases['unlabelled']} unlabelled and {cases['test']} test scans of "
         f"{' x '.join(map(str, first['size']))} voxels in each of {len(seeds)} seed(s); {_listed(steps)} optimiser "
         "steps a network. Differences are taken test case by test case; the intervals (95 %) are of a bootstrap over "
-        f"seeds and cases. Measured on {machine['machine']}, one thread a training, {machine['cores']} cores; {hours:.1f} "
-        "hours of tasks in all arms together.\n"
+        f"seeds and cases. Measured on {machine['machine']}, one thread a training, {machine['cores']} cores; "
+        f"{hours:.1f} hours of tasks in all arms together.\n"
     )
 
 
