@@ -94,7 +94,7 @@ def run_demo(output: Path, *, seed: int) -> Demo:
         "selected half": _measured(run, run.final.number),
     }
     ranked = ranking(run, 0, data / "unlabelled_truth")
-    spearman = {rule: ranked[rule].spearman for rule in RANKED}
+    spearman = {rule: ranked[rule].spearman for rule in RANKED if rule in ranked}  # not all rank every recipe's labels
     seconds = time.monotonic() - started
     text = _table(run, arms, spearman, seed, seconds)
     write_text(output / "demo.txt", text + "\n")
