@@ -18,6 +18,7 @@ from torch import nn
 
 from nnunet_flare.checkpoints import read_weights, weights_of
 from nnunet_flare.errors import InputError
+from nnunet_flare.planners.layers import STOCK_LAYERS
 
 NNSSL_KEY = "nnssl_adaptation_plan"
 """In a checkpoint of nnssl: its network, its patch, and where in it encoder and stem are."""
@@ -25,16 +26,6 @@ ENCODER, STAGES, STEM, HEADS = "encoder.", "encoder.stages", "encoder.stem", ".s
 """Names in nnU-Net's networks."""
 SHOWN = 5
 
-_UNET = {
-    "conv_op": "torch.nn.modules.conv.Conv3d",
-    "conv_bias": True,
-    "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-    "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-    "dropout_op": None,
-    "dropout_op_kwargs": None,
-    "nonlin": "torch.nn.LeakyReLU",
-    "nonlin_kwargs": {"inplace": True},
-}
 RES_ENC_L = {
     "n_stages": 6,
     "features_per_stage": [32, 64, 128, 256, 320, 320],
@@ -42,7 +33,7 @@ RES_ENC_L = {
     "strides": [[1, 1, 1], *[[2, 2, 2]] * 5],
     "n_blocks_per_stage": [1, 3, 4, 6, 6, 6],
     "n_conv_per_stage_decoder": [1] * 5,
-    **_UNET,
+    **STOCK_LAYERS,
 }
 """What nnssl means by ``ResEncL``."""
 REQUIRES_IMPORT = ["conv_op", "norm_op", "dropout_op", "nonlin"]
@@ -129,7 +120,7 @@ def _of_nnssl(path: Path, weights: Mapping[str, torch.Tensor], plan: Any) -> Pre
             f"{path}: is a {kind}, expected a convolutional network (ResEncL, ResidualEncoderUNet, PlainConvUNet), "
             "which nnU-Net's plans describe"
         )
-    arch = RES_ENC_L if given is None else {**_UNET, **given}
+    arch = RES_ENC_L if given is None else {**STOCK_LAYERS, **given}
     class_name = "PlainConvUNet" if kind == "PlainConvUNet" else "ResidualEncoderUNet"
     architecture = {
         "network_class_name": f"dynamic_network_architectures.architectures.unet.{class_name}",

@@ -12,6 +12,7 @@ from typing import Any
 from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 
 from nnunet_flare.planners.flare import BATCH_SIZE, nnUNetPlannerFlare
+from nnunet_flare.planners.layers import STOCK_LAYERS
 from nnunet_flare.planners.topology import override_configuration, topology
 from nnunet_flare.planners.whole_volume import BATCH_SIZE as BATCH_OF_WHOLE_VOLUMES
 from nnunet_flare.planners.whole_volume import STAGES, nnUNetPlannerFlareCoarse
@@ -56,18 +57,11 @@ def _windows(
     arch = {
         "n_stages": stages,
         "features_per_stage": [min(planner.max_features, planner.base_features * 2**i) for i in range(stages)],
-        "conv_op": "torch.nn.modules.conv.Conv3d",
         "kernel_sizes": [list(kernel) for kernel in found.kernel_sizes],
         "strides": [list(stride) for stride in found.strides],
         "n_blocks_per_stage" if is_residual else "n_conv_per_stage": list(planner.encoder_convs[:stages]),
         "n_conv_per_stage_decoder": list(planner.decoder_convs[: stages - 1]),
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
+        **STOCK_LAYERS,
     }
     return {
         "batch_size": BATCH_SIZE,
