@@ -10,9 +10,13 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import psutil
 
 UNKNOWN = "unknown"
 
@@ -102,3 +106,27 @@ def process_birth(pid: int) -> str | None:
     except psutil.Error:
         return None
     return f"{start} {ticks}"
+
+
+def still_running(processes: Iterable[psutil.Process], *, patience_s: float) -> list[psutil.Process]:
+    """Which of these processes have not ended, after up to ``patience_s`` of waiting for that.
+
+    A zombie has ended. ``psutil.wait_procs`` waits for its parent to fetch its exit code, which the first process of a
+    container without ``--init`` never does for orphans.
+    """
+    ends = time.monotonic() + patience_s
+    left = list(processes)
+    while True:
+        left = [process for process in left if not _has_ended(process)]
+        if not left or time.monotonic() >= ends:
+            return left
+        time.sleep(0.02)
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    import psutil
+
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

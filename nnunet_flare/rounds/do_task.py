@@ -14,7 +14,7 @@ from nnunet_flare.children import python_module
 from nnunet_flare.disks import trouble
 from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import last_lines, write_json
-from nnunet_flare.processes import UNKNOWN, namespace, namespace_of
+from nnunet_flare.processes import UNKNOWN, namespace, namespace_of, still_running
 from nnunet_flare.rounds.executors.child import END_SECONDS, run_child
 from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.manifest import Run
@@ -225,8 +225,8 @@ def _end_orphans(run: Run, task: Task) -> None:
         log.warning("ending process %d, left over from an earlier try of task %s", process.pid, task.name)
         with suppress(psutil.Error):
             process.terminate()
-    _, alive = psutil.wait_procs(found, timeout=END_SECONDS)
+    alive = still_running(found, patience_s=END_SECONDS)
     for process in alive:
         with suppress(psutil.Error):
             process.kill()
-    psutil.wait_procs(alive, timeout=END_SECONDS)
+    still_running(alive, patience_s=END_SECONDS)

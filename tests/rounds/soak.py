@@ -29,6 +29,7 @@ from typing import Any
 import psutil
 
 from nnunet_flare.files import read_json, write_json
+from nnunet_flare.processes import still_running
 from nnunet_flare.rounds.executors.child import start_child
 from nnunet_flare.rounds.run.ledger import read_ledger
 from nnunet_flare.rounds.run.manifest import Run, load_run
@@ -61,7 +62,7 @@ SLOWER_S = 0.03
 LATEST = 0.8
 """Kills come within this share of a task's usual time; later ones would often come too late."""
 
-WAIT_S = 1200.0
+WAIT_S = 400.0
 
 SITE = f'''
 import os, sys, time
@@ -327,8 +328,7 @@ def _of(process: psutil.Process, task: str) -> bool:
 
 
 def _all_gone(processes: list[psutil.Process]) -> None:
-    _, alive = psutil.wait_procs(processes, timeout=WAIT_S)
-    alive = [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    alive = still_running(processes, patience_s=WAIT_S)
     assert not alive, f"outlived their driver: {alive}"
 
 

@@ -7,7 +7,7 @@ import socket
 import psutil
 
 from nnunet_flare.errors import TaskError
-from nnunet_flare.processes import is_judged_by_number
+from nnunet_flare.processes import is_judged_by_number, still_running
 from nnunet_flare.rounds.run.locks import living_owner
 from nnunet_flare.rounds.run.manifest import Run
 
@@ -32,9 +32,9 @@ def cancel_driver(run: Run) -> str:
         driver = psutil.Process(number)
         tasks = driver.children(recursive=True)
         driver.terminate()
-        _, alive = psutil.wait_procs([driver, *tasks], timeout=END_SECONDS)
     except psutil.NoSuchProcess:
         return "the driver ended by itself"
+    alive = still_running([driver, *tasks], patience_s=END_SECONDS)
     if alive:
         raise TaskError(f"process {', '.join(str(p.pid) for p in alive)} did not end within {END_SECONDS:.0f} s")
     run.paths.driver_lock.unlink(missing_ok=True)
