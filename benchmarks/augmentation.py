@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import statistics
-import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +25,7 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.configuration import ANISO_THRESHOLD
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from shown_command import shown_command
 from threadpoolctl import threadpool_limits
 
 from nnunet_flare.phantom import make_phantom
@@ -108,7 +108,7 @@ def main() -> int:
     ratio = medians["strong"] / medians["stock"]
     print(f"target: strong <= {TARGET} x stock: {'met' if ratio <= TARGET else 'missed'}")
     report = {
-        "command": " ".join(["python", "benchmarks/augmentation.py", *sys.argv[1:]]),
+        "command": shown_command(),
         "patch": PATCH,
         "initial_patch": configured.initial_patch_size,
         "samples": arguments.samples,

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import prediction_setting as setting
+from shown_command import shown_command
 
 RESULTS = Path(__file__).parent / "results" / "export.json"
 
@@ -128,7 +129,7 @@ def main() -> None:
             print(f"  ratio {rows['stock'][key] / max(rows['ours'][key], 1e-9):6.1f}x")
         print(f"  equal voxels {results[path]['equal_voxels']:.6f}, foreground Dice {dice:.6f}")
     args.output.parent.mkdir(exist_ok=True)
-    record = {"command": " ".join(sys.argv), "hardware": setting.hardware(), "slices": args.slices, "results": results}
+    record = {"command": shown_command(), "hardware": setting.hardware(), "slices": args.slices, "results": results}
     args.output.write_text(json.dumps(record, indent=1) + "\n")
 
 

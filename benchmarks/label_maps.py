@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import platform
-import shlex
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import cc3d
 import numpy as np
+from shown_command import shown_command
 
 from nnunet_flare.images import read_labels
 from nnunet_flare.orientation import turn_between
@@ -78,7 +77,7 @@ def with_strays(labels: np.ndarray, seed: int) -> np.ndarray:
 def environment(*packages: str) -> dict[str, Any]:
     """What the figures depend on: machine, versions, command."""
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shown_command(),
         "python": platform.python_version(),
         "machine": _processor(),
         "cores": os.cpu_count(),

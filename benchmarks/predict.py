@@ -43,6 +43,7 @@ from typing import Any
 import numpy as np
 import prediction_setting as setting
 import psutil
+from shown_command import shown_command
 
 from nnunet_flare.evaluation.gpu import open_gpu
 from nnunet_flare.files import write_json
@@ -328,7 +329,7 @@ def main() -> None:
     args.output = args.output or RESULTS[args.device]
     if args.device != "cpu" and "stages" in args.parts:
         parser.error("--parts stages runs on the CPU")
-    command = f"python {' '.join(sys.argv)}"
+    command = shown_command()
     record = json.loads(args.output.read_text()) if args.output.is_file() else {}
     with tempfile.TemporaryDirectory() as temporary:
         if args.folder:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import prediction_setting as setting
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from shown_command import shown_command
 from threadpoolctl import threadpool_limits
 
 from nnunet_flare.inference.grids import new_shape, spline_matrix
@@ -65,7 +65,7 @@ def main() -> None:
             f"ratio {row['stock'] / row['ours']:.1f}x; difference mean {row['mean_hu']:.2g}, max {row['max_hu']:.2g} HU"
         )
     args.output.parent.mkdir(exist_ok=True)
-    record = {"command": " ".join(sys.argv), "hardware": setting.hardware(), "scan": source, "results": results}
+    record = {"command": shown_command(), "hardware": setting.hardware(), "scan": source, "results": results}
     args.output.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 import prediction_setting as setting
 import torch
+from shown_command import shown_command
 
 from nnunet_flare.files import write_json
 from nnunet_flare.plugin import TRAINERS
@@ -159,8 +159,7 @@ def main() -> None:
         for trainer, row in trainers.items():
             memory = f" {row['peak_mb']:8.0f} MB" if "peak_mb" in row else ""
             print(f"  {trainer:32} {row['s']:8.3f} s a step {row['ratio']:6.2f} x stock{memory}")
-    words = ["python", *sys.argv]
-    record = {"command": " ".join(words), "hardware": setting.hardware(args.device), "rows": rows}
+    record = {"command": shown_command(), "hardware": setting.hardware(args.device), "rows": rows}
     write_json(args.output or RESULTS / f"train_step_{args.device}.json", record)
 
 
