@@ -6,6 +6,7 @@ import logging
 import platform
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -75,7 +76,8 @@ def export_model(segmenter: Segmenter | RoiSegmenter, out: Path, export: Export)
     """Write a model, with its coarse one where it has one, into a folder that is not there yet, by rename.
 
     Raises:
-        InputError: when a network cannot be converted, or the converted one does not compute what PyTorch's does.
+        InputError: when a network cannot be converted, or the converted one does not compute what PyTorch's does; or
+            when the folder was filled meanwhile.
         OSError: when it cannot be written.
     """
     fine = segmenter.fine if isinstance(segmenter, RoiSegmenter) else segmenter
@@ -91,11 +93,23 @@ def export_model(segmenter: Segmenter | RoiSegmenter, out: Path, export: Export)
             _write(fine, scratch, export, roi)
         else:
             _write(fine, scratch, export, None)
-        if out.is_dir():
-            out.rmdir()  # it is empty
-        scratch.rename(out)
+        _put(scratch, out)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def _put(scratch: Path, out: Path) -> None:
+    """Rename a folder to one that is missing or empty."""
+    try:
+        with suppress(FileNotFoundError):
+            out.rmdir()
+        scratch.rename(out)
+    except OSError as error:
+        if out.is_dir() and any(out.iterdir()):
+            raise InputError(
+                f"{out}: another command filled it meanwhile; it stays as it is, and nothing of this export was kept"
+            ) from error
         raise
 
 

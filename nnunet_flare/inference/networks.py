@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -46,6 +47,7 @@ class Networks:
         self.precision = choose_precision(settings.precision, self.device)
         self._built: dict[tuple[str, str], list[Forward]] = {}
         self._lock = threading.Lock()
+        self._built_in: int | None = None
         self._said = False
         choose_backend(settings.backend, self.device)  # refused now and not at the first scan
         if settings.gpu_memory_gb is not None and self.device.type != "cuda":
@@ -79,8 +81,19 @@ class Networks:
         )
 
     def forwards(self, device: Device, precision: str) -> list[Forward]:
-        """The networks on a device in a precision; built once, by whichever thread comes first."""
+        """The networks on a device in a precision; built once, by whichever thread comes first.
+
+        Raises:
+            InputError: in a process that was forked from the one that built them.
+        """
+        if self._built_in not in (None, os.getpid()):
+            raise InputError(
+                f"the networks were built in process {self._built_in}, of which this one is a fork: their threads did "
+                "not come along, and it would wait for ever. Open the model in each process, and start processes with "
+                "multiprocessing's 'spawn'"
+            )
         with self._lock:
+            self._built_in = os.getpid()
             known = self._built.get((str(device), precision))
             if known is not None:
                 return known

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import math
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,9 @@ FORMAT = 5
 
 ANY_SIZE = "dynamic_network_architectures.architectures."
 """Networks of this package hold no operation that depends on the window's size."""
+
+_CONVERTING = threading.Lock()
+"""The converter, and what quietens it, change settings of the whole process: one thread converts at a time."""
 
 
 def openvino_network(model: Model, network: nn.Module, *, patch: Sequence[int], two_d: bool) -> Path | Any:
@@ -99,16 +103,17 @@ def convert(model: Model, network: nn.Module, shape: Sequence[int]) -> Any:
         RuntimeError: when the network has an operation that OpenVINO does not convert.
     """
     log.info("converting the network for OpenVINO (once per checkpoint)")
-    level = logging.root.level
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the tracer's remarks about shapes
-            example = torch.zeros(_trace_shape(model, shape))
-            converted = silent_openvino().convert_model(network, example_input=example)
-    except Exception as error:  # what the tracer and the converter raise has nothing in common
-        raise RuntimeError(_reason(error)) from error
-    finally:
-        logging.root.setLevel(level)  # the converter quietens the whole process
+    with _CONVERTING:
+        level = logging.root.level
+        try:
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the tracer's remarks about shapes
+                example = torch.zeros(_trace_shape(model, shape))
+                converted = silent_openvino().convert_model(network, example_input=example)
+        except Exception as error:  # what the tracer and the converter raise has nothing in common
+            raise RuntimeError(_reason(error)) from error
+        finally:
+            logging.root.setLevel(level)  # the converter quietens the whole process
     converted.reshape(list(shape))
     return converted
 

@@ -97,6 +97,7 @@ def unpacked_model(
             there = _models(archive, path)
             wanted = {"-d": dataset, "-tr": trainer, "-p": plans, "-c": configuration}
             if exported := _exported_prefixes(archive):
+                _refuse_trained(there, exported, path)
                 return _unpacked_export(archive, exported, path, wanted)
             model = _chosen(there, path, wanted)
             stages = {*beside, *_previous(archive, model)}
@@ -127,6 +128,16 @@ def _exported_prefixes(archive: zipfile.ZipFile) -> list[tuple[str, ...]]:
     return sorted(prefix for prefix in found if prefix[-1:] != (COARSE,) or prefix[:-1] not in found)
 
 
+def _refuse_trained(models: Sequence[ZippedModel], exported: Sequence[tuple[str, ...]], path: Path) -> None:
+    """Refuse a file that holds trained models beside exported ones: it does not say which is meant."""
+    trained = [model for model in models if not any(model.prefix[: len(prefix)] == prefix for prefix in exported)]
+    if trained:
+        raise InputError(
+            f"{path}: holds an exported model ({'/'.join(exported[0]) or '.'}) and a trained one ({trained[0]}); expected "
+            "one of them: unpack it and give a folder"
+        )
+
+
 def _unpacked_export(
     archive: zipfile.ZipFile, prefixes: Sequence[tuple[str, ...]], path: Path, wanted: dict[str, str | None]
 ) -> Path:
@@ -147,7 +158,7 @@ def _unpacked_export(
         if parts[: len(prefix)] == prefix and not info.is_dir() and "__MACOSX" not in parts:
             members.append((info, (name, *parts[len(prefix) :])))
     _check_sizes([info for info, _ in members], path)
-    return _unpacked(archive, members, path, key_of(file_digest(path), MANIFEST)) / name
+    return _unpacked(archive, members, path, key_of(file_digest(path), MANIFEST, name)) / name
 
 
 def _check_names(archive: zipfile.ZipFile, path: Path) -> None:

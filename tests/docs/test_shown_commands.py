@@ -21,7 +21,7 @@ READ_BY_PEOPLE = sorted(
     ("typed", "shown"),
     [
         (["benchmarks/recipes.py", "--seeds", "1", "2"], "python benchmarks/recipes.py --seeds 1 2"),
-        (["recipes.py", "-o", "/work/someone/evidence"], "python benchmarks/recipes.py -o evidence"),
+        (["recipes.py", "-o", "/home/someone/evidence"], "python benchmarks/recipes.py -o evidence"),
         (["/home/someone/flare/benchmarks/predict.py", "--folder=/tmp/a/b"], "python benchmarks/predict.py --folder=b"),
         (["scale.py", str(ROOT / "benchmarks" / "results")], "python benchmarks/scale.py benchmarks/results"),
         (["export.py", "-m", "/root/my model/"], "python benchmarks/export.py -m 'my model'"),
@@ -39,5 +39,5 @@ def test_no_page_and_no_result_names_a_folder_of_a_machine():
 
 
 def test_a_folder_of_a_machine_is_found_where_one_stands():
-    texts = ["-o /work/evidence", '"/home/me/x"', "--folder=/tmp/lead/pred", r"C:\\Users\\me"]
+    texts = ["-o /home/me/evidence", '"/home/me/x"', "--folder=/tmp/lead/pred", r"C:\\Users\\me"]
     assert all(OF_A_MACHINE.search(text) for text in texts)

@@ -19,7 +19,7 @@ import small_scans as scans
 from nnunet_flare.cli import export, predict
 from nnunet_flare.errors import InputError
 from nnunet_flare.images import read_labels, write_volume
-from nnunet_flare.inference import exported, runtimes
+from nnunet_flare.inference import export_model, exported, runtimes
 from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.inference.settings import PredictionSettings
 
@@ -129,6 +129,22 @@ def test_a_zip_file_of_two_exported_models_is_refused(room, whole, tmp_path, cap
     pack(whole, tmp_path / "two.zip", "one/", "two/")
     assert run(predict, "-i", room / "images", "-o", tmp_path / "out", "-m", tmp_path / "two.zip") == 2
     assert "holds 2 exported models, one, two; expected one" in capsys.readouterr().err
+
+
+def test_a_zip_file_of_an_exported_and_a_trained_model_is_refused(room, whole, tmp_path, capsys):
+    pack(whole, tmp_path / "both.zip", "light/")
+    with zipfile.ZipFile(tmp_path / "both.zip", "a") as archive:
+        for name in ("plans.json", "dataset.json", "fold_0/checkpoint_final.pth"):
+            archive.write(room / "regions" / name, f"T__P__3d_fullres/{name}")
+    assert run(predict, "-i", room / "images", "-o", tmp_path / "out", "-m", tmp_path / "both.zip") == 2
+    assert "holds an exported model (light) and a trained one (T__P__3d_fullres)" in capsys.readouterr().err
+
+
+def test_a_zip_file_that_was_renamed_opens_as_before(room, whole, tmp_path):
+    pack(whole, tmp_path / "model.zip", "")
+    expected = labels(room, tmp_path / "a", tmp_path / "model.zip")
+    (tmp_path / "model.zip").rename(tmp_path / "renamed.zip")
+    np.testing.assert_array_equal(labels(room, tmp_path / "b", tmp_path / "renamed.zip"), expected)
 
 
 def test_what_an_exported_model_cannot_hold_is_one_line(room, tmp_path, capsys):
@@ -382,6 +398,18 @@ def test_nothing_is_written_onto_what_is_there(room, whole, tmp_path, capsys):
     assert run(export, "-m", whole, "-o", tmp_path / "again") == 2
     assert "was exported already" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} - {"flare-cache"} == {"file", "full"}
+
+
+def test_of_two_exports_into_one_folder_the_first_stays_and_the_second_says_so(room, tmp_path, monkeypatch, capsys):
+    def another_is_faster(folder: Path) -> None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "exported.json").write_text("of the other")
+
+    monkeypatch.setattr(export_model, "write_checksums", another_is_faster)
+    assert run(export, "-m", room / "regions", "-o", tmp_path / "out", *EXACT) == 2
+    assert "another command filled it meanwhile" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "exported.json").read_text() == "of the other"
 
 
 def test_models_that_need_other_packages_are_refused(room, tmp_path, capsys):

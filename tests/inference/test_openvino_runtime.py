@@ -1,7 +1,12 @@
 """OpenVINO leaves the process that it computes in as it was."""
 
+import logging
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
@@ -30,3 +35,26 @@ def test_a_process_whose_networks_are_gone_one_after_another_still_ends_in_good_
     """As between two scans of a service, with several folds: with a core for each network this was a crash."""
     done = subprocess.run([sys.executable, "-c", ASKED_TO_END], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.strip()) == (1, "asked to end")
+
+
+def test_what_is_logged_stays_as_it_was_when_two_threads_convert_at_once(monkeypatch):
+    """The converter quietens the whole process; what one thread restores must not be what another one set."""
+    from nnunet_flare.inference import openvino_conversion
+
+    both, entered = threading.Event(), []
+
+    def convert_model(network, example_input):
+        logging.root.setLevel(logging.ERROR)
+        entered.append(network)
+        if len(entered) == 2:
+            both.set()
+            time.sleep(0.3)  # the first one is done meanwhile, where nothing keeps them apart
+        both.wait(0.5)
+        return SimpleNamespace(reshape=lambda shape: None)
+
+    monkeypatch.setattr(openvino_conversion, "silent_openvino", lambda: SimpleNamespace(convert_model=convert_model))
+    monkeypatch.setattr(openvino_conversion, "_trace_shape", lambda model, shape: shape)
+    monkeypatch.setattr(logging.root, "level", logging.INFO)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda network: openvino_conversion.convert(None, network, [1, 1, 2, 2, 2]), "ab"))
+    assert len(entered) == 2 and logging.root.level == logging.INFO
