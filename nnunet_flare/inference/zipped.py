@@ -133,8 +133,8 @@ def _refuse_trained(models: Sequence[ZippedModel], exported: Sequence[tuple[str,
     trained = [model for model in models if not any(model.prefix[: len(prefix)] == prefix for prefix in exported)]
     if trained:
         raise InputError(
-            f"{path}: holds an exported model ({'/'.join(exported[0]) or '.'}) and a trained one ({trained[0]}); expected "
-            "one of them: unpack it and give a folder"
+            f"{path}: holds an exported model ({'/'.join(exported[0]) or '.'}) and a trained one ({trained[0]}); "
+            "expected one of them: unpack it and give a folder"
         )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 
 from nnunet_flare.inference import workers
 from nnunet_flare.inference.arrays import HOST
 from nnunet_flare.inference.devices import CPU
-from nnunet_flare.inference.windows import padded_volume, slide
+from nnunet_flare.inference.windows import gaussian_weights, padded_volume, padding, slide, window_starts
 
 HEADS, PATCH = 3, (8, 12, 10)
 
@@ -37,12 +39,33 @@ def scan(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
 
 
+def summed_over_the_whole_volume(data: np.ndarray) -> np.ndarray:
+    """What stock does: all windows of the padded scan added up in one volume, the padding cut off at the end."""
+    padded, kept = padded_volume(data, PATCH)
+    sums, total = np.zeros((HEADS, *padded.shape[1:])), np.zeros(padded.shape[1:])
+    for corner in product(*window_starts(padded.shape[1:], PATCH, 0.5)):
+        part = tuple(slice(low, low + width) for low, width in zip(corner, PATCH, strict=True))
+        sums[(slice(None), *part)] += network(padded[(slice(None), *part)][None]) * gaussian_weights(PATCH)
+        total[part] += gaussian_weights(PATCH)
+    return (sums / total)[(slice(None), *kept)]
+
+
+@pytest.mark.parametrize("shape", [(20, 30, 25), (21, 12, 10), (8, 30, 25), (9, 7, 25), (5, 30, 3), (3, 5, 7)])
+def test_slab_by_slab_gives_what_sums_over_the_whole_volume_give_to_the_last_slice(shape):
+    data = scan(*shape)
+    np.testing.assert_allclose(scores_of(data), summed_over_the_whole_volume(data), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(20, 30, 25), (5, 30, 25), (20, 7, 25), (5, 30, 3), (3, 5, 7)])
 def test_a_scan_smaller_than_a_window_gets_the_scores_of_the_padded_one(shape):
     data = scan(*shape)
     padded, kept = padded_volume(data, PATCH)
     inside = (slice(None), *kept)
     np.testing.assert_array_equal(scores_of(data), scores_of(padded)[inside])
+
+
+def test_a_small_scan_is_padded_on_both_sides_the_odd_voxel_at_the_end():
+    assert padding((5, 30, 3), PATCH) == [(1, 2), (0, 0), (3, 4)]
 
 
 def test_nothing_is_summed_up_of_what_a_scan_is_padded_with(monkeypatch):
