@@ -20,6 +20,9 @@ GOES_ON = "what is done is kept, and the same command goes on"
 STARTS_ANEW = "the same command starts again"
 """What is said after Ctrl-C."""
 
+CUT_SHORT = 141
+"""Exit code of a program that the signal SIGPIPE ends, as shells give it."""
+
 
 def setup_logging(verbose: bool = False) -> None:
     """Write our own log records to stderr, bare; those of other packages stay as they are."""
@@ -66,8 +69,8 @@ def run_command(program: str, function: Callable[[], int], *, interrupted: str =
     except FlareError as error:
         _say(f"{program}: error: {error}")
         code = error.exit_code
-    except BrokenPipeError:  # the reader of our output (head, less) has gone
-        code = 0
+    except BrokenPipeError:  # the reader of our output (head, less) has gone, and what was to follow was not done
+        code = CUT_SHORT
     except (OSError, MemoryError) as error:
         logging.getLogger(__name__).debug("where it happened", exc_info=True)
         _say(f"{program}: error: {_in_words(error)}")

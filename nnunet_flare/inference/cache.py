@@ -1,8 +1,9 @@
 """A folder of this user for converted networks.
 
 It is used only when it belongs to this user and nobody else may write to it, because what lies there is executed.
-Entries are made under a temporary name and renamed; the oldest go when there are more than :data:`KEPT_ENTRIES`.
-An entry says what its files hold (:data:`CHECKSUMS`); one that holds something else is made anew.
+Entries are made under a temporary name and renamed, and what a killed process left of one goes. The oldest go when
+there are more than :data:`KEPT_ENTRIES`. An entry says what its files hold (:data:`CHECKSUMS`); one that holds anything
+else is made anew.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 from nnunet_flare.digests import file_digest
 from nnunet_flare.errors import InputError
-from nnunet_flare.files import read_json, write_json
+from nnunet_flare.files import read_json, remove_leftovers, temporary_prefix, write_json
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,8 @@ def cached(folder: Path | None, key: str, make: Callable[[Path], None]) -> Path 
                 return entry
             log.warning("the cache's entry %s is damaged (%s); it is made anew", entry, wrong)
             shutil.rmtree(entry)
-        temporary = Path(mkdtemp(prefix=".tmp-", dir=folder))
+        remove_leftovers(folder)
+        temporary = Path(mkdtemp(prefix=temporary_prefix(), dir=folder))
         make(temporary)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         write_json(temporary / CHECKSUMS, {path.relative_to(temporary).as_posix(): file_digest(path) for path in files})

@@ -107,6 +107,25 @@ sys.exit(run_command("flare-x", body))
     assert (done.returncode, done.stderr) == (1, "")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGPIPE")
+def test_work_that_was_cut_short_because_its_reader_has_gone_is_no_success():
+    """As a watching prediction whose lines go to a program that ended: scans may wait that nobody predicts."""
+    code = """
+import sys
+from nnunet_flare.cli.common import run_command
+def body():
+    print("text", flush=True)
+    print("done", file=sys.stderr)
+    return 0
+sys.exit(run_command("flare-x", body))
+"""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_run_command_gives_the_code_of_its_body():
     assert [run_command("flare-x", lambda code=code: code) for code in (0, 1, 2)] == [0, 1, 2]
 

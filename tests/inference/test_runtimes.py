@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import signal
+import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -295,3 +298,21 @@ def test_cache_keeps_the_entries_used_last_and_nothing_half_made(tmp_path, monke
 
     assert cache.cached(tmp_path, "k9", fails) is None
     assert sorted(p.name for p in tmp_path.iterdir()) == ["k2", "k3", "k4"]
+
+
+def test_what_a_killed_process_left_in_the_cache_goes_with_the_next_entry(tmp_path):
+    code = """
+import os, signal, sys
+from pathlib import Path
+from nnunet_flare.inference.cache import cached
+
+def killed(folder):
+    (folder / "half").write_text("1")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+cached(Path(sys.argv[1]), "k", killed)
+"""
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 1
+    cache.cached(tmp_path, "other", lambda folder: (folder / "x").write_text("1"))
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
