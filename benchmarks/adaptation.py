@@ -81,8 +81,8 @@ def summary(results: Path) -> dict[str, Any]:
     """Every arm's Dice by modality: the mean of its seeds, and each seed."""
     arms = []
     for arm in ARMS:
-        found = {seed: result_file(results, arm, seed) for seed in SEEDS}
-        documents = [read_json(path) for path in found.values() if path.is_file()]
+        found = {int(path.stem.rpartition("seed")[2]): path for path in results.glob(f"{arm.name}_seed*.json")}
+        documents = [read_json(path) for _, path in sorted(found.items())]
         if not documents:
             continue
         dice = [by_domain(document) for document in documents]
@@ -131,7 +131,8 @@ def main(argv: list[str] | None = None) -> int:
                 continue
             write_json(result_file(results, arm, seed), found)
             log.info("%s, seed %d: Dice %s in %.0f s", arm.name, seed, by_domain(found), found["seconds"])
-            write_json(results.with_suffix(".json"), summary(results))
+    if results.is_dir():
+        write_json(results.with_suffix(".json"), summary(results))
     if failed:
         print(f"failed: {'; '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
