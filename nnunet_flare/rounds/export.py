@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nnunet_flare.cases import FILE_NAME, Case, read_table, table_name, write_table
 from nnunet_flare.errors import InputError
-from nnunet_flare.files import link_or_copy, remove_scratch, write_json
+from nnunet_flare.files import link_or_copy, remove_leftovers, scratch_folder, write_json
 from nnunet_flare.outputs import check_document
 from nnunet_flare.rounds.run.configurations import read_plans, resolve
 from nnunet_flare.rounds.run.dataset import base_table, dataset_json, organ_ids, raw_files
@@ -66,38 +66,53 @@ def export_dataset(run: Run, number: int | None, dataset_id: int) -> Path:
             f"label maps, and those are gone ({run.paths.round(source) / 'members'}; removed by clean?)"
         )
     target = raw / f"Dataset{dataset_id:03d}_{run.settings.dataset.split('_', 1)[1]}_{run.settings.name}_r{number}"
-    scratch = target.with_name(f".tmp-{target.name}")
-    remove_scratch(scratch)
-    images, labels = scratch / "imagesTr", scratch / "labelsTr"
-    images.mkdir(parents=True)
-    labels.mkdir()
-    table = base_table(run)
-    if run.recipe.loops:
-        table = read_table(run.preprocessed / table_name(run.round(number).configuration), labels=document["labels"])
-    merged = {entry.case for entry in taken if entry.role == "partial"}
-    cases: dict[str, Case] = {}
-    for case, files in raw_files(run).items():
-        cases[case] = table[case]
-        for channel, file in enumerate(files["images"]):
-            os.symlink(Path(file).resolve(), images / f"{case}_{channel:04d}{ending}")
-        if case not in merged:
-            link_or_copy(Path(files["label"]), labels / f"{case}{ending}")
-    scans = {case.case: case.images for case in read_list(run.paths.unlabelled)}
-    for entry in taken:
-        write_label_map(run, source, entry, labels / f"{entry.case}{ending}", ending)
-        if entry.case in merged:
-            continue
-        cases[entry.case] = table[entry.case] if run.recipe.loops else Case("pseudo", round=number)
-        for channel, file in enumerate(scans[entry.case]):
-            os.symlink(Path(file).resolve(), images / f"{entry.case}_{channel:04d}{ending}")
-    new = {k: v for k, v in document.items() if k != "dataset"}
-    new["numTraining"] = len(cases)
-    if _has_ignore(run, number, taken):
-        new["labels"] = {**document["labels"], "ignore": ignore_label(run)}
-    write_json(scratch / "dataset.json", new)
-    write_table(scratch / FILE_NAME, cases)
-    os.replace(scratch, target)
+    remove_leftovers(raw)
+    with scratch_folder(raw) as room:
+        scratch = room / target.name
+        images, labels = scratch / "imagesTr", scratch / "labelsTr"
+        images.mkdir(parents=True)
+        labels.mkdir()
+        table = base_table(run)
+        if run.recipe.loops:
+            table = read_table(
+                run.preprocessed / table_name(run.round(number).configuration), labels=document["labels"]
+            )
+        merged = {entry.case for entry in taken if entry.role == "partial"}
+        cases: dict[str, Case] = {}
+        for case, files in raw_files(run).items():
+            cases[case] = table[case]
+            for channel, file in enumerate(files["images"]):
+                os.symlink(Path(file).resolve(), images / f"{case}_{channel:04d}{ending}")
+            if case not in merged:
+                link_or_copy(Path(files["label"]), labels / f"{case}{ending}")
+        scans = {case.case: case.images for case in read_list(run.paths.unlabelled)}
+        for entry in taken:
+            write_label_map(run, source, entry, labels / f"{entry.case}{ending}", ending)
+            if entry.case in merged:
+                continue
+            cases[entry.case] = table[entry.case] if run.recipe.loops else Case("pseudo", round=number)
+            for channel, file in enumerate(scans[entry.case]):
+                os.symlink(Path(file).resolve(), images / f"{entry.case}_{channel:04d}{ending}")
+        new = {k: v for k, v in document.items() if k != "dataset"}
+        new["numTraining"] = len(cases)
+        if _has_ignore(run, number, taken):
+            new["labels"] = {**document["labels"], "ignore": ignore_label(run)}
+        write_json(scratch / "dataset.json", new)
+        write_table(scratch / FILE_NAME, cases)
+        _put(scratch, target)
     return target
+
+
+def _put(scratch: Path, target: Path) -> None:
+    """Give a finished dataset its name, unless another command took that meanwhile."""
+    try:
+        os.replace(scratch, target)
+    except OSError as error:
+        if target.exists():
+            raise InputError(
+                f"{target}: another command wrote it meanwhile; it stays as it is, and nothing of this export was kept"
+            ) from error
+        raise
 
 
 def _has_ignore(run: Run, number: int, taken: Sequence[Entry]) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json
+from nnunet_flare.rounds import export
 from nnunet_flare.rounds.export import export_dataset
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.share import export_stock_model
@@ -35,6 +36,25 @@ def test_a_round_is_exported_as_a_dataset_that_stock_nnunet_accepts(run):
         export_dataset(run, 1, 77)
     with pytest.raises(InputError, match="expected 1 to 1"):
         export_dataset(run, 5, 78)
+
+
+def test_two_exports_of_one_dataset_at_once_leave_one_whole_dataset(run, monkeypatch):
+    """One that starts while another one is linking its files must not take them from it."""
+    write, others = export.write_label_map, []
+
+    def another_one_meanwhile(*words):
+        monkeypatch.setattr(export, "write_label_map", write)
+        others.append(export_dataset(run, 1, 77))
+        write(*words)
+
+    monkeypatch.setattr(export, "write_label_map", another_one_meanwhile)
+    with pytest.raises(InputError, match="another command wrote it meanwhile"):
+        export_dataset(run, 1, 77)
+    (target,) = others
+    document = read_json(target / "dataset.json")
+    for folder in ("imagesTr", "labelsTr"):
+        assert len(list((target / folder).iterdir())) == document["numTraining"] == 7
+    assert not list(target.parent.glob(".tmp-*"))
 
 
 def test_the_final_model_is_exported_for_machines_without_this_package(run, tmp_path):
