@@ -49,7 +49,7 @@ def run_watch(
     """
     from nnunet_flare.inference.folder import check_writable
     from nnunet_flare.inference.inputs import find_inputs
-    from nnunet_flare.inference.watching import SET_ASIDE, Arrivals, Outcome, TellingReport, watch
+    from nnunet_flare.inference.watching import SET_ASIDE, Arrivals, Outcome, TellingReport, is_outdated, watch
 
     if not args.watch.is_dir():
         raise InputError(f"--watch {args.watch}: no such folder")
@@ -73,13 +73,10 @@ def run_watch(
             else:
                 taken[case.name] = case
         report = TellingReport(tell, lambda name: outputs(taken[name]))
-        predict(
-            list(taken.values()),
-            open_segmenter=lambda: segmenter,
-            overwrite=anew,
-            report=report,
-            stopped=stopped.is_set,
-        )
+        outdated = [case for case in taken.values() if anew or is_outdated(case, outputs(case)[0])]
+        others = [case for case in taken.values() if case not in outdated]
+        for some, overwrite in ((others, False), (outdated, True)):
+            predict(some, open_segmenter=lambda: segmenter, overwrite=overwrite, report=report, stopped=stopped.is_set)
 
     with handling(lambda *_: stopped.set(), signal.SIGTERM):
         segmenter = open_segmenter()

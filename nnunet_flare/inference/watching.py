@@ -157,6 +157,15 @@ class TellingReport(PredictionReport):
         return tuple(map(str, self._files(case)))
 
 
+def is_outdated(case: InputCase, label_map: Path) -> bool:
+    """Whether a scan's files were written after its label map was: it came while nobody watched, or came back."""
+    try:
+        made = label_map.stat().st_mtime_ns
+    except OSError:
+        return False
+    return any(one[2] > made for one in _state_of(case.files))
+
+
 def _state_of(files: Sequence[Path]) -> State:
     """Of each file, and of the files of each DICOM folder: name, size, time of change and number."""
     found: list[tuple[str, int, int, int]] = []

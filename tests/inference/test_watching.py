@@ -114,6 +114,11 @@ def test_it_ends_after_the_current_scan_and_goes_on_when_it_is_started_again(mod
     files = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert files == sorted(f"{name}.nii.gz" for name in done)
     before = {name: (tmp_path / "out" / f"{name}.nii.gz").stat().st_mtime_ns for name in done}
+    replaced = told[0]["case"]  # by another scan on the same grid, while nobody watches
+    done.remove(replaced)
+    old = read_volume(tmp_path / "out" / f"{replaced}.nii.gz").array
+    del before[replaced]
+    write_volume(tmp_path / "in" / f"{replaced}_0000.nii.gz", scans.blobs((14, 90, 90), seed=9))
     with Server(model, tmp_path) as server:
         again = [server.line() for _ in names]
         code, rest = server.end()
@@ -121,6 +126,7 @@ def test_it_ends_after_the_current_scan_and_goes_on_when_it_is_started_again(mod
     assert {one["case"] for one in again if one["outcome"] == "already there"} == done
     assert {one["case"] for one in again if one["outcome"] == "written"} == set(names) - done
     assert before == {name: (tmp_path / "out" / f"{name}.nii.gz").stat().st_mtime_ns for name in done}
+    assert (read_volume(tmp_path / "out" / f"{replaced}.nii.gz").array != old).any()
 
 
 class Clock:
