@@ -6,6 +6,7 @@ the times of the lock file, compared with each other and with those of a new fil
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Mapping
@@ -89,6 +90,48 @@ def hold(path: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def remove_held(path: Path, token: object) -> bool:
+    """Remove a lock file with this token while the operating system's lock on it is ours: then nobody else removes it.
+
+    Returns:
+        False where that cannot be: the file system has no such locks, or a child of the dead owner has it.
+    """
+    try:
+        import fcntl
+
+        descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return True
+    except (ImportError, OSError):
+        return False
+    try:
+        if _token(descriptor) != token:  # it is another's by now
+            return True
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), path.stat()):
+            path.unlink()
+    except BlockingIOError:  # somebody looks at it or removes it: that takes no time
+        time.sleep(0.05)
+        with suppress(OSError):
+            return not os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _token(descriptor: int) -> object:
+    """Of a lock file's entry; None where it is damaged."""
+    try:
+        entry = json.loads(os.pread(descriptor, 1 << 16, 0))
+    except ValueError:
+        return None
+    return entry.get("token") if isinstance(entry, dict) else None
 
 
 def is_held(path: Path) -> bool:

@@ -25,7 +25,16 @@ from uuid import uuid4
 
 from nnunet_flare.errors import FlareError
 from nnunet_flare.processes import is_judged_by_number, this_process
-from nnunet_flare.signs_of_life import STALE_SECONDS, WATCH_SECONDS, beats, hold, is_silent, silence, why_gone
+from nnunet_flare.signs_of_life import (
+    STALE_SECONDS,
+    WATCH_SECONDS,
+    beats,
+    hold,
+    is_silent,
+    remove_held,
+    silence,
+    why_gone,
+)
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +146,12 @@ class LockFile:
         return owner if isinstance(owner, dict) else {}
 
     def _remove(self, owner: dict[str, Any]) -> None:
-        """Remove exactly this owner's lock: renamed first, so that of two that take over only one succeeds."""
+        """Remove exactly this owner's lock, so that of two that take over only one succeeds.
+
+        Where the file system has no locks it is renamed first, and given back when it was somebody else's meanwhile.
+        """
+        if remove_held(self.path, owner.get("token")):
+            return
         grave = self.path.with_name(f".tmp-{uuid4().hex}-{self.path.name}")
         try:
             os.rename(self.path, grave)

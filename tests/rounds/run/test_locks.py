@@ -262,6 +262,31 @@ def test_a_lock_that_is_given_back_while_its_heartbeat_reads_it_ends_nobody(tmp_
     assert done.returncode == 0 and not path.exists()
 
 
+def test_a_lock_that_another_took_over_first_never_leaves_its_place(tmp_path, monkeypatch):
+    """In the meantime a third one would find none, and two would hold it at once."""
+    path = tmp_path / "a.lock"
+    holder(path, born="an earlier boot 4711")
+    dead, moved = json.loads(path.read_text()), []
+    rename = os.rename
+    monkeypatch.setattr(os, "rename", lambda *places: (moved.append(places), rename(*places)))
+    late = LockFile(path, "the run")
+    with LockFile(path, "the run"):
+        mine = path.read_text()
+        late._remove(dead)
+        assert path.read_text() == mine and not moved
+    assert not path.exists()
+    late._remove(dead)  # nothing is there to remove
+
+
+def test_a_lock_whose_dead_owner_left_a_child_is_taken_over(tmp_path):
+    path = tmp_path / "a.lock"
+    holder(path, born="an earlier boot 4711")
+    childs = signs_of_life.hold(path)
+    with LockFile(path, "the run"):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+    os.close(childs)
+
+
 def in_new_namespace(*words, mount=True):
     """A command in a PID namespace of its own, as a container has; skipped where that is not allowed."""
     unshare = shutil.which("unshare")
