@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -34,7 +35,7 @@ from nnunet_flare.inference.settings import PredictionSettings
 
 RESULTS = Path(__file__).parent / "results" / "real_network.json"
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED = Path(os.environ.get("FLARE_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 SCANS = {"chaos3": ("chaos3_ct", "chaos3_liver_gt"), "ts_torso3mm": ("ts_torso3mm_ct", "ts_torso3mm_flare13")}
 """Case to image and reference labels in the shared data."""
