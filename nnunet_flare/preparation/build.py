@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_flare.cases import FILE_NAME, write_table
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.files import name_problem, remove_leftovers, write_csv, write_json
 from nnunet_flare.organs import dataset_labels
@@ -18,9 +16,7 @@ from nnunet_flare.preparation.examine import RECORD, CaseFinding, examine_all, r
 from nnunet_flare.preparation.layouts import Group, Layout
 from nnunet_flare.preparation.place import place, place_empty
 from nnunet_flare.preparation.prepared import DOMAINS, FOLDERS, PSEUDO, PreparedDataset, name_strangers
-
-TABLE_KEY = "table_sha256"
-"""In the record: the case table as it was written, so that one changed by hand is known."""
+from nnunet_flare.preparation.role_table import write_roles
 
 READER = "NibabelIOWithReorient"
 """The scans come from many scanners in several orientations; this stock reader turns each by exact flips."""
@@ -61,7 +57,6 @@ def prepare(
     labels = dataset_labels(layout.organs)
     origin = f"{layout.name} in {download_folder.absolute()}"
     scans = list(download.scans.values())
-    written = _record(dataset).get(TABLE_KEY)
     findings = examine_all(scans, sorted(labels.values()), dataset / RECORD, origin, reader=READER)
     groups: tuple[Group, ...] = tuple(g for g in FOLDERS if any(rule.group == g for rule in layout.rules))
     prepared = PreparedDataset(dataset, dataset / FOLDERS["unlabelled"], {g: [] for g in groups}, layout.expected)
@@ -74,7 +69,7 @@ def prepare(
         rows = sorted(prepared.domains.items())
         write_csv(dataset / DOMAINS, [("case", "domain"), *rows])
     if prepared.roles:
-        _write_roles(prepared, written)
+        write_roles(prepared)
     return prepared
 
 
@@ -138,7 +133,8 @@ def _enter(
         if label is not None:
             place(label, prepared.dataset / f"labels{part}" / f"{scan.case}{FILE_ENDING}", scan.case, copy=copy)
         if group == "healthy":
-            place_empty(scan.image, prepared.dataset / "labelsHealthy" / f"{scan.case}{FILE_ENDING}", reader=READER)
+            empty = prepared.dataset / "labelsHealthy" / f"{scan.case}{FILE_ENDING}"
+            place_empty(scan.image, empty, scan.case, reader=READER)
         _enter_pseudo(prepared, scan, finding, copy)
     except CaseError as error:
         prepared.set_aside[scan.case] = error.reason
@@ -177,20 +173,5 @@ def _write_dataset_json(prepared: PreparedDataset, layout: Layout, labels: dict[
     )
 
 
-def _write_roles(prepared: PreparedDataset, written: str | None) -> None:
-    """Write the case table, unless a person has changed the one that the last call wrote (its SHA-256)."""
-    path = prepared.dataset / FILE_NAME
-    if path.is_file() and _sha256(path) != written:
-        prepared.notes.append(f"{path} was changed by hand and is kept; remove it to have it written anew")
-    else:
-        write_table(path, prepared.roles)
-        written = _sha256(path)
-    write_json(prepared.dataset / RECORD, {**_record(prepared.dataset), TABLE_KEY: written})
-
-
 def _record(dataset: Path) -> dict[str, Any]:
     return read_record(dataset / RECORD)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -69,12 +69,19 @@ def _walk(folder: Path, besides: Path | None) -> Iterator[Path]:
 
 
 def _check_kind(folder: Path, paths: list[Path], layout: Layout) -> None:
-    """Refuse a download that has the signs of others and none of its own."""
+    """Refuse a download that has the signs of others and none of its own, and one of several tasks."""
     inside = [f"/{folder.resolve().name}/{path.relative_to(folder)}".lower() for path in paths]
     signed = [other for other in LAYOUTS if any(re.search(other.signs, path) for path in inside)]
     if signed and layout not in signed:
         flags = " or ".join(other.flags for other in signed)
         raise InputError(f"--{layout.year} {folder}: this is not {layout.name}; its names are those of {flags}")
+    others = {other.task for other in signed} - {None, layout.task}
+    if layout.task is not None and others:
+        found = " and ".join(f"task {task}" for task in sorted(others))
+        raise InputError(
+            f"--{layout.year} {folder}: holds files of {found} too, whose scans cannot be told from those of task "
+            f"{layout.task}; give the folder of task {layout.task} alone"
+        )
 
 
 def _folders(inside: Path) -> str:
