@@ -75,7 +75,7 @@ def _check_kind(folder: Path, paths: list[Path], layout: Layout) -> None:
     if signed and layout not in signed:
         flags = " or ".join(other.flags for other in signed)
         raise InputError(f"--{layout.year} {folder}: this is not {layout.name}; its names are those of {flags}")
-    others = {other.task for other in signed} - {None, layout.task}
+    others = {other.task for other in signed if other.task is not None} - {layout.task}
     if layout.task is not None and others:
         found = " and ".join(f"task {task}" for task in sorted(others))
         raise InputError(

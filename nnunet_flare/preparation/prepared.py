@@ -51,8 +51,8 @@ class PreparedDataset:
 def name_strangers(prepared: PreparedDataset) -> None:
     """Set aside files from an earlier call whose case is not used any more: they would train, or be scored."""
     used: dict[str, list[str]] = {FOLDERS[g]: cases for g, cases in prepared.cases.items() if g != "validation"}
-    for folder in sorted([*prepared.dataset.glob("imagesVal*"), *prepared.dataset.glob("labelsVal*")]):
-        used[folder.name] = prepared.scored.get(folder.name[len("imagesVal") :], [])
+    scored = [path.name for kind in ("imagesVal*", "labelsVal*") for path in prepared.dataset.glob(kind)]
+    used |= {name: prepared.scored.get(name[len("imagesVal") :], []) for name in scored}
     if (prepared.dataset / PSEUDO).is_dir():
         teams = [folder.name for folder in sorted((prepared.dataset / PSEUDO).iterdir())]
         used |= {f"{PSEUDO}/{team}": prepared.pseudo.get(team, []) for team in teams}

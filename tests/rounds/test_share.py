@@ -114,12 +114,26 @@ def test_files_of_training_cases_stay_behind(copied_run: Run) -> None:
         (["--zip", "model.tar"], "expected a name that ends with .zip"),
         (["--zip", "m.zip", "--license", "none.txt"], "none.txt: no such file"),
         (["--ledger", "l.csv", "--license", "none.txt"], "needs --zip"),
+        (["--ledger", "l.csv", "--round", "1"], "--round 1: needs --dataset"),
     ],
 )
 def test_a_wrong_wish_is_refused_before_anything_is_written(tiny_loop, tmp_path, monkeypatch, capsys, words, said):
     monkeypatch.chdir(tmp_path)
     assert main(["export", "-o", str(tiny_loop.run_dir), *words]) == 2
     assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--zip", "--stock_model"])
+def test_a_model_that_was_exported_before_is_not_replaced(tiny_loop, tmp_path, capsys, option) -> None:
+    earlier = tmp_path / "model.zip"
+    if option == "--stock_model":
+        earlier = tmp_path / "model" / "plans.json"
+        earlier.parent.mkdir()
+    earlier.write_text("of another run")
+    given = tmp_path / earlier.relative_to(tmp_path).parts[0]
+    assert main(["export", "-o", str(tiny_loop.run_dir), option, str(given)]) == 2
+    assert f"export {option} {given}: is there already" in capsys.readouterr().err
+    assert earlier.read_text() == "of another run" and [p for p in tmp_path.rglob("*") if p.is_file()] == [earlier]
 
 
 def test_what_the_page_on_python_shows_of_runs_works(copied_run: Run, tmp_path: Path, monkeypatch) -> None:
