@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nnunet_flare.errors import CaseError, InputError
-from nnunet_flare.files import name_problem, remove_leftovers, write_csv, write_json
+from nnunet_flare.files import name_problem, remove_leftovers, write_csv
 from nnunet_flare.organs import dataset_labels
 from nnunet_flare.preparation.annotated import read_annotated, role_of
 from nnunet_flare.preparation.case_files import FILE_ENDING, Download, DownloadedScan
+from nnunet_flare.preparation.dataset_document import READER, write_dataset_json
 from nnunet_flare.preparation.download import find_download
 from nnunet_flare.preparation.examine import RECORD, CaseFinding, examine_all, read_record
 from nnunet_flare.preparation.layouts import Group, Layout
 from nnunet_flare.preparation.place import place, place_empty
 from nnunet_flare.preparation.prepared import DOMAINS, FOLDERS, PSEUDO, PreparedDataset, name_strangers
 from nnunet_flare.preparation.role_table import write_roles
-
-READER = "NibabelIOWithReorient"
-"""The scans come from many scanners in several orientations; this stock reader turns each by exact flips."""
 
 
 def prepare(
@@ -64,7 +63,7 @@ def prepare(
     for scan in scans:
         _enter(prepared, scan, findings[scan.case], layout, stated, copy)
     name_strangers(prepared)
-    _write_dataset_json(prepared, layout, labels)
+    write_dataset_json(prepared, layout, labels)
     if len(layout.targets) > 1:
         rows = sorted(prepared.domains.items())
         write_csv(dataset / DOMAINS, [("case", "domain"), *rows])
@@ -86,6 +85,9 @@ def _dataset_folder(raw: Path, number: int, layout: Layout) -> Path:
     if not 0 < number < 1000:
         raise InputError(f"-d {number}: expected an id from 1 to 999")
     folder = raw / f"Dataset{number:03d}_{layout.name}"
+    for path in (raw, folder):
+        if os.path.lexists(path) and not path.is_dir():
+            raise InputError(f"{path}: is there already and is no folder; remove it, or choose another id with -d")
     others = [p.name for p in raw.glob(f"Dataset{number:03d}_*") if p != folder] if raw.is_dir() else []
     if others:
         raise InputError(f"-d {number}: {raw} holds {others[0]} under that id; choose another with -d")
@@ -156,21 +158,6 @@ def _enter_pseudo(prepared: PreparedDataset, scan: DownloadedScan, finding: Case
         target = prepared.dataset / PSEUDO / team / f"{scan.case}{FILE_ENDING}"
         place(path, target, scan.case, copy=copy)
         prepared.pseudo.setdefault(team, []).append(scan.case)
-
-
-def _write_dataset_json(prepared: PreparedDataset, layout: Layout, labels: dict[str, int]) -> None:
-    write_json(
-        prepared.dataset / "dataset.json",
-        {
-            "channel_names": {"0": "CT"},
-            "labels": labels,
-            "numTraining": len(prepared.cases["training"]),
-            "file_ending": FILE_ENDING,
-            "overwrite_image_reader_writer": READER,
-            "name": layout.name,
-            "description": f"MICCAI {layout.name} challenge, prepared by nnunet-flare",
-        },
-    )
 
 
 def _record(dataset: Path) -> dict[str, Any]:

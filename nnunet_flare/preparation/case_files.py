@@ -83,9 +83,8 @@ def decide(case: str, files: CaseFiles, download: Download) -> None:
     images = _distinct([*files.images, *files.spare], download)
     others = [path for path in images if path in files.spare] if files.images else []
     images = [path for path in images if path not in others]
-    labels = _distinct(files.labels, download)
-    fixed = [path for path in labels if re.search(r"(^|[^a-z])fix", path.parent.name.lower())]
-    labels = fixed or labels
+    fixed = [path for path in files.labels if re.search(r"(^|[^a-z])fix", path.parent.name.lower())]
+    labels = _distinct(fixed or files.labels, download)
     if images and not labels:
         labels = _distinct(files.either, download)
     else:

@@ -48,8 +48,10 @@ def find_download(folder: Path, layout: Layout, *, besides: Path | None = None) 
     if not any(scan.group == "training" for scan in download.scans.values()):
         archives = download.archives
         packed = f" {len(archives)} archive(s) wait to be unpacked, the first {archives[0]}." if archives else ""
+        wrong = [f" {len(download.problems)} case(s) cannot be taken, the first: {case}: {reason}."
+                 for case, reason in sorted(download.problems.items())[:1]]  # fmt: skip
         raise InputError(
-            f"--{layout.year} {folder}: no scan {layout.example} with its label map below it.{packed} "
+            f"--{layout.year} {folder}: no scan {layout.example} with its label map below it.{packed}{''.join(wrong)} "
             "Expected the challenge's own names; for other data make an nnU-Net dataset"
         )
     return download

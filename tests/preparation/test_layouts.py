@@ -573,3 +573,36 @@ def test_a_case_that_a_table_changed_by_hand_does_not_name_is_set_aside(tmp_path
     said = capsys.readouterr()
     assert f"set aside: FLARE23_0002: {table}, which was changed by hand, does not name it" in said.err
     assert "is kept" in said.out and list(read_table(table).cases) == ["FLARE23_0001"]
+
+
+def test_what_was_changed_by_hand_in_dataset_json_is_kept(tmp_path, raw, capsys):
+    download = write(tmp_path / "FLARE24-Task3-MR", ADAPTATION_2024)
+    assert call("flare24", download, 3) == 0
+    path = raw / "Dataset243_FLARE24Task3" / "dataset.json"
+    first = path.read_text()
+    assert call("flare24", download, 3) == 0
+    assert path.read_text() == first and "by hand" not in capsys.readouterr().out
+    path.write_text(json.dumps({**json.loads(first), "channel_names": {"0": "MR"}, "licence": "CC BY"}))
+    labelled = "FLARE_LabeledCase50/{}/FLARE22_Tr_0002"
+    write(download, {labelled.format("images") + "_0000": SCAN, labelled.format("labels"): (1,)})
+    assert call("flare24", download, 3) == 0
+    kept = {"channel_names": {"0": "MR"}, "licence": "CC BY", "numTraining": 2}
+    assert json.loads(path.read_text()) == {**json.loads(first), **kept}
+    assert f"{path}: channel_names, licence changed by hand and kept" in capsys.readouterr().out
+    assert check_dataset(path.parent) == []
+
+
+def test_why_no_training_case_can_be_taken_is_told(tmp_path, raw, capsys):
+    two = {f"labelsTr2200/{name}-fix/FLARE23_0001": (label,) for label, name in enumerate("ab", 1)}
+    assert call("flare23", write(tmp_path / "FLARE23", {**FLARE23_TREE, **two})) == 2
+    assert "1 case(s) cannot be taken, the first: FLARE23_0001: 2 label maps of this name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["", "Dataset251_FLARE25Task1"])
+def test_a_file_where_the_dataset_should_be_is_refused(tmp_path, raw, capsys, place):
+    download = write(tmp_path / "FLARE-Task1-Pancancer", HUB_1)
+    path = raw / place
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("")
+    assert call("flare25", download, 1) == 2
+    assert f"{path}: is there already and is no folder" in capsys.readouterr().err
