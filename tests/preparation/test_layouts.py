@@ -544,6 +544,10 @@ def test_an_empty_map_on_the_grid_of_an_earlier_scan_is_not_kept_for_a_new_one(t
     empty.unlink()
     assert call("flare26", download, 1) == 0
     assert read_labels(empty).array.shape == (3, *SHAPE[1:])
+    lesion = np.ones((3, *SHAPE[1:]), dtype=np.uint8)
+    write_labels(empty, lesion, read_volume(scan))  # somebody drew one
+    assert call("flare26", download, 1) == 1
+    assert f"{empty}: is no empty label map" in capsys.readouterr().err and read_labels(empty).array.all()
 
 
 def test_a_case_table_outlives_a_call_that_was_interrupted(tmp_path, raw, monkeypatch):
