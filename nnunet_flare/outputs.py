@@ -81,6 +81,19 @@ def check_document(
     check_outputs([path], inputs, option=option)
 
 
+def check_new(path: Path, *, option: str = "-o") -> None:
+    """Refuse what is there already: a trained model in another form, which is written once. An empty folder is new.
+
+    Raises:
+        InputError: naming it.
+    """
+    if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+        return
+    if os.path.lexists(path):
+        what = "is not empty" if path.is_dir() else "is not replaced"
+        raise InputError(f"{option} {path}: is there already and {what}; nothing was written, choose a new name")
+
+
 def _files(paths: Iterable[Path | None]) -> Iterable[Path]:
     for path in paths:
         if path is None or not os.path.lexists(path):

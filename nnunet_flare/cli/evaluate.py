@@ -184,6 +184,8 @@ def _write(args: argparse.Namespace, table: ScoreTable) -> None:
     healthy = [_healthy_file(args)] if any(structure.is_lesion for structure in table.structures) else []
     for path in healthy:
         table.write_healthy_csv(path)
+    if not healthy:  # one of an earlier call says nothing of these scores
+        _healthy_file(args).unlink(missing_ok=True)
     table.write_json(args.o.with_suffix(".json"))
     picture = args.o.with_suffix(".png")
     drawn = draw(lambda: box_plots({args.o.stem: table}, picture), picture)

@@ -11,6 +11,7 @@ from nnunet_flare.cli.common import number, open_streams, run_command, seldom_co
 from nnunet_flare.cli.parser import HyphenParser
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.choices import DEFAULT_CHECKPOINT, ROI_RULES, TTA
+from nnunet_flare.outputs import check_new, check_outputs
 
 PROGRAM = "flare-export"
 
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     if args.roi == "none" and (args.roi_rule or args.roi_margin is not None):
         raise InputError("--roi_rule and --roi_margin go with --roi MODEL")
-    _check_output(args.output)
+    check_new(args.output)
     if args.license is not None and not args.license.is_file():
         raise InputError(f"--license {args.license}: no such file")
 
@@ -99,7 +100,6 @@ def _run(args: argparse.Namespace) -> int:
     from nnunet_flare.inference.inputs import model_dataset
     from nnunet_flare.inference.roi import MARGIN_MM
     from nnunet_flare.inference.settings import PredictionSettings
-    from nnunet_flare.outputs import check_outputs
 
     if is_exported(args.model):
         raise InputError(f"{args.model}: was exported already; expected a trained model's folder")
@@ -130,18 +130,6 @@ def _run(args: argparse.Namespace) -> int:
     size = sum(path.stat().st_size for path in args.output.rglob("*") if path.is_file())
     print(f"{args.output}: written, {size / 1e6:.1f} MB; predict with flare-predict -m {args.output}")
     return 0
-
-
-def _check_output(folder: Path) -> None:
-    """A new folder, or an empty one.
-
-    Raises:
-        InputError: for anything else.
-    """
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise InputError(f"-o {folder}: is there already and is no folder; choose a new name")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"-o {folder}: is there already and is not empty; nothing was written, choose a new name")
 
 
 if __name__ == "__main__":

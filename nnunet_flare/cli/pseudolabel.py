@@ -299,6 +299,8 @@ def _export(arguments: argparse.Namespace) -> int:
     run = load_run_to_write(arguments.run_dir)
     if all(given is None for given in (arguments.dataset, arguments.ledger, arguments.stock_model, arguments.zip)):
         raise InputError("export: give --dataset ID, --ledger CSV, --stock_model DIR or --zip FILE.zip")
+    if arguments.round is not None and arguments.dataset is None:
+        raise InputError(f"export --round {arguments.round}: needs --dataset ID, which gets the round's training data")
     if arguments.license is not None and arguments.zip is None:
         raise InputError(f"export --license {arguments.license}: needs --zip FILE.zip, which it is put into")
     if arguments.ledger is not None:

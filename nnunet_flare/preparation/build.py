@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_flare.cases import FILE_NAME, write_table
 from nnunet_flare.errors import CaseError, InputError
-from nnunet_flare.files import name_problem, remove_leftovers, write_csv, write_json
+from nnunet_flare.files import name_problem, remove_leftovers, write_csv
 from nnunet_flare.organs import dataset_labels
 from nnunet_flare.preparation.annotated import read_annotated, role_of
 from nnunet_flare.preparation.case_files import FILE_ENDING, Download, DownloadedScan
+from nnunet_flare.preparation.dataset_document import READER, write_dataset_json
 from nnunet_flare.preparation.download import find_download
 from nnunet_flare.preparation.examine import RECORD, CaseFinding, examine_all, read_record
 from nnunet_flare.preparation.layouts import Group, Layout
 from nnunet_flare.preparation.place import place, place_empty
 from nnunet_flare.preparation.prepared import DOMAINS, FOLDERS, PSEUDO, PreparedDataset, name_strangers
-
-TABLE_KEY = "table_sha256"
-"""In the record: the case table as it was written, so that one changed by hand is known."""
-
-READER = "NibabelIOWithReorient"
-"""The scans come from many scanners in several orientations; this stock reader turns each by exact flips."""
+from nnunet_flare.preparation.role_table import write_roles
 
 
 def prepare(
@@ -61,7 +56,6 @@ def prepare(
     labels = dataset_labels(layout.organs)
     origin = f"{layout.name} in {download_folder.absolute()}"
     scans = list(download.scans.values())
-    written = _record(dataset).get(TABLE_KEY)
     findings = examine_all(scans, sorted(labels.values()), dataset / RECORD, origin, reader=READER)
     groups: tuple[Group, ...] = tuple(g for g in FOLDERS if any(rule.group == g for rule in layout.rules))
     prepared = PreparedDataset(dataset, dataset / FOLDERS["unlabelled"], {g: [] for g in groups}, layout.expected)
@@ -69,12 +63,12 @@ def prepare(
     for scan in scans:
         _enter(prepared, scan, findings[scan.case], layout, stated, copy)
     name_strangers(prepared)
-    _write_dataset_json(prepared, layout, labels)
+    write_dataset_json(prepared, layout, labels)
     if len(layout.targets) > 1:
         rows = sorted(prepared.domains.items())
         write_csv(dataset / DOMAINS, [("case", "domain"), *rows])
     if prepared.roles:
-        _write_roles(prepared, written)
+        write_roles(prepared)
     return prepared
 
 
@@ -91,6 +85,9 @@ def _dataset_folder(raw: Path, number: int, layout: Layout) -> Path:
     if not 0 < number < 1000:
         raise InputError(f"-d {number}: expected an id from 1 to 999")
     folder = raw / f"Dataset{number:03d}_{layout.name}"
+    for path in (raw, folder):
+        if os.path.lexists(path) and not path.is_dir():
+            raise InputError(f"{path}: is there already and is no folder; remove it, or choose another id with -d")
     others = [p.name for p in raw.glob(f"Dataset{number:03d}_*") if p != folder] if raw.is_dir() else []
     if others:
         raise InputError(f"-d {number}: {raw} holds {others[0]} under that id; choose another with -d")
@@ -138,7 +135,8 @@ def _enter(
         if label is not None:
             place(label, prepared.dataset / f"labels{part}" / f"{scan.case}{FILE_ENDING}", scan.case, copy=copy)
         if group == "healthy":
-            place_empty(scan.image, prepared.dataset / "labelsHealthy" / f"{scan.case}{FILE_ENDING}", reader=READER)
+            empty = prepared.dataset / "labelsHealthy" / f"{scan.case}{FILE_ENDING}"
+            place_empty(scan.image, empty, scan.case, reader=READER)
         _enter_pseudo(prepared, scan, finding, copy)
     except CaseError as error:
         prepared.set_aside[scan.case] = error.reason
@@ -162,35 +160,5 @@ def _enter_pseudo(prepared: PreparedDataset, scan: DownloadedScan, finding: Case
         prepared.pseudo.setdefault(team, []).append(scan.case)
 
 
-def _write_dataset_json(prepared: PreparedDataset, layout: Layout, labels: dict[str, int]) -> None:
-    write_json(
-        prepared.dataset / "dataset.json",
-        {
-            "channel_names": {"0": "CT"},
-            "labels": labels,
-            "numTraining": len(prepared.cases["training"]),
-            "file_ending": FILE_ENDING,
-            "overwrite_image_reader_writer": READER,
-            "name": layout.name,
-            "description": f"MICCAI {layout.name} challenge, prepared by nnunet-flare",
-        },
-    )
-
-
-def _write_roles(prepared: PreparedDataset, written: str | None) -> None:
-    """Write the case table, unless a person has changed the one that the last call wrote (its SHA-256)."""
-    path = prepared.dataset / FILE_NAME
-    if path.is_file() and _sha256(path) != written:
-        prepared.notes.append(f"{path} was changed by hand and is kept; remove it to have it written anew")
-    else:
-        write_table(path, prepared.roles)
-        written = _sha256(path)
-    write_json(prepared.dataset / RECORD, {**_record(prepared.dataset), TABLE_KEY: written})
-
-
 def _record(dataset: Path) -> dict[str, Any]:
     return read_record(dataset / RECORD)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

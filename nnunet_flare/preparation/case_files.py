@@ -45,40 +45,46 @@ class Download:
 class CaseFiles:
     """The files of one case: what they are by name and folder, with the rule that says so."""
 
-    rules: dict[Kind, Rule] = field(default_factory=dict)
+    rules: dict[Path, Rule] = field(default_factory=dict)
     images: list[Path] = field(default_factory=list)
     labels: list[Path] = field(default_factory=list)
     either: list[Path] = field(default_factory=list)
     spare: list[Path] = field(default_factory=list)
-    spare_rule: Rule | None = None
     pseudo: dict[str, list[Path]] = field(default_factory=dict)
 
     def add(self, path: Path, kind: Kind, rule: Rule, *, spare: bool) -> None:
         """Enter a scan or label map; ``spare`` as of a rule."""
-        if spare:
-            self.spare.append(path)
-            self.spare_rule = rule
-            return
-        self.rules[kind] = rule
-        {"image": self.images, "label": self.labels, "either": self.either}[kind].append(path)
+        self.rules[path] = rule
+        of_kind = {"image": self.images, "label": self.labels, "either": self.either}[kind]
+        (self.spare if spare else of_kind).append(path)
 
     @property
     def rule(self) -> Rule | None:
         """What a scan is says the rule of its image; a label map's alone counts where there is no image."""
-        for kind in ("image", "label", "either"):
-            if kind in self.rules:
-                return self.rules[kind]
-        return self.spare_rule
+        first = next(iter([*self.images, *self.labels, *self.either, *self.spare]), None)
+        return None if first is None else self.rules[first]
+
+    def contradiction(self, label: Path | None) -> str | None:
+        """Where the scan lies in folders of several kinds, or has a training label map and is no training scan."""
+        scans = self.images or self.spare
+        told = {(rule.group, rule.domain): path for path in reversed(scans) for rule in [self.rules[path]]}
+        if len(told) > 1:
+            listed = " and ".join(f"{path} ({domain}, {group})" for (group, domain), path in told.items())
+            return f"one scan in folders of {len(told)} kinds: {listed}; remove all but one"
+        if label is not None and scans and self.rules[label].group == "training" != self.rules[scans[0]].group:
+            group = self.rules[scans[0]].group
+            return f"{label} is a training label map, and the scan of this name, {scans[0]}, is for {group}; remove one"
+        return None
 
 
 def decide(case: str, files: CaseFiles, download: Download) -> None:
     """Enter a case into the download, or what is wrong with it."""
     rule = files.rule
-    images = _distinct(files.images or files.spare, download)
-    download.copies += len(files.spare) if files.images else 0
-    labels = _distinct(files.labels, download)
-    fixed = [path for path in labels if re.search(r"(^|[^a-z])fix", path.parent.name.lower())]
-    labels = fixed or labels
+    images = _distinct([*files.images, *files.spare], download)
+    others = [path for path in images if path in files.spare] if files.images else []
+    images = [path for path in images if path not in others]
+    fixed = [path for path in files.labels if re.search(r"(^|[^a-z])fix", path.parent.name.lower())]
+    labels = _distinct(fixed or files.labels, download)
     if images and not labels:
         labels = _distinct(files.either, download)
     else:
@@ -87,6 +93,12 @@ def decide(case: str, files: CaseFiles, download: Download) -> None:
         for path in (path for paths in files.pseudo.values() for path in paths):
             download.unknown[path] = f"a pseudo-label of '{case}', whose scan is not in this download"
         return
+    contradiction = files.contradiction(labels[0] if labels else None)
+    if contradiction is not None:
+        download.problems[case] = contradiction
+        return
+    for path in others:
+        download.unknown[path] = f"another file than {images[0]}, which is taken for '{case}'; remove one"
     for what, paths in (("scans", images), ("label maps", labels)):
         if len(paths) > 1:
             listed = " and ".join(map(str, paths))
@@ -118,8 +130,16 @@ def _distinct(paths: list[Path], download: Download) -> list[Path]:
     """The files that are no copy of one before."""
     kept: list[Path] = []
     for path in paths:
-        if any(os.path.samefile(path, other) or filecmp.cmp(path, other) for other in kept):
+        if any(is_same(path, other) for other in kept):
             download.copies += 1
         else:
             kept.append(path)
     return kept
+
+
+def is_same(path: Path, other: Path) -> bool:
+    """Whether two files are one, or equal byte by byte; a link to nothing is equal to none."""
+    try:
+        return os.path.samefile(path, other) or filecmp.cmp(path, other, shallow=False)
+    except FileNotFoundError:
+        return False

@@ -48,8 +48,10 @@ def find_download(folder: Path, layout: Layout, *, besides: Path | None = None) 
     if not any(scan.group == "training" for scan in download.scans.values()):
         archives = download.archives
         packed = f" {len(archives)} archive(s) wait to be unpacked, the first {archives[0]}." if archives else ""
+        wrong = [f" {len(download.problems)} case(s) cannot be taken, the first: {case}: {reason}."
+                 for case, reason in sorted(download.problems.items())[:1]]  # fmt: skip
         raise InputError(
-            f"--{layout.year} {folder}: no scan {layout.example} with its label map below it.{packed} "
+            f"--{layout.year} {folder}: no scan {layout.example} with its label map below it.{packed}{''.join(wrong)} "
             "Expected the challenge's own names; for other data make an nnU-Net dataset"
         )
     return download
@@ -69,12 +71,19 @@ def _walk(folder: Path, besides: Path | None) -> Iterator[Path]:
 
 
 def _check_kind(folder: Path, paths: list[Path], layout: Layout) -> None:
-    """Refuse a download that has the signs of others and none of its own."""
+    """Refuse a download that has the signs of others and none of its own, and one of several tasks."""
     inside = [f"/{folder.resolve().name}/{path.relative_to(folder)}".lower() for path in paths]
     signed = [other for other in LAYOUTS if any(re.search(other.signs, path) for path in inside)]
     if signed and layout not in signed:
         flags = " or ".join(other.flags for other in signed)
         raise InputError(f"--{layout.year} {folder}: this is not {layout.name}; its names are those of {flags}")
+    others = {other.task for other in signed if other.task is not None} - {layout.task}
+    if layout.task is not None and others:
+        found = " and ".join(f"task {task}" for task in sorted(others))
+        raise InputError(
+            f"--{layout.year} {folder}: holds files of {found} too, whose scans cannot be told from those of task "
+            f"{layout.task}; give the folder of task {layout.task} alone"
+        )
 
 
 def _folders(inside: Path) -> str:

@@ -151,4 +151,4 @@ def _finding(entry: Mapping[str, Any]) -> CaseFinding:
 
 def _write(record: Path, origin: str, findings: Mapping[str, CaseFinding]) -> None:
     cases = {case: asdict(findings[case]) for case in sorted(findings)}
-    write_json(record, {"version": VERSION, "origin": origin, "cases": cases})
+    write_json(record, {**read_record(record), "version": VERSION, "origin": origin, "cases": cases})

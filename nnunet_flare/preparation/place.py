@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
-import os
 import re
 import shutil
 from collections.abc import Collection, Iterator
@@ -13,8 +11,8 @@ import numpy as np
 
 from nnunet_flare.errors import CaseError
 from nnunet_flare.files import link_or_copy, replacing
-from nnunet_flare.images import read_volume, write_labels
-from nnunet_flare.preparation.case_files import FILE_ENDING
+from nnunet_flare.images import geometry_difference, read_labels, read_volume, write_labels
+from nnunet_flare.preparation.case_files import FILE_ENDING, is_same
 
 
 def place(source: Path, target: Path, case: str, *, copy: bool = False) -> None:
@@ -25,7 +23,7 @@ def place(source: Path, target: Path, case: str, *, copy: bool = False) -> None:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
-        if os.path.samefile(source, target) or filecmp.cmp(source, target):
+        if is_same(source, target):
             return
         raise CaseError(
             case, f"{target}: is another file than {source}; nothing is overwritten, remove it to take that"
@@ -38,12 +36,19 @@ def place(source: Path, target: Path, case: str, *, copy: bool = False) -> None:
         shutil.copy2(source, temporary)
 
 
-def place_empty(scan: Path, target: Path, *, reader: str) -> None:
-    """Write a label map of background on the grid of a scan, unless the file is there."""
+def place_empty(scan: Path, target: Path, case: str, *, reader: str) -> None:
+    """Write a label map of background on the grid of a scan, unless the file is there.
+
+    Raises:
+        CaseError: when another label map is there, of an earlier scan's grid or with labels.
+    """
+    volume = read_volume(scan, case, reader=reader)
     if target.exists():
+        there = read_labels(target, case, reader=reader)
+        if there.array.any() or geometry_difference(volume, there):
+            raise CaseError(case, f"{target}: is no empty label map on the grid of {scan}; remove it to have it made")
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    volume = read_volume(scan, reader=reader)
     write_labels(target, np.zeros(volume.array.shape, dtype=np.uint8), volume)
 
 

@@ -49,12 +49,16 @@ class PreparedDataset:
 
 
 def name_strangers(prepared: PreparedDataset) -> None:
-    """Set aside files from an earlier call whose case is not used any more: nnU-Net would train on them."""
+    """Set aside files from an earlier call whose case is not used any more: they would train, or be scored."""
     used: dict[str, list[str]] = {FOLDERS[g]: cases for g, cases in prepared.cases.items() if g != "validation"}
+    scored = [path.name for kind in ("imagesVal*", "labelsVal*") for path in prepared.dataset.glob(kind)]
+    used |= {name: prepared.scored.get(name[len("imagesVal") :], []) for name in scored}
     if (prepared.dataset / PSEUDO).is_dir():
         teams = [folder.name for folder in sorted((prepared.dataset / PSEUDO).iterdir())]
         used |= {f"{PSEUDO}/{team}": prepared.pseudo.get(team, []) for team in teams}
     for folder, cases in used.items():
         for case, path in strangers(prepared.dataset / folder, cases):
-            why = f"{path} is from an earlier call and its case is not used any more; remove it and its label map"
-            prepared.set_aside[case] = "; ".join(filter(None, (prepared.set_aside.get(case), why)))
+            key = f"{folder}/{case}" if folder.startswith(PSEUDO) else case
+            also = "" if folder.startswith((PSEUDO, "labels")) else " and its label map"
+            why = f"{path} is from an earlier call and its case is not used any more; remove it{also}"
+            prepared.set_aside[key] = "; ".join(filter(None, (prepared.set_aside.get(key), why)))

@@ -11,7 +11,7 @@ from typing import Any
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import replacing, write_json
-from nnunet_flare.outputs import check_document, check_outputs
+from nnunet_flare.outputs import check_new, check_outputs
 from nnunet_flare.rounds.model_card import model_card
 from nnunet_flare.rounds.run.configurations import read_plans, resolve
 from nnunet_flare.rounds.run.dataset import read_dataset
@@ -74,17 +74,16 @@ def export_stock_model(run: Run, folder: Path) -> Path:
     """Write the final model so that a machine without this package predicts with it: the trainer becomes stock's.
 
     Raises:
-        InputError: as :func:`stock_model`, and for a folder that the run reads.
+        InputError: as :func:`stock_model`, and for a folder that holds something.
     """
     import torch
 
-    model, source = stock_model(run), run.rounds[-1].model
-    written = [folder / "plans.json", folder / "dataset.json", folder / "fold_all" / CHECKPOINT]
-    check_outputs(written, [source, source / "fold_all"], option="export --stock_model")
+    check_new(folder, option="export --stock_model")
+    model = stock_model(run)
     (folder / "fold_all").mkdir(parents=True, exist_ok=True)
     write_json(folder / "plans.json", model.plans)
     write_json(folder / "dataset.json", model.dataset)
-    with replacing(written[-1]) as temporary:
+    with replacing(folder / "fold_all" / CHECKPOINT) as temporary:
         torch.save(model.checkpoint, temporary)
     return folder
 
@@ -96,11 +95,11 @@ def export_zip(run: Run, path: Path, *, licence: Path | None = None) -> Path:
 
     Args:
         run: whose final training is done.
-        path: a ``.zip`` file; one that is there is replaced.
+        path: a new ``.zip`` file.
         licence: text of the licence of the weights.
 
     Raises:
-        InputError: as :func:`stock_model`, for another ending, and for a licence that is not there.
+        InputError: as :func:`stock_model`, for another ending, a file that is there, and a licence that is not.
     """
     import torch
 
@@ -108,7 +107,8 @@ def export_zip(run: Run, path: Path, *, licence: Path | None = None) -> Path:
         raise InputError(f"export --zip {path}: expected a name that ends with .zip")
     if licence is not None and not licence.is_file():
         raise InputError(f"export --license {licence}: no such file")
-    check_document(path, (".zip",), option="export --zip")
+    check_new(path, option="export --zip")
+    check_outputs([path], [licence], option="export --zip")
     model, final = stock_model(run), run.rounds[-1]
     text = None if licence is None else licence.read_text(encoding="utf-8", errors="replace")
     card = model_card(run, trainer=TRAINER, licence=LICENCE_UNKNOWN if text is None else "See LICENSE.txt.")

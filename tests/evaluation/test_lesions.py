@@ -135,6 +135,12 @@ def test_false_positives_on_healthy_scans_stand_beside_the_scores(folders, capsy
     )
 
 
+def test_false_positives_of_an_earlier_call_do_not_stay_beside_other_scores(folders):
+    assert score(folders, "--labels", "flare24-lesion") == 0 and (folders / "o_healthy.csv").is_file()
+    assert score(folders, "--labels", "flare24-organs") == 0
+    assert (folders / "o_summary.csv").is_file() and not (folders / "o_healthy.csv").exists()
+
+
 def test_a_scan_with_organs_and_no_lesion_is_healthy_too():
     reference = np.ones(SHAPE, dtype=np.uint8)
     prediction = reference.copy()

@@ -1,5 +1,7 @@
 """DSC and NSD of cases: the official rules, one by one, and together against the spelled-out official script."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -138,6 +140,28 @@ def test_a_region_is_scored_as_the_union_of_its_labels():
     scores = evaluate_case(volume(reference), volume(prediction), [region, lesion])
     assert (scores.dsc[1001], scores.nsd[1001]) == (1.0, 1.0)
     assert (scores.dsc[14], scores.nsd[14]) == (0.0, 0.0)
+
+
+OFFICIAL_TOLERANCES_MM = dict(zip(
+    (organ.name for organ in FLARE23), (5, 3, 3, 5, 2, 2, 2, 2, 2, 3, 5, 7, 3, 2), strict=True
+))  # fmt: skip
+
+
+@pytest.mark.parametrize("from_document", [False, True])
+def test_surfaces_count_up_to_each_structures_official_tolerance(tmp_path, from_document):
+    path = tmp_path / "dataset.json"
+    path.write_text(json.dumps({"labels": {"background": 0, **{organ.name: organ.id for organ in FLARE23}}}))
+    structures = read_structures(str(path), tolerance_mm=9.0) if from_document else structures_of(FLARE23)
+    reference = np.zeros((6, 40, 12))
+    reference[1:5, 8:24, 2:10] = 1
+    for structure in structures:
+        within, beyond = (OFFICIAL_TOLERANCES_MM[structure.name] * share for share in (0.9999, 1.0001))
+        found = []
+        for shift_mm in (within, beyond):
+            maps = (volume(array * structure.id, (30.0, shift_mm / 4, 30.0))
+                    for array in (reference, np.roll(reference, 4, 1)))  # fmt: skip
+            found.append(evaluate_case(*maps, [structure]).nsd[structure.id])
+        assert found[0] == 1 > found[1] > 0, structure.name
 
 
 def test_regions_and_names_of_a_dataset_json(tmp_path):

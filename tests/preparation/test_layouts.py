@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -450,3 +451,162 @@ def test_the_scan_in_the_dataset_is_the_one_of_the_download(tmp_path, raw):
     for case in ("fdg_9", "psma_2"):
         stored = read_volume(raw / "Dataset253_FLARE25Task3" / "unlabelled" / f"{case}_0000.nii.gz")
         np.testing.assert_array_equal(stored.array, scan_of(case).array)
+
+
+def test_a_case_of_two_kinds_of_folders_is_set_aside_and_keeps_no_half_of_itself(tmp_path, raw, capsys):
+    tree = {
+        **HUB_1,
+        "train_unlabel/MSD-506/lesion_7_0000": SCAN,  # labelled elsewhere
+        "train_unlabel/MSD-506/FLARE23Ts_0057_0000": SCAN,  # a validation scan
+        "train_label/KiTS23-488/mela_0003": (1,),  # of an unlabelled scan
+    }
+    download = write(tmp_path / "FLARE-Task1-Pancancer", tree)
+    assert call("flare25", download, 1) == 1
+    said = capsys.readouterr().err
+    for case in ("lesion_7", "FLARE23Ts_0057"):
+        assert f"set aside: {case}: one scan in folders of 2 kinds: " in said
+        assert str(download / f"train_unlabel/MSD-506/{case}_0000.nii.gz") in said
+    label = download / "train_label/KiTS23-488/mela_0003.nii.gz"
+    assert f"set aside: mela_0003: {label} is a training label map" in said
+    assert found(raw / "Dataset251_FLARE25Task1") == {
+        "imagesTr": ["case_00007"],
+        "labelsTr": ["case_00007"],
+        "imagesTs": ["FLARE24Val_0002"],
+    }
+
+
+def test_copies_are_equal_byte_by_byte_whatever_their_size_and_time(tmp_path, raw, capsys):
+    download = write(tmp_path / "FLARE-Task1-Pancancer", {**HUB_1, "train_label/more/case_00007_0000": SCAN})
+    one, other = (download / f"train_label/{name}/case_00007_0000.nii.gz" for name in ("KiTS23-488", "more"))
+    content = bytearray(one.read_bytes())
+    content[4] ^= 1  # the time in gzip's header
+    other.write_bytes(content)
+    for path in (one, other):
+        os.utime(path, (0, 0))
+    assert call("flare25", download, 1) == 1
+    assert f"set aside: case_00007: 2 scans of this name: {one} and {other}" in capsys.readouterr().err
+
+
+def test_a_spare_scan_that_differs_from_the_one_that_is_taken_is_named(tmp_path, raw, capsys):
+    download = write(tmp_path / "FLARE-Task3-DomainAdaption", ADAPTATION)
+    spare = download / "coreset_train_unlabeled_MRI_PET/MRI_unlabeled_100_random/amos_0507_0000.nii.gz"
+    write_volume(spare, scan_of("another"))
+    assert call("flare25", download, 3) == 1
+    said = capsys.readouterr()
+    taken = download / "train_MRI_unlabeled/AMOS-833/amos_0507_0000.nii.gz"
+    assert f"not recognised: {spare}: another file than {taken}, which is taken for 'amos_0507'" in said.err
+    assert "more than once" not in said.out
+    assert (raw / "Dataset253_FLARE25Task3/unlabelled/amos_0507_0000.nii.gz").samefile(taken)
+
+
+def test_a_link_to_nothing_beside_a_scan_sets_its_case_aside_alone(tmp_path, raw, capsys):
+    download = write(tmp_path / "FLARE-Task1-Pancancer", HUB_1)
+    (download / "train_label/AAA").mkdir()
+    for case in ("lesion_7", "alone"):
+        (download / f"train_label/AAA/{case}_0000.nii.gz").symlink_to(tmp_path / "nothing")
+    assert call("flare25", download, 1) == 1
+    said = capsys.readouterr().err
+    assert "set aside: lesion_7: 2 scans of this name" in said and "set aside: alone: " in said
+    assert found(raw / "Dataset251_FLARE25Task1")["imagesTr"] == ["case_00007"]
+
+
+def test_downloads_of_two_tasks_in_one_folder_are_refused(tmp_path, raw, capsys):
+    write(tmp_path / "all/FLARE-Task2-LaptopSeg", LAPTOP)
+    write(tmp_path / "all/FLARE-Task3-DomainAdaption", {"validation/MRI_imagesVal/amos_7296_0000": SCAN})
+    assert call("flare25", tmp_path / "all", 2) == 2
+    assert "holds files of task 3 too" in capsys.readouterr().err and not raw.exists()
+    assert call("flare25", tmp_path / "all/FLARE-Task2-LaptopSeg", 2) == 0
+
+
+def test_validation_scans_of_an_earlier_call_are_not_scored_unseen(tmp_path, raw, capsys):
+    download = write(tmp_path / "FLARE-Task1-Pancancer", {**HUB_1, "validation/Validation-Public-Images/b_0000": SCAN})
+    assert call("flare25", write(download, {"validation/Validation-Public-Labels/b": (1,)}), 1) == 0
+    for path in list(download.rglob("FLARE23Ts_0057*")):
+        path.unlink()
+    assert call("flare25", download, 1) == 1
+    said, dataset = capsys.readouterr().err, raw / "Dataset251_FLARE25Task1"
+    for path in (dataset / "imagesVal/FLARE23Ts_0057_0000.nii.gz", dataset / "labelsVal/FLARE23Ts_0057.nii.gz"):
+        assert f"{path} is from an earlier call" in said
+        path.unlink()
+    assert call("flare25", download, 1) == 0
+
+
+def test_an_empty_map_on_the_grid_of_an_earlier_scan_is_not_kept_for_a_new_one(tmp_path, raw, capsys):
+    download = write(tmp_path / "PancancerCTSeg", PANCANCER)
+    assert call("flare26", download, 1) == 0
+    dataset = raw / "Dataset261_FLARE26Task1"
+    scan = download / "validation/HealthyImages-noLesion/train_1_a.nii.gz"
+    write_volume(scan, Volume(scan_of("new").array[:3], SPACING_MM))
+    (dataset / "imagesHealthy/train_1_a_0000.nii.gz").unlink()
+    assert call("flare26", download, 1) == 1
+    empty = dataset / "labelsHealthy/train_1_a.nii.gz"
+    assert f"set aside: train_1_a: {empty}: is no empty label map on the grid of {scan}" in capsys.readouterr().err
+    empty.unlink()
+    assert call("flare26", download, 1) == 0
+    assert read_labels(empty).array.shape == (3, *SHAPE[1:])
+    lesion = np.ones((3, *SHAPE[1:]), dtype=np.uint8)
+    write_labels(empty, lesion, read_volume(scan))  # somebody drew one
+    assert call("flare26", download, 1) == 1
+    assert f"{empty}: is no empty label map" in capsys.readouterr().err and read_labels(empty).array.all()
+
+
+def test_a_case_table_outlives_a_call_that_was_interrupted(tmp_path, raw, monkeypatch):
+    download, dataset = write(tmp_path / "FLARE23", FLARE23_TREE), raw / "Dataset023_FLARE23"
+    assert call("flare23", download) == 0
+    write(download, {"imagesTr2200/FLARE23_0002_0000": SCAN, "labelsTr2200/FLARE23_0002": (2,)})
+    with monkeypatch.context() as patch:
+        patch.setattr("nnunet_flare.preparation.build.place", interrupt)
+        assert call("flare23", download) == 130
+    assert call("flare23", download) == 0
+    cases = read_table(dataset / "flare_cases.json").cases  # one that is not in it would count as fully labelled
+    assert {case: entry.annotated for case, entry in cases.items()} == {"FLARE23_0001": (1,), "FLARE23_0002": (2,)}
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_a_case_that_a_table_changed_by_hand_does_not_name_is_set_aside(tmp_path, raw, capsys):
+    download, dataset = write(tmp_path / "FLARE23", FLARE23_TREE), raw / "Dataset023_FLARE23"
+    assert call("flare23", download) == 0
+    table = dataset / "flare_cases.json"
+    table.write_text(table.read_text().replace('"partial"', '"labelled"'))
+    assert call("flare23", download) == 0
+    write(download, {"imagesTr2200/FLARE23_0002_0000": SCAN, "labelsTr2200/FLARE23_0002": (2,)})
+    assert call("flare23", download) == 1
+    said = capsys.readouterr()
+    assert f"set aside: FLARE23_0002: {table}, which was changed by hand, does not name it" in said.err
+    assert "is kept" in said.out and list(read_table(table).cases) == ["FLARE23_0001"]
+
+
+def test_what_was_changed_by_hand_in_dataset_json_is_kept(tmp_path, raw, capsys):
+    download = write(tmp_path / "FLARE24-Task3-MR", ADAPTATION_2024)
+    assert call("flare24", download, 3) == 0
+    path = raw / "Dataset243_FLARE24Task3" / "dataset.json"
+    first = path.read_text()
+    assert call("flare24", download, 3) == 0
+    assert path.read_text() == first and "by hand" not in capsys.readouterr().out
+    path.write_text(json.dumps({**json.loads(first), "channel_names": {"0": "MR"}, "licence": "CC BY"}))
+    labelled = "FLARE_LabeledCase50/{}/FLARE22_Tr_0002"
+    write(download, {labelled.format("images") + "_0000": SCAN, labelled.format("labels"): (1,)})
+    assert call("flare24", download, 3) == 0
+    kept = {"channel_names": {"0": "MR"}, "licence": "CC BY", "numTraining": 2}
+    assert json.loads(path.read_text()) == {**json.loads(first), **kept}
+    assert f"{path}: channel_names, licence changed by hand and kept" in capsys.readouterr().out
+    assert check_dataset(path.parent) == []
+
+
+def test_why_no_training_case_can_be_taken_is_told(tmp_path, raw, capsys):
+    two = {f"labelsTr2200/{name}-fix/FLARE23_0001": (label,) for label, name in enumerate("ab", 1)}
+    assert call("flare23", write(tmp_path / "FLARE23", {**FLARE23_TREE, **two})) == 2
+    assert "1 case(s) cannot be taken, the first: FLARE23_0001: 2 label maps of this name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["", "Dataset251_FLARE25Task1"])
+def test_a_file_where_the_dataset_should_be_is_refused(tmp_path, raw, capsys, place):
+    download = write(tmp_path / "FLARE-Task1-Pancancer", HUB_1)
+    path = raw / place
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("")
+    assert call("flare25", download, 1) == 2
+    assert f"{path}: is there already and is no folder" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,11 +19,12 @@ from typed_pages import blocks, type_line
 
 from nnunet_flare.checkpoints import load_checkpoint
 from nnunet_flare.cli.pseudolabel import main
+from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.images import read_labels, read_volume
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.unlabelled import read_list
-from nnunet_flare.rounds.share import export_zip, stock_model
+from nnunet_flare.rounds.share import export_stock_model, export_zip, stock_model
 from nnunet_flare.rounds.stages.arrays import read_array
 
 
@@ -114,12 +115,24 @@ def test_files_of_training_cases_stay_behind(copied_run: Run) -> None:
         (["--zip", "model.tar"], "expected a name that ends with .zip"),
         (["--zip", "m.zip", "--license", "none.txt"], "none.txt: no such file"),
         (["--ledger", "l.csv", "--license", "none.txt"], "needs --zip"),
+        (["--ledger", "l.csv", "--round", "1"], "--round 1: needs --dataset"),
     ],
 )
 def test_a_wrong_wish_is_refused_before_anything_is_written(tiny_loop, tmp_path, monkeypatch, capsys, words, said):
     monkeypatch.chdir(tmp_path)
     assert main(["export", "-o", str(tiny_loop.run_dir), *words]) == 2
     assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("export", [export_zip, export_stock_model])
+@pytest.mark.parametrize("name", ["model.zip", "model.zip/plans.json"])
+def test_a_model_that_was_exported_before_is_not_replaced(tmp_path: Path, export, name) -> None:
+    earlier = tmp_path / name
+    earlier.parent.mkdir(exist_ok=True)
+    earlier.write_text("of another run")
+    with pytest.raises(InputError, match=f"{tmp_path / 'model.zip'}: is there already"):
+        export(cast(Run, None), tmp_path / "model.zip")  # refused before the run is looked at
+    assert earlier.read_text() == "of another run" and [p for p in tmp_path.rglob("*") if p.is_file()] == [earlier]
 
 
 def test_what_the_page_on_python_shows_of_runs_works(copied_run: Run, tmp_path: Path, monkeypatch) -> None:
