@@ -61,6 +61,8 @@ def test_organs_regions_and_ignore_are_told_apart() -> None:
     document = {"labels": KITS, "regions_class_order": [1, 3, 2]}
     assert drawn_ids(document) == {"kidney": 1, "masses": 3, "tumour": 2}
     assert label_names(document) == {1: "kidney", 2: "tumour", 3: "masses"}
+    brats = {"labels": BRATS, "regions_class_order": [1, 2, 3]}
+    assert drawn_ids(brats) == {"whole": 1, "core": 2, "enhancing": 3}, "in the order of dataset.json, not of names"
 
 
 def test_lists_of_one_id_each_are_organs() -> None:

@@ -59,15 +59,32 @@ PERCENTILES = (0.5, 99.5)
 """What a scan that is no CT is clipped to."""
 
 ANY_MODALITY = "FlareModalityNormalization"
+OF_FOREGROUND = frozenset({ANY_MODALITY, "CTNormalization"})
+"""Those that read the plans' intensities of the foreground."""
+
+DARKEST_CT_HU = -275.0
+"""The least value of a CT beside other modalities, as in Ouyang et al. (TMI 2023). Fat and soft tissue lie above; gas
+and lung are as dark as the air around the patient, as they are in MR and PET. With -1000 HU as the least, all soft
+tissue would lie in the brightest tenth of the values."""
 
 
 def of_any_modality(values: np.ndarray, mask: np.ndarray | None, intensities: Mapping[str, Any]) -> np.ndarray:
-    """CT numbers as stock's of CT; another scan clipped to its percentiles, then standardised by its brighter part.
+    """CT numbers as stock's of CT, from :data:`DARKEST_CT_HU` up; another scan as :func:`of_signal`.
+
+    Where what is labelled is darker than that, as lungs are, the window is stock's.
+    """
+    if not is_ct(values):
+        return of_signal(values)
+    if intensities["mean"] > DARKEST_CT_HU:
+        intensities = {**intensities, "percentile_00_5": max(intensities["percentile_00_5"], DARKEST_CT_HU)}
+    return _of_ct(values, mask, intensities)
+
+
+def of_signal(values: np.ndarray) -> np.ndarray:
+    """Values without a unit (changed in place): clipped to their percentiles, standardised by their brighter part.
 
     That part is what lies above the mean: tissue that gives a signal, about the organs by which a CT is standardised.
     """
-    if is_ct(values):
-        return _of_ct(values, mask, intensities)
     np.clip(values, *np.percentile(values, PERCENTILES), out=values)
     bright = values[values > values.mean()]
     if not bright.size:  # all voxels are equal

@@ -30,8 +30,8 @@ deviation, the window is that of the training cases together (``transforms.windo
 to a scan without labels. They do not flip; whether this chain mirrors is up to the setting ``mirroring``.
 
 ``modality`` is ours: it takes CTs towards scans of other modalities. Three of four samples get another contrast, by one
-of histogram matching to unlabelled scans, random convolutions and inversion; then come gamma, a bias field, noise or
-blur, and lower resolution.
+of histogram matching to unlabelled scans, random convolutions and inversion, the last two brought to the scale that
+preprocessing gives such scans; then come gamma, a bias field, noise or blur, and lower resolution.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ from nnunet_flare.trainers.transforms.bias_field import BiasFieldTransform
 from nnunet_flare.trainers.transforms.histogram import HistogramMatchTransform
 from nnunet_flare.trainers.transforms.invert import InvertTissueTransform
 from nnunet_flare.trainers.transforms.organ_shift import OrganShiftTransform
+from nnunet_flare.trainers.transforms.own_scale import OwnScaleTransform
 from nnunet_flare.trainers.transforms.painting import PaintingTransform
 from nnunet_flare.trainers.transforms.random_convolution import RandomConvolutionTransform
 from nnunet_flare.trainers.transforms.shift import SHIFT, ShiftTransform
@@ -173,7 +174,10 @@ def modality_transforms(
         windows: the window of each image channel.
         references: landmarks (``transforms.histogram``) of the scans to match; without any, none is matched.
     """
-    other: list[BasicTransform] = [RandomConvolutionTransform(), InvertTissueTransform()]
+    other: list[BasicTransform] = [
+        ComposeTransforms([contrast, OwnScaleTransform()])
+        for contrast in (RandomConvolutionTransform(), InvertTissueTransform())
+    ]
     if references:
         other.append(HistogramMatchTransform(references))
     gamma = GammaTransform(

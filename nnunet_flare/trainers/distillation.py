@@ -18,6 +18,7 @@ from torch import nn
 
 from nnunet_flare.errors import FlareError, InputError
 from nnunet_flare.inference.model import Member, Model, open_model
+from nnunet_flare.inference.normalisation import OF_FOREGROUND
 from nnunet_flare.trainers.lengths import class_with_length
 from nnunet_flare.trainers.resolutions import highest
 from nnunet_flare.trainers.self_training import nnUNetTrainerFlareST
@@ -151,7 +152,7 @@ def _normalisation(plans_manager: Any, configuration_manager: Any) -> tuple[Any,
     intensities = [
         {key: values[str(channel)][key] for key in keys}
         for channel, scheme in enumerate(schemes)
-        if scheme == "CTNormalization"
+        if scheme in OF_FOREGROUND
     ]
     return schemes, list(configuration_manager.use_mask_for_norm), intensities
 

@@ -19,11 +19,28 @@ def normalised(array: np.ndarray) -> np.ndarray:
     return FlareModalityNormalization(use_mask_for_norm=False, intensityproperties=INTENSITIES).run(array)
 
 
-def test_a_ct_is_normalised_as_stock_does() -> None:
+def test_a_ct_of_organs_without_gas_is_normalised_as_stock_does() -> None:
     for domain in ("narrow", "wide"):
         array = make_phantom(1, domain=domain)[0].array.astype(np.float32)
         stock = CTNormalization(use_mask_for_norm=False, intensityproperties=INTENSITIES).run(array.copy())
         np.testing.assert_allclose(normalised(array), stock, atol=1e-6)
+
+
+def test_gas_in_a_ct_is_as_dark_as_air_and_soft_tissue_keeps_most_of_the_values() -> None:
+    """Organs with gas bring the least value of stock's window down to air, and soft tissue into its brightest tenth."""
+    with_gas = {"mean": 80.0, "std": 110.0, "percentile_00_5": -950.0, "percentile_99_5": 280.0}
+    array = make_phantom(1, domain="narrow")[0].array.astype(np.float32)
+    scheme = FlareModalityNormalization(use_mask_for_norm=False, intensityproperties=with_gas)
+    expected = (np.minimum(np.maximum(array, -275), 280) - 80) / 110
+    np.testing.assert_allclose(scheme.run(array.copy()), expected, atol=1e-5)
+
+
+def test_lungs_that_are_labelled_keep_the_window_of_stock() -> None:
+    lungs = {"mean": -820.0, "std": 120.0, "percentile_00_5": -1000.0, "percentile_99_5": -300.0}
+    array = make_phantom(1, domain="wide")[0].array.astype(np.float32)
+    stock = CTNormalization(use_mask_for_norm=False, intensityproperties=lungs).run(array.copy())
+    found = FlareModalityNormalization(use_mask_for_norm=False, intensityproperties=lungs).run(array)
+    np.testing.assert_array_equal(found, stock)
 
 
 @pytest.mark.parametrize("domain", ["mr", "pet"])

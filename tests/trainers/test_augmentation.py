@@ -32,6 +32,7 @@ from nnunet_flare.trainers.seeding import seed_everything
 from nnunet_flare.trainers.transforms.bias_field import BiasFieldTransform
 from nnunet_flare.trainers.transforms.histogram import HistogramMatchTransform, landmarks
 from nnunet_flare.trainers.transforms.invert import InvertTissueTransform
+from nnunet_flare.trainers.transforms.own_scale import OwnScaleTransform
 from nnunet_flare.trainers.transforms.random_convolution import RandomConvolutionTransform
 from nnunet_flare.trainers.transforms.window import Window
 
@@ -223,9 +224,11 @@ def test_the_modality_chain_gives_patches_and_targets_of_the_plan_and_most_in_an
         modality_transforms(geometry, [WINDOW], [reference]), nnUNetTrainer.get_validation_transforms(scales), None
     )
     kinds = next(part for part in flattened(made) if isinstance(part, OneOfTransform)).list_of_transforms
-    assert [type(kind) for kind in kinds] == [
-        RandomConvolutionTransform, InvertTissueTransform, HistogramMatchTransform
-    ]  # fmt: skip
+    assert [[type(part) for part in getattr(kind, "transforms", [kind])] for kind in kinds] == [
+        [RandomConvolutionTransform, OwnScaleTransform],
+        [InvertTissueTransform, OwnScaleTransform],
+        [HistogramMatchTransform],
+    ]
     matched = 0
     for seed in range(24):
         seed_everything(seed)

@@ -165,7 +165,18 @@ def test_a_resumed_training_ends_as_one_that_was_not_killed(tiny: Any, teacher: 
         assert torch.equal(one, other), name
 
 
-@pytest.mark.parametrize("kind", ["spacing", "normalisation", "labels", "channels", "patch"])
+@pytest.mark.parametrize("scheme", ["CTNormalization", "FlareModalityNormalization"])
+def test_a_teacher_of_other_intensities_is_refused(tiny: Any, teacher: Path, scheme: str) -> None:
+    plans = read_json(teacher / "plans.json")
+    for each in (plans, tiny.plans):
+        each["configurations"]["3d_fullres"]["normalization_schemes"] = [scheme]
+    plans["foreground_intensity_properties_per_channel"]["0"]["mean"] = 12.5
+    write_json(teacher / "plans.json", plans)
+    with pytest.raises(InputError, match=r"its normalisation is .*12\.5.* is .*80\.0"):
+        student(tiny, teacher).initialize()
+
+
+@pytest.mark.parametrize("kind", ["spacing", "labels", "channels", "patch"])
 def test_a_teacher_that_does_not_fit_is_refused_with_both_sides(tiny: Any, teacher: Path, kind: str) -> None:
     plans, dataset = read_json(teacher / "plans.json"), read_json(teacher / "dataset.json")
     configuration = plans["configurations"]["3d_fullres"]
@@ -173,9 +184,6 @@ def test_a_teacher_that_does_not_fit_is_refused_with_both_sides(tiny: Any, teach
     if kind == "spacing":
         configuration["spacing"] = [4.0, 1.2, 1.2]
         expected += ["[4.0, 1.2, 1.2]", "[2.0, 1.0, 1.0]", "hard labels"]
-    elif kind == "normalisation":
-        plans["foreground_intensity_properties_per_channel"]["0"]["mean"] = 12.5
-        expected += ["12.5", "80.0"]
     elif kind == "labels":
         dataset["labels"]["spleen"], dataset["labels"]["liver"] = 1, 2
         expected += ["'spleen': 1", "'spleen': 2"]

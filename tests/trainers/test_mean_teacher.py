@@ -187,6 +187,18 @@ def test_three_loaders_start_as_many_workers_as_stocks_two(
     assert started == ([4, 3, 2] if allowed == 6 else [1, 1, 1]), "training, validation, unlabelled"
 
 
+def test_an_ignore_label_asks_nothing_of_scans_without_labels(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    data.dataset_json["labels"] = {**data.dataset_json["labels"], "ignore": 3}
+    made: list[Any] = []
+    for module in ("by_role", "unlabelled"):
+        monkeypatch.setattr(f"nnunet_flare.trainers.{module}.start_augmenter", lambda loader, **__: made.append(loader))
+    trainer = trainer_of(data)
+    trainer.initialize()
+    trainer.get_dataloaders()
+    assert [loader.has_ignore for loader in made] == [True, True, False], "training, validation, unlabelled"
+    assert made[-1].generate_train_batch()["data"].shape == (1, 2, 8, 16, 16)
+
+
 # ------------------------------------------------------------------------------------------------ settings
 
 

@@ -143,6 +143,16 @@ def test_no_patch_is_centred_on_the_ignored_value(tiny: Any) -> None:
     assert boxes == [[1, 2, 2]] * 20
 
 
+def test_a_patch_without_an_organ_lies_where_something_is_annotated(tiny: Any) -> None:
+    """Of a partial case with an ignore label too, whose organs may not all be centred on."""
+    drawn = loader(tiny, Stamp(0.0))
+    drawn.has_ignore, drawn.centred_on = True, {"a": (1,)}
+    locations = {2: np.array([[0, 0, 0, 0]]), drawn.annotated_classes_key: np.array([[0, 5, 10, 10]])}
+    for _ in range(20):
+        drawn._drawn.append("a")
+        assert drawn.get_bbox(np.array([10, 20, 20]), False, locations)[0] == [1, 2, 2]
+
+
 @pytest.fixture
 def augmenters() -> Iterator[list[Any]]:
     """Augmenters that a test started; their workers end with it."""
