@@ -237,14 +237,17 @@ def _cancel(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     from nnunet_flare.report.page import parse_pictures, write_report
+    from nnunet_flare.report.versus import check_comparable, write_comparison
     from nnunet_flare.rounds.run.manifest import load_run, load_run_to_write
 
     pictures = parse_pictures(arguments.pictures)
-    print(write_report(load_run_to_write(arguments.run_dir), pictures=pictures, view3d=arguments.view3d))
-    if arguments.compare is not None:
-        from nnunet_flare.report.versus import write_comparison
-
-        print(write_comparison(load_run_to_write(arguments.run_dir), load_run(arguments.compare)))
+    run = load_run_to_write(arguments.run_dir)
+    other = None if arguments.compare is None else load_run(arguments.compare)
+    if other is not None:
+        check_comparable(run, other)
+    print(write_report(run, pictures=pictures, view3d=arguments.view3d))
+    if other is not None:
+        print(write_comparison(run, other))
     show("next: open it in a browser; decisions that you download there: flare-pseudolabel run ... --decisions CSV")
     return 0
 
