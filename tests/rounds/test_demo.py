@@ -1,4 +1,4 @@
-"""The end of ``flare-pseudolabel demo``: arms, ranking, table and picture, on the tiny run in place of the demo's own."""
+"""The end of ``flare-pseudolabel demo``: arms, ranking, table and picture, on the tiny run in place of its own."""
 
 from __future__ import annotations
 
