@@ -27,6 +27,7 @@ from nnunet_flare.report.planes import DISAGREEMENT, MEMBER_COLOURS, draw_case, 
 from nnunet_flare.report.rendering import environment, static_text
 from nnunet_flare.report.viewer import viewer_files
 from nnunet_flare.report.volumes import LONGEST, write_volumes
+from nnunet_flare.rounds.run.home import token
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.wording import duration
 
@@ -161,7 +162,7 @@ def _document(report: RunReport, folder: Path) -> dict[str, Any]:
             ]
         )
     return {
-        "id": f"{report.run.settings.dataset}/{report.run.settings.name}/{report.run.recipe.hash}",
+        "id": token(report.run.root) or f"{report.run.settings.dataset}/{report.run.settings.name}",
         "name": report.run.settings.name,
         "organs": [
             {
