@@ -304,6 +304,10 @@ def _export(arguments: argparse.Namespace) -> int:
         raise InputError("export: give --dataset ID, --ledger CSV, --stock_model DIR or --zip FILE.zip")
     if arguments.license is not None and arguments.zip is None:
         raise InputError(f"export --license {arguments.license}: needs --zip FILE.zip, which it is put into")
+    if arguments.round is not None and arguments.dataset is None:
+        raise InputError(f"export --round {arguments.round}: needs --dataset ID; the others are of the whole run")
+    if arguments.zip is not None:
+        share.check_zip(arguments.zip, licence=arguments.license)
     if arguments.ledger is not None:
         print(export.export_ledger(run, arguments.ledger))
     if arguments.dataset is not None:
