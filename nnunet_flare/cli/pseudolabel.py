@@ -237,14 +237,17 @@ def _cancel(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     from nnunet_flare.report.page import parse_pictures, write_report
+    from nnunet_flare.report.versus import check_comparable, write_comparison
     from nnunet_flare.rounds.run.manifest import load_run, load_run_to_write
 
     pictures = parse_pictures(arguments.pictures)
-    print(write_report(load_run_to_write(arguments.run_dir), pictures=pictures, view3d=arguments.view3d))
-    if arguments.compare is not None:
-        from nnunet_flare.report.versus import write_comparison
-
-        print(write_comparison(load_run_to_write(arguments.run_dir), load_run(arguments.compare)))
+    run = load_run_to_write(arguments.run_dir)
+    other = None if arguments.compare is None else load_run(arguments.compare)
+    if other is not None:
+        check_comparable(run, other)
+    print(write_report(run, pictures=pictures, view3d=arguments.view3d))
+    if other is not None:
+        print(write_comparison(run, other))
     show("next: open it in a browser; decisions that you download there: flare-pseudolabel run ... --decisions CSV")
     return 0
 
@@ -293,6 +296,7 @@ def _task(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     from nnunet_flare.errors import InputError
+    from nnunet_flare.outputs import check_new
     from nnunet_flare.rounds import export, share
     from nnunet_flare.rounds.run.manifest import load_run_to_write
 
@@ -303,6 +307,10 @@ def _export(arguments: argparse.Namespace) -> int:
         raise InputError(f"export --round {arguments.round}: needs --dataset ID, which gets the round's training data")
     if arguments.license is not None and arguments.zip is None:
         raise InputError(f"export --license {arguments.license}: needs --zip FILE.zip, which it is put into")
+    if arguments.stock_model is not None:  # nothing is written where one of several wishes cannot be met
+        check_new(arguments.stock_model, option="export --stock_model")
+    if arguments.zip is not None:
+        share.check_zip(arguments.zip, licence=arguments.license)
     if arguments.ledger is not None:
         print(export.export_ledger(run, arguments.ledger))
     if arguments.dataset is not None:

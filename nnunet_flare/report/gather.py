@@ -222,6 +222,11 @@ def _settings(run: Run) -> list[tuple[str, str, str | None]]:
     return rows
 
 
+def shown_as(decision: str) -> str:
+    """A decision for people: the difference between odd scans and failed ones stands in the reason alone."""
+    return "set aside" if decision in ("odd", "failed") else decision
+
+
 def shown(value: Any) -> str:
     """A setting's value for people."""
     if value is None or value in ({}, []):

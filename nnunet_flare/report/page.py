@@ -21,12 +21,13 @@ from nnunet_flare.drawing import colour
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import write_text
 from nnunet_flare.report.curves import HEIGHT, WIDTH, learning_curves
-from nnunet_flare.report.gather import QUANTILES, Row, RunReport, gather
+from nnunet_flare.report.gather import QUANTILES, Row, RunReport, gather, shown_as
 from nnunet_flare.report.papers import paper_and_ours
 from nnunet_flare.report.planes import DISAGREEMENT, MEMBER_COLOURS, draw_case, read_scene, write_picture
 from nnunet_flare.report.rendering import environment, static_text
 from nnunet_flare.report.viewer import viewer_files
 from nnunet_flare.report.volumes import LONGEST, write_volumes
+from nnunet_flare.rounds.run.home import token
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.wording import duration
 
@@ -34,9 +35,6 @@ log = logging.getLogger(__name__)
 
 PICTURES = 24
 """Pictures per round unless told otherwise."""
-
-SHOWN_AS = {"odd": "set aside", "failed": "set aside"}
-"""Decisions whose difference stands in the reason alone."""
 
 STATIC = ("report.css", "report.js", "view3d.js")
 
@@ -150,7 +148,7 @@ def _document(report: RunReport, folder: Path) -> dict[str, Any]:
             [
                 entry.case,
                 entry.round,
-                SHOWN_AS.get(entry.decision, entry.decision),
+                shown_as(entry.decision),
                 _rounded(entry.score),
                 _rounded(row.mean),
                 organs.index(row.least) if row.least in report.organs else -1,
@@ -164,7 +162,7 @@ def _document(report: RunReport, folder: Path) -> dict[str, Any]:
             ]
         )
     return {
-        "id": f"{report.run.settings.dataset}/{report.run.settings.name}/{report.run.recipe.hash}",
+        "id": token(report.run.root) or f"{report.run.settings.dataset}/{report.run.settings.name}",
         "name": report.run.settings.name,
         "organs": [
             {

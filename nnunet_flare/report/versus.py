@@ -10,7 +10,7 @@ from pathlib import Path
 from nnunet_flare.documents import flat
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import write_text
-from nnunet_flare.report.gather import RoundFigures, RunReport, gather, shown
+from nnunet_flare.report.gather import RoundFigures, RunReport, gather, shown, shown_as
 from nnunet_flare.report.rendering import environment, static_text
 from nnunet_flare.rounds.run.manifest import Run
 
@@ -36,17 +36,11 @@ def write_comparison(a: Run, b: Run) -> Path:
     """Write a page into the first run's report folder that compares it with the second; returns it.
 
     Raises:
-        InputError: when both are the same run, or are of different datasets.
+        InputError: as :func:`check_comparable`.
     """
-    if a.root.resolve() == b.root.resolve():
-        raise InputError(f"--compare {b.root}: is the run itself; give another one")
-    if a.settings.dataset != b.settings.dataset:
-        raise InputError(
-            f"--compare {b.root}: is a run on {b.settings.dataset}, this one on {a.settings.dataset}; their cases and "
-            "scores cannot be compared"
-        )
+    check_comparable(a, b)
     first, second = gather(a), gather(b)
-    page = a.paths.report / f"compared_with_{b.root.name}.html"
+    page = a.paths.report / f"compared_with_{b.root.resolve().name}.html"
     text = environment().get_template("compare.html.j2").render(
         a=a,
         b=b,
@@ -63,10 +57,26 @@ def write_comparison(a: Run, b: Run) -> Path:
     return page
 
 
+def check_comparable(a: Run, b: Run) -> None:
+    """Whether a page of both makes sense.
+
+    Raises:
+        InputError: when both are the same run, or are of different datasets.
+    """
+    if a.root.resolve() == b.root.resolve():
+        raise InputError(f"--compare {b.root}: is the run itself; give another one")
+    if a.settings.dataset != b.settings.dataset:
+        raise InputError(
+            f"--compare {b.root}: is a run on {b.settings.dataset}, this one on {a.settings.dataset}; their cases and "
+            "scores cannot be compared"
+        )
+
+
 def _rounds(a: RunReport, b: RunReport) -> list[tuple[str, RoundFigures | None, RoundFigures | None]]:
     """Rounds of both by name, the final ones last."""
     found = [{r.name: r for r in report.rounds} for report in (a, b)]
-    names = sorted(found[0].keys() | found[1].keys(), key=lambda name: (not name.startswith("r"), name))
+    numbers = {r.name: r.number for report in (a, b) for r in report.rounds}
+    names = sorted(numbers, key=lambda name: (not name.startswith("r"), numbers[name]))
     return [(name, found[0].get(name), found[1].get(name)) for name in names]
 
 
@@ -86,12 +96,12 @@ def organ_pairs(a: RoundFigures | None, b: RoundFigures | None) -> list[Pair]:
 
 
 def decided_otherwise(a: RunReport, b: RunReport) -> list[tuple[str, str, str, str, str]]:
-    """(case, decision and reason of the first, of the second) of cases whose last decisions differ."""
+    """(case, decision and reason of the first, of the second) of cases that only one of them takes at last."""
     last = [{row.entry.case: row.entry for row in report.rows} for report in (a, b)]  # rows come round by round
     both = sorted(last[0].keys() & last[1].keys())
     entries = [(case, last[0][case], last[1][case]) for case in both]
     return [
-        (case, one.decision, one.reason, other.decision, other.reason)
+        (case, shown_as(one.decision), one.reason, shown_as(other.decision), other.reason)
         for case, one, other in entries
         if (one.decision == "taken") != (other.decision == "taken")
     ]

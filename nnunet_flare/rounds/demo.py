@@ -8,6 +8,7 @@ control) and one on all pseudo-labels. The table says what was measured, whateve
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -94,7 +95,7 @@ def run_demo(output: Path, *, seed: int) -> Demo:
         "selected half": _measured(run, run.final.number),
     }
     ranked = ranking(run, 0, data / "unlabelled_truth")
-    spearman = {rule: ranked[rule].spearman for rule in RANKED if rule in ranked}  # not all rank every recipe's labels
+    spearman = {rule: _defined(ranked[rule].spearman) for rule in RANKED if rule in ranked}  # not all rank every recipe
     seconds = time.monotonic() - started
     text = _table(run, arms, spearman, seed, seconds)
     write_text(output / "demo.txt", text + "\n")
@@ -104,6 +105,11 @@ def run_demo(output: Path, *, seed: int) -> Demo:
 
 def _measured(run: Run, number: int) -> dict[str, float]:
     return _means(read_json(run.paths.evaluation(number) / "dice.json", DICE))
+
+
+def _defined(value: float) -> float | None:
+    """A correlation; None where it has none, since a rule (or the truth) gives all labels the same value."""
+    return None if math.isnan(value) else value
 
 
 def _means(result: dict[str, Any]) -> dict[str, float]:
@@ -139,7 +145,9 @@ def _measure_arm(run: Run, name: str) -> dict[str, float]:
     return _means(read_json(folder / "dice.json", DICE))
 
 
-def _table(run: Run, arms: dict[str, dict[str, float]], spearman: dict[str, float], seed: int, seconds: float) -> str:
+def _table(
+    run: Run, arms: dict[str, dict[str, float]], spearman: dict[str, float | None], seed: int, seconds: float
+) -> str:
     taken = sum(entry.decision == "taken" for entry in read_decisions(run.paths, 0))
     settings = run.recipe.settings(run.final.planned, run=None)
     lines = [
@@ -151,7 +159,8 @@ def _table(run: Run, arms: dict[str, dict[str, float]], spearman: dict[str, floa
     ]
     lines += table([[name, f"{values['mean']:.3f}"] for name, values in arms.items()], align="lr")
     lines += ["", "Rank correlation (Spearman) of agreement with the pseudo-labels' true Dice"]
-    lines += table([[rule, f"{value:.2f}"] for rule, value in spearman.items()], align="lr")
+    rows = [[rule, "-" if value is None else f"{value:.2f}"] for rule, value in spearman.items()]
+    lines += table(rows, align="lr")
     return "\n".join([*lines, "", f"time: {duration(seconds)}"])
 
 

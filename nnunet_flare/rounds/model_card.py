@@ -19,6 +19,14 @@ from nnunet_flare.rounds.stages.evaluate import DICE
 OF_DATASET = ("name", "description", "reference", "release", "licence", "license")
 """What nnU-Net's dataset.json may say about the data."""
 
+WITHOUT_COARSE = (
+    "It was trained on unlabelled scans that a coarse model had cropped to the organs. That model is not in this file: "
+    "the command predicts whole scans."
+)
+
+OF_THE_MACHINE = ("roi.model", "fusion.teachers", "fusion.id_maps")
+"""Keys of recipes that name files of the machine where the run was."""
+
 
 def model_card(run: Run, *, trainer: str, licence: str) -> str:
     """Markdown; no path of this machine and no name of a case stands in it.
@@ -41,6 +49,7 @@ def model_card(run: Run, *, trainer: str, licence: str) -> str:
             f"-p {final.base.plans_name} -f all",
             "```",
             "",
+            *([] if run.recipe.roi is None else [WITHOUT_COARSE, ""]),
             *_data(run),
             *_recipe(run),
             *_ledger(run, read_ledger(run.paths)),
@@ -85,7 +94,9 @@ def _recipe(run: Run) -> Iterator[str]:
     changed = [key for key in sorted(mine.keys() | shipped.keys()) if mine.get(key) != shipped.get(key)]
     if changed:
         yield from ("Settings that differ from the recipe as shipped:", "")
-        yield from (f"- `{key}`: {mine.get(key)} (shipped: {shipped.get(key)})" for key in changed)
+        for key in changed:
+            value = "given" if key in OF_THE_MACHINE and mine.get(key) else mine.get(key)
+            yield f"- `{key}`: {value} (shipped: {shipped.get(key)})"
         yield ""
 
 

@@ -153,7 +153,7 @@ class TimeLeft:
             )
         more = ", ".join(f"{count} x {stage}" if count > 1 else stage for stage, count in self.unknown.items())
         if not self.seconds:
-            return f"time left: not known yet ({more})"
+            return f"time left: not known yet ({more})" if more else "time left: what runs takes longer than usual"
         finish = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + self.seconds / max(1, self.at_once)))
         tasks = "one task" if self.at_once < 2 else f"{self.at_once} tasks"
         note = f" (without {more}: not measured yet)" if more else ""

@@ -16,6 +16,7 @@ from nnunet_flare.rounds.model_card import model_card
 from nnunet_flare.rounds.run.configurations import read_plans, resolve
 from nnunet_flare.rounds.run.dataset import read_dataset
 from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.tasks import graph, is_done
 from nnunet_flare.trainers.settings import KEY
 
 TRAINER = "nnUNetTrainer"
@@ -48,8 +49,13 @@ def stock_model(run: Run) -> StockModel:
     final = run.rounds[-1]
     model = final.model
     source = model / "fold_all" / CHECKPOINT
+    training = next(t for t in graph(run).values() if t.stage == "train" and t.round == final.number)
+    if not is_done(run, training):  # a checkpoint may be there all the same, of a training that is to be done again
+        raise InputError(
+            f"{run.root}: the final training, {training.name}, is not done; see flare-pseudolabel status -o {run.root}"
+        )
     if not source.is_file():
-        raise InputError(f"{source}: missing; the final training is not done, see flare-pseudolabel status")
+        raise InputError(f"{source}: missing; flare-pseudolabel retry -o {run.root} trains the final model again")
     name, path = final.base.configuration, model / "plans.json"
     plans = read_plans(path)
     shape = {"architecture": {"network_class_name": str}}
@@ -99,16 +105,11 @@ def export_zip(run: Run, path: Path, *, licence: Path | None = None) -> Path:
         licence: text of the licence of the weights.
 
     Raises:
-        InputError: as :func:`stock_model`, for another ending, a file that is there, and a licence that is not.
+        InputError: as :func:`stock_model` and :func:`check_zip`.
     """
     import torch
 
-    if path.suffix.lower() != ".zip":
-        raise InputError(f"export --zip {path}: expected a name that ends with .zip")
-    if licence is not None and not licence.is_file():
-        raise InputError(f"export --license {licence}: no such file")
-    check_new(path, option="export --zip")
-    check_outputs([path], [licence], option="export --zip")
+    check_zip(path, licence=licence)
     model, final = stock_model(run), run.rounds[-1]
     text = None if licence is None else licence.read_text(encoding="utf-8", errors="replace")
     card = model_card(run, trainer=TRAINER, licence=LICENCE_UNKNOWN if text is None else "See LICENSE.txt.")
@@ -127,3 +128,17 @@ def export_zip(run: Run, path: Path, *, licence: Path | None = None) -> Path:
             archive.writestr(f"{folder}/{name}", content)
         archive.writestr(f"{folder}/fold_all/{CHECKPOINT}", weights.getbuffer())
     return path
+
+
+def check_zip(path: Path, *, licence: Path | None = None) -> None:
+    """Whether :func:`export_zip` may write there.
+
+    Raises:
+        InputError: for another ending, a file that is there, and a licence that is not.
+    """
+    if path.suffix.lower() != ".zip":
+        raise InputError(f"export --zip {path}: expected a name that ends with .zip")
+    if licence is not None and not licence.is_file():
+        raise InputError(f"export --license {licence}: no such file")
+    check_new(path, option="export --zip")
+    check_outputs([path], [licence], option="export --zip")

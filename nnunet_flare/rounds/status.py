@@ -59,7 +59,7 @@ def status(run: Run) -> str:
     lines += under_way
     if failed and not under_way:
         lines.append(f"Mend the cause, then: flare-pseudolabel retry -o {run.root}")
-    elif not failed and not executor.owns(run) and any(state != "done" for state in states.values()):
+    elif "running" not in states.values() and not executor.owns(run) and set(states.values()) != {"done"}:
         lines.append(
             "Nothing works on this run now. It goes on with the same run command, or with: "
             f"flare-pseudolabel retry -o {run.root}"

@@ -49,6 +49,12 @@ def test_one_problem_is_exit_code_1(
     assert out.endswith("1 problem(s), 3 note(s)\n")
 
 
+def test_a_use_that_does_not_work_is_a_problem_where_the_rest_is_well(healthy, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(uses, "broken_import", lambda name: f"{name} is broken" if name == "jinja2" else None)
+    assert main([]) == 1
+    assert capsys.readouterr().out.endswith("1 problem(s), 4 note(s)\n")
+
+
 def test_a_sound_dataset(healthy: None, phantom: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["-d", "22"]) == 0
     assert f"ok       {phantom}: every image and label map can be used" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from nnunet_flare.report.curves import HEIGHT, WIDTH, learning_curves
 from nnunet_flare.report.gather import gather
 from nnunet_flare.report.page import write_report
 from nnunet_flare.report.versus import decided_otherwise, write_comparison
+from nnunet_flare.rounds.run.ledger import read_ledger, write_round
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.selection.choose import select
 
@@ -86,10 +88,35 @@ def test_settings_that_differ_are_listed(tmp_path):
     assert "rounds 1 2" in text_of(write_comparison(one, other), 'id="settings"', "</table>")
 
 
-def test_runs_that_cannot_be_compared_are_refused(tmp_path):
+def test_runs_that_cannot_be_compared_are_refused_before_a_page_is_written(tmp_path, capsys):
     run = fake_run(tmp_path, cases=CASES, rounds=1, pictured=0)
     with pytest.raises(InputError, match="is the run itself"):
         write_comparison(run, run)
+    for other, said in ((run.root, "is the run itself"), (tmp_path, "is no run folder")):
+        assert main(["report", "-o", str(run.root), "--pictures", "0", "--compare", str(other)]) == 2
+        printed = capsys.readouterr()
+        assert said in printed.err and printed.out == ""
+    assert not run.paths.report.exists()
+
+
+def test_rounds_of_two_runs_stand_by_number_with_the_final_models_last(tmp_path):
+    one = fake_run(tmp_path / "a", cases=CASES[:2], rounds=2, pictured=0)
+    other = fake_run(tmp_path / "b", cases=CASES[:2], rounds=11, pictured=0)
+    page = write_comparison(one, other).read_text()
+    names = re.findall(r'<th scope="row">(.*?)</th>', page.partition('id="rounds"')[2].partition("</table>")[0])
+    assert names == [*(f"r{number}" for number in range(11)), "final"]
+
+
+def test_a_comparison_names_the_other_runs_folder_and_says_set_aside_of_odd_and_failed(tmp_path, monkeypatch):
+    one = fake_run(tmp_path / "a", cases=CASES, rounds=1, pictured=0)
+    other = fake_run(tmp_path / "b", cases=CASES, rounds=1, pictured=0)
+    found = [replace(entry, decision="odd") for entry in read_ledger(other.paths)]
+    write_round(other.paths, 0, found)
+    monkeypatch.chdir(other.root)
+    page = write_comparison(one, replace(other, root=Path(".")))
+    assert page.name == "compared_with_run.html"
+    words = text_of(page, 'id="decided"', "</table>")
+    assert "taken : mean-organ" in words and "set aside : mean-organ" in words and "odd" not in words
 
 
 def test_a_case_outside_of_the_best_share_is_below_it():

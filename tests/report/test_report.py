@@ -41,6 +41,17 @@ def data_of(run) -> dict:
     return json.loads(text[len("window.FLARE_REPORT = ") : -2])
 
 
+def test_decisions_in_the_browser_belong_to_one_run_however_it_is_named_and_resumed(tmp_path):
+    one, same_name = (fake_run(tmp_path / name, cases=CASES[:1], rounds=1, pictured=0) for name in "ab")
+    for run in (one, same_name):
+        write_report(run, pictures=0)
+    assert data_of(one)["id"] != data_of(same_name)["id"]
+    before = data_of(one)["id"]
+    later = replace(one, recipe=one.recipe.model_copy(update={"summary": "with a key that a later version added"}))
+    write_report(later, pictures=0)
+    assert later.recipe.hash != one.recipe.hash and data_of(one)["id"] == before
+
+
 class Page(HTMLParser):
     """Tags and text of a page."""
 

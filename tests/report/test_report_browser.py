@@ -208,9 +208,7 @@ def test_a_case_opens_with_its_picture_and_its_decision_is_downloaded(page, run,
     screenshot(page, "rejected")
     find(page, "#close").click()
     assert column(page, 8) == ["reject"]
-    find(page, "#text").clear()
-    find(page, "#text").send_keys("case_0002")
-    find(page, "tr[data-index='0']").click()
+    open_case(page, "case_0002")
     for organ in ("liver", "spleen"):
         find(page, f"button[aria-label='{organ} is wrong']").click()
     find(page, "#close").click()
@@ -232,10 +230,56 @@ def test_a_case_opens_with_its_picture_and_its_decision_is_downloaded(page, run,
     ]
 
 
+def test_closing_a_case_does_not_take_the_focus_from_what_is_typed_next(page):
+    open_case(page, "case_0001")
+    focused = page.execute_script(
+        "const text = document.querySelector('#text'), dialog = document.querySelector('#case');"
+        "const over = new Promise(r => dialog.addEventListener('close', () => setTimeout(r)));"
+        "document.querySelector('#close').click();"
+        "const back = document.activeElement.id; text.focus();"
+        "return over.then(() => [back, document.activeElement.id])"
+    )
+    assert focused == ["scroller", "text"]
+
+
+def test_decisions_in_two_tabs_of_one_report_are_all_kept(page, run):
+    first = page.current_window_handle
+    page.switch_to.new_window("tab")
+    try:
+        page.get((run.paths.report / "index.html").as_uri())
+        open_case(page, "case_0001")
+        page.switch_to.window(page.window_handles[0])
+        open_case(page, "case_0002")
+        find(page, "#reject").click()
+        page.switch_to.window(page.window_handles[1])
+        find(page, "#accept").click()
+        assert find(page, "#download").get_property("textContent") == "Download decisions (2)"
+    finally:
+        page.close()
+        page.switch_to.window(first)
+    page.refresh()
+    assert find(page, "#download").text == "Download decisions (2)"
+
+
+def test_a_browser_that_keeps_no_decisions_says_so_and_asks_before_they_are_lost(page):
+    assert not find(page, "#unkept").is_displayed()
+    page.execute_script("Storage.prototype.setItem = () => { throw new Error('full'); }")
+    for name, button in (("case_0001", "#accept"), ("case_0002", "#reject")):
+        open_case(page, name)
+        find(page, button).click()
+        find(page, "#close").click()
+    assert find(page, "#download").text == "Download decisions (2)"
+    assert "Download them before you leave" in find(page, "#unkept").text
+    asked = "const e = new Event('beforeunload', {cancelable: true}); dispatchEvent(e); return e.defaultPrevented"
+    assert page.execute_script(asked)
+    page.execute_script("localStorage.clear()")
+
+
 def open_case(page, name: str) -> None:
     find(page, "#text").clear()
     find(page, "#text").send_keys(name)
     find(page, "tr[data-index='0']").click()
+    assert find(page, "#case-name").text == name
 
 
 def wait_for(page, selector: str, text: str) -> None:

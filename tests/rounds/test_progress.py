@@ -96,6 +96,14 @@ def test_trainings_whose_logs_are_gone_still_tell_how_long_one_takes(run):
     assert left(run).seconds == pytest.approx(200 * 10.0, abs=1)
 
 
+def test_a_last_task_that_takes_longer_than_those_before_is_said_to(run):
+    tasks = list(graph(run))
+    for name in tasks[:-1]:
+        done(run, name, 0.0)
+    with LockFile(run.paths.task_lock(tasks[-1]), "task"):
+        assert status(run).splitlines()[-1] == "time left: what runs takes longer than usual"
+
+
 def test_a_task_whose_process_is_gone_is_said_to_have_stopped(run):
     lock = run.paths.task_lock("train-r0-f0")
     with LockFile(lock, "task"):

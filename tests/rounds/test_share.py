@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,9 @@ from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.images import read_labels, read_volume
+from nnunet_flare.recipes.load import load_recipe
+from nnunet_flare.recipes.parts import Roi
+from nnunet_flare.rounds.model_card import model_card
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.unlabelled import read_list
 from nnunet_flare.rounds.share import export_stock_model, export_zip, stock_model
@@ -90,6 +94,29 @@ def test_the_card_says_data_recipe_decisions_scores_and_licence_and_names_no_pat
     assert not [word for word in (*cases, str(run.root), str(run.raw), *dice["cases"]) if word in card]
 
 
+def test_the_card_names_no_folder_of_the_machine_and_says_that_a_coarse_model_is_missing(copied_run, tmp_path) -> None:
+    recipe, shipped = copied_run.recipe, load_recipe("demo")
+    card = model_card(copied_run, trainer="nnUNetTrainer", licence="CC0")
+    assert "coarse model" not in card
+    fusion = recipe.fusion.model_copy(update={"teachers": ("/home/ann/teacher",), "id_maps": ("/home/ann/ids.json",)})
+    roi = Roi(model="/home/ann/coarse")
+    run = replace(copied_run, recipe=recipe.model_copy(update={"fusion": fusion, "roi": roi}))
+    card = model_card(run, trainer="nnUNetTrainer", licence="CC0")
+    assert shipped.roi is None and "/home/ann" not in card
+    for key in ("fusion.teachers", "fusion.id_maps", "roi.model"):
+        assert f"- `{key}`: given (shipped: " in card
+    assert "the command predicts whole scans" in card
+
+
+def test_a_final_training_that_is_to_be_done_again_is_not_passed_on(copied_run, tmp_path, capsys) -> None:
+    final = copied_run.rounds[-1]
+    copied_run.paths.done(f"train-{final.configuration.rpartition('_')[2]}-fall").unlink()
+    for option, name in (("--zip", "model.zip"), ("--stock_model", "model")):
+        assert main(["export", "-o", str(copied_run.root), option, str(tmp_path / name)]) == 2
+        assert f"the final training, train-r{final.number}-fall, is not done" in capsys.readouterr().err
+        assert not (tmp_path / name).exists()
+
+
 def test_the_page_on_viewers_makes_the_folder_that_slicers_extension_takes(copied_run, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RUN", str(copied_run.root))
@@ -115,7 +142,8 @@ def test_files_of_training_cases_stay_behind(copied_run: Run) -> None:
         (["--zip", "model.tar"], "expected a name that ends with .zip"),
         (["--zip", "m.zip", "--license", "none.txt"], "none.txt: no such file"),
         (["--ledger", "l.csv", "--license", "none.txt"], "needs --zip"),
-        (["--ledger", "l.csv", "--round", "1"], "--round 1: needs --dataset"),
+        (["--ledger", "l.csv", "--zip", "model.tar"], "expected a name that ends with .zip"),
+        (["--ledger", "l.csv", "--round", "1"], "--round 1: needs --dataset ID"),
     ],
 )
 def test_a_wrong_wish_is_refused_before_anything_is_written(tiny_loop, tmp_path, monkeypatch, capsys, words, said):

@@ -20,25 +20,49 @@
 
   const KEY = `flare-review:${data.id}`;
   let reviews = new Map();
-  try {
-    reviews = new Map(JSON.parse(localStorage.getItem(KEY) || "[]"));
-  } catch { /* a browser without storage for files: decisions last as long as the page */ }
+  let kept = true; // whether this browser keeps decisions; else they last as long as the page, which says so
+
+  function storage(use) {
+    if (!kept) return;
+    try {
+      use(localStorage);
+    } catch {
+      kept = false;
+    }
+    $("unkept").hidden = kept;
+  }
+
+  function readReviews() { // another tab may have this report open, too
+    storage((there) => { reviews = new Map(JSON.parse(there.getItem(KEY) || "[]")); });
+  }
 
   function review(name) {
     return reviews.get(name) || { word: "", organs: [], comment: "" };
   }
 
-  function setReview(name, change) {
-    const next = { ...review(name), ...change };
+  function setReview(name, change) { // `change` gives what is new, from what was decided before
+    readReviews();
+    const made = review(name);
+    const next = { ...made, ...change(made) };
     if (next.word || next.comment) reviews.set(name, next);
     else reviews.delete(name);
-    try {
-      localStorage.setItem(KEY, JSON.stringify([...reviews]));
-    } catch { /* as above */ }
+    storage((there) => there.setItem(KEY, JSON.stringify([...reviews])));
+    showReviews();
+  }
+
+  function showReviews() {
     countDecisions();
     draw();
     if ($("case").open) drawReview();
   }
+
+  addEventListener("storage", () => { // decided in another tab
+    readReviews();
+    showReviews();
+  });
+  addEventListener("beforeunload", (event) => {
+    if (!kept && decided().length) event.preventDefault();
+  });
 
   function reviewText(name) {
     const { word, organs } = review(name);
@@ -331,17 +355,17 @@
   }
 
   function decide(word) {
-    setReview(visible[current][CASE], { word, organs: [] });
+    setReview(visible[current][CASE], () => ({ word, organs: [] }));
   }
 
   function toggleWrong(index) {
     if (index < 0) return;
-    const name = visible[current][CASE];
-    const made = review(name);
-    const organs = new Set(made.word === "organ-wrong" ? made.organs : []);
     const organ = data.organs[index].name;
-    if (!organs.delete(organ)) organs.add(organ);
-    setReview(name, { word: organs.size ? "organ-wrong" : "", organs: [...organs] });
+    setReview(visible[current][CASE], (made) => {
+      const organs = new Set(made.word === "organ-wrong" ? made.organs : []);
+      if (!organs.delete(organ)) organs.add(organ);
+      return { word: organs.size ? "organ-wrong" : "", organs: [...organs] };
+    });
   }
 
   $("slices").addEventListener("click", () => turnTo(false));
@@ -349,11 +373,10 @@
   $("accept").addEventListener("click", () => decide("accept"));
   $("reject").addEventListener("click", () => decide("reject"));
   $("undo").addEventListener("click", () => decide(""));
-  $("comment").addEventListener("input", () => setReview(visible[current][CASE], { comment: $("comment").value.trim() }));
+  $("comment").addEventListener("input", () => setReview(visible[current][CASE], () => ({ comment: $("comment").value.trim() })));
   $("previous").addEventListener("click", () => open(current - 1));
   $("next").addEventListener("click", () => open(current + 1));
-  $("close").addEventListener("click", () => $("case").close());
-  $("case").addEventListener("close", () => $("scroller").focus());
+  $("close").addEventListener("click", () => $("case").close()); // the browser gives the focus back to the table
 
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
@@ -374,6 +397,7 @@
   });
 
   if (data.rows.length) $("round").value = String(Math.max(...data.rows.map((row) => row[ROUND])));
+  readReviews();
   countDecisions();
   refresh();
 })();

@@ -76,6 +76,12 @@ def write_owner(settings: RunSettings, root: Path, recipe: str, token: str | Non
     write_json(owner_file(settings), document)
 
 
+def token(root: Path) -> str | None:
+    """What a run and its copies have alone; None where an earlier version of this package began it."""
+    found = _manifest(root).get("token")
+    return found if isinstance(found, str) else None
+
+
 def _owner(settings: RunSettings) -> dict[str, Any] | None:
     path = owner_file(settings)
     if not path.is_file():

@@ -49,11 +49,16 @@ class Epoch:
 def read_epochs(folder: Path) -> list[Epoch]:
     """The epochs that are over of the training in a fold's folder, in order; none where it has no log."""
     known = []
-    for path in sorted(folder.glob("training_log_*.txt")):
+    for path in sorted(folder.glob("training_log_*.txt"), key=_started):
         with suppress(OSError):  # gone meanwhile
             found = path.stat()
             known.append((path, found.st_size, found.st_mtime_ns))
     return list(_read(tuple(known)))
+
+
+def _started(path: Path) -> list[int]:
+    """When a log was begun, from its name, in which nnU-Net writes months and days without zeros before them."""
+    return [int(number) for number in re.findall(r"\d+", path.stem)]
 
 
 @lru_cache(256)

@@ -55,6 +55,12 @@ def test_an_epoch_that_is_not_over_does_not_count(tmp_path):
     assert [epoch.number for epoch in read_epochs(tmp_path)] == [0]
 
 
+def test_logs_are_read_by_date_and_not_by_letter(tmp_path):
+    for name, first in (("2026_9_30_23_50_07", 0), ("2026_10_1_08_00_00", 2), ("2026_10_12_09_00_00", 4)):
+        write(tmp_path, name, *((number, 1.0, 0.1, 5.0) for number in (first, first + 1)))
+    assert [epoch.number for epoch in read_epochs(tmp_path)] == [0, 1, 2, 3, 4, 5]
+
+
 def test_a_continued_training_counts_from_its_checkpoint(tmp_path):
     write(tmp_path, "1", (0, 1.0, 0.1, 5.0), (1, 0.9, 0.2, 5.0), (2, 0.8, 0.3, 5.0))
     write(tmp_path, "2", (1, 0.7, 0.25, 6.0))
