@@ -37,11 +37,11 @@ lint: $(STAMP)-test
 	$(BIN)/mypy
 
 check: $(STAMP)-test
-	$(PYTEST) -n 2 --dist loadfile --max-worker-restart=0 -m "not slow and not gpu" --durations=25 tests
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0 -m "not slow and not gpu" --durations=25 tests
 
 # The same with the share of the code that it runs; a fifth slower.
 coverage: $(STAMP)-test
-	$(PYTEST) -n 2 --dist loadfile --max-worker-restart=0 -m "not slow and not gpu" --cov --cov-report=term tests
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0 -m "not slow and not gpu" --cov --cov-report=term tests
 
 soak: $(STAMP)-test
 	FLARE_FUZZ_EXAMPLES=1000 $(PYTEST) tests/test_fuzz.py

@@ -62,6 +62,15 @@ def locale_is_left_alone() -> Iterator[None]:
     locale.setlocale(locale.LC_ALL, before)
 
 
+@pytest.fixture(autouse=True)
+def environment_is_left_alone() -> Iterator[None]:
+    """Commands that run in this process set nnU-Net's folders; the tests after them start without."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real CT scans; tests that need it are skipped where it is missing."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +41,14 @@ def do_task(run: Run, task: Task) -> None:
         if is_done(run, task):
             return
         _end_orphans(run, task)
-        os.environ[TASK_VARIABLE] = _mark(run, task)
         missing = [need for need in task.needs if not is_marked(run.paths.done(need))]
         if missing:
             raise InputError(
                 f"task {task.name} needs {', '.join(missing)} first; flare-pseudolabel status shows the order"
             )
         started = time.time()
-        result = STAGES[task.stage](run, task)
+        with _marked(run, task):
+            result = STAGES[task.stage](run, task)
         run.paths.failed(task.name).unlink(missing_ok=True)
         marker = {"task": task.name, "started": started, "seconds": round(time.time() - started, 2), "result": result}
         write_json(run.paths.done(task.name), marker)
@@ -192,6 +192,20 @@ def _round(run: Run, task: Task) -> Round:
     if task.round is None:
         raise ValueError(f"{task.name} belongs to no round")
     return run.round(task.round)
+
+
+@contextmanager
+def _marked(run: Run, task: Task) -> Iterator[None]:
+    """Mark the processes that are started inside; those that a program starts after its task are none of it."""
+    before = os.environ.get(TASK_VARIABLE)
+    os.environ[TASK_VARIABLE] = _mark(run, task)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[TASK_VARIABLE]
+        else:
+            os.environ[TASK_VARIABLE] = before
 
 
 def _mark(run: Run, task: Task) -> str:

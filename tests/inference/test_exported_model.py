@@ -392,7 +392,7 @@ def test_nothing_is_written_onto_what_is_there(room, whole, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
-    for out, says in (("full", "is not empty"), ("file", "is no folder")):
+    for out, says in (("full", "is not empty"), ("file", "is not replaced")):
         assert run(export, "-m", room / "regions", "-o", tmp_path / out) == 2
         assert says in capsys.readouterr().err
     assert run(export, "-m", whole, "-o", tmp_path / "again") == 2

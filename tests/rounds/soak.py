@@ -63,6 +63,7 @@ LATEST = 0.8
 """Kills come within this share of a task's usual time; later ones would often come too late."""
 
 WAIT_S = 400.0
+TRIES = 12
 
 SITE = f'''
 import os, sys, time
@@ -231,7 +232,7 @@ class Soak:
         rng = random.Random(f"{self.seed} {number}")
         victim, share = rng.choice(VICTIMS), rng.random()
         stage = next((stage for stage, names in STAGES.items() if wanted in names), "other")
-        while True:
+        for _ in range(TRIES):
             same = [name for name in (wanted, *STAGES.get(stage, ())) if not self._is_over(name)]
             if not same:
                 self.say(f"{wanted} is done already: the loop ends and a new one starts")
@@ -249,6 +250,8 @@ class Soak:
             if hit and not self._is_over(task):
                 break
             share *= 0.7
+        else:
+            raise AssertionError(f"{wanted} was not hit in {TRIES} tries:\n{self._tail()}")
         self._note([*self.read(), Kill(number, stage, task, victim, round(moment, 2), loop)])
         self.say(f"kill {number + 1} of {self.kills + self.others}: {victim}, {task}, after {moment:.2f} s of its work")
 

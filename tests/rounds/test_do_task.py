@@ -62,6 +62,7 @@ def test_a_process_left_over_from_a_killed_task_is_ended_before_the_task_starts_
         assert orphan.poll() is not None and other.poll() is None
         assert f"ending process {orphan.pid}" in caplog.text
         assert run.paths.done("build-r1").is_file()
+        assert TASK_VARIABLE not in os.environ, "what we start from now on is no process of that task"
     finally:
         for process in (orphan, other):
             process.kill()

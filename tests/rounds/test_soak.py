@@ -26,7 +26,7 @@ SEED = int(os.environ.get("FLARE_SOAK_SEED", "6"))
 ONE_THREAD = {"nnUNet_n_proc_DA": "0", "NNUNET_FLARE_THREADS": "1"}
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(900)
 def test_killed_once_each_while_training_labelling_and_building_the_run_ends_as_an_undisturbed_one(
     tiny_loop, same_input
 ):
