@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.run.run_training import run_training
 
 from nnunet_flare.phantom import write_phantom
@@ -60,7 +61,18 @@ def phantom(folder: Path, monkeypatch: pytest.MonkeyPatch, **sizes: Any) -> dict
 
 
 def nnunet_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    """nnU-Net's three folders in ``folder``, its variables set to them and to one process without workers."""
+    """nnU-Net's three folders in ``folder``, its variables set to them and to one process without workers.
+
+    nnU-Net draws 100 million voxels for the intensities of a dataset, with replacement: here that takes longer
+    than all trainings of a run.
+    """
+    prepare = DatasetFingerprintExtractor.__init__
+
+    def draw_less(self: DatasetFingerprintExtractor, *arguments: Any, **named: Any) -> None:
+        prepare(self, *arguments, **named)
+        self.num_foreground_voxels_for_intensitystats = 1e5
+
+    monkeypatch.setattr(DatasetFingerprintExtractor, "__init__", draw_less)
     folders = {name: folder / name for name in FOLDERS}
     for name, path in folders.items():
         path.mkdir(exist_ok=True)
