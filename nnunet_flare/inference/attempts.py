@@ -104,9 +104,9 @@ class Watch:
     def before(self, consume: Consume) -> Consume:
         """``consume``, called when all scores so far were finite."""
 
-        def checked(block: Array) -> None:
+        def checked(*block: Any) -> None:
             self.check()
-            consume(block)
+            consume(*block)
 
         return checked
 

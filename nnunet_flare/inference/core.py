@@ -235,17 +235,17 @@ class Segmenter:
             exporters = [self._exporter(scan) for _ in range(maps)]
             scores = ScoreExporter.of(scan, self.models[0], receivers, members=count) if receivers else None
 
-            def consume(block: Array) -> None:
+            def consume(block: Array, rows: slice | None = None) -> None:
                 with self.profile.stage("export"):
                     if scores is not None:
                         scores.consume(block)
                     if count == 1:
-                        exporters[0].consume(block)
+                        exporters[0].consume(block, rows)
                         return
                     each = block.reshape((count, self.heads, *block.shape[1:]))
-                    exporters[0].consume(each.mean(0))
+                    exporters[0].consume(each.mean(0), rows)
                     for exporter, one in zip(exporters[1:], each, strict=False):  # none without ``members``
-                        exporter.consume(one)
+                        exporter.consume(one, rows)
 
             self._slider.run(
                 scan.prepared.data,
@@ -255,6 +255,7 @@ class Segmenter:
                 members=count,
                 policy=policy,
                 progress=progress,
+                by_rows=scores is None,
             )
             return [np.ascontiguousarray(scan.turn.undo(exporter.finish())) for exporter in exporters]
 
