@@ -156,11 +156,11 @@ def _plain_grid(header: Header) -> _Placed | None:
     if qform != 0:
         *quaternion, x, y, z = _numbers(header, 256, "f4", 6)
         other = _directions(_turned(quaternion, _numbers(header, 76, "f4", 1)[0], zooms))
-        is_one = other is not None and np.allclose(other, direction, rtol=0, atol=SAME_TURN)
-        is_one = is_one and np.allclose((x, y, z), rows[:, 3], rtol=SAME_GRID, atol=SAME_GRID)
-        if not 0 < qform <= LAST_CODE or not is_one:
+        if other is None or not np.allclose(other, direction, rtol=0, atol=SAME_TURN):
             return None
-        is_exact = bool(np.array_equal(other, direction) and np.isin(direction, (-1, 0, 1)).all())
+        if not 0 < qform <= LAST_CODE or not np.allclose((x, y, z), rows[:, 3], rtol=SAME_GRID, atol=SAME_GRID):
+            return None
+        is_exact = np.isin(direction, (-1, 0, 1)).all() and np.abs(direction - other).max() == 0
         if sform != SCANNER and not (is_exact and (x, y, z) == tuple(rows[:, 3].tolist())):
             return None  # of two matrices that differ by rounding it chooses one
     origin = TO_OTHER_WORLD[:3, :3] @ rows[:, 3] + 0.0

@@ -26,7 +26,8 @@ GAUSSIAN_PEAK = 10.0
 """Weight at the centre; it keeps half-precision weights away from zero (stock nnU-Net)."""
 
 Forward = Callable[[np.ndarray], Array]
-"""A window (1, C, z, y, x), float32, to its scores (K, z, y, x); the next call may use the result's memory again."""
+"""A window (1, C, z, y, x), float32, to its scores (K, z, y, x), which may be ``BFloat16``; the next call may use the
+result's memory again."""
 
 
 class Visit(Protocol):
@@ -39,7 +40,7 @@ class Visit(Protocol):
 
 
 Consume = Callable[..., None]
-"""Takes the next finished slices (K, n, y, x) along the first axis, or of all slices the rows of a slice (``by_rows``)."""
+"""Takes the next finished slices (K, n, y, x) along the first axis, or some rows of all slices (``by_rows``)."""
 
 
 def window_starts(shape: Sequence[int], patch: Sequence[int], step_size: float) -> list[list[int]]:
@@ -127,8 +128,8 @@ def slide(
         progress: told the number of windows done since the last call.
         visit: chooses the windows slab by slab; all of stock's grid without it. Voxels that no window covers get
             scores of zero, which is background.
-        by_rows: where fewer sums are kept so, ``consume`` gets all slices at once and of them the next rows (heads, Z,
-            n, X), as a second argument the slice of rows, which begins with the last one that it had before.
+        by_rows: on the CPU, where fewer sums are kept so, ``consume`` gets all slices at once and of them the next rows
+            (heads, Z, n, X), as a second argument the slice of rows, which begins with the last one it had before.
 
     Returns:
         The number of windows.
@@ -141,7 +142,7 @@ def slide(
     inner = inner_part(data.shape[1:], kept, patch)
     weights = window_weights(patch, place, gaussian=gaussian)[inner]
     common = (data, kept, forward, place, weights, patch, inner, progress)
-    if by_rows and visit is None and goes_by_rows(data.shape[1:], patch, step_size):
+    if by_rows and visit is None and device.type == "cpu" and goes_by_rows(data.shape[1:], patch, step_size):
         return _slide_rows(Slab(0, heads, weights.shape[1] + 1, *common), consume, shape, step_size)
     slab = Slab(0, heads, data.shape[2], *common)
     for z, following in zip(choose.z_starts, [*choose.z_starts[1:], shape[0]], strict=True):
@@ -219,8 +220,8 @@ class Slab:
         self.windows = 0
 
     def run(self, y: int, x: int) -> Array:
-        """Scores (K, z, y, x) of the window that starts here."""
-        scores = self._place.take(self._forward(window_at(self._data, (self.z, y, x), self.patch, self._kept)[None]))
+        """Scores (K, z, y, x) of the window that starts here, where the network gives them."""
+        scores = self._forward(window_at(self._data, (self.z, y, x), self.patch, self._kept)[None])
         self.windows += 1
         if self._progress is not None:
             self._progress(1)
@@ -237,7 +238,8 @@ class Slab:
     def averaged(self, part: slice, *, axis: int) -> Array:
         """Scores of some slices (axis 0) or rows (axis 1), in the place of their sums."""
         where = (slice(None),) * axis + (part,)
-        return self._place.divide(self.sums[(slice(None), *where)], self._total[where])
+        of_all = (slice(None), *where)
+        return self._place.divide(self.sums[of_all], self._total[where])
 
     def drop(self, count: int, *, axis: int) -> None:
         """Drop the first slices (axis 0) or rows (axis 1), and append as many without scores."""
@@ -264,17 +266,15 @@ class EveryWindow:
 
 
 def window_at(data: np.ndarray, at: Sequence[int], patch: Sequence[int], kept: Sequence[slice]) -> np.ndarray:
-    """The window (C, z, y, x) that starts at an index of the padded scan, of which ``kept`` is the scan (C, Z, Y, X)."""
-    parts = [slice(max(0, low - k.start), low - k.start + n) for low, n, k in zip(at, patch, kept, strict=True)]
-    found = data[(slice(None), *parts)]
+    """The window (C, z, y, x) that starts at an index of the padded scan, where ``kept`` is the scan (C, Z, Y, X)."""
+    parts = tuple(slice(max(0, low - k.start), low - k.start + n) for low, n, k in zip(at, patch, kept, strict=True))
+    found = data[:, parts[0], parts[1], parts[2]]
     if found.shape[1:] == tuple(patch):
         return np.ascontiguousarray(found)
     window = np.zeros((len(data), *patch), data.dtype)
-    inside = [
-        slice(max(0, k.start - low), max(0, k.start - low) + n)
-        for low, n, k in zip(at, found.shape[1:], kept, strict=True)
-    ]
-    window[(slice(None), *inside)] = found
+    before = [max(0, k.start - low) for low, k in zip(at, kept, strict=True)]
+    inside = tuple(slice(low, low + n) for low, n in zip(before, found.shape[1:], strict=True))
+    window[:, inside[0], inside[1], inside[2]] = found
     return window
 
 
