@@ -25,6 +25,9 @@ GAUSSIAN_SIGMA = 1 / 8
 GAUSSIAN_PEAK = 10.0
 """Weight at the centre; it keeps half-precision weights away from zero (stock nnU-Net)."""
 
+WEIGHED_SLICES = 16
+"""Slices whose total weights are known at a time."""
+
 Forward = Callable[[np.ndarray], Array]
 """A window (1, C, z, y, x), float32, to its scores (K, z, y, x), which may be ``BFloat16``; the next call may use the
 result's memory again."""
@@ -215,8 +218,9 @@ class Slab:
         self._data, self._kept, self._forward, self._progress = data, kept, forward, progress
         self._place, self._weights, self._inner = place, weights, inner
         self.z, self.first_row, self.patch, self.depth = z, 0, patch, int(weights.shape[0])
-        size = (self.depth, rows, data.shape[3])
-        self.sums, self._total = place.zeros((heads, *size)), place.zeros(size)
+        self.sums = place.zeros((heads, self.depth, rows, data.shape[3]))
+        self._added: list[tuple[int, int, int]] = []
+        self._first_slice = 0
         self.windows = 0
 
     def run(self, y: int, x: int) -> Array:
@@ -233,18 +237,39 @@ class Slab:
         rows, columns = slice(y - self.first_row, y - self.first_row + height), slice(x, x + width)
         inner = (slice(None), *self._inner)
         self._place.add_weighted(self.sums[:, :, rows, columns], scores[inner], self._weights)
-        self._total[:, rows, columns] += self._weights
+        self._added.append((self._first_slice, y, x))
 
     def averaged(self, part: slice, *, axis: int) -> Array:
         """Scores of some slices (axis 0) or rows (axis 1), in the place of their sums."""
-        where = (slice(None),) * axis + (part,)
-        of_all = (slice(None), *where)
-        return self._place.divide(self.sums[of_all], self._total[where])
+        slices, rows = (part, slice(0, self.sums.shape[2])) if axis == 0 else (slice(0, self.depth), part)
+        for first in range(slices.start, slices.stop, WEIGHED_SLICES):
+            some = slice(first, min(first + WEIGHED_SLICES, slices.stop))
+            self._place.divide(self.sums[:, some, rows], self._total_weights(some, rows))
+        return self.sums[:, slices, rows]
+
+    def _total_weights(self, slices: slice, rows: slice) -> Array:
+        """The weights (z, y, x) of all windows that were added, summed up anew, since all voxels' would take memory."""
+        depth, height, width = self._weights.shape
+        total = self._place.zeros((slices.stop - slices.start, rows.stop - rows.start, self.sums.shape[3]))
+        for z, y, x in self._added:
+            into_z, of_z = _overlap(slices, z - self._first_slice, depth)
+            into_y, of_y = _overlap(rows, y - self.first_row, height)
+            total[into_z, into_y, x : x + width] += self._weights[of_z, of_y]
+        return total
 
     def drop(self, count: int, *, axis: int) -> None:
         """Drop the first slices (axis 0) or rows (axis 1), and append as many without scores."""
         _shift(self.sums, count, axis=axis + 1)
-        _shift(self._total, count, axis=axis)
+        self._first_slice += count if axis == 0 else 0
+        if axis == 0:
+            self._added = [at for at in self._added if at[0] + self.depth > self._first_slice]
+
+
+def _overlap(part: slice, start: int, length: int) -> tuple[slice, slice]:
+    """Where something of some length that starts somewhere lies in a part, and which of it that is."""
+    low, high = max(part.start, start), min(part.stop, start + length)
+    high = max(low, high)
+    return slice(low - part.start, high - part.start), slice(low - start, high - start)
 
 
 def window_weights(patch: tuple[int, ...], place: Place, *, gaussian: bool) -> Array:
