@@ -172,6 +172,10 @@ class Segmenter:
         """Build the networks now and not at the first scan."""
         self._networks.load()
 
+    def release(self) -> None:
+        """Give back what the networks' windows took on the CPU; they stay ready, and the next window takes it again."""
+        self._networks.release()
+
     @property
     def _forwards(self) -> list[Forward]:
         """The members' networks on the chosen device, in the chosen precision."""

@@ -79,6 +79,11 @@ class OpenVinoRuntime:
         scores = scores[:, None] if self._two_d else scores
         return BFloat16(scores.view(np.uint16)) if self._is_bf16 else scores
 
+    def release(self) -> None:
+        """Give back the memory of windows and scores; the next call takes it again. No call may be under way."""
+        self._own = threading.local()
+        self._compiled.release_memory()
+
 
 def _with_bf16_scores(network: Any) -> Any:
     """The network, changed to give its scores in bfloat16."""

@@ -110,3 +110,10 @@ def test_scores_computed_in_bfloat16_come_as_that_and_others_are_not_rounded(mon
     found = OpenVinoRuntime(converted(), precision="bf16", two_d=False)(NOISE)
     assert isinstance(found, np.ndarray)
     np.testing.assert_array_equal(found, scores(converted(), "f32")[0])
+
+
+def test_a_network_whose_memory_was_given_back_computes_the_same_again():
+    runtime = OpenVinoRuntime(converted(), precision="fp32", two_d=False)
+    before = np.array(runtime(NOISE))
+    runtime.release()
+    np.testing.assert_array_equal(runtime(NOISE), before)
