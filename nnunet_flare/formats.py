@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nnunet_flare.metaimage import check_metaimage
 from nnunet_flare.nrrd import check_nrrd
+from nnunet_flare.payload import Unpacked
 
 CHECKS = {
     (".mha", ".mhd"): check_metaimage,
@@ -14,8 +15,11 @@ CHECKS = {
 """File name endings, small letters, and the check of the format."""
 
 
-def check_format(path: Path, case: str) -> None:
+def check_format(path: Path, case: str) -> Unpacked | None:
     """Refuse a file that a reader would take only by changing it; of other formats nothing is known.
+
+    Returns:
+        Its voxels where they had to be unpacked for that.
 
     Raises:
         CaseError: with what was found.
@@ -23,4 +27,5 @@ def check_format(path: Path, case: str) -> None:
     name = path.name.lower()
     for endings, check in CHECKS.items():
         if name.endswith(endings):
-            check(path, case)
+            return check(path, case)
+    return None

@@ -26,6 +26,7 @@ from nnunet_flare.hounsfield import SMALLEST_SPAN, not_hounsfield
 from nnunet_flare.names import is_plain, plain_folder, readable
 from nnunet_flare.nifti import Nifti, is_whole, load_nifti
 from nnunet_flare.nifti_write import nibabel_header, simpleitk_header, write_nifti
+from nnunet_flare.payload import Unpacked
 from nnunet_flare.readers import NIBABEL, SITK, doubt, doubtful, is_doubt_of_one, last_line, library, seen_by
 
 SUFFIXES: tuple[str, ...] = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
@@ -134,8 +135,9 @@ def read_volume(path: Path, case: str | None = None, *, reader: str = SITK) -> V
         nifti = load_nifti(path, case)
         if nifti.stored is not None:
             return _read_as(reader, nifti, path, case)
-    check_format(path, case)
-    return _read_by_simpleitk(path, case)
+    unpacked = check_format(path, case)
+    found = None if unpacked is None else _placed_by_simpleitk(unpacked, path, case)
+    return _read_by_simpleitk(path, case) if found is None else found
 
 
 def _read_as(reader: str, nifti: Nifti, path: Path, case: str) -> Volume:
@@ -145,6 +147,37 @@ def _read_as(reader: str, nifti: Nifti, path: Path, case: str) -> Volume:
     found = doubt(path, nifti.header, reader, view)
     array = nifti.scaled(view.slope, view.intercept)
     volume = Volume(array, view.spacing_mm, view.origin, view.direction, view.affine, found)
+    check_grid(volume, case, path)
+    return volume
+
+
+def _placed_by_simpleitk(unpacked: Unpacked, path: Path, case: str) -> Volume | None:
+    """Voxels that were unpacked already, on the grid that SimpleITK reads; None where it would read something else.
+
+    A header in which it has something to repair or to refuse is left to it.
+    """
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    try:
+        with readable(path) as name:
+            reader.SetFileName(name)
+            reader.ReadImageInformation()
+    except RuntimeError:
+        return None
+    kinds = {
+        sitk.sitkInt8: "i1", sitk.sitkUInt8: "u1", sitk.sitkInt16: "i2", sitk.sitkUInt16: "u2", sitk.sitkInt32: "i4",
+        sitk.sitkUInt32: "u4", sitk.sitkInt64: "i8", sitk.sitkUInt64: "u8", sitk.sitkFloat32: "f4",
+        sitk.sitkFloat64: "f8",
+    }  # fmt: skip
+    kind, spacing = kinds.get(reader.GetPixelID()), reader.GetSpacing()
+    if reader.GetDimension() != 3 or kind is None or not all(step > 0 for step in spacing):
+        return None
+    array = unpacked.voxels(kind, tuple(reader.GetSize()[::-1]))
+    if array is None:
+        return None
+    z, y, x = (float(step) for step in spacing[::-1])
+    volume = Volume(array, (z, y, x), tuple(reader.GetOrigin()), tuple(reader.GetDirection()))
     check_grid(volume, case, path)
     return volume
 

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from nnunet_flare.errors import CaseError
-from nnunet_flare.payload import Payload, beside, check_payload, header_start
+from nnunet_flare.payload import Payload, Unpacked, beside, check_payload, header_start
 
 LOCAL = "LOCAL"
 LAST_FIELD = "ElementDataFile"
@@ -17,6 +17,9 @@ GRID_FIELDS = (
 )  # fmt: skip
 """Fields of numbers of which the reader takes what is none as 0."""
 
+ORDER_FIELDS = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
+"""Fields that are true where a voxel's most significant byte comes first."""
+
 BYTES = {
     "MET_CHAR": 1, "MET_UCHAR": 1, "MET_SHORT": 2, "MET_USHORT": 2, "MET_INT": 4, "MET_UINT": 4, "MET_LONG": 4,
     "MET_ULONG": 4, "MET_LONG_LONG": 8, "MET_ULONG_LONG": 8, "MET_FLOAT": 4, "MET_DOUBLE": 8,
@@ -24,16 +27,18 @@ BYTES = {
 """Bytes of a voxel by its type."""
 
 
-def check_metaimage(path: Path, case: str) -> None:
+def check_metaimage(path: Path, case: str) -> Unpacked | None:
     """Refuse a MetaImage whose voxels are damaged, incomplete, in several files, or outside the header's folder.
+
+    Returns:
+        Its voxels where they had to be unpacked for that.
 
     Raises:
         CaseError: with what was found.
     """
     fields, end = _fields(path, case)
     payload = _payload(path, case, fields, end)
-    if payload is not None:
-        check_payload(payload, path, case)
+    return None if payload is None else check_payload(payload, path, case)
 
 
 def _fields(path: Path, case: str) -> tuple[dict[str, str], int]:
@@ -87,4 +92,6 @@ def _payload(path: Path, case: str, fields: dict[str, str], end: int) -> Payload
         raise CaseError(case, f"{path}: lacks CompressedDataSize, without which the voxels cannot be read")
     voxels = math.prod(sizes) * channels * bytes_each
     start = skipped if skipped != 0 else (end if is_local else 0)
-    return Payload(file, start, voxels, voxels // sizes[-1], "zlib" if packed else "raw", stored=stored)
+    msb = [fields[name].lower() for name in ORDER_FIELDS if name in fields]
+    order = None if len(set(msb)) > 1 else (">" if set(msb) & {"true", "1"} else "<")
+    return Payload(file, start, voxels, voxels // sizes[-1], "zlib" if packed else "raw", stored=stored, order=order)

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from nnunet_flare.errors import CaseError
-from nnunet_flare.payload import HEADER_LIMIT, Payload, beside, check_payload, header_start
+from nnunet_flare.payload import HEADER_LIMIT, Payload, Unpacked, beside, check_payload, header_start
 
 MAGIC = b"NRRD000"
 
@@ -25,19 +25,24 @@ BYTES_OF = {name: size for size, names in BYTES.items() for name in names}
 PACKINGS = {"raw": "raw", "gz": "gzip", "gzip": "gzip"}
 """Encodings whose voxels are checked here. Of the readable others every number is parsed, so that the reader knows."""
 
+ORDERS = {"little": "<", "big": ">"}
+"""Values of the field ``endian``."""
+
 UNREAD = ("bz2", "bzip2")
 
 
-def check_nrrd(path: Path, case: str) -> None:
+def check_nrrd(path: Path, case: str) -> Unpacked | None:
     """Refuse a NRRD whose voxels are damaged, incomplete, in several files, or outside the header's folder.
+
+    Returns:
+        Its voxels where they had to be unpacked for that.
 
     Raises:
         CaseError: with what was found.
     """
     fields, end = _fields(path, case)
     payload = _payload(path, case, fields, end)
-    if payload is not None:
-        check_payload(payload, path, case)
+    return None if payload is None else check_payload(payload, path, case)
 
 
 def _fields(path: Path, case: str) -> tuple[dict[str, str], int]:
@@ -86,7 +91,8 @@ def _payload(path: Path, case: str, fields: dict[str, str], end: int) -> Payload
     voxels = math.prod(sizes) * bytes_each
     start = _after_lines(file, end, lines)
     if packing == "gzip":
-        return Payload(file, start, voxels, voxels // sizes[-1], "gzip", skip=skip)
+        order = "<" if bytes_each == 1 else ORDERS.get(fields.get("endian", "").lower())
+        return Payload(file, start, voxels, voxels // sizes[-1], "gzip", skip=skip, order=order)
     return Payload(file, -1 if skip < 0 else start + skip, voxels, voxels // sizes[-1])
 
 

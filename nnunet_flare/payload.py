@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import BinaryIO, Literal
 
+import numpy as np
+
 from nnunet_flare.deflate import GZIP, ZLIB_OR_GZIP
 from nnunet_flare.errors import CaseError
-from nnunet_flare.nifti import CHUNK_BYTES, inflate, surplus_bytes
+from nnunet_flare.nifti import CHUNK_BYTES, GZIP_RATIO, inflate, surplus_bytes
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Payload:
     ``start`` is the first byte in ``file``, or -1 for the last bytes of it; ``voxels`` the bytes of all voxels and
     ``slice_bytes`` those of one slice, uncompressed; ``skip`` uncompressed bytes before them (-1: as many as there
     are); ``stored`` the compressed bytes where the header tells. ``packing`` is ``raw``, ``zlib`` (one stream) or
-    ``gzip`` (which may have several members).
+    ``gzip`` (which may have several members). ``order`` of a voxel's bytes is ``<`` or ``>``, or None where the header
+    does not tell it.
     """
 
     file: Path
@@ -34,6 +37,22 @@ class Payload:
     packing: Literal["raw", "zlib", "gzip"] = "raw"
     skip: int = 0
     stored: int | None = None
+    order: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Unpacked:
+    """All voxels of a compressed file as bytes (uint8), each in the order ``<`` or ``>``: none need inflate again."""
+
+    content: np.ndarray
+    order: str
+
+    def voxels(self, kind: str, shape: tuple[int, ...]) -> np.ndarray | None:
+        """Voxels (Z, Y, X) of a type of NumPy (``i2``), native; None where that is not what there is."""
+        stored = np.dtype(self.order + kind)
+        if self.content.size != int(np.prod(shape)) * stored.itemsize:
+            return None
+        return self.content.view(stored).reshape(shape).astype(stored.newbyteorder("="), copy=False)
 
 
 HEADER_LIMIT = 1 << 20
@@ -82,15 +101,24 @@ def beside(header: Path, name: str, case: str) -> Path:
     return file
 
 
-def check_payload(payload: Payload, header: Path, case: str) -> None:
+def check_payload(payload: Payload, header: Path, case: str) -> Unpacked | None:
     """Read the voxels through once, and refuse what a reader would fill up or take as it is.
+
+    Returns:
+        The voxels of a compressed file, where they and nothing else are what is compressed and their order is known.
 
     Raises:
         CaseError: when they are truncated or damaged, or there is at least a slice more of them than the header says.
     """
+    is_plausible = payload.voxels <= payload.file.stat().st_size * GZIP_RATIO
+    wanted = is_plausible and payload.packing != "raw" and payload.skip == 0 and payload.order is not None
+    content = np.empty(payload.voxels if wanted else 0, np.uint8)
     try:
         with open(payload.file, "rb") as file:
-            found, surplus = _raw(file, payload) if payload.packing == "raw" else _packed(file, payload, header, case)
+            if payload.packing == "raw":
+                found, surplus = _raw(file, payload)
+            else:
+                found, surplus = _packed(file, payload, header, case, content)
     except OSError as error:
         raise CaseError(case, f"{payload.file}: cannot be read ({error.strerror or error})") from error
     where = header if payload.file == header else f"{header}: its data file {payload.file.name}"
@@ -102,6 +130,7 @@ def check_payload(payload: Payload, header: Path, case: str) -> None:
             f"{where}: holds {found} bytes of voxels, the header tells of {payload.voxels}; one of both is damaged, "
             "copy it again",
         )
+    return Unpacked(content, payload.order) if wanted and payload.order is not None else None
 
 
 def _raw(file: BinaryIO, payload: Payload) -> tuple[int, int]:
@@ -116,14 +145,17 @@ def _raw(file: BinaryIO, payload: Payload) -> tuple[int, int]:
     return found, sum(surplus_bytes(chunk, 0) for chunk in iter(lambda: file.read(CHUNK_BYTES), b""))
 
 
-def _packed(file: BinaryIO, payload: Payload, header: Path, case: str) -> tuple[int, int]:
-    """The same of compressed voxels; the checksum at the end is compared on the way."""
+def _packed(file: BinaryIO, payload: Payload, header: Path, case: str, content: np.ndarray) -> tuple[int, int]:
+    """The same of compressed voxels, ``content`` filled as far as it goes; the checksum is compared on the way."""
     file.seek(payload.start)
     total, several = 0, payload.packing == "gzip"
     chunks = inflate(
         _read(file, payload.stored), header, case, wbits=GZIP if several else ZLIB_OR_GZIP, several=several
     )
     for chunk in chunks:
+        fits = min(len(chunk), max(0, content.size - total))
+        if fits:
+            content[total : total + fits] = np.frombuffer(chunk, np.uint8, fits)
         total += len(chunk)
         if total > 2 * payload.voxels + max(0, payload.skip) + CHUNK_BYTES:  # no need to go on, whatever it is
             break

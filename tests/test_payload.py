@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from nnunet_flare.errors import CaseError
 from nnunet_flare.images import Volume, read_volume, write_volume
@@ -50,6 +51,34 @@ def test_every_voxel_type_that_is_written_is_read_again(tmp_path: Path, ending: 
     found = read_volume(tmp_path / f"a.{ending}").array
     assert found.dtype == dtype
     np.testing.assert_array_equal(found, array)
+
+
+PACKED_TYPES = {"MET_SHORT": ("short", "i2"), "MET_FLOAT": ("float", "f4"), "MET_UCHAR": ("uchar", "u1")}
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", PACKED_TYPES)
+def test_compressed_voxels_are_unpacked_once_and_are_what_simpleitk_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, order: str
+) -> None:
+    other, code = PACKED_TYPES[kind]
+    data = np.abs(VOXELS % 100).astype(order + code).tobytes()
+    packed, is_big = zlib.compress(data), order == ">"
+    more = {"CompressedData": True, "ElementType": kind, "BinaryDataByteOrderMSB": is_big}
+    grid = {"ElementSpacing": "0.7 0.8 2.5", "Offset": "1 -2 3.5", "TransformMatrix": "-1 0 0 0 0 1 0 1 0"}
+    endian = {"type": other, "encoding": "gzip", "endian": "big" if is_big else "little"}
+    for path in (
+        meta(tmp_path / "a.mha", packed, **more, **grid, CompressedDataSize=len(packed)),
+        nrrd(tmp_path / "a.nrrd", gzip.compress(data), **endian),
+    ):
+        image = sitk.ReadImage(str(path))
+        with monkeypatch.context() as patch:
+            patch.setattr(sitk, "ReadImage", lambda name: pytest.fail("inflated twice"))
+            volume = read_volume(path)
+        np.testing.assert_array_equal(volume.array, sitk.GetArrayFromImage(image))
+        assert volume.array.dtype == np.dtype(code)
+        assert (volume.spacing_mm[::-1], volume.origin) == (image.GetSpacing(), image.GetOrigin())
+        assert volume.direction == image.GetDirection()
 
 
 @pytest.mark.parametrize("place", range(3, 12))

@@ -197,12 +197,58 @@ def test_headers_that_nibabel_takes_as_they_stand_are_told_without_it_and_told_t
     assert (plain.slope, plain.intercept) == (told.slope, told.intercept)
 
 
-def test_an_ordinary_scan_is_read_without_importing_nibabel(tmp_path: Path) -> None:
-    AGREED["oblique"](tmp_path / "scan.nii.gz")
+def by_simpleitk(path: Path, axes: str, degrees: float = 0.0) -> None:
+    """A scan as SimpleITK writes it."""
+    image = sitk.GetImageFromArray(voxels().transpose())
+    matrix = np.diag([-1, -1, 1]) @ rotated((degrees, -degrees / 2, 2 * degrees), axes)[:3, :3] / SPACING
+    image.SetDirection(matrix.ravel().tolist())
+    image.SetSpacing(tuple(s + 1 / 3 for s in SPACING))
+    image.SetOrigin((-187.3, 20.1, 1 / 3))
+    sitk.WriteImage(image, str(path))
+
+
+BY_SIMPLEITK = {
+    f"{axes} by {degrees}": (axes, degrees) for axes in ("RAS", "LPS", "LAI", "PIR", "SAL") for degrees in (0, 0.01, 22)
+}
+
+
+@pytest.mark.parametrize("name", [*EVERY, *REFUSED_BY_NIBABEL, *CODES, *BY_SIMPLEITK])
+def test_grids_that_simpleitk_takes_as_they_stand_are_told_without_it_and_told_the_same(
+    tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "scan.nii.gz"
+    if name in BY_SIMPLEITK:
+        by_simpleitk(path, *BY_SIMPLEITK[name])
+    else:
+        {**EVERY, **REFUSED_BY_NIBABEL, **CODES}[name](path)
+    header = load_header(path)
+    assert header is not None
+    plain = readers._plain_grid(header) if header.version == "NIfTI-1" else None
+    assert plain is not None or name not in BY_SIMPLEITK
+    assert plain is None or plain == readers._by_simpleitk(path)
+
+
+@pytest.mark.parametrize("at", [76, 80, 88, 256, 264, 268, 276, 280, 284, 292, 300, 308, 324])
+@pytest.mark.parametrize("by", [1e-7, 1e-4, 0.2])
+def test_a_grid_with_one_odd_number_is_told_as_simpleitk_tells_it(tmp_path: Path, at: int, by: float) -> None:
+    path = tmp_path / "scan.nii.gz"
+    by_simpleitk(path, "LPS", 22)
+    data = bytearray(gzip.decompress(path.read_bytes()))
+    struct.pack_into("<f", data, at, struct.unpack_from("<f", data, at)[0] * (1 + by) + by)
+    path.write_bytes(gzip.compress(bytes(data)))
+    header = load_header(path)
+    assert header is not None
+    plain = readers._plain_grid(header)
+    assert plain is None or plain == readers._by_simpleitk(path)
+
+
+@pytest.mark.parametrize("library", ["nibabel", "SimpleITK"])
+def test_an_ordinary_scan_is_read_without_importing_a_library(tmp_path: Path, library: str) -> None:
+    by_simpleitk(tmp_path / "scan.nii.gz", "LPS", 22)
     code = (
         "import sys; from pathlib import Path; from nnunet_flare.images import read_volume\n"
         f"assert read_volume(Path({str(tmp_path / 'scan.nii.gz')!r})).doubt is None\n"
-        "sys.exit('nibabel' in sys.modules)"
+        f"sys.exit({library!r} in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

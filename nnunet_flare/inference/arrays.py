@@ -8,6 +8,7 @@ the CPU in :class:`Host`, for GPUs in :mod:`nnunet_flare.inference.torch_arrays`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +16,35 @@ import numpy as np
 from nnunet_flare.inference.workers import in_parallel, split
 
 Array = Any
-"""A NumPy array, or a tensor on a GPU."""
+"""A NumPy array, or a tensor on a GPU; what a network gives may be :class:`BFloat16` scores."""
+
+
+@dataclass(frozen=True, eq=False)
+class BFloat16:
+    """Scores in bfloat16, which NumPy does not have, on the CPU: the upper halves of single precision, uint16."""
+
+    bits: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As an array's."""
+        return self.bits.shape
+
+    def __getitem__(self, part: Any) -> BFloat16:
+        """A view of a part."""
+        return BFloat16(self.bits[part])
+
+    def single(self, out: np.ndarray | None = None) -> np.ndarray:
+        """The same values in single precision, in ``out`` where it is given."""
+        values = np.empty(self.shape, np.float32) if out is None else out
+        upper = values.view(np.uint32)
+        np.copyto(upper, self.bits)
+        np.left_shift(upper, 16, out=upper)
+        return values
+
+    def is_finite(self) -> bool:
+        """Whether no value is infinite or NaN, whose exponents are all ones."""
+        return all(int((plane & 0x7FFF).max(initial=0)) < 0x7F80 for plane in self.bits)
 
 
 class Place(Protocol):
@@ -54,7 +83,7 @@ class Place(Protocol):
         ...
 
     def total(self, scores: Array) -> Any:
-        """The sum of all scores, which is a finite number when they are."""
+        """The sum of all scores, or another number, which is finite when they are."""
         ...
 
 
@@ -73,18 +102,20 @@ class Host:
     def take(self, array: Any) -> np.ndarray:
         return to_host(array)
 
-    def copy(self, array: np.ndarray) -> np.ndarray:
-        return np.array(array, np.float32)
+    def copy(self, array: np.ndarray | BFloat16) -> np.ndarray:
+        return array.single() if isinstance(array, BFloat16) else np.array(array, np.float32)
 
-    def add_weighted(self, sums: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> None:
+    def add_weighted(self, sums: np.ndarray, scores: np.ndarray | BFloat16, weights: np.ndarray) -> None:
         def add(part: slice) -> None:
             product = np.empty(scores.shape[2:], np.float32)
             for index in range(part.start, part.stop):
-                for into, plane in zip(sums[:, index], scores[:, index], strict=True):
+                for head, into in enumerate(sums[:, index]):
+                    plane = scores[head, index]
+                    plane = plane.single(product) if isinstance(plane, BFloat16) else plane
                     np.multiply(plane, weights[index], out=product)
                     into += product
 
-        in_parallel(add, split(len(weights), scores.size))
+        in_parallel(add, split(len(weights), sums.size))
 
     def divide(self, sums: np.ndarray, total: np.ndarray) -> np.ndarray:
         def divide(part: slice) -> None:
@@ -100,12 +131,15 @@ class Host:
     def join(self, arrays: Sequence[np.ndarray], axis: int) -> np.ndarray:
         return np.concatenate(arrays, axis=axis)
 
-    def softmax(self, scores: np.ndarray) -> np.ndarray:
+    def softmax(self, scores: np.ndarray | BFloat16) -> np.ndarray:
+        scores = to_host(scores)
         powers = np.exp(scores - scores.max(0))
         powers /= powers.sum(0)
         return powers
 
-    def total(self, scores: np.ndarray) -> float:
+    def total(self, scores: np.ndarray | BFloat16) -> float:
+        if isinstance(scores, BFloat16):
+            return 0.0 if scores.is_finite() else np.inf
         with np.errstate(invalid="ignore", over="ignore"):
             return float(scores.sum(dtype=np.float32))
 
@@ -115,6 +149,8 @@ HOST = Host()
 
 def to_host(array: Any) -> np.ndarray:
     """An array from anywhere as a NumPy array in single precision; the same memory where it is one already."""
+    if isinstance(array, BFloat16):
+        return array.single()
     if not isinstance(array, np.ndarray):
         array = array.detach().float().cpu().numpy()
     return array.astype(np.float32, copy=False)

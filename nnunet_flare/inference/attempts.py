@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from nnunet_flare.errors import CaseError
-from nnunet_flare.inference.arrays import Array
+from nnunet_flare.inference.arrays import HOST, Array
 from nnunet_flare.inference.devices import CPU, Device
 from nnunet_flare.inference.memory import free_gpu_memory, gpu_figures, is_out_of_memory
 from nnunet_flare.inference.places import place_of
@@ -95,7 +95,7 @@ class Watch:
             scores = forward(window)
             total = place_of(scores).total(scores)
             self._sum = total if self._sum is None else self._sum + total
-            if isinstance(scores, np.ndarray):
+            if place_of(scores) is HOST:
                 self.check()
             return scores
 
@@ -104,9 +104,9 @@ class Watch:
     def before(self, consume: Consume) -> Consume:
         """``consume``, called when all scores so far were finite."""
 
-        def checked(block: Array) -> None:
+        def checked(*block: Any) -> None:
             self.check()
-            consume(block)
+            consume(*block)
 
         return checked
 

@@ -55,7 +55,7 @@ def flipped(forward: Forward, flips: Flips) -> Forward:
         total = place.copy(scores)
         for flip in flips[1:]:
             turned = forward(np.flip(window, tuple(axis + 2 for axis in flip)))
-            total += place.flip(turned, [axis + 1 for axis in flip])
+            total += place.flip(place.take(turned), [axis + 1 for axis in flip])
         total /= len(flips)
         return total
 

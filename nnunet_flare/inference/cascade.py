@@ -107,6 +107,7 @@ class CascadeSegmenter:
         """As :meth:`Segmenter.segment`, of the second stage; the first one's members are averaged."""
         with self.profile.stage("first stage"):
             labels, _ = self.first.segment(scan.first, progress=progress)
+        self.first.release()  # the second network needs as much
         with self.profile.stage("labels to channels"):
             second = self.with_labels(scan, labels)
         return self.second.segment(second, members=members, progress=progress, receivers=receivers)

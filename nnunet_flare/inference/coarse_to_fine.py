@@ -122,6 +122,7 @@ class RoiSegmenter:
         profile = self.fine.profile
         with profile.stage("coarse pass"):
             box = self.box(scan, progress)
+        self.coarse.release()  # the fine network needs as much
         shape = scan.grid.array.shape
         crops = [cropped(volume, box) for volume in scan.volumes]
         share = crops[0].array.size / max(1, int(np.prod(shape)))

@@ -172,6 +172,10 @@ class Segmenter:
         """Build the networks now and not at the first scan."""
         self._networks.load()
 
+    def release(self) -> None:
+        """Give back what the networks' windows took on the CPU; they stay ready, and the next window takes it again."""
+        self._networks.release()
+
     @property
     def _forwards(self) -> list[Forward]:
         """The members' networks on the chosen device, in the chosen precision."""
@@ -235,17 +239,17 @@ class Segmenter:
             exporters = [self._exporter(scan) for _ in range(maps)]
             scores = ScoreExporter.of(scan, self.models[0], receivers, members=count) if receivers else None
 
-            def consume(block: Array) -> None:
+            def consume(block: Array, rows: slice | None = None) -> None:
                 with self.profile.stage("export"):
                     if scores is not None:
                         scores.consume(block)
                     if count == 1:
-                        exporters[0].consume(block)
+                        exporters[0].consume(block, rows)
                         return
                     each = block.reshape((count, self.heads, *block.shape[1:]))
-                    exporters[0].consume(each.mean(0))
+                    exporters[0].consume(each.mean(0), rows)
                     for exporter, one in zip(exporters[1:], each, strict=False):  # none without ``members``
-                        exporter.consume(one)
+                        exporter.consume(one, rows)
 
             self._slider.run(
                 scan.prepared.data,
@@ -255,6 +259,7 @@ class Segmenter:
                 members=count,
                 policy=policy,
                 progress=progress,
+                by_rows=scores is None,
             )
             return [np.ascontiguousarray(scan.turn.undo(exporter.finish())) for exporter in exporters]
 

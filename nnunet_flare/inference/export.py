@@ -80,7 +80,7 @@ class SliceExporter:
         axis = score_axis(properties, plans_manager, configuration_manager)
         self._backward = list(plans_manager.transpose_backward)
         regions = list(label_manager.regions_class_order) if label_manager.has_regions else None
-        self._slices = int(shape[0])
+        self._slices, self._rows = int(shape[0]), int(shape[1])
         in_plane = [Axis.of(shape[one], target[one], by_nearest=axis == one) for one in (1, 2)]
         self._planes = HostPlanes(in_plane[0], in_plane[1], regions, sigmoid=not probabilities)
         self._nearest = nearest(shape[0], target[0]) if axis == 0 or shape[0] == target[0] else None
@@ -89,14 +89,17 @@ class SliceExporter:
         self._seen = 0
         self._canvas = np.zeros([int(n) for n in properties["shape_before_cropping"]], np.uint8)
         box = properties["bbox_used_for_cropping"]
-        self._labels = self._canvas[tuple(slice(int(low), int(high)) for low, high in box)]
+        self._labels = self._into = self._canvas[tuple(slice(int(low), int(high)) for low, high in box)]
 
-    def consume(self, scores: Array) -> None:
+    def consume(self, scores: Array, rows: slice | None = None) -> None:
         """Take the next slices (K, n, y, x) along the network's first axis, from the CPU or a GPU.
 
-        On the CPU threads share them: every slice has output slices of its own.
+        On the CPU threads share them: every slice has output slices of its own. With ``rows`` these are all slices, and
+        of each the next rows, the last one of those before first.
         """
-        planes, place = planes_beside(scores, self._planes), place_of(scores)
+        own, host = (slice(None), self._planes) if rows is None else self._planes.of_rows(rows)
+        self._into = self._labels[:, own]
+        planes, place = planes_beside(scores, host), place_of(scores)
         scores, count = place.take(scores), int(scores.shape[1])
         previous, seen = self._previous, self._seen
 
@@ -104,14 +107,16 @@ class SliceExporter:
             before = scores[:, index - 1] if index else previous
             self._consume_plane(seen + index, before, scores[:, index], planes)
 
-        is_small = len(split(count, self._labels.size * count // self._slices)) == 1
+        is_small = len(split(count, self._into.size * count // self._slices)) == 1
         if is_small or self.in_order or not isinstance(planes, HostPlanes):
             for index in range(count):
                 one(index)
         else:
             in_parallel(one, range(count))
+        if rows is not None and rows.stop < self._rows:
+            return
         self._seen += count
-        if count and self._nearest is None:
+        if count and rows is None and self._nearest is None:
             self._previous = place.copy(scores[:, -1])  # the caller may use its memory again
 
     def finish(self) -> np.ndarray:
@@ -139,12 +144,12 @@ class SliceExporter:
 
     def _take(self, targets: np.ndarray, plane: Array, planes: Planes) -> None:
         """What becomes of output slices that all have the scores (K, y, x), still in the network's in-plane size."""
-        self._labels[targets] = planes.labels(plane)
+        self._into[targets] = planes.labels(plane)
 
     def _take_between(self, targets: np.ndarray, one: Array, other: Array, shares: np.ndarray, planes: Planes) -> None:
         """What becomes of output slices between two slices; ``shares``: of the other one, for each of them."""
         for target, labels in zip(targets, planes.between(one, other, shares), strict=True):
-            self._labels[target] = labels
+            self._into[target] = labels
 
 
 def score_axis(properties: dict[str, Any], plans_manager: Any, configuration_manager: Any) -> int | None:

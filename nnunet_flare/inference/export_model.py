@@ -17,6 +17,7 @@ import torch
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import temporary_prefix, write_json, write_text
+from nnunet_flare.inference.arrays import to_host
 from nnunet_flare.inference.coarse_to_fine import RoiSegmenter
 from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.inference.exported import COARSE, FORMAT, KIND, MANIFEST, NETWORK, write_checksums
@@ -166,7 +167,7 @@ def _write_network(model: Model, folder: Path, segmenter: Segmenter, export: Exp
         raise InputError(f"{model}: OpenVINO does not convert this network ({error})") from error
     save(converted, folder / NETWORK, half=export.weights == "half")
     runtime = OpenVinoRuntime(folder / NETWORK, precision="fp32", two_d=False)
-    _compare(runtime(noise), expected, f"{model}: OpenVINO", LARGEST_DIFFERENCE[export.weights])
+    _compare(to_host(runtime(noise)), expected, f"{model}: OpenVINO", LARGEST_DIFFERENCE[export.weights])
     if export.onnx:
         _write_onnx(network, noise, expected, folder / ONNX, str(model))
 

@@ -46,6 +46,7 @@ class Networks:
         self.device = open_device(settings.device)
         self.precision = choose_precision(settings.precision, self.device)
         self._built: dict[tuple[str, str], list[Forward]] = {}
+        self._runtimes: list[Forward] = []
         self._lock = threading.Lock()
         self._built_in: int | None = None
         self._said = False
@@ -112,6 +113,15 @@ class Networks:
             self._built[str(device), precision] = made
             return made
 
+    def release(self) -> None:
+        """Give back what the networks' windows took on the CPU, until the next one; they stay ready."""
+        from nnunet_flare.inference.openvino_runtime import OpenVinoRuntime
+
+        with self._lock:
+            for runtime in self._runtimes:
+                if isinstance(runtime, OpenVinoRuntime):
+                    runtime.release()
+
     def _say_what_was_chosen(self) -> None:
         """Once, before the first scan, where the choice was ours."""
         if self._said or "auto" not in (self._settings.device, self._settings.precision):
@@ -129,7 +139,8 @@ class Networks:
             patch=self._patch,
             two_d=self._two_d,
         )
-        return model.runtime(how)
+        self._runtimes.append(model.runtime(how))
+        return self._runtimes[-1]
 
 
 def _on(device: Device, precision: str) -> str:

@@ -10,14 +10,22 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_flare.inference.arrays import BFloat16
 from nnunet_flare.inference.cpus import thread_count
 from nnunet_flare.inference.openvino_norms import average_in_blocks
+from nnunet_flare.inference.openvino_slabs import join_in_slabs
 
 OLDEST = (2024, 4)
 """Year and release of the oldest OpenVINO that networks are run with."""
 
 REPORTING = "openvino_telemetry"
 """The package through which OpenVINO reports."""
+
+MOVES = frozenset({"Output", "Result", "Reorder"})
+"""Kinds of steps of a compiled network that change the order of values in memory at most, or their type."""
+
+CONVERTS = frozenset({"Convert", "Subgraph"})
+"""Kinds of steps that may take single precision to bfloat16."""
 
 PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -26,7 +34,8 @@ class OpenVinoRuntime:
     """A network compiled for windows of one size: a window (1, C, z, y, x) to scores (K, z, y, x).
 
     The result's memory is used again by the same thread's next call; every thread has its own. ``window`` and
-    ``scores`` are the shapes of what goes in and comes out.
+    ``scores`` are the shapes of what goes in and comes out. Scores that are computed in bfloat16 come as that
+    (:class:`BFloat16`): in single precision the same values take twice the memory.
     """
 
     def __init__(self, source: Path | Any, *, precision: str, two_d: bool) -> None:
@@ -44,23 +53,58 @@ class OpenVinoRuntime:
         network = core.read_model(str(source)) if isinstance(source, Path) else source
         if precision == "fp32":  # in bfloat16 the difference is not felt
             average_in_blocks(network)
+        else:  # in single precision the exact normalisation holds as much
+            join_in_slabs(network)
         options = {
             "INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision],
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": thread_count(),
         }
         self._two_d = two_d
-        self._compiled = core.compile_model(network, "CPU", options)
+        self._is_bf16 = False
+        if precision == "bf16":
+            self._compiled = core.compile_model(_with_bf16_scores(network.clone()), "CPU", options)
+            self._is_bf16 = _computes_bf16(self._compiled)
+        if not self._is_bf16:  # where scores are computed in single precision, they stay so
+            self._compiled = core.compile_model(network, "CPU", options)
         ports = self._compiled.input(0), self._compiled.output(0)
         self.window, self.scores = (tuple(int(n) for n in port.shape) for port in ports)
         self._own = threading.local()
 
-    def __call__(self, window: np.ndarray) -> np.ndarray:
+    def __call__(self, window: np.ndarray) -> np.ndarray | BFloat16:
         array = np.ascontiguousarray(window[:, :, 0] if self._two_d else window, np.float32)
         if not hasattr(self._own, "request"):
             self._own.request = self._compiled.create_infer_request()
         scores: np.ndarray = self._own.request.infer({0: array}, share_inputs=True, share_outputs=True)[0][0]
-        return scores[:, None] if self._two_d else scores
+        scores = scores[:, None] if self._two_d else scores
+        return BFloat16(scores.view(np.uint16)) if self._is_bf16 else scores
+
+    def release(self) -> None:
+        """Give back the memory of windows and scores; the next call takes it again. No call may be under way."""
+        self._own = threading.local()
+        self._compiled.release_memory()
+
+
+def _with_bf16_scores(network: Any) -> Any:
+    """The network, changed to give its scores in bfloat16."""
+    from openvino import Type
+    from openvino.preprocess import PrePostProcessor
+
+    steps = PrePostProcessor(network)
+    steps.output().tensor().set_element_type(Type.bf16)
+    return steps.build()
+
+
+def _computes_bf16(compiled: Any) -> bool:
+    """Whether what computes a compiled network's scores gives bfloat16, and nothing converts them to it afterwards."""
+    node = compiled.get_runtime_model().get_results()[0]
+    while True:
+        info = node.get_rt_info()
+        if info["outputPrecisions"].astype(str) != "bf16":
+            return False
+        if info["layerType"].astype(str) not in MOVES:
+            return str(info["layerType"].astype(str)) not in CONVERTS
+        node = node.input_value(0).get_node()
 
 
 _IMPORTING = threading.Lock()

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_flare.inference.arrays import HOST, Array, Place
+from nnunet_flare.inference.arrays import HOST, Array, BFloat16, Place
 from nnunet_flare.inference.planes import HostPlanes, Planes
 
 
@@ -21,7 +21,7 @@ def place_at(device: Any) -> Place:
 
 def place_of(array: Array) -> Place:
     """Where an array lies; a tensor on the CPU is one of its arrays after :meth:`Place.take`."""
-    return HOST if isinstance(array, np.ndarray) else place_at(array.device)
+    return HOST if isinstance(array, (np.ndarray, BFloat16)) else place_at(array.device)
 
 
 def planes_beside(scores: Array, host: HostPlanes) -> Planes:

@@ -52,6 +52,19 @@ class Axis:
             return own, old, Axis(size, indices=low[own] - first)
         return own, old, Axis(size, mix=Lerp(low[own] - first, high[own] - first, self.mix.weight[own]))
 
+    def following(self, within: slice) -> tuple[slice, Axis]:
+        """What indices of the old axis add to the new one when those up to the first of them were there before."""
+        if self.mix is not None:
+            low, high = self.mix.low, self.mix.high
+        else:
+            low = high = np.arange(self.size) if self.indices is None else self.indices
+        start = 0 if within.start == 0 else int(np.searchsorted(high, within.start, "right"))
+        own = slice(start, int(np.searchsorted(high, within.stop)))
+        size = own.stop - own.start
+        if self.mix is None:
+            return own, Axis(size, indices=low[own] - within.start)
+        return own, Axis(size, mix=Lerp(low[own] - within.start, high[own] - within.start, self.mix.weight[own]))
+
 
 Part = tuple[slice, slice]
 """Rows and columns of a plane."""
@@ -86,6 +99,11 @@ class HostPlanes:
         """
         self.rows, self.columns = rows, columns
         self.regions, self.sigmoid = regions, sigmoid
+
+    def of_rows(self, rows: slice) -> tuple[slice, HostPlanes]:
+        """The part of the new rows that some old ones add, the first of which was there before, and what makes them."""
+        own, axis = self.rows.following(rows)
+        return own, HostPlanes(axis, self.columns, self.regions, sigmoid=self.sigmoid)
 
     def labels(self, plane: np.ndarray) -> np.ndarray:
         return self._labels(plane, self._winning(plane), lambda k, part: plane[k][part])

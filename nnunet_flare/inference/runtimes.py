@@ -80,9 +80,10 @@ def averaged(forwards: Sequence[Forward]) -> Forward:
 
     def average(window: np.ndarray) -> Array:
         scores = forwards[0](window)
-        total = place_of(scores).copy(scores)
+        place = place_of(scores)
+        total = place.copy(scores)
         for forward in forwards[1:]:
-            total += forward(window)
+            total += place.take(forward(window))
         total /= len(forwards)
         return total
 
@@ -94,6 +95,7 @@ def stacked(forwards: Sequence[Forward]) -> Forward:
 
     def stack(window: np.ndarray) -> Array:
         scores = [forward(window) for forward in forwards]
-        return place_of(scores[0]).join(scores, 0)
+        place = place_of(scores[0])
+        return place.join([place.take(one) for one in scores], 0)
 
     return stack

@@ -59,6 +59,7 @@ class Slider:
         members: int = 1,
         policy: str | None = None,
         progress: Callable[[int], None] | None = None,
+        by_rows: bool = False,
     ) -> None:
         """Hand the scores of a preprocessed scan to ``consume``; with ``crop-rotate``, averaged with its middle's.
 
@@ -70,15 +71,19 @@ class Slider:
             members: how many members' scores ``forward`` returns one after the other.
             policy: which windows are visited; the settings' without it.
             progress: told the number of windows done since its last call.
+            by_rows: whether ``consume`` takes rows of all slices too, see :func:`windows.slide`.
 
         Raises:
             NotFiniteError: when a network gave infinite scores or NaN, before they are handed on.
         """
 
-        def one_pass(part: np.ndarray, consume: Consume) -> None:
-            self._pass(part, forward, consume, policy or self._settings.windows, device, members, progress)
+        is_twice = self._settings.tta == "crop-rotate"
 
-        if self._settings.tta == "crop-rotate":
+        def one_pass(part: np.ndarray, consume: Consume) -> None:
+            chosen = policy or self._settings.windows
+            self._pass(part, forward, consume, chosen, device, members, progress, by_rows and not is_twice)
+
+        if is_twice:
             box = central_crop(data.shape[1:])
             blocks: list[Array] = []
             middle = (slice(None), *box)
@@ -95,6 +100,7 @@ class Slider:
         device: Any,
         members: int,
         progress: Callable[[int], None] | None,
+        by_rows: bool,
     ) -> None:
         watch = Watch()
         watching, consume = watch.watched(forward), watch.before(consume)
@@ -115,7 +121,7 @@ class Slider:
             "progress": progress,
         }
         if policy == "all":
-            slide(data, timed, consume, **common)
+            slide(data, timed, consume, by_rows=by_rows, **common)
         elif policy == "huang":
             shape = [max(n, p) for n, p in zip(data.shape[1:], self.patch, strict=True)]
             slide(data, lambda window: _softmax(timed(window)), consume, visit=Huang(shape, self.patch), **common)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nnunet_flare.inference.arrays import TINY
+from nnunet_flare.inference.arrays import TINY, BFloat16, to_host
 from nnunet_flare.inference.devices import of_torch
 
 
@@ -22,14 +22,14 @@ class OnDevice:
         return torch.zeros(tuple(shape), dtype=torch.float32, device=self._device)
 
     def take(self, array: Any) -> torch.Tensor:
-        tensor = torch.from_numpy(array) if isinstance(array, np.ndarray) else array
+        tensor = torch.from_numpy(to_host(array)) if isinstance(array, (np.ndarray, BFloat16)) else array
         return tensor.to(self._device).float()
 
     def copy(self, array: torch.Tensor) -> torch.Tensor:
         return array.float().clone()
 
     def add_weighted(self, sums: torch.Tensor, scores: torch.Tensor, weights: torch.Tensor) -> None:
-        sums.addcmul_(scores, weights)
+        sums.addcmul_(self.take(scores), weights)
 
     def divide(self, sums: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
         return sums.div_(total.clamp(min=TINY))

@@ -3,7 +3,8 @@
 Positions and Gaussian weights are stock nnU-Net's, its half-precision rounding of the weights included, so that sums
 differ only by their own rounding. The windows go slab by slab along the first axis; slices that no later window
 touches are handed on at once. The sums therefore cover one patch depth and not the volume, however long the scan, and
-nothing of what a small scan is padded with.
+nothing of what a small scan is padded with. A scan that one slab covers is not handed on before its last window: there
+the rows of windows take the place of slabs, where the consumer takes rows.
 """
 
 from __future__ import annotations
@@ -24,8 +25,12 @@ GAUSSIAN_SIGMA = 1 / 8
 GAUSSIAN_PEAK = 10.0
 """Weight at the centre; it keeps half-precision weights away from zero (stock nnU-Net)."""
 
+WEIGHED_SLICES = 16
+"""Slices whose total weights are known at a time."""
+
 Forward = Callable[[np.ndarray], Array]
-"""A window (1, C, z, y, x), float32, to its scores (K, z, y, x); the next call may use the result's memory again."""
+"""A window (1, C, z, y, x), float32, to its scores (K, z, y, x), which may be ``BFloat16``; the next call may use the
+result's memory again."""
 
 
 class Visit(Protocol):
@@ -37,8 +42,8 @@ class Visit(Protocol):
         """Run and add windows."""
 
 
-Consume = Callable[[Array], None]
-"""Takes the next finished slices (K, n, y, x) along the first axis."""
+Consume = Callable[..., None]
+"""Takes the next finished slices (K, n, y, x) along the first axis, or some rows of all slices (``by_rows``)."""
 
 
 def window_starts(shape: Sequence[int], patch: Sequence[int], step_size: float) -> list[list[int]]:
@@ -110,6 +115,7 @@ def slide(
     gaussian: bool = True,
     progress: Callable[[int], None] | None = None,
     visit: Visit | None = None,
+    by_rows: bool = False,
 ) -> int:
     """Predict a volume window by window and hand on its averaged scores, slice by slice.
 
@@ -125,30 +131,53 @@ def slide(
         progress: told the number of windows done since the last call.
         visit: chooses the windows slab by slab; all of stock's grid without it. Voxels that no window covers get
             scores of zero, which is background.
+        by_rows: on the CPU, where fewer sums are kept so, ``consume`` gets all slices at once and of them the next rows
+            (heads, Z, n, X), as a second argument the slice of rows, which begins with the last one it had before.
 
     Returns:
         The number of windows.
     """
     patch = tuple(int(p) for p in patch)
-    padded, kept = padded_volume(data, patch)
-    shape = tuple(padded.shape[1:])
+    kept = place_of_scan(data.shape[1:], patch)
+    shape = tuple(max(n, p) for n, p in zip(data.shape[1:], patch, strict=True))
     choose = visit or EveryWindow(shape, patch, step_size)
     place = place_at(device)
     inner = inner_part(data.shape[1:], kept, patch)
     weights = window_weights(patch, place, gaussian=gaussian)[inner]
-    size = (weights.shape[0], *data.shape[2:])
-    sums, total = place.zeros((heads, *size)), place.zeros(size)
-    done = 0
+    common = (data, kept, forward, place, weights, patch, inner, progress)
+    if by_rows and visit is None and device.type == "cpu" and goes_by_rows(data.shape[1:], patch, step_size):
+        return _slide_rows(Slab(0, heads, weights.shape[1] + 1, *common), consume, shape, step_size)
+    slab = Slab(0, heads, data.shape[2], *common)
     for z, following in zip(choose.z_starts, [*choose.z_starts[1:], shape[0]], strict=True):
-        slab = Slab(padded[:, z : z + patch[0]], forward, place, sums, total, weights, patch, inner, progress)
+        slab.z = z
         choose(slab)
-        done += slab.windows
-        finished = min(following - z, size[0])
-        consume(place.divide(sums[:, :finished], total[:finished]))
+        finished = min(following - z, slab.depth)
+        consume(slab.averaged(slice(0, finished), axis=0))
         if following < shape[0]:
-            _shift(sums, finished, axis=1)
-            _shift(total, finished, axis=0)
-    return done
+            slab.drop(finished, axis=0)
+    return slab.windows
+
+
+def goes_by_rows(shape: Sequence[int], patch: Sequence[int], step_size: float) -> bool:
+    """Whether one slab covers a scan (z, y, x) and several rows of windows do, so that sums of rows are the smaller."""
+    return shape[0] <= patch[0] and count_windows((1, shape[1], 1), (1, patch[1], 1), step_size) > 1
+
+
+def _slide_rows(slab: Slab, consume: Consume, shape: Sequence[int], step_size: float) -> int:
+    """Every window of a scan of one slab. The sums' first row is the last one that was handed on before."""
+    _, rows, columns = window_starts(shape, slab.patch, step_size)
+    held = 0
+    for y, following in zip(rows, [*rows[1:], shape[1]], strict=True):
+        slab.first_row = y - held
+        for x in columns:
+            slab.add(y, x, slab.run(y, x))
+        last = following - slab.first_row
+        slab.averaged(slice(held, last), axis=1)
+        consume(slab.sums[:, :, :last], slice(slab.first_row, following))
+        if following < shape[1]:
+            slab.drop(last - 1, axis=1)
+        held = 1
+    return slab.windows
 
 
 def inner_part(shape: Sequence[int], kept: Sequence[slice], patch: Sequence[int]) -> tuple[slice, ...]:
@@ -162,30 +191,41 @@ def inner_part(shape: Sequence[int], kept: Sequence[slice], patch: Sequence[int]
 
 
 class Slab:
-    """The windows that start at one index of the first axis: run the network at a place, and add its scores."""
+    """The windows that start at one index of the first axis: run the network at a place, and add its scores.
+
+    Attributes:
+        z: where they start, in the padded scan.
+        first_row: the row of the padded scan that the sums begin with.
+        sums: scores (heads, z, y, x), each times its weight, of the scan alone without what it is padded with.
+        windows: how many were run.
+    """
 
     def __init__(
         self,
+        z: int,
+        heads: int,
+        rows: int,
         data: np.ndarray,
+        kept: Sequence[slice],
         forward: Forward,
         place: Place,
-        sums: Array,
-        total: Array,
         weights: Array,
         patch: tuple[int, ...],
         inner: tuple[slice, ...],
         progress: Callable[[int], None] | None,
     ) -> None:
-        """``sums`` and ``total`` have no padding; ``weights`` are those of the ``inner`` part of a window."""
-        self._data, self._forward, self._patch, self._progress = data, forward, patch, progress
-        self._place, self._sums, self._total, self._weights = place, sums, total, weights
-        self._inner = inner
+        """``rows``: of the sums; ``weights`` are those of the ``inner`` part of a window."""
+        self._data, self._kept, self._forward, self._progress = data, kept, forward, progress
+        self._place, self._weights, self._inner = place, weights, inner
+        self.z, self.first_row, self.patch, self.depth = z, 0, patch, int(weights.shape[0])
+        self.sums = place.zeros((heads, self.depth, rows, data.shape[3]))
+        self._added: list[tuple[int, int, int]] = []
+        self._first_slice = 0
         self.windows = 0
 
     def run(self, y: int, x: int) -> Array:
-        """Scores (K, z, y, x) of the window that starts here."""
-        window = self._data[:, :, y : y + self._patch[1], x : x + self._patch[2]]
-        scores = self._place.take(self._forward(np.ascontiguousarray(window[None])))
+        """Scores (K, z, y, x) of the window that starts here, where the network gives them."""
+        scores = self._forward(window_at(self._data, (self.z, y, x), self.patch, self._kept)[None])
         self.windows += 1
         if self._progress is not None:
             self._progress(1)
@@ -194,10 +234,42 @@ class Slab:
     def add(self, y: int, x: int, scores: Array) -> None:
         """Add a window's scores to the sums."""
         _, height, width = self._weights.shape
-        rows, columns = slice(y, y + height), slice(x, x + width)
+        rows, columns = slice(y - self.first_row, y - self.first_row + height), slice(x, x + width)
         inner = (slice(None), *self._inner)
-        self._place.add_weighted(self._sums[:, :, rows, columns], scores[inner], self._weights)
-        self._total[:, rows, columns] += self._weights
+        self._place.add_weighted(self.sums[:, :, rows, columns], scores[inner], self._weights)
+        self._added.append((self._first_slice, y, x))
+
+    def averaged(self, part: slice, *, axis: int) -> Array:
+        """Scores of some slices (axis 0) or rows (axis 1), in the place of their sums."""
+        slices, rows = (part, slice(0, self.sums.shape[2])) if axis == 0 else (slice(0, self.depth), part)
+        for first in range(slices.start, slices.stop, WEIGHED_SLICES):
+            some = slice(first, min(first + WEIGHED_SLICES, slices.stop))
+            self._place.divide(self.sums[:, some, rows], self._total_weights(some, rows))
+        return self.sums[:, slices, rows]
+
+    def _total_weights(self, slices: slice, rows: slice) -> Array:
+        """The weights (z, y, x) of all windows that were added, summed up anew, since all voxels' would take memory."""
+        depth, height, width = self._weights.shape
+        total = self._place.zeros((slices.stop - slices.start, rows.stop - rows.start, self.sums.shape[3]))
+        for z, y, x in self._added:
+            into_z, of_z = _overlap(slices, z - self._first_slice, depth)
+            into_y, of_y = _overlap(rows, y - self.first_row, height)
+            total[into_z, into_y, x : x + width] += self._weights[of_z, of_y]
+        return total
+
+    def drop(self, count: int, *, axis: int) -> None:
+        """Drop the first slices (axis 0) or rows (axis 1), and append as many without scores."""
+        _shift(self.sums, count, axis=axis + 1)
+        self._first_slice += count if axis == 0 else 0
+        if axis == 0:
+            self._added = [at for at in self._added if at[0] + self.depth > self._first_slice]
+
+
+def _overlap(part: slice, start: int, length: int) -> tuple[slice, slice]:
+    """Where something of some length that starts somewhere lies in a part, and which of it that is."""
+    low, high = max(part.start, start), min(part.stop, start + length)
+    high = max(low, high)
+    return slice(low - part.start, high - part.start), slice(low - start, high - start)
 
 
 def window_weights(patch: tuple[int, ...], place: Place, *, gaussian: bool) -> Array:
@@ -218,11 +290,29 @@ class EveryWindow:
                 slab.add(y, x, slab.run(y, x))
 
 
+def window_at(data: np.ndarray, at: Sequence[int], patch: Sequence[int], kept: Sequence[slice]) -> np.ndarray:
+    """The window (C, z, y, x) that starts at an index of the padded scan, where ``kept`` is the scan (C, Z, Y, X)."""
+    parts = tuple(slice(max(0, low - k.start), low - k.start + n) for low, n, k in zip(at, patch, kept, strict=True))
+    found = data[:, parts[0], parts[1], parts[2]]
+    if found.shape[1:] == tuple(patch):
+        return np.ascontiguousarray(found)
+    window = np.zeros((len(data), *patch), data.dtype)
+    before = [max(0, k.start - low) for low, k in zip(at, kept, strict=True)]
+    inside = tuple(slice(low, low + n) for low, n in zip(before, found.shape[1:], strict=True))
+    window[:, inside[0], inside[1], inside[2]] = found
+    return window
+
+
+def place_of_scan(shape: Sequence[int], patch: Sequence[int]) -> tuple[slice, ...]:
+    """Where a scan lies in the one that is padded to at least one patch."""
+    before = padding(shape, patch)
+    return tuple(slice(low, low + size) for (low, _), size in zip(before, shape, strict=True))
+
+
 def padded_volume(data: np.ndarray, patch: Sequence[int]) -> tuple[np.ndarray, tuple[slice, ...]]:
     """The scan (C, Z, Y, X), zero-padded to at least one patch, and where it lies in there."""
     before = padding(data.shape[1:], patch)
-    kept = tuple(slice(low, low + size) for (low, _), size in zip(before, data.shape[1:], strict=True))
-    return (np.pad(data, [(0, 0), *before]) if any(map(sum, before)) else data), kept
+    return (np.pad(data, [(0, 0), *before]) if any(map(sum, before)) else data), place_of_scan(data.shape[1:], patch)
 
 
 def _shift(sums: Array, count: int, *, axis: int) -> None:

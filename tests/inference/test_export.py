@@ -115,6 +115,26 @@ def test_slices_may_come_in_any_portions_whose_memory_is_used_again(plan):
     np.testing.assert_array_equal(exporter.finish(), labels_on_image_grid(logits, *managers))
 
 
+@pytest.mark.parametrize(("spacing", "shape", "plan", "grid"), CASES)
+@pytest.mark.parametrize("labels", [None, models.REGIONS], ids=["softmax", "regions"])
+def test_all_slices_may_come_by_rows(spacing, shape, plan, grid, labels):
+    managers = setting(spacing, shape, pad=3, labels=labels, **plan)
+    logits = scores(2 if labels else 4, grid).numpy()
+    exporter = SliceExporter(grid, *managers)
+    first = 0
+    for last in (1, 2, 9, 16, grid[1]):
+        portion = logits[:, :, first:last].copy()
+        exporter.consume(portion, slice(first, last))
+        portion.fill(99)
+        first = last - 1
+        if last < grid[1]:
+            with pytest.raises(ValueError, match=f"0 of {grid[0]}"):
+                exporter.finish()
+    expected = labels_on_image_grid(logits, *managers)
+    assert len(np.unique(expected)) > 1
+    np.testing.assert_array_equal(exporter.finish(), expected)
+
+
 @pytest.mark.parametrize(
     "plan", [{"spacing": (4.0, 1.5, 1.5)}, {"spacing": (3.0, 1.5, 1.5)}], ids=["nearest", "linear"]
 )

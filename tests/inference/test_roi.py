@@ -17,6 +17,7 @@ from nnunet_flare.errors import InputError
 from nnunet_flare.images import Volume, read_volume, to_sitk, write_volume
 from nnunet_flare.inference.coarse_to_fine import RoiSegmenter, coarse_model_folder, cropped, pasted
 from nnunet_flare.inference.core import Segmenter
+from nnunet_flare.inference.openvino_runtime import OpenVinoRuntime
 from nnunet_flare.inference.roi import find_box, to_image_box, widened
 from nnunet_flare.inference.settings import PredictionSettings
 from nnunet_flare.orientation import Turn
@@ -222,6 +223,24 @@ def test_stock_predicts_the_saved_crop_the_same(fine, coarse, images, tmp_path, 
     index = sitk_index(result, grid.origin)
     inside = tuple(slice(at, at + n) for at, n in zip(index, stock.shape, strict=True))
     assert (result.array[inside] != stock).mean() < 1e-3
+
+
+def test_the_coarse_networks_memory_is_given_back_before_the_fine_one_takes_its_own(fine, coarse, monkeypatch):
+    pytest.importorskip("openvino")
+    settings = PredictionSettings(backend="openvino", precision="fp32")
+    both = RoiSegmenter(Segmenter.from_model_folder(coarse, settings), Segmenter.from_model_folder(fine, settings))
+    done: list[tuple[str, tuple[int, ...]]] = []
+    call, release = OpenVinoRuntime.__call__, OpenVinoRuntime.release
+    noted = lambda self, window: done.append(("window", self.window[2:])) or call(self, window)  # noqa: E731
+    monkeypatch.setattr(OpenVinoRuntime, "__call__", noted)
+    given_back = lambda self: done.append(("given back", self.window[2:])) or release(self)  # noqa: E731
+    monkeypatch.setattr(OpenVinoRuntime, "release", given_back)
+    for _ in range(2):  # a second scan takes the memory again
+        done.clear()
+        both.segment(both.prepare([scan()]))
+        at = done.index(("given back", (8, 16, 16)))
+        assert set(done[:at]) == {("window", (8, 16, 16))}
+        assert {shape for _, shape in done[at + 1 :]} == {both.fine.patch}
 
 
 def test_an_organ_at_the_border_is_seen_to_the_last_voxel(fine, coarse, monkeypatch):

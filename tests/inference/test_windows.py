@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from nnunet_flare.inference import workers
-from nnunet_flare.inference.arrays import HOST
+from nnunet_flare.inference.arrays import HOST, BFloat16
+from nnunet_flare.inference.attempts import NotFiniteError, Watch
+from nnunet_flare.inference.augment import all_flips, flipped
 from nnunet_flare.inference.devices import CPU
+from nnunet_flare.inference.runtimes import averaged, stacked
 from nnunet_flare.inference.windows import gaussian_weights, padded_volume, padding, slide, window_starts
 
 HEADS, PATCH = 3, (8, 12, 10)
@@ -33,6 +36,18 @@ def scores_of(data: np.ndarray) -> np.ndarray:
         device=CPU,
     )
     return np.concatenate(blocks, axis=1)
+
+
+def rows_of(data: np.ndarray) -> tuple[np.ndarray, list[slice]]:
+    """The same scores, handed on by rows, and which rows came."""
+    scores, came = np.full((HEADS, *data.shape[1:]), np.nan, np.float32), []
+
+    def consume(block: np.ndarray, rows: slice) -> None:
+        scores[:, :, rows] = block
+        came.append(rows)
+
+    slide(data, network, consume, heads=HEADS, patch=PATCH, step_size=0.5, device=CPU, by_rows=True)
+    return scores, came
 
 
 def scan(*shape: int) -> np.ndarray:
@@ -74,6 +89,70 @@ def test_nothing_is_summed_up_of_what_a_scan_is_padded_with(monkeypatch):
     monkeypatch.setattr(type(HOST), "zeros", lambda self, shape: made.append(tuple(shape)) or zeros(shape))
     scores_of(scan(5, 30, 3))
     assert made == [(HEADS, 5, 30, 3), (5, 30, 3)]
+
+
+@pytest.mark.parametrize("shape", [(8, 30, 25), (5, 31, 25), (3, 45, 7), (8, 13, 10)])
+def test_rows_of_a_scan_of_one_slab_get_the_scores_of_whole_slices_from_smaller_sums(shape, monkeypatch):
+    data, made = scan(*shape), []
+    expected, zeros = scores_of(data), HOST.zeros
+    monkeypatch.setattr(type(HOST), "zeros", lambda self, shape: made.append(tuple(shape)) or zeros(shape))
+    scores, came = rows_of(data)
+    np.testing.assert_array_equal(scores, expected)
+    assert made[0] == (HEADS, shape[0], PATCH[1] + 1, shape[2])
+    assert [rows.start for rows in came[1:]] == [rows.stop - 1 for rows in came[:-1]]
+
+
+def test_a_scan_of_several_slabs_or_one_row_of_windows_comes_by_whole_slices():
+    for shape in ((20, 30, 25), (8, 12, 25)):
+        blocks: list[np.ndarray] = []
+        slide(
+            scan(*shape),
+            network,
+            lambda block, blocks=blocks: blocks.append(block.copy()),
+            heads=HEADS,
+            patch=PATCH,
+            step_size=0.5,
+            device=CPU,
+            by_rows=True,
+        )
+        np.testing.assert_array_equal(np.concatenate(blocks, axis=1), scores_of(scan(*shape)))
+
+
+def half(scores: np.ndarray) -> BFloat16:
+    """Scores cut to bfloat16."""
+    return BFloat16((scores.view(np.uint32) >> 16).astype(np.uint16))
+
+
+def test_scores_in_bfloat16_are_added_up_as_the_same_values_in_single_precision():
+    def summed(forward) -> np.ndarray:
+        blocks: list[np.ndarray] = []
+        common = {"heads": HEADS, "patch": PATCH, "step_size": 0.5, "device": CPU}
+        slide(scan(20, 30, 25), forward, lambda block: blocks.append(block.copy()), **common)
+        return np.concatenate(blocks, axis=1)
+
+    in_halves, in_single = summed(lambda window: half(network(window))), summed(lambda w: half(network(w)).single())
+    np.testing.assert_array_equal(in_halves, in_single)
+    assert np.abs(in_single).max() > 0.1
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_scores_in_bfloat16_that_are_not_finite_are_noticed(value):
+    scores = np.linspace(-3e38, 3e38, 24, dtype=np.float32).reshape(2, 3, 2, 2)
+    assert Watch().watched(lambda window: half(scores))(scores).shape == scores.shape
+    scores[1, 2, 0, 1] = value
+    with pytest.raises(NotFiniteError):
+        Watch().watched(lambda window: half(scores))(scores)
+
+
+@pytest.mark.parametrize("combine", [averaged, stacked])
+def test_means_of_scores_in_bfloat16_are_made_in_single_precision(combine):
+    window = scan(*PATCH)[None]
+    forwards = [network, lambda w: network(w * 2)]
+    halves = [lambda w, f=f: half(f(w)) for f in forwards]
+    singles = [lambda w, f=f: half(f(w)).single() for f in forwards]
+    np.testing.assert_array_equal(combine(halves)(window), combine(singles)(window))
+    flips = all_flips((0, 2))
+    np.testing.assert_array_equal(flipped(halves[0], flips)(window), flipped(singles[0], flips)(window))
 
 
 def test_threads_that_share_the_sums_make_no_difference(monkeypatch):
