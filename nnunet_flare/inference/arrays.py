@@ -7,7 +7,7 @@ the CPU in :class:`Host`, for GPUs in :mod:`nnunet_flare.inference.torch_arrays`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,8 +29,24 @@ class Place(Protocol):
         """An array from anywhere, here and in single precision; the same memory where that is so already."""
         ...
 
+    def packed(self, array: Any) -> Array:
+        """As :meth:`take`, and in one piece."""
+        ...
+
     def copy(self, array: Array) -> Array:
         """A copy in single precision."""
+        ...
+
+    def pad(self, array: Array, widths: Sequence[tuple[int, int]]) -> Array:
+        """The array with zeros before and after each axis."""
+        ...
+
+    def nowhere(self, shape: Sequence[int]) -> Array:
+        """A mask that holds nothing."""
+        ...
+
+    def counts(self, masks: Iterable[Array]) -> list[int]:
+        """How many voxels each mask holds; a GPU is waited for once."""
         ...
 
     def add_weighted(self, sums: Array, scores: Array, weights: Array) -> None:
@@ -73,8 +89,20 @@ class Host:
     def take(self, array: Any) -> np.ndarray:
         return to_host(array)
 
+    def packed(self, array: Any) -> np.ndarray:
+        return np.ascontiguousarray(to_host(array))
+
     def copy(self, array: np.ndarray) -> np.ndarray:
         return np.array(array, np.float32)
+
+    def pad(self, array: np.ndarray, widths: Sequence[tuple[int, int]]) -> np.ndarray:
+        return np.pad(array, widths)
+
+    def nowhere(self, shape: Sequence[int]) -> np.ndarray:
+        return np.zeros(tuple(shape), bool)
+
+    def counts(self, masks: Iterable[np.ndarray]) -> list[int]:
+        return [int(np.count_nonzero(mask)) for mask in masks]
 
     def add_weighted(self, sums: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> None:
         def add(part: slice) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from nnunet_flare.errors import InputError
 from nnunet_flare.images import Volume
 from nnunet_flare.inference.arrays import Array, to_host
+from nnunet_flare.inference.attempts import Way
 from nnunet_flare.inference.augment import central_crop
 from nnunet_flare.inference.choices import DEFAULT_CHECKPOINT, Fold
 from nnunet_flare.inference.devices import Device
@@ -24,9 +25,10 @@ from nnunet_flare.inference.export import SliceExporter
 from nnunet_flare.inference.exported import Exported, is_exported
 from nnunet_flare.inference.forms import Receiver
 from nnunet_flare.inference.labels import Labels
-from nnunet_flare.inference.memory import Need, affordable, need, sums_device
+from nnunet_flare.inference.memory import FLOAT_BYTES, Need, affordable, need, sums_device, volume_device
 from nnunet_flare.inference.networks import Networks
 from nnunet_flare.inference.opened import Opened, check_same_task
+from nnunet_flare.inference.places import place_at
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.inference.runtimes import averaged, stacked
 from nnunet_flare.inference.scans import PreparedScan, prepare_scan, value_oddities
@@ -191,7 +193,12 @@ class Segmenter:
             plans_manager=self.plans_manager,
             configuration_manager=self.configuration_manager,
             profile=self.profile,
+            device_for=self._device_for,
         )
+
+    def _device_for(self, needed: int) -> Device:
+        """Where a scan is prepared that needs so many bytes there: on the GPU where it has room."""
+        return volume_device(self._networks.device, self.settings.gpu_memory_gb, needed)
 
     def value_oddities(self, volumes: Sequence[Volume]) -> tuple[str, ...]:
         """What is unusual about a scan's values and spacing, for models of CTs."""
@@ -231,7 +238,7 @@ class Segmenter:
         count = len(self.models) if apart and len(self.models) > 1 else 1
         maps = count + 1 if members and count > 1 else 1
 
-        def work(forwards: list[Forward], device: Device, policy: str) -> list[np.ndarray]:
+        def work(forwards: list[Forward], way: Way, policy: str) -> list[np.ndarray]:
             exporters = [self._exporter(scan) for _ in range(maps)]
             scores = ScoreExporter.of(scan, self.models[0], receivers, members=count) if receivers else None
 
@@ -248,10 +255,11 @@ class Segmenter:
                         exporter.consume(one)
 
             self._slider.run(
-                scan.prepared.data,
+                scan.prepared.at(way.volume),
                 averaged(forwards) if count == 1 else stacked(forwards),
                 consume,
-                device=device,
+                device=way.sums,
+                network=way.device,
                 members=count,
                 policy=policy,
                 progress=progress,
@@ -269,7 +277,7 @@ class Segmenter:
             CaseError: when that would need more memory than allowed.
         """
 
-        def work(forwards: list[Forward], device: Device, policy: str) -> np.ndarray:
+        def work(forwards: list[Forward], way: Way, policy: str) -> np.ndarray:
             labels = np.empty(scan.shape, np.uint8)
             done = 0
 
@@ -279,25 +287,35 @@ class Segmenter:
                 done += block.shape[1]
 
             self._slider.run(
-                scan.prepared.data, averaged(forwards), consume, device=device, policy=policy, progress=progress
+                scan.prepared.at(way.volume),
+                averaged(forwards),
+                consume,
+                device=way.sums,
+                network=way.device,
+                policy=policy,
+                progress=progress,
             )
             return labels
 
         return self._within_limits(scan, ("all",), self.heads, 1, work)
 
-    def logits(self, data: np.ndarray) -> np.ndarray:
+    def logits(self, data: Array) -> np.ndarray:
         """The members' averaged logits (K, z, y, x), float32, of a preprocessed scan (C, z, y, x)."""
 
-        def work(forwards: list[Forward], device: Device) -> np.ndarray:
+        def work(forwards: list[Forward], way: Way) -> np.ndarray:
             blocks: list[np.ndarray] = []
             self._slider.run(
-                data, averaged(forwards), lambda block: blocks.append(to_host(block).copy()), device=device
+                place_at(way.volume).packed(data),
+                averaged(forwards),
+                lambda block: blocks.append(to_host(block).copy()),
+                device=way.sums,
+                network=way.device,
             )
             return np.concatenate(blocks, axis=1)
 
-        return self._on_best_device(data.shape[1:], work)
+        return self._on_best_device(data, work)
 
-    def predict_members(self, data: np.ndarray, *, only: Sequence[int] | None = None) -> MembersPrediction:
+    def predict_members(self, data: Array, *, only: Sequence[int] | None = None) -> MembersPrediction:
         """Every member's label map and the mean of their softmax (sigmoid for regions), in one call.
 
         Args:
@@ -306,16 +324,17 @@ class Segmenter:
         """
         others = [] if only is None else [head for head in range(1, self.heads) if head not in only]
 
-        def work(forwards: list[Forward], device: Device) -> MembersPrediction:
+        def work(forwards: list[Forward], way: Way) -> MembersPrediction:
             mean = np.zeros((self.heads, *data.shape[1:]), np.float32)
-            labels = [self._add_member(data, forward, device, mean, others) for forward in forwards]
+            volume = place_at(way.volume).packed(data)
+            labels = [self._add_member(volume, forward, way, mean, others) for forward in forwards]
             mean /= len(forwards)
             return MembersPrediction(labels, mean)
 
-        return self._on_best_device(data.shape[1:], work)
+        return self._on_best_device(data, work)
 
     def _add_member(
-        self, data: np.ndarray, forward: Forward, device: Device, mean: np.ndarray, merged: Sequence[int]
+        self, data: Array, forward: Forward, way: Way, mean: np.ndarray, merged: Sequence[int]
     ) -> np.ndarray:
         """A member's label map; its probabilities are added to ``mean``, those of ``merged`` classes as background."""
         labels = np.zeros(data.shape[1:], np.uint8)
@@ -332,7 +351,7 @@ class Segmenter:
             mean[:, done:last] += probabilities
             done = last
 
-        self._slider.run(data, forward, consume, device=device)
+        self._slider.run(data, forward, consume, device=way.sums, network=way.device)
         return labels
 
     def _within_limits(
@@ -341,7 +360,7 @@ class Segmenter:
         policies: Sequence[str],
         heads: int,
         maps: int,
-        work: Callable[[list[Forward], Device, str], Result],
+        work: Callable[[list[Forward], Way, str], Result],
     ) -> Result:
         """What ``work`` makes with the first of the window policies that keeps to the memory limits."""
         self.load()
@@ -350,18 +369,25 @@ class Segmenter:
             return self._need(scan.shape, scan.grid.array.shape, heads, maps, policy)
 
         policy = affordable(scan.name, self.settings.max_memory_gb, policies, wanted)
-        return self._attempt(scan.name, wanted(policy).sums, lambda forwards, sums: work(forwards, sums, policy))
+        sums = wanted(policy).sums
+        return self._attempt(scan.name, scan.prepared.data, sums, lambda forwards, way: work(forwards, way, policy))
 
-    def _on_best_device(self, shape: Sequence[int], work: Callable[[list[Forward], Device], Result]) -> Result:
-        """What ``work`` makes of a preprocessed scan of this shape (z, y, x)."""
+    def _on_best_device(self, data: Array, work: Callable[[list[Forward], Way], Result]) -> Result:
+        """What ``work`` makes of a preprocessed scan (C, z, y, x)."""
         self.load()
+        shape = tuple(data.shape[1:])
         wanted = self._need(shape, shape, self.heads, 1, self.settings.windows)
-        return self._attempt("preprocessed scan", wanted.sums, work)
+        return self._attempt("preprocessed scan", data, wanted.sums, work)
 
-    def _attempt(self, case: str, sums: int, work: Callable[[list[Forward], Device], Result]) -> Result:
-        """What ``work`` makes with the networks and the sums where they fit, in a precision that suffices."""
-        device = sums_device(self._networks.device, self.settings.gpu_memory_gb, sums)
-        return self._networks.attempt(case, device, work)
+    def _attempt(self, case: str, data: Array, sums: int, work: Callable[[list[Forward], Way], Result]) -> Result:
+        """What ``work`` makes with the networks, scan and sums where they fit, in a precision that suffices."""
+        device, limit = self._networks.device, self.settings.gpu_memory_gb
+        at = sums_device(device, limit, sums)
+        if isinstance(data, np.ndarray):
+            volume = volume_device(device, limit, data.size * FLOAT_BYTES, sums if at.type == "cuda" else 0)
+        else:  # it lies there already
+            volume = device
+        return self._networks.attempt(case, at, volume, work)
 
     def _need(self, grid: Sequence[int], image: Sequence[int], heads: int, maps: int, policy: str) -> Need:
         middle = None

@@ -15,11 +15,14 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.inference.devices import CPU, Device, of_torch
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 FLOAT_BYTES = 4
 
@@ -30,6 +33,9 @@ GPU_SHARE = 0.5
 """Share of the GPU's memory that sums may take; the network's activations need the rest."""
 
 GIGABYTE = 2**30
+
+CHUNK_BYTES = 2**26
+"""What is worked on at a time on a GPU where a whole scan need not be there in single precision."""
 
 CONTEXT = (GIGABYTE // 2, GIGABYTE)
 """Least and most that a CUDA context with its kernels is taken to hold on the card."""
@@ -120,6 +126,26 @@ def process_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def volume_device(device: Device, gpu_memory_gb: float | None, volume: int, beside: int = 0) -> Device:
+    """Where an array of so many bytes lies: on the GPU when it leaves room there, else on the CPU.
+
+    ``beside``: bytes that will be needed there as well.
+    """
+    if device.type != "cuda":
+        return CPU
+    return device if sums_fit_on_gpu(volume + beside, gpu_room(device, gpu_memory_gb)) else CPU
+
+
+def gpu_room(device: Device, gpu_memory_gb: float | None) -> int:
+    """Bytes of a GPU that may still be taken: what is free, and what PyTorch's allocator keeps without using it."""
+    import torch
+
+    at = of_torch(device)
+    held = torch.cuda.memory_allocated(at)
+    free = torch.cuda.mem_get_info(at)[0] + torch.cuda.memory_reserved(at) - held
+    return free if gpu_memory_gb is None else max(0, min(free, keep_to(device, gpu_memory_gb) - held))
+
+
 def sums_fit_on_gpu(sums: int, budget: int) -> bool:
     """Whether the sums leave the network its share of a GPU's memory budget."""
     return sums <= GPU_SHARE * budget
@@ -129,11 +155,7 @@ def sums_device(device: Device, gpu_memory_gb: float | None, sums: int) -> Devic
     """Where the sums lie: on the GPU when they leave room for the network there, else on the CPU."""
     if device.type != "cuda":
         return device
-    import torch
-
-    free, _ = torch.cuda.mem_get_info(of_torch(device))
-    budget = free if gpu_memory_gb is None else min(free, keep_to(device, gpu_memory_gb))
-    if sums_fit_on_gpu(sums, budget):
+    if sums_fit_on_gpu(sums, gpu_room(device, gpu_memory_gb)):
         return device
     log.info("sums of %.2f GB go to the CPU", sums / GIGABYTE)
     return CPU
@@ -177,6 +199,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     text = str(error)
     is_torchs = type(error).__name__ == "OutOfMemoryError"  # by name, since PyTorch need not be there
     return is_torchs or "CUDA error: out of memory" in text or "_STATUS_ALLOC_FAILED" in text
+
+
+def unless_memory_is_short(device: Device, work: Callable[[], Result]) -> Result | None:
+    """What ``work`` makes on a GPU, or None, which is said, where its memory does not suffice; the CPU then does it."""
+    try:
+        return work()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    log.warning("out of GPU memory; the CPU prepares the scan%s", gpu_figures(device))
+    free_gpu_memory()
+    return None
 
 
 def free_gpu_memory() -> None:

@@ -65,8 +65,10 @@ class Networks:
         self.device = CPU
         self.forwards(self.device, self.precision)
 
-    def attempt(self, case: str, sums: Device, work: Callable[[list[Forward], Device], Result]) -> Result:
-        """What ``work`` makes of the networks and the device of the sums, in the first way that succeeds.
+    def attempt(self, case: str, sums: Device, volume: Device, work: Callable[[list[Forward], Way], Result]) -> Result:
+        """What ``work`` makes of the networks and the way of computing, in the first way that succeeds.
+
+        ``sums`` and ``volume`` say where sums and preprocessed scan shall lie at first.
 
         Raises:
             CaseError: as :func:`nnunet_flare.inference.attempts.attempt`.
@@ -74,8 +76,8 @@ class Networks:
         self._say_what_was_chosen()
         return attempt(
             case,
-            Way(self.device, self.precision, sums),
-            lambda way: work(self.forwards(way.device, _on(way.device, way.precision)), way.sums),
+            Way(self.device, self.precision, sums, volume),
+            lambda way: work(self.forwards(way.device, _on(way.device, way.precision)), way),
         )
 
     def forwards(self, device: Device, precision: str) -> list[Forward]:

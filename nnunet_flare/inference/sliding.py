@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.arrays import Array
 from nnunet_flare.inference.attempts import Watch
 from nnunet_flare.inference.augment import average_with, central_crop
+from nnunet_flare.inference.devices import CPU
 from nnunet_flare.inference.opened import Opened
 from nnunet_flare.inference.places import place_of
 from nnunet_flare.inference.profile import Profile
@@ -51,11 +50,12 @@ class Slider:
 
     def run(
         self,
-        data: np.ndarray,
+        data: Array,
         forward: Forward,
         consume: Consume,
         *,
         device: Any,
+        network: Any = CPU,
         members: int = 1,
         policy: str | None = None,
         progress: Callable[[int], None] | None = None,
@@ -63,10 +63,11 @@ class Slider:
         """Hand the scores of a preprocessed scan to ``consume``; with ``crop-rotate``, averaged with its middle's.
 
         Args:
-            data: the scan (C, z, y, x).
+            data: the scan (C, z, y, x), on any device.
             forward: a window (1, C, z, y, x) to the scores (members * heads, z, y, x).
             consume: gets the scores of the next slices, float32, in order.
             device: where the sums lie.
+            network: where ``forward`` wants its windows.
             members: how many members' scores ``forward`` returns one after the other.
             policy: which windows are visited; the settings' without it.
             progress: told the number of windows done since its last call.
@@ -75,8 +76,19 @@ class Slider:
             NotFiniteError: when a network gave infinite scores or NaN, before they are handed on.
         """
 
-        def one_pass(part: np.ndarray, consume: Consume) -> None:
-            self._pass(part, forward, consume, policy or self._settings.windows, device, members, progress)
+        common: dict[str, Any] = {
+            "heads": members * self.heads,
+            "patch": self.patch,
+            "step_size": self._settings.step_size,
+            "device": device,
+            "network": network,
+            "gaussian": self._settings.gaussian,
+            "progress": progress,
+        }
+        data = place_of(data).take(data)
+
+        def one_pass(part: Array, consume: Consume) -> None:
+            self._pass(part, forward, consume, policy or self._settings.windows, common)
 
         if self._settings.tta == "crop-rotate":
             box = central_crop(data.shape[1:])
@@ -88,32 +100,21 @@ class Slider:
 
     def _pass(
         self,
-        data: np.ndarray,
+        data: Array,
         forward: Forward,
         consume: Consume,
         policy: str,
-        device: Any,
-        members: int,
-        progress: Callable[[int], None] | None,
+        common: dict[str, Any],
     ) -> None:
         watch = Watch()
         watching, consume = watch.watched(forward), watch.before(consume)
 
-        def timed(window: np.ndarray) -> Array:
+        def timed(window: Array) -> Array:
             with self._profile.stage("network"):
                 scores = watching(window)
                 self._profile.settle(scores)
                 return scores
 
-        data = np.ascontiguousarray(data, np.float32)
-        common: dict[str, Any] = {
-            "heads": members * self.heads,
-            "patch": self.patch,
-            "step_size": self._settings.step_size,
-            "device": device,
-            "gaussian": self._settings.gaussian,
-            "progress": progress,
-        }
         if policy == "all":
             slide(data, timed, consume, **common)
         elif policy == "huang":

@@ -38,9 +38,11 @@ class TorchRuntime:
         self._device, self._precision, self._two_d = of_torch(device), precision, two_d
         self._network = network.to(self._device, torch.float32)
 
-    def __call__(self, window: np.ndarray) -> Array:
+    def __call__(self, window: Array) -> Array:
+        if isinstance(window, np.ndarray):
+            window = torch.from_numpy(np.ascontiguousarray(window))
         with torch.inference_mode():
-            scores = self._scores(torch.from_numpy(np.ascontiguousarray(window)).to(self._device, torch.float32))
+            scores = self._scores(window.to(self._device, torch.float32))
         return scores.float().numpy() if self._device.type == "cpu" else scores
 
     def _scores(self, window: torch.Tensor) -> torch.Tensor:

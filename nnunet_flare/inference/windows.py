@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from nnunet_flare.inference.arrays import Array, Place
-from nnunet_flare.inference.places import place_at
+from nnunet_flare.inference.devices import CPU
+from nnunet_flare.inference.places import place_at, place_of
 
 GAUSSIAN_SIGMA = 1 / 8
 """Standard deviation of the window weights, as a share of the patch size (stock nnU-Net)."""
@@ -24,8 +25,11 @@ GAUSSIAN_SIGMA = 1 / 8
 GAUSSIAN_PEAK = 10.0
 """Weight at the centre; it keeps half-precision weights away from zero (stock nnU-Net)."""
 
-Forward = Callable[[np.ndarray], Array]
-"""A window (1, C, z, y, x), float32, to its scores (K, z, y, x); the next call may use the result's memory again."""
+Forward = Callable[[Array], Array]
+"""A window (1, C, z, y, x), float32, to its scores (K, z, y, x); the next call may use the result's memory again.
+
+Windows of a network on a GPU are tensors there, all others are NumPy's arrays.
+"""
 
 
 class Visit(Protocol):
@@ -99,7 +103,7 @@ def padding(shape: Sequence[int], patch: Sequence[int]) -> list[tuple[int, int]]
 
 
 def slide(
-    data: np.ndarray,
+    data: Array,
     forward: Forward,
     consume: Consume,
     *,
@@ -107,6 +111,7 @@ def slide(
     patch: Sequence[int],
     step_size: float,
     device: Any,
+    network: Any = CPU,
     gaussian: bool = True,
     progress: Callable[[int], None] | None = None,
     visit: Visit | None = None,
@@ -114,13 +119,14 @@ def slide(
     """Predict a volume window by window and hand on its averaged scores, slice by slice.
 
     Args:
-        data: the preprocessed scan (C, Z, Y, X), float32.
+        data: the preprocessed scan (C, Z, Y, X), float32, on any device.
         forward: the network; its scores may lie on any device and are added up on ``device``.
         consume: gets all Z slices of scores (heads, n, Y, X), float32, in order.
         heads: number of classes or regions.
         patch: window size (z, y, x).
         step_size: distance of neighbouring windows as a share of the patch.
         device: where the sums lie.
+        network: where ``forward`` wants its windows.
         gaussian: weigh a window's centre more than its rim.
         progress: told the number of windows done since the last call.
         visit: chooses the windows slab by slab; all of stock's grid without it. Voxels that no window covers get
@@ -133,14 +139,14 @@ def slide(
     padded, kept = padded_volume(data, patch)
     shape = tuple(padded.shape[1:])
     choose = visit or EveryWindow(shape, patch, step_size)
-    place = place_at(device)
+    place, there = place_at(device), place_at(network)
     inner = inner_part(data.shape[1:], kept, patch)
     weights = window_weights(patch, place, gaussian=gaussian)[inner]
     size = (weights.shape[0], *data.shape[2:])
     sums, total = place.zeros((heads, *size)), place.zeros(size)
     done = 0
     for z, following in zip(choose.z_starts, [*choose.z_starts[1:], shape[0]], strict=True):
-        slab = Slab(padded[:, z : z + patch[0]], forward, place, sums, total, weights, patch, inner, progress)
+        slab = Slab(padded[:, z : z + patch[0]], forward, there, place, sums, total, weights, patch, inner, progress)
         choose(slab)
         done += slab.windows
         finished = min(following - z, size[0])
@@ -166,8 +172,9 @@ class Slab:
 
     def __init__(
         self,
-        data: np.ndarray,
+        data: Array,
         forward: Forward,
+        there: Place,
         place: Place,
         sums: Array,
         total: Array,
@@ -176,16 +183,19 @@ class Slab:
         inner: tuple[slice, ...],
         progress: Callable[[int], None] | None,
     ) -> None:
-        """``sums`` and ``total`` have no padding; ``weights`` are those of the ``inner`` part of a window."""
+        """``sums`` and ``total`` have no padding; ``weights`` are those of the ``inner`` part of a window.
+
+        Windows go to the network ``there``, the sums are at ``place``.
+        """
         self._data, self._forward, self._patch, self._progress = data, forward, patch, progress
-        self._place, self._sums, self._total, self._weights = place, sums, total, weights
+        self._there, self._place, self._sums, self._total, self._weights = there, place, sums, total, weights
         self._inner = inner
         self.windows = 0
 
     def run(self, y: int, x: int) -> Array:
         """Scores (K, z, y, x) of the window that starts here."""
         window = self._data[:, :, y : y + self._patch[1], x : x + self._patch[2]]
-        scores = self._place.take(self._forward(np.ascontiguousarray(window[None])))
+        scores = self._place.take(self._forward(self._there.packed(window[None])))
         self.windows += 1
         if self._progress is not None:
             self._progress(1)
@@ -218,16 +228,20 @@ class EveryWindow:
                 slab.add(y, x, slab.run(y, x))
 
 
-def padded_volume(data: np.ndarray, patch: Sequence[int]) -> tuple[np.ndarray, tuple[slice, ...]]:
+def padded_volume(data: Array, patch: Sequence[int]) -> tuple[Array, tuple[slice, ...]]:
     """The scan (C, Z, Y, X), zero-padded to at least one patch, and where it lies in there."""
     before = padding(data.shape[1:], patch)
     kept = tuple(slice(low, low + size) for (low, _), size in zip(before, data.shape[1:], strict=True))
-    return (np.pad(data, [(0, 0), *before]) if any(map(sum, before)) else data), kept
+    return (place_of(data).pad(data, [(0, 0), *before]) if any(map(sum, before)) else data), kept
 
 
 def _shift(sums: Array, count: int, *, axis: int) -> None:
     """Drop the first ``count`` entries of an axis and append zeros, in place."""
     slices = sums if axis == 0 else sums.swapaxes(0, axis)
-    size = len(slices)
-    for index in range(size):  # one by one, so that source and target never overlap
-        slices[index] = slices[index + count] if index + count < size else 0
+    kept = len(slices) - count
+    if not count:
+        return
+    for first in range(0, kept, count):  # so many at a time, so that source and target never overlap
+        last = min(first + count, kept)
+        slices[first:last] = slices[first + count : last + count]
+    slices[max(0, kept) :] = 0

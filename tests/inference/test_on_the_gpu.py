@@ -1,0 +1,217 @@
+"""What happens on a GPU, on a pretended one: the CPU's results, what crosses over, what is waited for, lack of memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import model_folders as models
+import numpy as np
+import pytest
+import small_scans as scans
+from pretend_gpu import Gpu, gpu
+
+from nnunet_flare.inference.core import Segmenter
+from nnunet_flare.inference.devices import CPU
+from nnunet_flare.inference.scans import PreparedScan
+from nnunet_flare.inference.settings import PredictionSettings
+
+SHAPE = (20, 44, 50)
+MEMBERS = 2
+
+Work = Callable[[Segmenter, PreparedScan], np.ndarray]
+
+RESULTS: dict[str, Work] = {
+    "a label map": lambda segmenter, scan: segmenter.segment(scan)[0],
+    "the members' label maps": lambda segmenter, scan: np.stack(segmenter.segment(scan, members=True)[1]),
+    "a coarse label map": lambda segmenter, scan: segmenter.network_labels(scan),
+    "logits": lambda segmenter, scan: segmenter.logits(scan.prepared.data),
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "mirrored": {"tta": "mirror"},
+    "twice": {"tta": "crop-rotate"},
+    "empty windows left out": {"windows": "skip-empty"},
+    "by the winner's rule": {"windows": "huang"},
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.write_model(tmp_path_factory.mktemp("model") / "model", folds=tuple(range(MEMBERS)), seed=2)
+
+
+def opened(folder: Path, device: str, **options: Any) -> Segmenter:
+    settings = PredictionSettings(device=device, backend="torch", precision="fp32", **options)
+    return Segmenter.from_model_folder(folder, settings)
+
+
+def predicted(folder: Path, device: str, work: Work, scan: Any = None, **options: Any) -> np.ndarray:
+    segmenter = opened(folder, device, **options)
+    volume = scans.blobs(SHAPE) if scan is None else scan
+    return work(segmenter, segmenter.prepare([volume]))
+
+
+def weights(folder: Path) -> int:
+    """Tensors of all members' networks, each of which goes to the GPU once."""
+    return sum(len(model.weights) for model in opened(folder, "cpu").models)  # type: ignore[attr-defined]
+
+
+def assert_equal_but_for_ties(found: np.ndarray, expected: np.ndarray) -> None:
+    assert found.dtype == expected.dtype and len(np.unique(expected)) > 1
+    if np.issubdtype(expected.dtype, np.floating):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    else:
+        assert (found != expected).mean() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("what", "options"),
+    [("a label map", options) for options in OPTIONS]
+    + [(what, options) for what in RESULTS for options in ("plain", "mirrored") if what != "a label map"],
+)
+def test_results_are_the_cpus_but_for_ties(model: Path, what: str, options: str) -> None:
+    expected = predicted(model, "cpu", RESULTS[what], **OPTIONS[options])
+    with gpu():
+        found = predicted(model, "cuda", RESULTS[what], **OPTIONS[options])
+    assert_equal_but_for_ties(found, expected)
+
+
+def crossings(folder: Path, **options: Any) -> tuple[Counter[str], Counter[str]]:
+    """What crosses between the CPU and the GPU for a label map, without the networks' weights; and its bytes."""
+    with gpu() as card:
+        segmenter = opened(folder, "cuda", **options)
+        segmenter.load()
+        before, weighed = card.counts.copy(), card.bytes.copy()
+        segmenter.segment(segmenter.prepare([scans.blobs(SHAPE)]))
+        return card.counts - before, card.bytes - weighed
+
+
+@pytest.mark.parametrize("options", ["plain", "mirrored", "empty windows left out"])
+def test_a_scan_goes_to_the_gpu_once_as_it_is_stored(model: Path, options: str) -> None:
+    """Windows are cut out, flipped and shared by the members there."""
+    counts, sizes = crossings(model, **OPTIONS[options])
+    stored = 2 * int(np.prod(SHAPE))
+    assert stored <= sizes["uploads"] < stored + 40_000  # 33 kB are the weights of a window's voxels
+    assert counts["uploads"] <= 8
+
+
+PLANS = {
+    "nearest between slices": {"spacing": (4.0, 1.2, 1.2)},
+    "fewer slices, nearest": {"spacing": (9.0, 2.0, 2.0)},
+    "more slices, nearest": {"spacing": (2.5, 0.8, 0.8), "force_separate_z": True},
+    "splines along all axes": {"spacing": (3.0, 1.5, 1.5), "force_separate_z": False},
+    "fewer slices": {"spacing": (5.0, 1.5, 1.5), "force_separate_z": False},
+    "as many slices": {"spacing": (4.0, 1.5, 1.5), "force_separate_z": False},
+    "other axis order": {"spacing": (2.0, 1.2, 4.0), "transpose": (2, 1, 0)},
+    "not resampled": {"spacing": (4.0, 1.7, 2.3)},
+    "stock's other resampling": {"spacing": (4.0, 1.2, 1.2), "resampling": "resample_torch_fornnunet"},
+    "z-score": {"normalisation": "ZScoreNormalization", "masked": True},
+    "as stored": {"normalisation": "NoNormalization"},
+    "orientation of the reader": {"reader": "NibabelIOWithReorient"},
+}
+
+
+@pytest.mark.parametrize(
+    ("plan", "kind"),
+    [(plan, "int16") for plan in PLANS]
+    + [("nearest between slices", kind) for kind in ("uint8", "uint16", "float64", ">i2")],
+)
+def test_a_scan_is_prepared_there_as_on_the_cpu(tmp_path: Path, plan: str, kind: str) -> None:
+    folder = models.write_model(tmp_path / "model", plan=models.plans(**PLANS[plan]))
+    volume = scans.blobs(SHAPE, pad=2)
+    volume = volume.with_array((abs(volume.array) if kind[0] == "u" else volume.array).astype(kind))
+    expected = opened(folder, "cpu").prepare([volume]).prepared
+    with gpu():
+        found = opened(folder, "cuda").prepare([volume]).prepared
+        assert isinstance(found.data, np.ndarray) == ("stock" in plan)
+        data = found.at(CPU)
+    assert found.properties == expected.properties
+    # normalised by a deviation of 140 HU, so that this is below 0.001 HU
+    np.testing.assert_allclose(data, expected.data, atol=7e-6 * max(1, abs(expected.data).max()))
+    assert expected.data.std() > 0
+
+
+def test_preparing_waits_for_nothing(model: Path) -> None:
+    with gpu() as card:
+        segmenter = opened(model, "cuda")
+        segmenter.prepare([scans.blobs(SHAPE)])
+        assert card.counts["uploads"] > 0 and card.counts["waits"] == 0
+
+
+def test_several_channels_are_prepared_there(tmp_path: Path) -> None:
+    folder = models.write_model(tmp_path / "model", channels=2)
+    volumes = [scans.blobs(SHAPE), scans.blobs(SHAPE, seed=1)]
+    expected = opened(folder, "cpu").prepare(volumes).prepared.data
+    with gpu():
+        found = opened(folder, "cuda").prepare(volumes).prepared.at(CPU)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+# ------------------------------------------------------------------ memory
+
+
+def test_a_scan_without_room_stays_on_the_cpu_and_goes_over_window_by_window(model: Path) -> None:
+    expected = predicted(model, "cpu", RESULTS["a label map"])
+    with gpu() as card:
+        card.room = 1_200_000  # half of it holds the sums, not the scan beside them
+        segmenter = opened(model, "cuda")
+        segmenter.load()
+        scan = segmenter.prepare([scans.blobs(SHAPE)])
+        assert isinstance(scan.prepared.data, np.ndarray)
+        before = card.counts["uploads"]
+        found = segmenter.segment(scan)[0]
+        assert segmenter.windows(scan) <= card.counts["uploads"] - before < 1.3 * segmenter.windows(scan) + 8
+    assert_equal_but_for_ties(found, expected)
+
+
+def total_allocations(folder: Path, work: Work) -> tuple[int, int]:
+    """How many arrays are made on the GPU when the networks are there, and with the preparation of the scan alone."""
+    with gpu() as card:
+        segmenter = opened(folder, "cuda")
+        segmenter.load()
+        before = card.allocations
+        scan = segmenter.prepare([scans.blobs(SHAPE)])
+        work(segmenter, scan)
+        return before, card.allocations
+
+
+@pytest.mark.parametrize("what", RESULTS)
+def test_out_of_memory_at_any_time_gives_the_same(model: Path, what: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Whichever array finds no room: the scan, what is made of it on the way, sums, weights, scores, labels."""
+    expected = predicted(model, "cpu", RESULTS[what])
+    first, last = total_allocations(model, RESULTS[what])
+    step = (last - first) // 4
+    for number in (first + 1, first + 7, *range(first + step, last - step, step), last - 1, last):
+        caplog.clear()
+        with gpu() as card:
+            segmenter = opened(model, "cuda")
+            segmenter.load()
+            card.fails_at = {number}
+            found = RESULTS[what](segmenter, segmenter.prepare([scans.blobs(SHAPE)]))
+        assert "out of GPU memory" in caplog.text, number
+        assert_equal_but_for_ties(found, expected)
+
+
+def test_a_scan_that_was_prepared_there_leaves_when_memory_is_short(model: Path) -> None:
+    with gpu() as card:
+        segmenter = opened(model, "cuda")
+        segmenter.load()
+        scan = segmenter.prepare([scans.blobs(SHAPE)])
+        held = card.live
+        volume = scan.prepared.data.numel() * 4
+        card.fails_at = {card.allocations + 20}
+        segmenter.segment(scan)
+        assert isinstance(scan.prepared.data, np.ndarray)
+        assert card.live <= held - volume
+
+
+def test_a_limit_of_the_card_holds_for_scans_too(model: Path) -> None:
+    """Of 0.6 GB, 0.5 are CUDA's: half of the rest is not enough for a scan of 60 MB on its way to the network."""
+    with gpu() as card:
+        free, tight = opened(model, "cuda"), opened(model, "cuda", gpu_memory_gb=0.6)
+        assert free._device_for(60 * 2**20).type == "cuda"
+        assert tight._device_for(60 * 2**20).type == "cpu"
+        assert isinstance(card, Gpu)
