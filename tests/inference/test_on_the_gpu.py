@@ -1,4 +1,4 @@
-"""What happens on a GPU, on a pretended one: the CPU's results, what crosses over, what is waited for, lack of memory."""
+"""What happens on a GPU, on a pretended one: the CPU's results, what crosses over, waits and lack of memory."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.inference.devices import CPU
 from nnunet_flare.inference.scans import PreparedScan
 from nnunet_flare.inference.settings import PredictionSettings
+from nnunet_flare.inference.windows import window_starts
 
 SHAPE = (20, 44, 50)
 MEMBERS = 2
@@ -96,6 +97,16 @@ def test_a_scan_goes_to_the_gpu_once_as_it_is_stored(model: Path, options: str) 
     stored = 2 * int(np.prod(SHAPE))
     assert stored <= sizes["uploads"] < stored + 40_000  # 33 kB are the weights of a window's voxels
     assert counts["uploads"] <= 8
+
+
+@pytest.mark.parametrize("plan", ["nearest between slices", "splines along all axes", "fewer slices, nearest"])
+def test_the_label_map_comes_back_once_and_no_slice_is_waited_for(tmp_path: Path, plan: str) -> None:
+    """Once a slab the program looks whether its scores are finite; nothing else of the GPU is waited for."""
+    folder = models.write_model(tmp_path / "model", plan=models.plans(**PLANS[plan]), seed=2)
+    counts, sizes = crossings(folder)
+    slabs = len(window_starts(opened(folder, "cpu").prepare([scans.blobs(SHAPE)]).shape, (8, 32, 32), 0.9)[0])
+    assert counts["downloads"] == 1 and sizes["downloads"] == int(np.prod(SHAPE))
+    assert slabs < SHAPE[0] and counts["waits"] == slabs + 1
 
 
 PLANS = {
