@@ -69,6 +69,22 @@ class Place(Protocol):
         """Probabilities over the first axis."""
         ...
 
+    def sigmoid(self, scores: Array) -> Array:
+        """The logistic function."""
+        ...
+
+    def winner(self, scores: Array) -> Array:
+        """The index, uint8, of the highest score over the first axis, the lowest one of several."""
+        ...
+
+    def labels(self, shape: Sequence[int]) -> Array:
+        """A label map, uint8, of background."""
+        ...
+
+    def paint(self, labels: Array, where: Array, label: int) -> None:
+        """Give a label to the voxels of a mask."""
+        ...
+
     def total(self, scores: Array) -> Any:
         """The sum of all scores, which is a finite number when they are."""
         ...
@@ -133,6 +149,18 @@ class Host:
         powers /= powers.sum(0)
         return powers
 
+    def sigmoid(self, scores: np.ndarray) -> np.ndarray:
+        return sigmoid(scores)
+
+    def winner(self, scores: np.ndarray) -> np.ndarray:
+        return scores.argmax(0).astype(np.uint8)
+
+    def labels(self, shape: Sequence[int]) -> np.ndarray:
+        return np.zeros(tuple(shape), np.uint8)
+
+    def paint(self, labels: np.ndarray, where: np.ndarray, label: int) -> None:
+        labels[where] = label
+
     def total(self, scores: np.ndarray) -> float:
         with np.errstate(invalid="ignore", over="ignore"):
             return float(scores.sum(dtype=np.float32))
@@ -146,3 +174,14 @@ def to_host(array: Any) -> np.ndarray:
     if not isinstance(array, np.ndarray):
         array = array.detach().float().cpu().numpy()
     return array.astype(np.float32, copy=False)
+
+
+def fetched(array: Array) -> np.ndarray:
+    """An array from anywhere as a NumPy array in its own type."""
+    return array if isinstance(array, np.ndarray) else array.cpu().numpy()
+
+
+def sigmoid(scores: np.ndarray) -> np.ndarray:
+    """The logistic function, in single precision."""
+    with np.errstate(over="ignore"):
+        return np.float32(1) / (np.float32(1) + np.exp(-scores))

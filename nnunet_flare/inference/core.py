@@ -7,6 +7,7 @@ offers the same under stock's interface.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.images import Volume
-from nnunet_flare.inference.arrays import Array, to_host
+from nnunet_flare.inference.arrays import Array, fetched, to_host
 from nnunet_flare.inference.attempts import Way
 from nnunet_flare.inference.augment import central_crop
 from nnunet_flare.inference.choices import DEFAULT_CHECKPOINT, Fold
@@ -28,7 +29,7 @@ from nnunet_flare.inference.labels import Labels
 from nnunet_flare.inference.memory import FLOAT_BYTES, Need, affordable, need, sums_device, volume_device
 from nnunet_flare.inference.networks import Networks
 from nnunet_flare.inference.opened import Opened, check_same_task
-from nnunet_flare.inference.places import place_at
+from nnunet_flare.inference.places import place_at, place_of
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.inference.runtimes import averaged, stacked
 from nnunet_flare.inference.scans import PreparedScan, prepare_scan, value_oddities
@@ -51,10 +52,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, eq=False)
 class MembersPrediction:
-    """Each member's label map (z, y, x), uint8, and the mean of their softmax (K, z, y, x), on the network's grid."""
+    """Each member's label map (z, y, x), uint8, and the mean of their softmax (K, z, y, x), on the network's grid.
+
+    The mean is a tensor on the GPU where it was made there.
+    """
 
     labels: list[np.ndarray]
-    mean_softmax: np.ndarray
+    mean_softmax: Array
 
 
 class Segmenter:
@@ -278,12 +282,12 @@ class Segmenter:
         """
 
         def work(forwards: list[Forward], way: Way, policy: str) -> np.ndarray:
-            labels = np.empty(scan.shape, np.uint8)
+            labels = place_at(way.sums).labels(scan.shape)
             done = 0
 
             def consume(block: Array) -> None:
                 nonlocal done
-                labels[done : done + block.shape[1]] = self.labels.decided(to_host(block))
+                labels[done : done + block.shape[1]] = self.labels.decided(block)
                 done += block.shape[1]
 
             self._slider.run(
@@ -295,7 +299,7 @@ class Segmenter:
                 policy=policy,
                 progress=progress,
             )
-            return labels
+            return fetched(labels)
 
         return self._within_limits(scan, ("all",), self.heads, 1, work)
 
@@ -318,41 +322,48 @@ class Segmenter:
     def predict_members(self, data: Array, *, only: Sequence[int] | None = None) -> MembersPrediction:
         """Every member's label map and the mean of their softmax (sigmoid for regions), in one call.
 
+        The mean is made, and left, on the GPU where it has room for it.
+
         Args:
             data: a preprocessed scan (C, z, y, x), float32.
             only: the classes that the members were trained for; the softmax of the others is added to the background's.
         """
         others = [] if only is None else [head for head in range(1, self.heads) if head not in only]
 
+        shape = (self.heads, *data.shape[1:])
+        self.load()
+
         def work(forwards: list[Forward], way: Way) -> MembersPrediction:
-            mean = np.zeros((self.heads, *data.shape[1:]), np.float32)
-            volume = place_at(way.volume).packed(data)
+            volume, kept = place_at(way.volume).packed(data), way.sums
+            if kept.type != "cpu":
+                beside = self._need(shape[1:], shape[1:], self.heads, 1, self.settings.windows).sums
+                kept = volume_device(kept, self.settings.gpu_memory_gb, FLOAT_BYTES * math.prod(shape), beside)
+            mean = place_at(kept).zeros(shape)
             labels = [self._add_member(volume, forward, way, mean, others) for forward in forwards]
             mean /= len(forwards)
             return MembersPrediction(labels, mean)
 
         return self._on_best_device(data, work)
 
-    def _add_member(
-        self, data: Array, forward: Forward, way: Way, mean: np.ndarray, merged: Sequence[int]
-    ) -> np.ndarray:
+    def _add_member(self, data: Array, forward: Forward, way: Way, mean: Array, merged: Sequence[int]) -> np.ndarray:
         """A member's label map; its probabilities are added to ``mean``, those of ``merged`` classes as background."""
-        labels = np.zeros(data.shape[1:], np.uint8)
+        labels, kept = place_at(way.sums).labels(data.shape[1:]), place_of(mean)
         done = 0
 
         def consume(block: Array) -> None:
             nonlocal done
             last = done + block.shape[1]
-            probabilities = self.labels.probabilities(to_host(block))
+            probabilities = self.labels.probabilities(block)
             if merged:
-                probabilities[0] += probabilities[list(merged)].sum(0)
-                probabilities[list(merged)] = 0
+                probabilities[0] += sum(probabilities[head] for head in merged)
+                for head in merged:
+                    probabilities[head] = 0
             labels[done:last] = self.labels.decided(probabilities, probabilities=True)
-            mean[:, done:last] += probabilities
+            mean[:, done:last] += kept.take(probabilities)
             done = last
 
         self._slider.run(data, forward, consume, device=way.sums, network=way.device)
-        return labels
+        return fetched(labels)
 
     def _within_limits(
         self,

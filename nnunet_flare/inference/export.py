@@ -20,6 +20,7 @@ import numpy as np
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.arrays import Array
 from nnunet_flare.inference.grids import ANISOTROPY_THRESHOLD, linear, nearest, separate_axis
+from nnunet_flare.inference.memory import there_or_on_cpu
 from nnunet_flare.inference.places import is_on_gpu, place_of
 from nnunet_flare.inference.planes import Axis, HostPlanes
 from nnunet_flare.inference.resampling import NO_RESAMPLING
@@ -48,16 +49,20 @@ def labels_on_image_grid(
     Raises:
         InputError: when the plans name a resampling of scores that is not separable linear interpolation.
     """
-    exporter = SliceExporter(
-        tuple(scores.shape[1:]),
-        properties,
-        plans_manager,
-        configuration_manager,
-        label_manager,
-        probabilities=probabilities,
-    )
-    exporter.consume(scores)
-    return exporter.finish()
+
+    def labels(scores: Array) -> np.ndarray:
+        exporter = SliceExporter(
+            tuple(scores.shape[1:]),
+            properties,
+            plans_manager,
+            configuration_manager,
+            label_manager,
+            probabilities=probabilities,
+        )
+        exporter.consume(scores)
+        return exporter.finish()
+
+    return there_or_on_cpu(scores, labels)
 
 
 class SliceExporter:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from nnunet_flare.errors import CaseError, InputError
+from nnunet_flare.inference.arrays import Array, to_host
 from nnunet_flare.inference.devices import CPU, Device, of_torch
 
 log = logging.getLogger(__name__)
@@ -211,6 +212,18 @@ def unless_memory_is_short(device: Device, work: Callable[[], Result]) -> Result
     log.warning("out of GPU memory; the CPU prepares the scan%s", gpu_figures(device))
     free_gpu_memory()
     return None
+
+
+def there_or_on_cpu(array: Array, work: Callable[[Array], Result]) -> Result:
+    """What ``work`` makes of an array; where a GPU's memory does not suffice, which is said, of a copy on the CPU."""
+    try:
+        return work(array)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    log.warning("out of GPU memory; the CPU goes on%s", gpu_figures(array.device))
+    free_gpu_memory()
+    return work(to_host(array))
 
 
 def free_gpu_memory() -> None:

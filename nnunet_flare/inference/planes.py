@@ -13,9 +13,9 @@ from typing import Protocol
 
 import numpy as np
 
-from nnunet_flare.inference.arrays import Array
+from nnunet_flare.inference.arrays import Array, sigmoid
 from nnunet_flare.inference.grids import Lerp, linear, nearest
-from nnunet_flare.inference.labels import REGION_THRESHOLD, sigmoid
+from nnunet_flare.inference.labels import REGION_THRESHOLD
 
 
 @dataclass(frozen=True)

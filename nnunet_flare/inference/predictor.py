@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any, Union
@@ -23,6 +24,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.images import Volume, from_sitk, read_volume
+from nnunet_flare.inference.arrays import to_host
 from nnunet_flare.inference.choices import DEFAULT_CHECKPOINT, Fold
 from nnunet_flare.inference.coarse_to_fine import RoiSegmenter, open_coarse
 from nnunet_flare.inference.core import MembersPrediction, Segmenter
@@ -214,7 +216,8 @@ class FlarePredictor(nnUNetPredictor):
             InputError: for a predictor with a coarse model, which crops stored scans.
         """
         self._refuse_preprocessed()
-        return self.segmenter.predict_members(_as_array(data), only=only)
+        found = self.segmenter.predict_members(_as_array(data), only=only)
+        return replace(found, mean_softmax=to_host(found.mean_softmax))
 
     def initialize_from_trained_model_folder(
         self,

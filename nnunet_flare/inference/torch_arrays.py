@@ -60,6 +60,18 @@ class OnDevice:
     def softmax(self, scores: torch.Tensor) -> torch.Tensor:
         return scores.float().softmax(0)
 
+    def sigmoid(self, scores: torch.Tensor) -> torch.Tensor:
+        return scores.float().sigmoid()
+
+    def winner(self, scores: torch.Tensor) -> torch.Tensor:
+        return scores.argmax(0).to(torch.uint8)
+
+    def labels(self, shape: Sequence[int]) -> torch.Tensor:
+        return torch.zeros(tuple(shape), dtype=torch.uint8, device=self._device)
+
+    def paint(self, labels: torch.Tensor, where: torch.Tensor, label: int) -> None:
+        labels.masked_fill_(where, label)
+
     def total(self, scores: torch.Tensor) -> torch.Tensor:
         """A tensor, so that nothing waits for the GPU until it is looked at."""
         return scores.sum(dtype=torch.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import model_folders as models
@@ -13,11 +14,15 @@ import pytest
 import small_scans as scans
 from pretend_gpu import Gpu, gpu
 
+from nnunet_flare.inference.arrays import to_host
 from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.inference.devices import CPU
+from nnunet_flare.inference.export import labels_on_image_grid
 from nnunet_flare.inference.scans import PreparedScan
 from nnunet_flare.inference.settings import PredictionSettings
 from nnunet_flare.inference.windows import window_starts
+from nnunet_flare.rounds.stages.label import _fused
+from nnunet_flare.rounds.stages.mapped import MappedLabeller
 
 SHAPE = (20, 44, 50)
 MEMBERS = 2
@@ -29,7 +34,25 @@ RESULTS: dict[str, Work] = {
     "the members' label maps": lambda segmenter, scan: np.stack(segmenter.segment(scan, members=True)[1]),
     "a coarse label map": lambda segmenter, scan: segmenter.network_labels(scan),
     "logits": lambda segmenter, scan: segmenter.logits(scan.prepared.data),
+    "a pseudo-label": lambda segmenter, scan: pseudo_label(segmenter, scan.prepared.at(CPU), scan)[0],
+    "its members' label maps": lambda segmenter, scan: np.stack(
+        segmenter.predict_members(scan.prepared.at(CPU)).labels
+    ),
+    "the mean of its members": lambda segmenter, scan: to_host(
+        segmenter.predict_members(scan.prepared.at(CPU), only=[1, 3]).mean_softmax
+    ),
 }
+
+
+def pseudo_label(segmenter: Segmenter, data: np.ndarray, scan: PreparedScan) -> tuple[np.ndarray, np.ndarray]:
+    """As a loop labels a case: on the scan's grid, and on the network's."""
+    prediction = segmenter.predict_members(data)
+    managers = (segmenter.plans_manager, segmenter.configuration_manager, segmenter.label_manager)
+    fused = _fused(prediction, labels=segmenter.labels)
+    written = labels_on_image_grid(prediction.mean_softmax, scan.prepared.properties, *managers, probabilities=True)
+    return written, fused
+
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "mirrored": {"tta": "mirror"},
@@ -107,6 +130,45 @@ def test_the_label_map_comes_back_once_and_no_slice_is_waited_for(tmp_path: Path
     slabs = len(window_starts(opened(folder, "cpu").prepare([scans.blobs(SHAPE)]).shape, (8, 32, 32), 0.9)[0])
     assert counts["downloads"] == 1 and sizes["downloads"] == int(np.prod(SHAPE))
     assert slabs < SHAPE[0] and counts["waits"] == slabs + 1
+
+
+def test_a_pseudo_label_is_made_there(model: Path) -> None:
+    """The scan goes over once for all members; what comes back are label maps, and no scores."""
+    segmenter = opened(model, "cpu")
+    scan = segmenter.prepare([scans.blobs(SHAPE)])
+    written, fused = pseudo_label(segmenter, scan.prepared.data, scan)
+    with gpu() as card:
+        segmenter = opened(model, "cuda")
+        segmenter.load()
+        before, weighed = card.counts.copy(), card.bytes.copy()
+        found = pseudo_label(segmenter, scan.prepared.data, scan)
+        counts, sizes = card.counts - before, card.bytes - weighed
+    assert_equal_but_for_ties(found[0], written)
+    assert_equal_but_for_ties(found[1], fused)
+    assert scan.prepared.data.nbytes <= sizes["uploads"] < scan.prepared.data.nbytes + 80_000
+    assert counts["downloads"] == MEMBERS + 2
+    assert sizes["downloads"] == (MEMBERS + 1) * fused.size + written.size
+
+
+@pytest.mark.parametrize("windows", ["plain", "mirrored"])
+def test_a_coarse_label_map_comes_back_once(model: Path, windows: str) -> None:
+    with gpu() as card:
+        segmenter = opened(model, "cuda", **OPTIONS[windows])
+        scan = segmenter.prepare([scans.blobs(SHAPE)])
+        labels = segmenter.network_labels(scan)
+    assert card.counts["downloads"] == 1 and card.bytes["downloads"] == labels.size
+
+
+def test_a_models_classes_are_mapped_there(model: Path) -> None:
+    """``--init_map``: the softmax of merged classes is added where it lies."""
+    ours = SimpleNamespace(num_segmentation_heads=3)
+    id_map = SimpleNamespace(ids={1: 2, 2: 2, 3: 1})
+    data = opened(model, "cpu").prepare([scans.blobs(SHAPE)]).prepared.data
+    expected = MappedLabeller(opened(model, "cpu"), id_map, ours).predict_members(data)  # type: ignore[arg-type]
+    with gpu() as card:
+        found = MappedLabeller(opened(model, "cuda"), id_map, ours).predict_members(data)  # type: ignore[arg-type]
+        assert card.counts["downloads"] == MEMBERS
+        np.testing.assert_allclose(to_host(found.mean_softmax), expected.mean_softmax, atol=1e-5)
 
 
 PLANS = {
