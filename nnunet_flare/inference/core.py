@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -175,8 +175,9 @@ class Segmenter:
         return self._slider.patch
 
     def load(self) -> None:
-        """Build the networks now and not at the first scan."""
+        """Build the networks now and not at the first scan; on a GPU each is tried on a window, too."""
         self._networks.load()
+        self._networks.warm_up((self._slider.batch * self.patch[0], *self.patch[1:]))
 
     @property
     def _forwards(self) -> list[Forward]:
@@ -331,7 +332,7 @@ class Segmenter:
         others = [] if only is None else [head for head in range(1, self.heads) if head not in only]
 
         shape = (self.heads, *data.shape[1:])
-        self.load()
+        self._networks.load()
 
         def work(forwards: list[Forward], way: Way) -> MembersPrediction:
             volume, kept = place_at(way.volume).packed(data), way.sums
@@ -374,7 +375,7 @@ class Segmenter:
         work: Callable[[list[Forward], Way, str], Result],
     ) -> Result:
         """What ``work`` makes with the first of the window policies that keeps to the memory limits."""
-        self.load()
+        self._networks.load()
 
         def wanted(policy: str) -> Need:
             return self._need(scan.shape, scan.grid.array.shape, heads, maps, policy)
@@ -385,7 +386,7 @@ class Segmenter:
 
     def _on_best_device(self, data: Array, work: Callable[[list[Forward], Way], Result]) -> Result:
         """What ``work`` makes of a preprocessed scan (C, z, y, x)."""
-        self.load()
+        self._networks.load()
         shape = tuple(data.shape[1:])
         wanted = self._need(shape, shape, self.heads, 1, self.settings.windows)
         return self._attempt("preprocessed scan", data, wanted.sums, work)
@@ -405,7 +406,10 @@ class Segmenter:
         if self.settings.tta == "crop-rotate":
             middle = [part.stop - part.start for part in central_crop(grid)]
         whole = policy == "skip-empty"
-        return need(grid, image, self.patch, heads=heads, maps=maps, whole_volume=whole, kept=middle)
+        found = need(grid, image, self.patch, heads=heads, maps=maps, whole_volume=whole, kept=middle)
+        if whole or self._networks.device.type == "cpu":
+            return found
+        return replace(found, sums=self._slider.batch * found.sums)
 
     def _exporter(self, scan: PreparedScan) -> SliceExporter:
         return SliceExporter(

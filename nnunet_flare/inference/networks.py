@@ -13,6 +13,7 @@ from nnunet_flare.inference.augment import flipped, flips_of
 from nnunet_flare.inference.devices import CPU, Device, named, open_device
 from nnunet_flare.inference.memory import free_gpu_memory, gpu_figures, is_out_of_memory, keep_to
 from nnunet_flare.inference.opened import Execution, Opened
+from nnunet_flare.inference.places import place_at
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.inference.runtimes import choose_backend, choose_precision
 from nnunet_flare.inference.settings import PredictionSettings
@@ -45,6 +46,7 @@ class Networks:
         self.device = open_device(settings.device)
         self.precision = choose_precision(settings.precision, self.device)
         self._built: dict[tuple[str, str], list[Forward]] = {}
+        self._cold: list[Forward] = []
         self._lock = threading.Lock()
         self._said = False
         choose_backend(settings.backend, self.device)  # refused now and not at the first scan
@@ -64,6 +66,24 @@ class Networks:
         self.precision = _on(CPU, self.precision)
         self.device = CPU
         self.forwards(self.device, self.precision)
+
+    def warm_up(self, window: Sequence[int]) -> None:
+        """Run each network that was built since the last call on an empty window (z, y, x), on a GPU.
+
+        CUDA loads its kernels, and cuDNN chooses its algorithms, while the first scan is still being read.
+        """
+        cold, self._cold = self._cold, []
+        if self.device.type != "cuda":
+            return
+        with self._profile.stage("warm-up"):
+            try:
+                for forward, model in zip(cold, self._models, strict=False):
+                    empty = place_at(self.device).zeros((1, model.network_channels, *window))
+                    self._profile.settle(forward(empty))
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                free_gpu_memory()  # a scan that is being prepared may hold it; predicting will find a way
 
     def attempt(self, case: str, sums: Device, volume: Device, work: Callable[[list[Forward], Way], Result]) -> Result:
         """What ``work`` makes of the networks and the way of computing, in the first way that succeeds.
@@ -92,12 +112,12 @@ class Networks:
             if device.type == "cuda" and self._settings.gpu_memory_gb is not None:
                 keep_to(device, self._settings.gpu_memory_gb)
             with self._profile.stage("model"):
+                plain = [self._runtime(model, device, precision) for model in self._models]
                 made = [
-                    flipped(
-                        self._runtime(model, device, precision), flips_of(self._settings.tta, its, two_d=self._two_d)
-                    )
-                    for model, its in zip(self._models, axes, strict=True)
+                    flipped(forward, flips_of(self._settings.tta, its, two_d=self._two_d))
+                    for forward, its in zip(plain, axes, strict=True)
                 ]
+            self._cold = plain
             self._built[str(device), precision] = made
             return made
 

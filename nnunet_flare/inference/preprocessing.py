@@ -124,7 +124,11 @@ def preprocess(
     target = target_spacing(spacing, configuration_manager.spacing)
     keeps = configuration_manager.configuration["resampling_fn_data"] == NO_RESAMPLING
     shape = shape_before if keeps else network_shape(shape_before, spacing, target)
-    device = device_for(_bytes_needed(channels_inside, shape)) if is_ours(configuration_manager.configuration) else CPU
+    device = (
+        device_for(bytes_needed([channel.array for channel in channels_inside], shape))
+        if is_ours(configuration_manager.configuration)
+        else CPU
+    )
     with profile.stage(RESAMPLE):
         if device.type != "cpu":
             from nnunet_flare.inference.torch_resampling import resampled_there
@@ -144,10 +148,10 @@ def preprocess(
     return Prepared(data, properties)
 
 
-def _bytes_needed(channels: Sequence[Channel], shape: Sequence[int]) -> int:
+def bytes_needed(channels: Sequence[np.ndarray], shape: Sequence[int]) -> int:
     """What normalising and resampling hold on a GPU: the result, a channel as stored, and halfway to its new grid."""
-    halfway = max(len(channels[0].array), int(shape[0])) * math.prod(shape[1:])
-    stored = max(channel.array.nbytes for channel in channels)
+    halfway = max(len(channels[0]), int(shape[0])) * math.prod(shape[1:])
+    stored = max(channel.nbytes for channel in channels)
     return FLOAT_BYTES * (len(channels) * math.prod(shape) + halfway) + stored + CHUNK_BYTES
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +12,14 @@ from nnunet_flare.inference.attempts import Watch
 from nnunet_flare.inference.augment import average_with, central_crop
 from nnunet_flare.inference.devices import CPU
 from nnunet_flare.inference.opened import Opened
-from nnunet_flare.inference.places import place_of
+from nnunet_flare.inference.places import is_on_gpu, place_of
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.inference.settings import PredictionSettings
 from nnunet_flare.inference.skipping import BODY_HU, Huang, slide_growing
 from nnunet_flare.inference.windows import Consume, Forward, count_windows, slide
+
+BATCH_VOXELS = 2**21
+"""Of the slices that a 2-D network on a GPU gets at a time: 8 of 512 x 512."""
 
 
 class Slider:
@@ -33,6 +37,7 @@ class Slider:
         patch = tuple(int(p) for p in model.configuration_manager.patch_size)
         self.two_d = len(patch) == 2
         self.patch = (1, *patch) if self.two_d else patch
+        self.batch = max(1, BATCH_VOXELS // math.prod(patch)) if self.two_d else 1
         if settings.windows == "huang" and (self.two_d or self._labels.has_regions):
             raise InputError("--windows huang is made for 3-D models with exclusive labels; use all or skip-empty")
 
@@ -63,7 +68,7 @@ class Slider:
         """Hand the scores of a preprocessed scan to ``consume``; with ``crop-rotate``, averaged with its middle's.
 
         Args:
-            data: the scan (C, z, y, x), on any device.
+            data: the scan (C, z, y, x), on any device; on a GPU a 2-D network gets several of its slices at a time.
             forward: a window (1, C, z, y, x) to the scores (members * heads, z, y, x).
             consume: gets the scores of the next slices, float32, in order.
             device: where the sums lie.
@@ -85,10 +90,11 @@ class Slider:
             "gaussian": self._settings.gaussian,
             "progress": progress,
         }
+        together = self.batch if is_on_gpu(data) else 1
         data = place_of(data).take(data)
 
         def one_pass(part: Array, consume: Consume) -> None:
-            self._pass(part, forward, consume, policy or self._settings.windows, common)
+            self._pass(part, forward, consume, policy or self._settings.windows, common, together)
 
         if self._settings.tta == "crop-rotate":
             box = central_crop(data.shape[1:])
@@ -105,6 +111,7 @@ class Slider:
         consume: Consume,
         policy: str,
         common: dict[str, Any],
+        batch: int,
     ) -> None:
         watch = Watch()
         watching, consume = watch.watched(forward), watch.before(consume)
@@ -116,7 +123,7 @@ class Slider:
                 return scores
 
         if policy == "all":
-            slide(data, timed, consume, **common)
+            slide(data, timed, consume, batch=batch, **common)
         elif policy == "huang":
             shape = [max(n, p) for n, p in zip(data.shape[1:], self.patch, strict=True)]
             slide(data, lambda window: _softmax(timed(window)), consume, visit=Huang(shape, self.patch), **common)

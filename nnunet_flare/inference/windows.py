@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -115,6 +115,7 @@ def slide(
     gaussian: bool = True,
     progress: Callable[[int], None] | None = None,
     visit: Visit | None = None,
+    batch: int = 1,
 ) -> int:
     """Predict a volume window by window and hand on its averaged scores, slice by slice.
 
@@ -131,22 +132,28 @@ def slide(
         progress: told the number of windows done since the last call.
         visit: chooses the windows slab by slab; all of stock's grid without it. Voxels that no window covers get
             scores of zero, which is background.
+        batch: slices that a 2-D network gets at a time, as the depth of a window.
 
     Returns:
         The number of windows.
     """
-    patch = tuple(int(p) for p in patch)
+    slices = tuple(int(p) for p in patch)
+    patch = (batch * slices[0], *slices[1:])
     padded, kept = padded_volume(data, patch)
     shape = tuple(padded.shape[1:])
-    choose = visit or EveryWindow(shape, patch, step_size)
+    choose = visit or EveryWindow(shape, slices, step_size, batch=batch)
     place, there = place_at(device), place_at(network)
     inner = inner_part(data.shape[1:], kept, patch)
-    weights = window_weights(patch, place, gaussian=gaussian)[inner]
+    weights = place.join([window_weights(slices, place, gaussian=gaussian)] * batch, 0)[inner]
     size = (weights.shape[0], *data.shape[2:])
     sums, total = place.zeros((heads, *size)), place.zeros(size)
-    done = 0
+    done, before = 0, 0
     for z, following in zip(choose.z_starts, [*choose.z_starts[1:], shape[0]], strict=True):
-        slab = Slab(padded[:, z : z + patch[0]], forward, there, place, sums, total, weights, patch, inner, progress)
+        slab = Slab(padded[:, z : z + patch[0]], forward, there, place, sums, total, weights, patch, inner)
+        if progress is not None:
+            count = 1 if batch == 1 else min(z + batch, data.shape[1]) - before
+            slab.progress = partial(progress, count)
+            before += count
         choose(slab)
         done += slab.windows
         finished = min(following - z, size[0])
@@ -181,13 +188,13 @@ class Slab:
         weights: Array,
         patch: tuple[int, ...],
         inner: tuple[slice, ...],
-        progress: Callable[[int], None] | None,
     ) -> None:
         """``sums`` and ``total`` have no padding; ``weights`` are those of the ``inner`` part of a window.
 
         Windows go to the network ``there``, the sums are at ``place``.
         """
-        self._data, self._forward, self._patch, self._progress = data, forward, patch, progress
+        self._data, self._forward, self._patch = data, forward, patch
+        self.progress: Callable[[], None] = lambda: None
         self._there, self._place, self._sums, self._total, self._weights = there, place, sums, total, weights
         self._inner = inner
         self.windows = 0
@@ -197,8 +204,7 @@ class Slab:
         window = self._data[:, :, y : y + self._patch[1], x : x + self._patch[2]]
         scores = self._place.take(self._forward(self._there.packed(window[None])))
         self.windows += 1
-        if self._progress is not None:
-            self._progress(1)
+        self.progress()
         return scores
 
     def add(self, y: int, x: int, scores: Array) -> None:
@@ -218,8 +224,11 @@ def window_weights(patch: tuple[int, ...], place: Place, *, gaussian: bool) -> A
 class EveryWindow:
     """Visits all of stock's windows."""
 
-    def __init__(self, shape: Sequence[int], patch: Sequence[int], step_size: float) -> None:
+    def __init__(self, shape: Sequence[int], patch: Sequence[int], step_size: float, *, batch: int = 1) -> None:
+        """In a ``batch`` of slices the last one begins earlier, so that all have the same size."""
         self.z_starts, self._rows, self._columns = window_starts(shape, patch, step_size)
+        if batch > 1:
+            self.z_starts = [*range(0, shape[0] - batch, batch), shape[0] - batch]
 
     def __call__(self, slab: Slab) -> None:
         """Run and add every window of a slab."""
