@@ -26,6 +26,10 @@ WAITS = {aten.nonzero.default, aten.masked_select.default, aten._unique2.default
 """Operations whose result the program has to wait for."""
 
 
+REFUSED = {torch.uint16, torch.uint32, torch.uint64}
+"""Types in which CUDA computes hardly anything."""
+
+
 class OnCard(torch.Tensor):
     """A tensor of the GPU; ``held`` has its values."""
 
@@ -123,6 +127,8 @@ class Gpu(TorchDispatchMode):
 
     def upload(self, tensor: torch.Tensor, dtype: torch.dtype, *, free: bool) -> OnCard:
         """A copy on the GPU; the program waits for it unless ``free`` and pinned, in the same type."""
+        if dtype in REFUSED:
+            raise NotImplementedError(f"{dtype} on CUDA")
         self.counts["uploads"] += 1
         self.bytes["uploads"] += tensor.numel() * dtype.itemsize
         if not (free and dtype == tensor.dtype and getattr(tensor, "is_pinned_here", False)):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import model_folders as models
 import numpy as np
@@ -14,12 +16,14 @@ import pytest
 import small_scans as scans
 from pretend_gpu import Gpu, gpu
 
+from nnunet_flare.inference import memory, preprocessing, sliding, torch_planes, torch_resampling
 from nnunet_flare.inference.arrays import to_host
 from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.inference.devices import CPU
 from nnunet_flare.inference.export import labels_on_image_grid
 from nnunet_flare.inference.scans import PreparedScan
 from nnunet_flare.inference.settings import PredictionSettings
+from nnunet_flare.inference.torch_runtime import TorchRuntime
 from nnunet_flare.inference.windows import window_starts
 from nnunet_flare.rounds.stages.label import _fused
 from nnunet_flare.rounds.stages.mapped import MappedLabeller
@@ -171,6 +175,66 @@ def test_a_models_classes_are_mapped_there(model: Path) -> None:
         np.testing.assert_allclose(to_host(found.mean_softmax), expected.mean_softmax, atol=1e-5)
 
 
+def test_slices_of_a_2d_network_go_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = models.write_model(tmp_path / "model", plan=models.plans(spacing=(2.0, 2.0), patch=(32, 32)), folds=(0, 1))
+    for options in ({}, {"tta": "mirror"}, {"windows": "skip-empty"}, {"gaussian": False}):
+        expected = predicted(folder, "cpu", RESULTS["logits"], **options)
+        monkeypatch.setattr(sliding, "BATCH_VOXELS", 8 * 32 * 32)
+        seen: list[int] = []
+        real = TorchRuntime._scores
+        noted = lambda self, window, real=real, seen=seen: (seen.append(window.shape[2]), real(self, window))[1]  # noqa: E731
+        monkeypatch.setattr(TorchRuntime, "_scores", noted)
+        with gpu():
+            found = predicted(folder, "cuda", RESULTS["logits"], **options)
+        monkeypatch.undo()
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+        assert set(seen) == ({1} if "windows" in options else {8})
+
+
+@pytest.mark.parametrize("slices", [3, 8, 9, 20])
+def test_every_slice_is_told_of_once_however_many_go_together(tmp_path: Path, slices: int) -> None:
+    folder = models.write_model(tmp_path / "model", plan=models.plans(spacing=(2.0, 2.0), patch=(32, 32)))
+    volume, told = scans.blobs((slices, 40, 40)), []
+    with gpu(), patch.object(sliding, "BATCH_VOXELS", 8 * 32 * 32):
+        segmenter = opened(folder, "cuda")
+        scan = segmenter.prepare([volume])
+        found = segmenter.segment(scan, progress=told.append)[0]
+    assert sum(told) == segmenter.windows(scan)
+    assert_equal_but_for_ties(found, predicted(folder, "cpu", RESULTS["a label map"], volume))
+
+
+@pytest.mark.parametrize("patch_size", [(8, 32, 32), (32, 32)])
+def test_networks_are_warm_when_they_are_loaded(tmp_path: Path, patch_size: tuple[int, ...]) -> None:
+    """One window of each, of the size that scans will have, and none at the first scan."""
+    plan = models.plans(patch=patch_size, spacing=(4.0, 2.0, 2.0)[-len(patch_size) :], channels=2)
+    folder = models.write_model(tmp_path / "model", plan=plan, channels=2, folds=(0, 1))
+    seen: list[tuple[int, ...]] = []
+    real = TorchRuntime._scores
+    noted = lambda self, window: (seen.append(tuple(window.shape)), real(self, window))[1]  # noqa: E731
+    with gpu(), patch.object(TorchRuntime, "_scores", noted):
+        segmenter = opened(folder, "cuda", tta="mirror")
+        segmenter.load()
+        assert len(seen) == 2
+        segmenter.load()
+        assert len(seen) == 2, "twice the same"
+        segmenter.segment(segmenter.prepare([scans.blobs(SHAPE), scans.blobs(SHAPE, seed=1)]))
+    assert len(set(seen)) == 1
+    with patch.object(TorchRuntime, "_scores", lambda *_: pytest.fail("a CPU has nothing to warm up")):
+        opened(folder, "cpu").load()
+
+
+def test_a_lack_of_memory_while_warming_up_is_none_later(model: Path) -> None:
+    expected = predicted(model, "cpu", RESULTS["a label map"])
+    with gpu() as card:
+        segmenter = opened(model, "cuda")
+        segmenter._networks.load()
+        card.fails_at = {card.allocations + 5}
+        segmenter.load()
+        assert card.allocations == max(card.fails_at)
+        found = segmenter.segment(segmenter.prepare([scans.blobs(SHAPE)]))[0]
+    assert_equal_but_for_ties(found, expected)
+
+
 PLANS = {
     "nearest between slices": {"spacing": (4.0, 1.2, 1.2)},
     "fewer slices, nearest": {"spacing": (9.0, 2.0, 2.0)},
@@ -240,32 +304,61 @@ def test_a_scan_without_room_stays_on_the_cpu_and_goes_over_window_by_window(mod
     assert_equal_but_for_ties(found, expected)
 
 
-def total_allocations(folder: Path, work: Work) -> tuple[int, int]:
-    """How many arrays are made on the GPU when the networks are there, and with the preparation of the scan alone."""
+def held(image: Sequence[int], grid: Sequence[int], window: Sequence[int], *, heads: int) -> int:
+    """Bytes on the card beside networks, by arithmetic: a scan, the next one while it is prepared, sums, label map."""
+    stored = np.broadcast_to(np.int16(0), tuple(image))
+    need = memory.need(grid, image, window, heads=heads, maps=1, whole_volume=False)
+    scan, next_scan = 4 * math.prod(grid), preprocessing.bytes_needed([stored], grid)
+    return scan + next_scan + need.sums + need.window + math.prod(image) + 4 * torch_planes.CHUNK_BYTES
+
+
+def test_a_ct_of_300_slices_and_the_next_one_hold_a_gigabyte_of_the_card() -> None:
+    """2.5 x 0.8 x 0.8 mm to 4 x 1.5 x 1.5 mm and 14 classes; prediction.md quotes this."""
+    assert held((300, 512, 512), (188, 273, 273), (32, 128, 192), heads=14) == pytest.approx(1.1e9, abs=0.05e9)
+
+
+@pytest.mark.parametrize("plan", ["nearest between slices", "splines along all axes"])
+def test_no_more_is_held_than_the_arithmetic_says(tmp_path: Path, plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that holds nothing: what is measured is what lies around it."""
+    for module in (preprocessing, torch_planes, torch_resampling):
+        monkeypatch.setattr(module, "CHUNK_BYTES", 2**16)
+    scores = lambda self, window: window.new_zeros((4, *window.shape[2:]))  # noqa: E731
+    monkeypatch.setattr(TorchRuntime, "_scores", scores)
+    folder = models.write_model(tmp_path / "model", plan=models.plans(**PLANS[plan]))
+    volume = scans.blobs((60, 90, 90))
     with gpu() as card:
         segmenter = opened(folder, "cuda")
         segmenter.load()
-        before = card.allocations
-        scan = segmenter.prepare([scans.blobs(SHAPE)])
-        work(segmenter, scan)
-        return before, card.allocations
+        networks = card.live
+        scan = segmenter.prepare([volume])
+        card.peak = 0
+        waits = segmenter.prepare([volume])
+        segmenter.segment(scan)
+        expected = held(volume.array.shape, waits.shape, segmenter.patch, heads=4)
+        assert 0.4 * expected < card.peak - networks <= expected
 
 
 @pytest.mark.parametrize("what", RESULTS)
 def test_out_of_memory_at_any_time_gives_the_same(model: Path, what: str, caplog: pytest.LogCaptureFixture) -> None:
     """Whichever array finds no room: the scan, what is made of it on the way, sums, weights, scores, labels."""
     expected = predicted(model, "cpu", RESULTS[what])
-    first, last = total_allocations(model, RESULTS[what])
-    step = (last - first) // 4
-    for number in (first + 1, first + 7, *range(first + step, last - step, step), last - 1, last):
-        caplog.clear()
-        with gpu() as card:
-            segmenter = opened(model, "cuda")
-            segmenter.load()
-            card.fails_at = {number}
+    with gpu() as card:
+        segmenter = opened(model, "cuda")
+
+        def arrays_made() -> int:
+            before = card.allocations
             found = RESULTS[what](segmenter, segmenter.prepare([scans.blobs(SHAPE)]))
-        assert "out of GPU memory" in caplog.text, number
-        assert_equal_but_for_ties(found, expected)
+            assert_equal_but_for_ties(found, expected)
+            return card.allocations - before
+
+        arrays_made()  # networks, and what is kept from scan to scan
+        count = arrays_made()
+        assert not caplog.text
+        for number in (1, 7, *range(count // 4, count - count // 8, count // 4), count - 1, count):
+            caplog.clear()
+            card.fails_at = {card.allocations + number}
+            arrays_made()
+            assert "out of GPU memory" in caplog.text, f"array {number} of {count}"
 
 
 def test_a_scan_that_was_prepared_there_leaves_when_memory_is_short(model: Path) -> None:
