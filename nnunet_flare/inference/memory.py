@@ -134,7 +134,13 @@ def volume_device(device: Device, gpu_memory_gb: float | None, volume: int, besi
     """
     if device.type != "cuda":
         return CPU
-    return device if sums_fit_on_gpu(volume + beside, gpu_room(device, gpu_memory_gb)) else CPU
+    try:
+        room = gpu_room(device, gpu_memory_gb)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return CPU  # no room even for a context
+    return device if sums_fit_on_gpu(volume + beside, room) else CPU
 
 
 def gpu_room(device: Device, gpu_memory_gb: float | None) -> int:

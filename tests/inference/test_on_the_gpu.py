@@ -14,6 +14,7 @@ import model_folders as models
 import numpy as np
 import pytest
 import small_scans as scans
+import torch
 from pretend_gpu import Gpu, gpu
 
 from nnunet_flare.inference import memory, preprocessing, sliding, torch_planes, torch_resampling
@@ -302,6 +303,18 @@ def test_a_scan_without_room_stays_on_the_cpu_and_goes_over_window_by_window(mod
         found = segmenter.segment(scan)[0]
         assert segmenter.windows(scan) <= card.counts["uploads"] - before < 1.3 * segmenter.windows(scan) + 8
     assert_equal_but_for_ties(found, expected)
+
+
+def test_a_gpu_without_room_for_a_context_sets_no_scan_aside(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scan is prepared while the networks are being loaded, so that it may be the first to meet a full GPU."""
+
+    def full(device: Any = None) -> tuple[int, int]:
+        raise RuntimeError("CUDA error: out of memory")
+
+    with gpu():
+        segmenter = opened(model, "cuda")
+        monkeypatch.setattr(torch.cuda, "mem_get_info", full)
+        assert isinstance(segmenter.prepare([scans.blobs(SHAPE)]).prepared.data, np.ndarray)
 
 
 def held(image: Sequence[int], grid: Sequence[int], window: Sequence[int], *, heads: int) -> int:
