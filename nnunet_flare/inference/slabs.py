@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from nnunet_flare.inference.arrays import Array, Place
-from nnunet_flare.inference.places import place_of
+from nnunet_flare.inference.places import is_on_gpu, place_of
 
 if TYPE_CHECKING:
     from nnunet_flare.inference.windows import Forward
@@ -125,7 +125,8 @@ def _shift(sums: Array, count: int, *, axis: int) -> None:
     kept = len(slices) - count
     if not count:
         return
-    for first in range(0, kept, count):  # so many at a time, so that source and target never overlap
-        last = min(first + count, kept)
+    step = count if is_on_gpu(sums) else 1  # source and target never overlap; NumPy copies several of them first
+    for first in range(0, kept, step):
+        last = min(first + step, kept)
         slices[first:last] = slices[first + count : last + count]
     slices[max(0, kept) :] = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import product
 
 import numpy as np
@@ -103,6 +104,22 @@ def test_every_window_is_cut_as_from_the_padded_scan_on_any_device(shape):
             there = window_at(place_at(CARD).take(data), corner, PATCH, kept)
             assert there.device == CARD
             np.testing.assert_array_equal(to_host(there), expected)
+
+
+@pytest.mark.parametrize(("shape", "by_rows"), [((8, 120, 60), True), ((40, 60, 60), False)])
+def test_sums_move_on_in_their_own_memory(shape, by_rows):
+    """Beside the sums nothing of their size is held, neither while they are added up nor while they move on."""
+    patch = (8, 48, 40)
+    scores = np.ones((30, *patch), np.float32)
+    sums = 4 * 30 * patch[0] * (patch[1] + 1 if by_rows else shape[1]) * shape[2]
+    data = scan(*shape)
+    common = {"heads": 30, "patch": patch, "step_size": 0.7, "device": CPU, "by_rows": by_rows}
+    gaussian_weights(patch)  # are kept
+    tracemalloc.start()
+    slide(data, lambda window: scores, lambda *block: None, **common)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sums < peak < 1.2 * sums
 
 
 def test_nothing_is_summed_up_of_what_a_scan_is_padded_with(monkeypatch):
