@@ -7,7 +7,7 @@ the CPU in :class:`Host`, for GPUs in :mod:`nnunet_flare.inference.torch_arrays`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -58,8 +58,24 @@ class Place(Protocol):
         """An array from anywhere, here and in single precision; the same memory where that is so already."""
         ...
 
+    def packed(self, array: Any) -> Array:
+        """As :meth:`take`, and in one piece."""
+        ...
+
     def copy(self, array: Array) -> Array:
         """A copy in single precision."""
+        ...
+
+    def pad(self, array: Array, widths: Sequence[tuple[int, int]]) -> Array:
+        """The array with zeros before and after each axis."""
+        ...
+
+    def nowhere(self, shape: Sequence[int]) -> Array:
+        """A mask that holds nothing."""
+        ...
+
+    def counts(self, masks: Iterable[Array]) -> list[int]:
+        """How many voxels each mask holds; a GPU is waited for once."""
         ...
 
     def add_weighted(self, sums: Array, scores: Array, weights: Array) -> None:
@@ -82,6 +98,22 @@ class Place(Protocol):
         """Probabilities over the first axis."""
         ...
 
+    def sigmoid(self, scores: Array) -> Array:
+        """The logistic function."""
+        ...
+
+    def winner(self, scores: Array) -> Array:
+        """The index, uint8, of the highest score over the first axis, the lowest one of several."""
+        ...
+
+    def labels(self, shape: Sequence[int]) -> Array:
+        """A label map, uint8, of background."""
+        ...
+
+    def paint(self, labels: Array, where: Array, label: int) -> None:
+        """Give a label to the voxels of a mask."""
+        ...
+
     def total(self, scores: Array) -> Any:
         """The sum of all scores, or another number, which is finite when they are."""
         ...
@@ -102,10 +134,24 @@ class Host:
     def take(self, array: Any) -> np.ndarray:
         return to_host(array)
 
+    def packed(self, array: Any) -> np.ndarray:
+        return np.ascontiguousarray(to_host(array))
+
     def copy(self, array: np.ndarray | BFloat16) -> np.ndarray:
         return array.single() if isinstance(array, BFloat16) else np.array(array, np.float32)
 
-    def add_weighted(self, sums: np.ndarray, scores: np.ndarray | BFloat16, weights: np.ndarray) -> None:
+    def pad(self, array: np.ndarray, widths: Sequence[tuple[int, int]]) -> np.ndarray:
+        return np.pad(array, widths)
+
+    def nowhere(self, shape: Sequence[int]) -> np.ndarray:
+        return np.zeros(tuple(shape), bool)
+
+    def counts(self, masks: Iterable[np.ndarray]) -> list[int]:
+        return [int(np.count_nonzero(mask)) for mask in masks]
+
+    def add_weighted(self, sums: np.ndarray, scores: Array, weights: np.ndarray) -> None:
+        scores = scores if isinstance(scores, BFloat16) else to_host(scores)
+
         def add(part: slice) -> None:
             product = np.empty(scores.shape[2:], np.float32)
             for index in range(part.start, part.stop):
@@ -137,6 +183,18 @@ class Host:
         powers /= powers.sum(0)
         return powers
 
+    def sigmoid(self, scores: np.ndarray) -> np.ndarray:
+        return sigmoid(scores)
+
+    def winner(self, scores: np.ndarray) -> np.ndarray:
+        return scores.argmax(0).astype(np.uint8)
+
+    def labels(self, shape: Sequence[int]) -> np.ndarray:
+        return np.zeros(tuple(shape), np.uint8)
+
+    def paint(self, labels: np.ndarray, where: np.ndarray, label: int) -> None:
+        labels[where] = label
+
     def total(self, scores: np.ndarray | BFloat16) -> float:
         if isinstance(scores, BFloat16):
             return 0.0 if scores.is_finite() else np.inf
@@ -154,3 +212,14 @@ def to_host(array: Any) -> np.ndarray:
     if not isinstance(array, np.ndarray):
         array = array.detach().float().cpu().numpy()
     return array.astype(np.float32, copy=False)
+
+
+def fetched(array: Array) -> np.ndarray:
+    """An array from anywhere as a NumPy array in its own type."""
+    return array if isinstance(array, np.ndarray) else array.cpu().numpy()
+
+
+def sigmoid(scores: np.ndarray) -> np.ndarray:
+    """The logistic function, in single precision."""
+    with np.errstate(over="ignore"):
+        return np.float32(1) / (np.float32(1) + np.exp(-scores))

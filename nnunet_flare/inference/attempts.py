@@ -12,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import numpy as np
-
 from nnunet_flare.errors import CaseError
 from nnunet_flare.inference.arrays import HOST, Array
 from nnunet_flare.inference.devices import CPU, Device
@@ -32,17 +30,18 @@ class NotFiniteError(ArithmeticError):
 
 @dataclass(frozen=True)
 class Way:
-    """How a prediction is computed: the networks' device and precision, and the device of the sums over windows."""
+    """How a prediction is computed: the networks' device and precision, and where sums and preprocessed scan lie."""
 
     device: Device
     precision: str
     sums: Device
+    volume: Device = CPU
 
 
 def attempt(case: str, way: Way, work: Callable[[Way], Result]) -> Result:
     """What ``work`` makes, tried in one way after the other, which is said. It must start anew every time.
 
-    Out of GPU memory: with the sums on the CPU, then with everything there. Scores that are not finite: in single
+    Out of GPU memory: with sums and scan on the CPU, then with everything there. Scores that are not finite: in single
     precision.
 
     Raises:
@@ -57,7 +56,7 @@ def attempt(case: str, way: Way, work: Callable[[Way], Result]) -> Result:
             following = _with_less_on_gpu(way)
             if not is_out_of_memory(error) or following is None:
                 raise
-            what = "with the sums on the CPU" if way.sums.type != "cpu" else "on the CPU, which takes longer"
+            what = "with the sums on the CPU" if following.device == way.device else "on the CPU, which takes longer"
             log.warning("%s: out of GPU memory; once more %s%s", case, what, gpu_figures(way.device))
         except NotFiniteError:
             if way.precision == "fp32":
@@ -74,8 +73,8 @@ def attempt(case: str, way: Way, work: Callable[[Way], Result]) -> Result:
 
 
 def _with_less_on_gpu(way: Way) -> Way | None:
-    if way.sums.type != "cpu":
-        return replace(way, sums=CPU)
+    if way.sums.type != "cpu" or way.volume.type != "cpu":
+        return replace(way, sums=CPU, volume=CPU)
     return None if way.device.type == "cpu" else replace(way, device=CPU)
 
 
@@ -91,7 +90,7 @@ class Watch:
     def watched(self, forward: Forward) -> Forward:
         """``forward``, its scores watched."""
 
-        def watching(window: np.ndarray) -> Array:
+        def watching(window: Array) -> Array:
             scores = forward(window)
             total = place_of(scores).total(scores)
             self._sum = total if self._sum is None else self._sum + total

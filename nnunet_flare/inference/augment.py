@@ -10,8 +10,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-import numpy as np
-
 from nnunet_flare.inference.arrays import Array
 from nnunet_flare.inference.places import place_of
 from nnunet_flare.inference.windows import Consume, Forward
@@ -49,12 +47,12 @@ def flipped(forward: Forward, flips: Flips) -> Forward:
     if len(flips) == 1:
         return forward
 
-    def average(window: np.ndarray) -> Array:
+    def average(window: Array) -> Array:
         scores = forward(window)
         place = place_of(scores)
         total = place.copy(scores)
         for flip in flips[1:]:
-            turned = forward(np.flip(window, tuple(axis + 2 for axis in flip)))
+            turned = forward(place_of(window).flip(window, [axis + 2 for axis in flip]))
             total += place.flip(place.take(turned), [axis + 1 for axis in flip])
         total /= len(flips)
         return total

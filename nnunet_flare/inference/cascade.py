@@ -16,6 +16,7 @@ from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.images import Volume
 from nnunet_flare.inference.choices import DEFAULT_CHECKPOINT, Fold
 from nnunet_flare.inference.core import Segmenter
+from nnunet_flare.inference.devices import CPU
 from nnunet_flare.inference.forms import Receiver
 from nnunet_flare.inference.opened import Opened
 from nnunet_flare.inference.preprocessing import OUTSIDE, STOCK_PREPROCESSOR, outside_nonzero, target_spacing
@@ -116,7 +117,7 @@ class CascadeSegmenter:
         """The second stage's scan with a channel (0 or 1) per foreground label of a label map (Z, Y, X) on its grid."""
         scan = cascade.second
         plans, configuration = self.second.plans_manager, self.second.configuration_manager
-        properties, data = scan.prepared.properties, scan.prepared.data
+        properties, data = scan.prepared.properties, scan.prepared.at(CPU)
         forward = list(plans.transpose_forward)
         turned = scan.turn.apply(labels).transpose(forward)
         box = tuple(slice(int(low), int(high)) for low, high in properties["bbox_used_for_cropping"])

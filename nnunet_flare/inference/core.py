@@ -7,8 +7,9 @@ offers the same under stock's interface.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,7 +17,8 @@ import numpy as np
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.images import Volume
-from nnunet_flare.inference.arrays import Array, to_host
+from nnunet_flare.inference.arrays import Array, fetched, to_host
+from nnunet_flare.inference.attempts import Way
 from nnunet_flare.inference.augment import central_crop
 from nnunet_flare.inference.choices import DEFAULT_CHECKPOINT, Fold
 from nnunet_flare.inference.devices import Device
@@ -24,9 +26,10 @@ from nnunet_flare.inference.export import SliceExporter
 from nnunet_flare.inference.exported import Exported, is_exported
 from nnunet_flare.inference.forms import Receiver
 from nnunet_flare.inference.labels import Labels
-from nnunet_flare.inference.memory import Need, affordable, need, sums_device
+from nnunet_flare.inference.memory import FLOAT_BYTES, Need, affordable, need, sums_device, volume_device
 from nnunet_flare.inference.networks import Networks
 from nnunet_flare.inference.opened import Opened, check_same_task
+from nnunet_flare.inference.places import place_at, place_of
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.inference.runtimes import averaged, stacked
 from nnunet_flare.inference.scans import PreparedScan, prepare_scan, value_oddities
@@ -49,10 +52,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, eq=False)
 class MembersPrediction:
-    """Each member's label map (z, y, x), uint8, and the mean of their softmax (K, z, y, x), on the network's grid."""
+    """Each member's label map (z, y, x), uint8, and the mean of their softmax (K, z, y, x), on the network's grid.
+
+    The mean is a tensor on the GPU where it was made there.
+    """
 
     labels: list[np.ndarray]
-    mean_softmax: np.ndarray
+    mean_softmax: Array
 
 
 class Segmenter:
@@ -169,8 +175,9 @@ class Segmenter:
         return self._slider.patch
 
     def load(self) -> None:
-        """Build the networks now and not at the first scan."""
+        """Build the networks now and not at the first scan; on a GPU each is tried on a window, too."""
         self._networks.load()
+        self._networks.warm_up((self._slider.batch * self.patch[0], *self.patch[1:]))
 
     def release(self) -> None:
         """Give back what the networks' windows took on the CPU; they stay ready, and the next window takes it again."""
@@ -195,7 +202,12 @@ class Segmenter:
             plans_manager=self.plans_manager,
             configuration_manager=self.configuration_manager,
             profile=self.profile,
+            device_for=self._device_for,
         )
+
+    def _device_for(self, needed: int) -> Device:
+        """Where a scan is prepared that needs so many bytes there: on the GPU where it has room."""
+        return volume_device(self._networks.device, self.settings.gpu_memory_gb, needed)
 
     def value_oddities(self, volumes: Sequence[Volume]) -> tuple[str, ...]:
         """What is unusual about a scan's values and spacing, for models of CTs."""
@@ -235,7 +247,7 @@ class Segmenter:
         count = len(self.models) if apart and len(self.models) > 1 else 1
         maps = count + 1 if members and count > 1 else 1
 
-        def work(forwards: list[Forward], device: Device, policy: str) -> list[np.ndarray]:
+        def work(forwards: list[Forward], way: Way, policy: str) -> list[np.ndarray]:
             exporters = [self._exporter(scan) for _ in range(maps)]
             scores = ScoreExporter.of(scan, self.models[0], receivers, members=count) if receivers else None
 
@@ -252,19 +264,21 @@ class Segmenter:
                         exporter.consume(one, rows)
 
             self._slider.run(
-                scan.prepared.data,
+                scan.prepared.at(way.volume),
                 averaged(forwards) if count == 1 else stacked(forwards),
                 consume,
-                device=device,
+                device=way.sums,
+                network=way.device,
                 members=count,
                 policy=policy,
                 progress=progress,
-                by_rows=scores is None,
+                by_rows=not receivers,
             )
             return [np.ascontiguousarray(scan.turn.undo(exporter.finish())) for exporter in exporters]
 
         policies = ("skip-empty", "all") if self.settings.windows == "skip-empty" else (self.settings.windows,)
-        labels = self._within_limits(scan, policies, count * self.heads, maps + len(receivers), work)
+        by_rows = not receivers
+        labels = self._within_limits(scan, policies, count * self.heads, maps + len(receivers), work, by_rows=by_rows)
         return labels[0], labels if members and count == 1 else labels[1:]
 
     def network_labels(self, scan: PreparedScan, *, progress: Progress | None = None) -> np.ndarray:
@@ -274,36 +288,48 @@ class Segmenter:
             CaseError: when that would need more memory than allowed.
         """
 
-        def work(forwards: list[Forward], device: Device, policy: str) -> np.ndarray:
-            labels = np.empty(scan.shape, np.uint8)
+        def work(forwards: list[Forward], way: Way, policy: str) -> np.ndarray:
+            labels = place_at(way.sums).labels(scan.shape)
             done = 0
 
             def consume(block: Array) -> None:
                 nonlocal done
-                labels[done : done + block.shape[1]] = self.labels.decided(to_host(block))
+                labels[done : done + block.shape[1]] = self.labels.decided(block)
                 done += block.shape[1]
 
             self._slider.run(
-                scan.prepared.data, averaged(forwards), consume, device=device, policy=policy, progress=progress
+                scan.prepared.at(way.volume),
+                averaged(forwards),
+                consume,
+                device=way.sums,
+                network=way.device,
+                policy=policy,
+                progress=progress,
             )
-            return labels
+            return fetched(labels)
 
         return self._within_limits(scan, ("all",), self.heads, 1, work)
 
-    def logits(self, data: np.ndarray) -> np.ndarray:
+    def logits(self, data: Array) -> np.ndarray:
         """The members' averaged logits (K, z, y, x), float32, of a preprocessed scan (C, z, y, x)."""
 
-        def work(forwards: list[Forward], device: Device) -> np.ndarray:
+        def work(forwards: list[Forward], way: Way) -> np.ndarray:
             blocks: list[np.ndarray] = []
             self._slider.run(
-                data, averaged(forwards), lambda block: blocks.append(to_host(block).copy()), device=device
+                place_at(way.volume).packed(data),
+                averaged(forwards),
+                lambda block: blocks.append(to_host(block).copy()),
+                device=way.sums,
+                network=way.device,
             )
             return np.concatenate(blocks, axis=1)
 
-        return self._on_best_device(data.shape[1:], work)
+        return self._on_best_device(data, work)
 
-    def predict_members(self, data: np.ndarray, *, only: Sequence[int] | None = None) -> MembersPrediction:
+    def predict_members(self, data: Array, *, only: Sequence[int] | None = None) -> MembersPrediction:
         """Every member's label map and the mean of their softmax (sigmoid for regions), in one call.
+
+        The mean is made, and left, on the GPU where it has room for it.
 
         Args:
             data: a preprocessed scan (C, z, y, x), float32.
@@ -311,34 +337,40 @@ class Segmenter:
         """
         others = [] if only is None else [head for head in range(1, self.heads) if head not in only]
 
-        def work(forwards: list[Forward], device: Device) -> MembersPrediction:
-            mean = np.zeros((self.heads, *data.shape[1:]), np.float32)
-            labels = [self._add_member(data, forward, device, mean, others) for forward in forwards]
+        shape = (self.heads, *data.shape[1:])
+        self._networks.load()
+
+        def work(forwards: list[Forward], way: Way) -> MembersPrediction:
+            volume, kept = place_at(way.volume).packed(data), way.sums
+            if kept.type != "cpu":
+                beside = self._need(shape[1:], shape[1:], self.heads, 1, self.settings.windows).sums
+                kept = volume_device(kept, self.settings.gpu_memory_gb, FLOAT_BYTES * math.prod(shape), beside)
+            mean = place_at(kept).zeros(shape)
+            labels = [self._add_member(volume, forward, way, mean, others) for forward in forwards]
             mean /= len(forwards)
             return MembersPrediction(labels, mean)
 
-        return self._on_best_device(data.shape[1:], work)
+        return self._on_best_device(data, work)
 
-    def _add_member(
-        self, data: np.ndarray, forward: Forward, device: Device, mean: np.ndarray, merged: Sequence[int]
-    ) -> np.ndarray:
+    def _add_member(self, data: Array, forward: Forward, way: Way, mean: Array, merged: Sequence[int]) -> np.ndarray:
         """A member's label map; its probabilities are added to ``mean``, those of ``merged`` classes as background."""
-        labels = np.zeros(data.shape[1:], np.uint8)
+        labels, kept = place_at(way.sums).labels(data.shape[1:]), place_of(mean)
         done = 0
 
         def consume(block: Array) -> None:
             nonlocal done
             last = done + block.shape[1]
-            probabilities = self.labels.probabilities(to_host(block))
+            probabilities = self.labels.probabilities(block)
             if merged:
-                probabilities[0] += probabilities[list(merged)].sum(0)
-                probabilities[list(merged)] = 0
+                probabilities[0] += sum(probabilities[head] for head in merged)
+                for head in merged:
+                    probabilities[head] = 0
             labels[done:last] = self.labels.decided(probabilities, probabilities=True)
-            mean[:, done:last] += probabilities
+            mean[:, done:last] += kept.take(probabilities)
             done = last
 
-        self._slider.run(data, forward, consume, device=device)
-        return labels
+        self._slider.run(data, forward, consume, device=way.sums, network=way.device)
+        return fetched(labels)
 
     def _within_limits(
         self,
@@ -346,34 +378,47 @@ class Segmenter:
         policies: Sequence[str],
         heads: int,
         maps: int,
-        work: Callable[[list[Forward], Device, str], Result],
+        work: Callable[[list[Forward], Way, str], Result],
+        *,
+        by_rows: bool = False,
     ) -> Result:
         """What ``work`` makes with the first of the window policies that keeps to the memory limits."""
-        self.load()
+        self._networks.load()
 
         def wanted(policy: str) -> Need:
-            return self._need(scan.shape, scan.grid.array.shape, heads, maps, policy)
+            return self._need(scan.shape, scan.grid.array.shape, heads, maps, policy, by_rows=by_rows)
 
         policy = affordable(scan.name, self.settings.max_memory_gb, policies, wanted)
-        return self._attempt(scan.name, wanted(policy).sums, lambda forwards, sums: work(forwards, sums, policy))
+        sums = wanted(policy).sums
+        return self._attempt(scan.name, scan.prepared.data, sums, lambda forwards, way: work(forwards, way, policy))
 
-    def _on_best_device(self, shape: Sequence[int], work: Callable[[list[Forward], Device], Result]) -> Result:
-        """What ``work`` makes of a preprocessed scan of this shape (z, y, x)."""
-        self.load()
+    def _on_best_device(self, data: Array, work: Callable[[list[Forward], Way], Result]) -> Result:
+        """What ``work`` makes of a preprocessed scan (C, z, y, x)."""
+        self._networks.load()
+        shape = tuple(data.shape[1:])
         wanted = self._need(shape, shape, self.heads, 1, self.settings.windows)
-        return self._attempt("preprocessed scan", wanted.sums, work)
+        return self._attempt("preprocessed scan", data, wanted.sums, work)
 
-    def _attempt(self, case: str, sums: int, work: Callable[[list[Forward], Device], Result]) -> Result:
-        """What ``work`` makes with the networks and the sums where they fit, in a precision that suffices."""
-        device = sums_device(self._networks.device, self.settings.gpu_memory_gb, sums)
-        return self._networks.attempt(case, device, work)
+    def _attempt(self, case: str, data: Array, sums: int, work: Callable[[list[Forward], Way], Result]) -> Result:
+        """What ``work`` makes with the networks, scan and sums where they fit, in a precision that suffices."""
+        device, limit = self._networks.device, self.settings.gpu_memory_gb
+        at = sums_device(device, limit, sums)
+        if isinstance(data, np.ndarray):
+            volume = volume_device(device, limit, data.size * FLOAT_BYTES, sums if at.type == "cuda" else 0)
+        else:  # it lies there already
+            volume = device
+        return self._networks.attempt(case, at, volume, work)
 
-    def _need(self, grid: Sequence[int], image: Sequence[int], heads: int, maps: int, policy: str) -> Need:
+    def _need(
+        self, grid: Sequence[int], image: Sequence[int], heads: int, maps: int, policy: str, *, by_rows: bool = False
+    ) -> Need:
         middle = None
         if self.settings.tta == "crop-rotate":
             middle = [part.stop - part.start for part in central_crop(grid)]
-        whole = policy == "skip-empty"
-        return need(grid, image, self.patch, heads=heads, maps=maps, whole_volume=whole, kept=middle)
+        whole, on_cpu = policy == "skip-empty", self._networks.device.type == "cpu"
+        rows = by_rows and on_cpu and policy == "all" and middle is None
+        found = need(grid, image, self.patch, heads=heads, maps=maps, whole_volume=whole, by_rows=rows, kept=middle)
+        return found if whole or on_cpu else replace(found, sums=self._slider.batch * found.sums)
 
     def _exporter(self, scan: PreparedScan) -> SliceExporter:
         return SliceExporter(

@@ -203,6 +203,11 @@ class ExportedModel:
         """Number of image channels."""
         return len(self.dataset_json["channel_names"])
 
+    @property
+    def network_channels(self) -> int:
+        """As many: no second stage of a cascade is exported."""
+        return self.channels
+
     def runtime(self, how: Execution) -> Forward:
         """OpenVINO's; nothing else can run it."""
         from nnunet_flare.inference.openvino_runtime import OpenVinoRuntime

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from nnunet_flare.errors import InputError
-from nnunet_flare.inference.arrays import HOST
+from nnunet_flare.inference.arrays import Array
+from nnunet_flare.inference.places import place_of
 from nnunet_flare.labels import IGNORE, has_regions, ids_of
 
 REGION_THRESHOLD = 0.5
@@ -43,21 +42,17 @@ class Labels:
         """Number of classes or regions, which is the network's number of outputs."""
         return len(self.all_labels if self.regions_class_order is None else self.regions_class_order)
 
-    def probabilities(self, scores: np.ndarray) -> np.ndarray:
-        """Softmax, or the sigmoid of each region, of scores (K, ...)."""
-        return HOST.softmax(scores) if self.regions_class_order is None else sigmoid(scores)
+    def probabilities(self, scores: Array) -> Array:
+        """Softmax, or the sigmoid of each region, of scores (K, ...), where they lie."""
+        place = place_of(scores)
+        return place.softmax(scores) if self.regions_class_order is None else place.sigmoid(scores)
 
-    def decided(self, scores: np.ndarray, *, probabilities: bool = False) -> np.ndarray:
-        """The label (...), uint8, of each voxel of scores (K, ...), or of probabilities."""
+    def decided(self, scores: Array, *, probabilities: bool = False) -> Array:
+        """The label (...), uint8, of each voxel of scores (K, ...), or of probabilities, where they lie."""
+        place = place_of(scores)
         if self.regions_class_order is None:
-            return scores.argmax(0).astype(np.uint8)
-        labels = np.zeros(scores.shape[1:], np.uint8)
+            return place.winner(scores)
+        labels = place.labels(scores.shape[1:])
         for label, score in zip(self.regions_class_order, scores, strict=True):
-            labels[(score if probabilities else sigmoid(score)) > REGION_THRESHOLD] = label
+            place.paint(labels, (score if probabilities else place.sigmoid(score)) > REGION_THRESHOLD, label)
         return labels
-
-
-def sigmoid(scores: np.ndarray) -> np.ndarray:
-    """The logistic function, in single precision."""
-    with np.errstate(over="ignore"):
-        return np.float32(1) / (np.float32(1) + np.exp(-scores))

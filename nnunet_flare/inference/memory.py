@@ -15,11 +15,17 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from nnunet_flare.errors import CaseError, InputError
+from nnunet_flare.inference.arrays import Array, to_host
 from nnunet_flare.inference.devices import CPU, Device, of_torch
+from nnunet_flare.inference.slabs import WEIGHED_SLICES
+from nnunet_flare.inference.windows import goes_by_rows
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 FLOAT_BYTES = 4
 
@@ -30,6 +36,9 @@ GPU_SHARE = 0.5
 """Share of the GPU's memory that sums may take; the network's activations need the rest."""
 
 GIGABYTE = 2**30
+
+CHUNK_BYTES = 2**26
+"""What is worked on at a time on a GPU where a whole scan need not be there in single precision."""
 
 CONTEXT = (GIGABYTE // 2, GIGABYTE)
 """Least and most that a CUDA context with its kernels is taken to hold on the card."""
@@ -59,6 +68,7 @@ def need(
     heads: int,
     maps: int,
     whole_volume: bool,
+    by_rows: bool = False,
     kept: Sequence[int] | None = None,
 ) -> Need:
     """Estimate a prediction.
@@ -70,14 +80,18 @@ def need(
         heads: score channels, of all members that are kept apart.
         maps: label maps that are made.
         whole_volume: whether sums cover the whole grid and not one patch depth.
+        by_rows: whether rows of windows are handed on where one slab covers the scan, see :func:`windows.slide`.
         kept: shape on the network's grid of scores that are kept for later.
     """
-    grid = [max(n, p) for n, p in zip(grid, patch, strict=True)]
-    depth = grid[0] if whole_volume else patch[0]
-    sums = (heads + 1) * depth * grid[1] * grid[2] * FLOAT_BYTES
+    if whole_volume:  # with their total weights, and with what a small scan is padded with
+        sums = (heads + 1) * math.prod(max(n, p) for n, p in zip(grid, patch, strict=True))
+    else:
+        depth = min(grid[0], patch[0])
+        rows = patch[1] + 1 if by_rows and goes_by_rows(grid, patch) else grid[1]
+        sums = (heads * depth + min(depth, WEIGHED_SLICES)) * rows * grid[2]
     window = WINDOW_COPIES * heads * math.prod(patch) * FLOAT_BYTES
     kept_bytes = 0 if kept is None else heads * math.prod(kept) * FLOAT_BYTES
-    return Need(sums, window, 2 * maps * math.prod(image), kept_bytes)
+    return Need(sums * FLOAT_BYTES, window, 2 * maps * math.prod(image), kept_bytes)
 
 
 def affordable(case: str, limit_gb: float | None, policies: Sequence[str], wanted: Callable[[str], Need]) -> str:
@@ -120,6 +134,32 @@ def process_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def volume_device(device: Device, gpu_memory_gb: float | None, volume: int, beside: int = 0) -> Device:
+    """Where an array of so many bytes lies: on the GPU when it leaves room there, else on the CPU.
+
+    ``beside``: bytes that will be needed there as well.
+    """
+    if device.type != "cuda":
+        return CPU
+    try:
+        room = gpu_room(device, gpu_memory_gb)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return CPU  # no room even for a context
+    return device if sums_fit_on_gpu(volume + beside, room) else CPU
+
+
+def gpu_room(device: Device, gpu_memory_gb: float | None) -> int:
+    """Bytes of a GPU that may still be taken: what is free, and what PyTorch's allocator keeps without using it."""
+    import torch
+
+    at = of_torch(device)
+    held = torch.cuda.memory_allocated(at)
+    free = torch.cuda.mem_get_info(at)[0] + torch.cuda.memory_reserved(at) - held
+    return free if gpu_memory_gb is None else max(0, min(free, keep_to(device, gpu_memory_gb) - held))
+
+
 def sums_fit_on_gpu(sums: int, budget: int) -> bool:
     """Whether the sums leave the network its share of a GPU's memory budget."""
     return sums <= GPU_SHARE * budget
@@ -129,11 +169,7 @@ def sums_device(device: Device, gpu_memory_gb: float | None, sums: int) -> Devic
     """Where the sums lie: on the GPU when they leave room for the network there, else on the CPU."""
     if device.type != "cuda":
         return device
-    import torch
-
-    free, _ = torch.cuda.mem_get_info(of_torch(device))
-    budget = free if gpu_memory_gb is None else min(free, keep_to(device, gpu_memory_gb))
-    if sums_fit_on_gpu(sums, budget):
+    if sums_fit_on_gpu(sums, gpu_room(device, gpu_memory_gb)):
         return device
     log.info("sums of %.2f GB go to the CPU", sums / GIGABYTE)
     return CPU
@@ -177,6 +213,30 @@ def is_out_of_memory(error: BaseException) -> bool:
     text = str(error)
     is_torchs = type(error).__name__ == "OutOfMemoryError"  # by name, since PyTorch need not be there
     return is_torchs or "CUDA error: out of memory" in text or "_STATUS_ALLOC_FAILED" in text
+
+
+def unless_memory_is_short(device: Device, work: Callable[[], Result]) -> Result | None:
+    """What ``work`` makes on a GPU, or None, which is said, where its memory does not suffice; the CPU then does it."""
+    try:
+        return work()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    log.warning("out of GPU memory; the CPU prepares the scan%s", gpu_figures(device))
+    free_gpu_memory()
+    return None
+
+
+def there_or_on_cpu(array: Array, work: Callable[[Array], Result]) -> Result:
+    """What ``work`` makes of an array; where a GPU's memory does not suffice, which is said, of a copy on the CPU."""
+    try:
+        return work(array)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    log.warning("out of GPU memory; the CPU goes on%s", gpu_figures(array.device))
+    free_gpu_memory()
+    return work(to_host(array))
 
 
 def free_gpu_memory() -> None:

@@ -14,6 +14,7 @@ from nnunet_flare.inference.augment import flipped, flips_of
 from nnunet_flare.inference.devices import CPU, Device, named, open_device
 from nnunet_flare.inference.memory import free_gpu_memory, gpu_figures, is_out_of_memory, keep_to
 from nnunet_flare.inference.opened import Execution, Opened
+from nnunet_flare.inference.places import place_at
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.inference.runtimes import choose_backend, choose_precision
 from nnunet_flare.inference.settings import PredictionSettings
@@ -47,6 +48,7 @@ class Networks:
         self.precision = choose_precision(settings.precision, self.device)
         self._built: dict[tuple[str, str], list[Forward]] = {}
         self._runtimes: list[Forward] = []
+        self._cold: list[Forward] = []
         self._lock = threading.Lock()
         self._built_in: int | None = None
         self._said = False
@@ -68,8 +70,28 @@ class Networks:
         self.device = CPU
         self.forwards(self.device, self.precision)
 
-    def attempt(self, case: str, sums: Device, work: Callable[[list[Forward], Device], Result]) -> Result:
-        """What ``work`` makes of the networks and the device of the sums, in the first way that succeeds.
+    def warm_up(self, window: Sequence[int]) -> None:
+        """Run each network that was built since the last call on an empty window (z, y, x), on a GPU.
+
+        CUDA loads its kernels, and cuDNN chooses its algorithms, while the first scan is still being read.
+        """
+        cold, self._cold = self._cold, []
+        if self.device.type != "cuda":
+            return
+        with self._profile.stage("warm-up"):
+            try:
+                for forward, model in zip(cold, self._models, strict=False):
+                    empty = place_at(self.device).zeros((1, model.network_channels, *window))
+                    self._profile.settle(forward(empty))
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                free_gpu_memory()  # a scan that is being prepared may hold it; predicting will find a way
+
+    def attempt(self, case: str, sums: Device, volume: Device, work: Callable[[list[Forward], Way], Result]) -> Result:
+        """What ``work`` makes of the networks and the way of computing, in the first way that succeeds.
+
+        ``sums`` and ``volume`` say where sums and preprocessed scan shall lie at first.
 
         Raises:
             CaseError: as :func:`nnunet_flare.inference.attempts.attempt`.
@@ -77,8 +99,8 @@ class Networks:
         self._say_what_was_chosen()
         return attempt(
             case,
-            Way(self.device, self.precision, sums),
-            lambda way: work(self.forwards(way.device, _on(way.device, way.precision)), way.sums),
+            Way(self.device, self.precision, sums, volume),
+            lambda way: work(self.forwards(way.device, _on(way.device, way.precision)), way),
         )
 
     def forwards(self, device: Device, precision: str) -> list[Forward]:
@@ -104,12 +126,13 @@ class Networks:
             if device.type == "cuda" and self._settings.gpu_memory_gb is not None:
                 keep_to(device, self._settings.gpu_memory_gb)
             with self._profile.stage("model"):
+                plain = [self._runtime(model, device, precision) for model in self._models]
                 made = [
-                    flipped(
-                        self._runtime(model, device, precision), flips_of(self._settings.tta, its, two_d=self._two_d)
-                    )
-                    for model, its in zip(self._models, axes, strict=True)
+                    flipped(forward, flips_of(self._settings.tta, its, two_d=self._two_d))
+                    for forward, its in zip(plain, axes, strict=True)
                 ]
+            self._runtimes += plain
+            self._cold = plain
             self._built[str(device), precision] = made
             return made
 
@@ -139,8 +162,7 @@ class Networks:
             patch=self._patch,
             two_d=self._two_d,
         )
-        self._runtimes.append(model.runtime(how))
-        return self._runtimes[-1]
+        return model.runtime(how)
 
 
 def _on(device: Device, precision: str) -> str:

@@ -68,6 +68,11 @@ class Opened(Protocol):
         ...
 
     @property
+    def network_channels(self) -> int:
+        """Number of the network's input channels: one more for each label of a cascade's first stage."""
+        ...
+
+    @property
     def mirroring_axes(self) -> tuple[int, ...] | None:
         """Axes that were mirrored in training."""
         ...

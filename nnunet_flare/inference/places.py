@@ -1,4 +1,4 @@
-"""Where scores lie: on the CPU, or on a GPU. Nothing of PyTorch is imported until a tensor or a GPU comes."""
+"""Where arrays lie: on the CPU, or on a GPU. Nothing of PyTorch is imported until a tensor or a GPU comes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from nnunet_flare.inference.arrays import HOST, Array, BFloat16, Place
-from nnunet_flare.inference.planes import HostPlanes, Planes
 
 
 def place_at(device: Any) -> Place:
@@ -24,10 +23,6 @@ def place_of(array: Array) -> Place:
     return HOST if isinstance(array, (np.ndarray, BFloat16)) else place_at(array.device)
 
 
-def planes_beside(scores: Array, host: HostPlanes) -> Planes:
-    """What makes labels of slices where their scores lie, as ``host`` does on the CPU."""
-    if isinstance(scores, np.ndarray) or scores.device.type == "cpu":
-        return host
-    from nnunet_flare.inference.torch_planes import DevicePlanes
-
-    return DevicePlanes(host)
+def is_on_gpu(array: Array) -> bool:
+    """Whether an array is a tensor on another device than the CPU."""
+    return place_of(array) is not HOST

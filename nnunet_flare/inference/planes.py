@@ -13,9 +13,9 @@ from typing import Protocol
 
 import numpy as np
 
-from nnunet_flare.inference.arrays import Array
+from nnunet_flare.inference.arrays import Array, sigmoid
 from nnunet_flare.inference.grids import Lerp, linear, nearest
-from nnunet_flare.inference.labels import REGION_THRESHOLD, sigmoid
+from nnunet_flare.inference.labels import REGION_THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -73,16 +73,8 @@ Boxes = list[tuple[int, Part]]
 """Classes and the parts of the network's grid in which they can win."""
 
 
-class Planes(Protocol):
-    """Makes labels, or scores on the image's grid, of slices, where their scores lie."""
-
-    def labels(self, plane: Array) -> np.ndarray:
-        """The labels (Y, X), uint8, of scores (K, y, x)."""
-        ...
-
-    def between(self, one: Array, other: Array, shares: np.ndarray) -> Iterator[np.ndarray]:
-        """The labels of ``(1 - share) * one + share * other`` for some shares."""
-        ...
+class ScorePlanes(Protocol):
+    """Makes scores on the image's grid of slices, where their scores lie."""
 
     def scores(self, plane: Array) -> np.ndarray:
         """All scores (K, Y, X), single precision on the CPU, of scores (K, y, x)."""
@@ -106,9 +98,11 @@ class HostPlanes:
         return own, HostPlanes(axis, self.columns, self.regions, sigmoid=self.sigmoid)
 
     def labels(self, plane: np.ndarray) -> np.ndarray:
+        """The labels (Y, X), uint8, of scores (K, y, x)."""
         return self._labels(plane, self._winning(plane), lambda k, part: plane[k][part])
 
     def between(self, one: np.ndarray, other: np.ndarray, shares: np.ndarray) -> Iterator[np.ndarray]:
+        """The labels of ``(1 - share) * one + share * other`` for some shares."""
         boxes = self._winning(one, other)
         for share in shares.tolist():
             yield self._labels(one, boxes, _Mixed(one, other, share))

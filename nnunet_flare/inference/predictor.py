@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any, Union
@@ -23,6 +24,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.images import Volume, from_sitk, read_volume
+from nnunet_flare.inference.arrays import to_host
 from nnunet_flare.inference.choices import DEFAULT_CHECKPOINT, Fold
 from nnunet_flare.inference.coarse_to_fine import RoiSegmenter, open_coarse
 from nnunet_flare.inference.core import MembersPrediction, Segmenter
@@ -203,7 +205,9 @@ class FlarePredictor(nnUNetPredictor):
             return self._roi.segment(self._roi.prepare(volumes, case))[0]
         return self.segmenter.segment(self.segmenter.prepare(volumes, case))[0]
 
-    def predict_members(self, data: np.ndarray, *, only: Sequence[int] | None = None) -> MembersPrediction:
+    def predict_members(
+        self, data: np.ndarray | torch.Tensor, *, only: Sequence[int] | None = None
+    ) -> MembersPrediction:
         """Every member's label map and the mean of their softmax, for a preprocessed scan (C, z, y, x), float32.
 
         ``only``: the classes that the members were trained for; the softmax of the others counts as background.
@@ -212,7 +216,8 @@ class FlarePredictor(nnUNetPredictor):
             InputError: for a predictor with a coarse model, which crops stored scans.
         """
         self._refuse_preprocessed()
-        return self.segmenter.predict_members(np.asarray(data), only=only)
+        found = self.segmenter.predict_members(_as_array(data), only=only)
+        return replace(found, mean_softmax=to_host(found.mean_softmax))
 
     def initialize_from_trained_model_folder(
         self,
@@ -233,14 +238,14 @@ class FlarePredictor(nnUNetPredictor):
         if self._segmenter is None:  # after stock's manual_initialization with a network
             return super().predict_logits_from_preprocessed_data(data)
         self._refuse_preprocessed()
-        return torch.from_numpy(self._segmenter.logits(np.asarray(data)))
+        return torch.from_numpy(self._segmenter.logits(_as_array(data)))
 
     def predict_sliding_window_return_logits(self, input_image: torch.Tensor) -> torch.Tensor:
         """As stock's, for the folds that were opened."""
         if self._segmenter is None:
             return super().predict_sliding_window_return_logits(input_image)
         self._refuse_preprocessed()
-        return torch.from_numpy(self._segmenter.logits(np.asarray(input_image)))
+        return torch.from_numpy(self._segmenter.logits(_as_array(input_image)))
 
     def _refuse_preprocessed(self) -> None:
         if self._roi is not None:
@@ -283,3 +288,9 @@ def _as_volume(image: Image, spacing_mm: Sequence[float] | None, case: str, read
     if hasattr(image, "GetSpacing"):
         return from_sitk(image, case)
     raise InputError(f"cannot predict a {type(image).__name__}; give a path, a Volume, a SimpleITK image or an array")
+
+
+def _as_array(data: Any) -> Any:
+    """A tensor on a GPU as it is, anything else as an array."""
+    is_there = isinstance(data, torch.Tensor) and data.device.type != "cpu"
+    return data if is_there else np.asarray(data)

@@ -4,11 +4,16 @@ The steps, their order and their results are stock nnU-Net's ``DefaultPreprocess
 classes that the plans name. What is spared: the hole filling of the nonzero mask where no normalisation asks for the
 mask (it does not change the mask's box), the resampling of that mask, and for voxel-wise normalisations the slices
 that resampling does not look at.
+
+For a GPU the scan is cropped on the CPU, where looking for its zero border costs a few planes, goes there once as it is
+stored, and is normalised and resampled there. What is left to the CPU: normalisations that look at more than one voxel
+(the scan then goes over normalised), resampling that the plans name otherwise, and scans for which there is no room.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +22,13 @@ import numpy as np
 from nnunet_flare import trusted_names
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference import normalisation
+from nnunet_flare.inference.arrays import Array
+from nnunet_flare.inference.devices import CPU, Device
 from nnunet_flare.inference.grids import new_shape
+from nnunet_flare.inference.memory import CHUNK_BYTES, FLOAT_BYTES, unless_memory_is_short
+from nnunet_flare.inference.places import place_at
 from nnunet_flare.inference.profile import Profile
-from nnunet_flare.inference.resampling import NO_RESAMPLING, resample_image
+from nnunet_flare.inference.resampling import NO_RESAMPLING, Normalise, is_ours, resample_image
 
 STOCK_PREPROCESSOR = "DefaultPreprocessor"
 
@@ -36,12 +45,36 @@ MAX_NETWORK_VOXELS = 2**31
 """A scan with more voxels on the network's grid has a spacing that cannot be meant."""
 
 
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A scan on the network's grid: ``data`` (C, z, y, x) float32, and how to come back (stock's properties)."""
+DeviceFor = Callable[[int], Device]
+"""So many bytes to the device where a scan that needs them is normalised and resampled."""
 
-    data: np.ndarray
+
+@dataclass(frozen=True, eq=False)
+class Channel:
+    """A channel (Z, Y, X) inside the crop, the name of its normalisation, and that normalisation on the CPU."""
+
+    array: np.ndarray
+    scheme: str
+    intensities: Mapping[str, Any]
+    normalise: Normalise
+
+
+@dataclass(eq=False)
+class Prepared:
+    """A scan on the network's grid: ``data`` (C, z, y, x) float32, and how to come back (stock's properties).
+
+    ``data`` is an array, or a tensor on the GPU where it was made there.
+    """
+
+    data: Array
     properties: dict[str, Any]
+
+    def at(self, device: Device) -> Array:
+        """``data`` on a device. What goes from a GPU to the CPU stays there, and the GPU's memory is free again."""
+        data = place_at(device).packed(self.data)
+        if device.type == "cpu":
+            self.data = data
+        return data
 
 
 def preprocess(
@@ -50,6 +83,7 @@ def preprocess(
     plans_manager: Any,
     configuration_manager: Any,
     profile: Profile | None = None,
+    device_for: DeviceFor = lambda needed: CPU,
 ) -> Prepared:
     """Bring a scan to the network's grid.
 
@@ -59,6 +93,7 @@ def preprocess(
         plans_manager: stock nnU-Net's.
         configuration_manager: stock nnU-Net's.
         profile: gets the time of both stages; of a preprocessor that is not stock's, of all of it as one.
+        device_for: where a scan is normalised and resampled that needs so many bytes there.
 
     Raises:
         InputError: when the plans ask for a preprocessor or normalisation that is not stock nnU-Net's.
@@ -81,22 +116,43 @@ def preprocess(
     }
     masked = any(configuration_manager.use_mask_for_norm)
     mask = _outside_mask(arrays, inside) if masked else None
-    arrays = [array[inside] for array in arrays]
-    shape_before = tuple(arrays[0].shape)
+    channels_inside = [
+        _channel(array[inside], k, plans_manager, configuration_manager, mask) for k, array in enumerate(arrays)
+    ]
+    shape_before = tuple(channels_inside[0].array.shape)
     properties["shape_after_cropping_and_before_resampling"] = shape_before
     target = target_spacing(spacing, configuration_manager.spacing)
     keeps = configuration_manager.configuration["resampling_fn_data"] == NO_RESAMPLING
     shape = shape_before if keeps else network_shape(shape_before, spacing, target)
-    data = np.empty((len(arrays), *shape), np.float32)
-    for channel, array in enumerate(arrays):
-        scheme = configuration_manager.normalization_schemes[channel]
-        normalise = _normaliser(channel, plans_manager, configuration_manager, mask)
-        with profile.stage(RESAMPLE):
-            if scheme in VOXELWISE:
-                data[channel] = resample_image(array, shape, spacing, target, configuration_manager, normalise)
+    device = (
+        device_for(bytes_needed([channel.array for channel in channels_inside], shape))
+        if is_ours(configuration_manager.configuration)
+        else CPU
+    )
+    with profile.stage(RESAMPLE):
+        if device.type != "cpu":
+            from nnunet_flare.inference.torch_resampling import resampled_there
+
+            grids = (shape, spacing, target, configuration_manager.configuration)
+            there = unless_memory_is_short(device, lambda: resampled_there(channels_inside, *grids, device=device))
+            if there is not None:
+                profile.settle(there)
+                return Prepared(there, properties)
+        data = np.empty((len(arrays), *shape), np.float32)
+        for into, channel in zip(data, channels_inside, strict=True):
+            array, normalise = channel.array, channel.normalise
+            if channel.scheme in VOXELWISE:
+                into[...] = resample_image(array, shape, spacing, target, configuration_manager, normalise)
             else:
-                data[channel] = resample_image(normalise(array), shape, spacing, target, configuration_manager)
+                into[...] = resample_image(normalise(array), shape, spacing, target, configuration_manager)
     return Prepared(data, properties)
+
+
+def bytes_needed(channels: Sequence[np.ndarray], shape: Sequence[int]) -> int:
+    """What normalising and resampling hold on a GPU: the result, a channel as stored, and halfway to its new grid."""
+    halfway = max(len(channels[0]), int(shape[0])) * math.prod(shape[1:])
+    stored = max(channel.nbytes for channel in channels)
+    return FLOAT_BYTES * (len(channels) * math.prod(shape) + halfway) + stored + CHUNK_BYTES
 
 
 def target_spacing(spacing: Sequence[float], wanted: Sequence[float]) -> list[float]:
@@ -156,17 +212,19 @@ def _outside_mask(arrays: list[np.ndarray], inside: tuple[slice, ...]) -> np.nda
     return np.where(binary_fill_holes(nonzero)[inside], np.int8(0), np.int8(OUTSIDE))
 
 
-def _normaliser(channel: int, plans_manager: Any, configuration_manager: Any, mask: np.ndarray | None) -> Any:
-    """The plans' normalisation of one channel as a function of an array, which gets a float32 copy of it."""
+def _channel(
+    array: np.ndarray, channel: int, plans_manager: Any, configuration_manager: Any, mask: np.ndarray | None
+) -> Channel:
+    """A channel inside the crop, with the plans' normalisation of it."""
     name = configuration_manager.normalization_schemes[channel]
     properties = plans_manager.foreground_intensity_properties_per_channel[str(channel)]
     masked = configuration_manager.use_mask_for_norm[channel]
     if name in normalisation.BY_NAME:
         known, inside = normalisation.BY_NAME[name], mask if masked else None
-        return lambda array: known(array.astype(np.float32), inside, properties)
+        return Channel(array, name, properties, lambda array: known(array.astype(np.float32), inside, properties))
     found = trusted_names.check_name("normalisation", name, "the plans' normalization_schemes")
     scheme = found(use_mask_for_norm=masked, intensityproperties=properties)
-    return lambda array: scheme.run(array.astype(np.float32), mask)
+    return Channel(array, name, properties, lambda array: scheme.run(array.astype(np.float32), mask))
 
 
 def _with_plans_preprocessor(

@@ -62,16 +62,24 @@ def resample_image(
         return plain(image)
     if not _reproducible(settings["resampling_fn_data"], kwargs):
         return _with_stock(plain(image), shape, current_spacing, new_spacing, configuration_manager)
-    order = int(kwargs.get("order", 3))
+    axis, order = axis_and_order(settings, current_spacing, new_spacing)
+    if axis is None:
+        return _resample_3d(image, shape, order, plain)
+    return _resample_slices(image, shape, axis, order, plain)
+
+
+def axis_and_order(
+    configuration: Mapping[str, Any], current_spacing: Sequence[float], new_spacing: Sequence[float]
+) -> tuple[int | None, int]:
+    """The axis that takes nearest neighbours, or None, and the order of the splines along the others."""
+    kwargs = configuration["resampling_fn_data_kwargs"]
     axis = separate_axis(
         current_spacing,
         new_spacing,
         force=kwargs.get("force_separate_z", False),
         threshold=kwargs.get("separate_z_anisotropy_threshold", ANISOTROPY_THRESHOLD),
     )
-    if axis is None:
-        return _resample_3d(image, shape, order, plain)
-    return _resample_slices(image, shape, axis, order, plain)
+    return axis, int(kwargs.get("order", 3))
 
 
 def _resample_slices(

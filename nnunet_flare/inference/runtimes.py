@@ -10,8 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.arrays import Array
 from nnunet_flare.inference.choices import BACKENDS, PRECISIONS
@@ -78,7 +76,7 @@ def averaged(forwards: Sequence[Forward]) -> Forward:
     if len(forwards) == 1:
         return forwards[0]
 
-    def average(window: np.ndarray) -> Array:
+    def average(window: Array) -> Array:
         scores = forwards[0](window)
         place = place_of(scores)
         total = place.copy(scores)
@@ -93,7 +91,7 @@ def averaged(forwards: Sequence[Forward]) -> Forward:
 def stacked(forwards: Sequence[Forward]) -> Forward:
     """All networks' scores one after the other along the class axis."""
 
-    def stack(window: np.ndarray) -> Array:
+    def stack(window: Array) -> Array:
         scores = [forward(window) for forward in forwards]
         place = place_of(scores[0])
         return place.join([place.take(one) for one in scores], 0)

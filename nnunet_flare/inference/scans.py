@@ -10,7 +10,8 @@ import numpy as np
 
 from nnunet_flare.errors import CaseError
 from nnunet_flare.images import Volume, check_values, geometry_difference, oddities, rounding_difference
-from nnunet_flare.inference.preprocessing import Prepared, preprocess
+from nnunet_flare.inference.devices import CPU
+from nnunet_flare.inference.preprocessing import DeviceFor, Prepared, preprocess
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.orientation import Turn, turn_for_reader
 from nnunet_flare.readers import reader_of_plans
@@ -35,7 +36,7 @@ class PreparedScan:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape (z, y, x) on the network's grid."""
-        return self.prepared.data.shape[1:]
+        return tuple(self.prepared.data.shape[1:])
 
 
 def prepare_scan(
@@ -47,6 +48,7 @@ def prepare_scan(
     plans_manager: Any,
     configuration_manager: Any,
     profile: Profile,
+    device_for: DeviceFor = lambda needed: CPU,
 ) -> PreparedScan:
     """Check a scan's channels and bring them to the network's grid.
 
@@ -58,6 +60,7 @@ def prepare_scan(
         plans_manager: stock nnU-Net's.
         configuration_manager: stock nnU-Net's.
         profile: gets the time of every stage.
+        device_for: as :func:`nnunet_flare.inference.preprocessing.preprocess`.
 
     Raises:
         CaseError: when the scan cannot be predicted with this model.
@@ -83,6 +86,7 @@ def prepare_scan(
             plans_manager,
             configuration_manager,
             profile,
+            device_for,
         )
     except ValueError as error:
         raise CaseError(case, str(error)) from error

@@ -11,7 +11,7 @@ from nnunet_flare.inference.arrays import Array
 from nnunet_flare.inference.export import SliceExporter
 from nnunet_flare.inference.forms import Receiver, View
 from nnunet_flare.inference.opened import Opened
-from nnunet_flare.inference.planes import Planes
+from nnunet_flare.inference.planes import ScorePlanes
 from nnunet_flare.inference.scans import PreparedScan
 
 
@@ -45,13 +45,15 @@ class ScoreExporter(SliceExporter):
         managers = (model.plans_manager, model.configuration_manager, labels)
         return cls(receivers, view, scan.shape, properties, *managers)
 
-    def _take(self, targets: np.ndarray, plane: Array, planes: Planes) -> None:
+    def _take(self, targets: np.ndarray, plane: Array, planes: ScorePlanes) -> None:
         scores = planes.scores(plane)
         apart = scores.reshape(self._view.members, self._view.heads, *scores.shape[1:])
         mean = apart.mean(axis=0, keepdims=True) if self._view.members > 1 else apart
         for receiver in self._receivers:
             receiver.take(targets, apart if receiver.apart else mean)
 
-    def _take_between(self, targets: np.ndarray, one: Array, other: Array, shares: np.ndarray, planes: Planes) -> None:
+    def _take_between(
+        self, targets: np.ndarray, one: Array, other: Array, shares: np.ndarray, planes: ScorePlanes
+    ) -> None:
         for target, share in zip(targets, shares.tolist(), strict=True):
             self._take(np.array([target]), one * (1 - share) + other * share, planes)

@@ -10,18 +10,20 @@ its slab, the slab after an empty one is skipped, and only a central band of two
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from nnunet_flare.inference.arrays import Array, to_host
-from nnunet_flare.inference.places import place_at
+from nnunet_flare.inference.arrays import Array, Place, to_host
+from nnunet_flare.inference.devices import CPU
+from nnunet_flare.inference.places import place_at, place_of
+from nnunet_flare.inference.slabs import Slab, window_at
 from nnunet_flare.inference.windows import (
     Consume,
     Forward,
-    Slab,
-    padded_volume,
+    place_of_scan,
     window_starts,
     window_weights,
 )
@@ -49,6 +51,10 @@ HUANG_RIM_VOXELS = 10
 
 TUBES = (0, 5, 6, 10)
 """Background, aorta, inferior vena cava and oesophagus: a slab with nothing else needs no windows at the sides."""
+
+
+At = tuple[int, ...]
+"""Where a window starts (z, y, x)."""
 
 
 class Huang:
@@ -97,7 +103,7 @@ class Huang:
 
 
 def slide_growing(
-    data: np.ndarray,
+    data: Array,
     forward: Forward,
     consume: Consume,
     *,
@@ -107,6 +113,7 @@ def slide_growing(
     device: Any,
     foreground: Callable[[Array], Array],
     body_above: float | None,
+    network: Any = CPU,
     gaussian: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> int:
@@ -117,18 +124,18 @@ def slide_growing(
         body_above: values of the first channel above this are body; None where that cannot be told.
     """
     patch = tuple(int(p) for p in patch)
-    padded, kept = padded_volume(data, patch)
-    shape = tuple(padded.shape[1:])
-    place = place_at(device)
+    kept = place_of_scan(data.shape[1:], patch)
+    shape = tuple(max(n, p) for n, p in zip(data.shape[1:], patch, strict=True))
+    place, there = place_at(device), place_at(network)
     weights = window_weights(patch, place, gaussian=gaussian)
     sums, total = place.zeros((heads, *shape)), place.zeros(shape)
-    found = np.zeros(shape, bool)
+    found = place.nowhere(shape)
     starts = window_starts(shape, patch, step_size)
-    waiting = {(z, y, x) for z in starts[0] for y in starts[1] for x in starts[2]}
+    waiting: set[At] = {(z, y, x) for z in starts[0] for y in starts[1] for x in starts[2]}
     if body_above is not None:
-        waiting = {at for at in waiting if _has_body(padded, at, patch, body_above)}
+        waiting = _with_body(data, sorted(waiting), patch, kept, body_above)
     centre = np.asarray([(n - p) / 2 for n, p in zip(shape[1:], patch[1:], strict=True)])
-    ready = []
+    ready: list[At] = []
     for z in starts[0]:
         in_slab = [at for at in waiting if at[0] == z]
         if in_slab:
@@ -139,30 +146,35 @@ def slide_growing(
             waiting.discard(at)
             box = tuple(slice(start, start + width) for start, width in zip(at, patch, strict=True))
             everywhere = (slice(None), *box)
-            scores = place.take(forward(np.ascontiguousarray(padded[everywhere][None])))
+            scores = place.take(forward(there.packed(window_at(data, at, patch, kept)[None])))
             place.add_weighted(sums[everywhere], scores, weights)
             total[box] += weights
-            found[box] |= to_host(foreground(scores)) > 0
+            found[box] |= foreground(scores)
             done += 1
             if progress is not None:
                 progress(1)
-        ready = sorted(at for at in waiting if _is_near(found, at, patch))
+        ready = _near(place, found, sorted(waiting), patch)
     for first in range(kept[0].start, kept[0].stop, patch[0]):
         block = slice(first, min(first + patch[0], kept[0].stop))
         consume(place.divide(sums[:, block, kept[1], kept[2]], total[block, kept[1], kept[2]]))
     return done
 
 
-def _has_body(padded: np.ndarray, at: tuple[int, ...], patch: tuple[int, ...], above: float) -> bool:
-    z, y, x = at
-    window = padded[0, z : z + patch[0], y : y + patch[1], x : x + patch[2]]
-    return float((window > above).mean()) >= BODY_SHARE
+def _with_body(
+    data: Array, windows: Sequence[At], patch: tuple[int, ...], kept: Sequence[slice], above: float
+) -> set[At]:
+    counts = place_of(data).counts(window_at(data[:1], at, patch, kept)[0] > above for at in windows)
+    return {at for at, count in zip(windows, counts, strict=True) if count / math.prod(patch) >= BODY_SHARE}
 
 
-def _is_near(found: np.ndarray, at: tuple[int, ...], patch: tuple[int, ...]) -> bool:
-    """Whether foreground was found inside a window or within the margin around it."""
-    box = tuple(
-        slice(max(0, start - round(width * MARGIN)), start + width + round(width * MARGIN))
-        for start, width in zip(at, patch, strict=True)
-    )
-    return int(found[box].sum()) >= MIN_FOREGROUND_VOXELS
+def _near(place: Place, found: Array, windows: Sequence[At], patch: tuple[int, ...]) -> list[At]:
+    """The windows in which, or within the margin around which, foreground was found."""
+    boxes = [
+        tuple(
+            slice(max(0, start - round(width * MARGIN)), start + width + round(width * MARGIN))
+            for start, width in zip(at, patch, strict=True)
+        )
+        for at in windows
+    ]
+    counts = place.counts(found[box] for box in boxes)
+    return [at for at, count in zip(windows, counts, strict=True) if count >= MIN_FOREGROUND_VOXELS]

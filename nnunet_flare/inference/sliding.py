@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
-
-import numpy as np
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.arrays import Array
 from nnunet_flare.inference.attempts import Watch
 from nnunet_flare.inference.augment import average_with, central_crop
+from nnunet_flare.inference.devices import CPU
 from nnunet_flare.inference.opened import Opened
-from nnunet_flare.inference.places import place_of
+from nnunet_flare.inference.places import is_on_gpu, place_of
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.inference.settings import PredictionSettings
 from nnunet_flare.inference.skipping import BODY_HU, Huang, slide_growing
 from nnunet_flare.inference.windows import Consume, Forward, count_windows, slide
+
+BATCH_VOXELS = 2**21
+"""Of the slices that a 2-D network on a GPU gets at a time: 8 of 512 x 512."""
 
 
 class Slider:
@@ -34,6 +37,7 @@ class Slider:
         patch = tuple(int(p) for p in model.configuration_manager.patch_size)
         self.two_d = len(patch) == 2
         self.patch = (1, *patch) if self.two_d else patch
+        self.batch = max(1, BATCH_VOXELS // math.prod(patch)) if self.two_d else 1
         if settings.windows == "huang" and (self.two_d or self._labels.has_regions):
             raise InputError("--windows huang is made for 3-D models with exclusive labels; use all or skip-empty")
 
@@ -51,11 +55,12 @@ class Slider:
 
     def run(
         self,
-        data: np.ndarray,
+        data: Array,
         forward: Forward,
         consume: Consume,
         *,
         device: Any,
+        network: Any = CPU,
         members: int = 1,
         policy: str | None = None,
         progress: Callable[[int], None] | None = None,
@@ -64,10 +69,11 @@ class Slider:
         """Hand the scores of a preprocessed scan to ``consume``; with ``crop-rotate``, averaged with its middle's.
 
         Args:
-            data: the scan (C, z, y, x).
+            data: the scan (C, z, y, x), on any device; on a GPU a 2-D network gets several of its slices at a time.
             forward: a window (1, C, z, y, x) to the scores (members * heads, z, y, x).
             consume: gets the scores of the next slices, float32, in order.
             device: where the sums lie.
+            network: where ``forward`` wants its windows.
             members: how many members' scores ``forward`` returns one after the other.
             policy: which windows are visited; the settings' without it.
             progress: told the number of windows done since its last call.
@@ -77,11 +83,21 @@ class Slider:
             NotFiniteError: when a network gave infinite scores or NaN, before they are handed on.
         """
 
+        common: dict[str, Any] = {
+            "heads": members * self.heads,
+            "patch": self.patch,
+            "step_size": self._settings.step_size,
+            "device": device,
+            "network": network,
+            "gaussian": self._settings.gaussian,
+            "progress": progress,
+        }
         is_twice = self._settings.tta == "crop-rotate"
+        every = {"batch": self.batch if is_on_gpu(data) else 1, "by_rows": by_rows and not is_twice}
+        data = place_of(data).take(data)
 
-        def one_pass(part: np.ndarray, consume: Consume) -> None:
-            chosen = policy or self._settings.windows
-            self._pass(part, forward, consume, chosen, device, members, progress, by_rows and not is_twice)
+        def one_pass(part: Array, consume: Consume) -> None:
+            self._pass(part, forward, consume, policy or self._settings.windows, common, every)
 
         if is_twice:
             box = central_crop(data.shape[1:])
@@ -93,35 +109,24 @@ class Slider:
 
     def _pass(
         self,
-        data: np.ndarray,
+        data: Array,
         forward: Forward,
         consume: Consume,
         policy: str,
-        device: Any,
-        members: int,
-        progress: Callable[[int], None] | None,
-        by_rows: bool,
+        common: dict[str, Any],
+        every: dict[str, Any],
     ) -> None:
         watch = Watch()
         watching, consume = watch.watched(forward), watch.before(consume)
 
-        def timed(window: np.ndarray) -> Array:
+        def timed(window: Array) -> Array:
             with self._profile.stage("network"):
                 scores = watching(window)
                 self._profile.settle(scores)
                 return scores
 
-        data = np.ascontiguousarray(data, np.float32)
-        common: dict[str, Any] = {
-            "heads": members * self.heads,
-            "patch": self.patch,
-            "step_size": self._settings.step_size,
-            "device": device,
-            "gaussian": self._settings.gaussian,
-            "progress": progress,
-        }
         if policy == "all":
-            slide(data, timed, consume, by_rows=by_rows, **common)
+            slide(data, timed, consume, **every, **common)
         elif policy == "huang":
             shape = [max(n, p) for n, p in zip(data.shape[1:], self.patch, strict=True)]
             slide(data, lambda window: _softmax(timed(window)), consume, visit=Huang(shape, self.patch), **common)

@@ -28,6 +28,8 @@ HALF_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 class TorchRuntime:
     """A network on a device, in one precision: a window (1, C, z, y, x) to scores (K, z, y, x).
 
+    A 2-D network takes the slices of a window as samples of one batch.
+
     Scores of a CPU are a NumPy array, of a GPU a tensor there.
 
     Half precision is autocast's, as in stock nnU-Net: products are computed in it, while weights, running statistics
@@ -38,9 +40,11 @@ class TorchRuntime:
         self._device, self._precision, self._two_d = of_torch(device), precision, two_d
         self._network = network.to(self._device, torch.float32)
 
-    def __call__(self, window: np.ndarray) -> Array:
+    def __call__(self, window: Array) -> Array:
+        if isinstance(window, np.ndarray):
+            window = torch.from_numpy(np.ascontiguousarray(window))
         with torch.inference_mode():
-            scores = self._scores(torch.from_numpy(np.ascontiguousarray(window)).to(self._device, torch.float32))
+            scores = self._scores(window.to(self._device, torch.float32))
         return scores.float().numpy() if self._device.type == "cpu" else scores
 
     def _scores(self, window: torch.Tensor) -> torch.Tensor:
@@ -51,6 +55,8 @@ class TorchRuntime:
                 stack.enter_context(BENCHMARK.hold())
                 if self._precision == "fp32":
                     stack.enter_context(EXACT.hold())
+            if self._two_d and window.shape[2] > 1:
+                return self._network(window[0].transpose(0, 1)).transpose(0, 1)
             if self._two_d:
                 return self._network(window[:, :, 0])[0][:, None]
             return self._network(window)[0]

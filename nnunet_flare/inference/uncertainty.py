@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_flare.images import write_volume
-from nnunet_flare.inference.arrays import HOST
+from nnunet_flare.inference.arrays import HOST, sigmoid
 from nnunet_flare.inference.choices import UNCERTAINTIES, Uncertainty
 from nnunet_flare.inference.entropy import entropy, region_entropy
 from nnunet_flare.inference.forms import Finished, Form, View
 from nnunet_flare.inference.inputs import InputCase
-from nnunet_flare.inference.labels import sigmoid
 from nnunet_flare.kept import is_kept
 
 FOLDER, SUFFIX = "uncertainty", ".nii.gz"

@@ -17,7 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from nnunet_flare.inference.arrays import Array, Place
+from nnunet_flare.inference.devices import CPU
 from nnunet_flare.inference.places import place_at
+from nnunet_flare.inference.slabs import Slab
 
 GAUSSIAN_SIGMA = 1 / 8
 """Standard deviation of the window weights, as a share of the patch size (stock nnU-Net)."""
@@ -25,12 +27,12 @@ GAUSSIAN_SIGMA = 1 / 8
 GAUSSIAN_PEAK = 10.0
 """Weight at the centre; it keeps half-precision weights away from zero (stock nnU-Net)."""
 
-WEIGHED_SLICES = 16
-"""Slices whose total weights are known at a time."""
-
-Forward = Callable[[np.ndarray], Array]
+Forward = Callable[[Array], Array]
 """A window (1, C, z, y, x), float32, to its scores (K, z, y, x), which may be ``BFloat16``; the next call may use the
-result's memory again."""
+result's memory again.
+
+Windows of a network on a GPU are tensors there, all others are NumPy's arrays.
+"""
 
 
 class Visit(Protocol):
@@ -104,7 +106,7 @@ def padding(shape: Sequence[int], patch: Sequence[int]) -> list[tuple[int, int]]
 
 
 def slide(
-    data: np.ndarray,
+    data: Array,
     forward: Forward,
     consume: Consume,
     *,
@@ -112,42 +114,51 @@ def slide(
     patch: Sequence[int],
     step_size: float,
     device: Any,
+    network: Any = CPU,
     gaussian: bool = True,
     progress: Callable[[int], None] | None = None,
     visit: Visit | None = None,
     by_rows: bool = False,
+    batch: int = 1,
 ) -> int:
     """Predict a volume window by window and hand on its averaged scores, slice by slice.
 
     Args:
-        data: the preprocessed scan (C, Z, Y, X), float32.
+        data: the preprocessed scan (C, Z, Y, X), float32, on any device.
         forward: the network; its scores may lie on any device and are added up on ``device``.
         consume: gets all Z slices of scores (heads, n, Y, X), float32, in order.
         heads: number of classes or regions.
         patch: window size (z, y, x).
         step_size: distance of neighbouring windows as a share of the patch.
         device: where the sums lie.
+        network: where ``forward`` wants its windows.
         gaussian: weigh a window's centre more than its rim.
         progress: told the number of windows done since the last call.
         visit: chooses the windows slab by slab; all of stock's grid without it. Voxels that no window covers get
             scores of zero, which is background.
         by_rows: on the CPU, where fewer sums are kept so, ``consume`` gets all slices at once and of them the next rows
             (heads, Z, n, X), as a second argument the slice of rows, which begins with the last one it had before.
+        batch: slices that a 2-D network gets at a time, as the depth of a window.
 
     Returns:
         The number of windows.
     """
-    patch = tuple(int(p) for p in patch)
+    slices = tuple(int(p) for p in patch)
+    patch, depth = (batch * slices[0], *slices[1:]), int(data.shape[1])
     kept = place_of_scan(data.shape[1:], patch)
     shape = tuple(max(n, p) for n, p in zip(data.shape[1:], patch, strict=True))
-    choose = visit or EveryWindow(shape, patch, step_size)
-    place = place_at(device)
+    choose = visit or EveryWindow(shape, slices, step_size, batch=batch)
+    place, there = place_at(device), place_at(network)
     inner = inner_part(data.shape[1:], kept, patch)
-    weights = window_weights(patch, place, gaussian=gaussian)[inner]
-    common = (data, kept, forward, place, weights, patch, inner, progress)
-    if by_rows and visit is None and device.type == "cpu" and goes_by_rows(data.shape[1:], patch, step_size):
-        return _slide_rows(Slab(0, heads, weights.shape[1] + 1, *common), consume, shape, step_size)
-    slab = Slab(0, heads, data.shape[2], *common)
+    weights = window_weights(slices, place, gaussian=gaussian)
+    weights = (weights if batch == 1 else place.join([weights] * batch, 0))[inner]
+    common = (data, kept, forward, there, place, weights, patch, inner, progress)
+    rows = int(weights.shape[1]) + 1
+    by_rows = by_rows and visit is None and device.type == "cpu" and goes_by_rows(data.shape[1:], patch)
+    slab = Slab(heads, rows if by_rows else int(data.shape[2]), *common)
+    slab.counts = 1 if batch == 1 else min(batch, depth)
+    if by_rows:
+        return _slide_rows(slab, consume, shape, step_size)
     for z, following in zip(choose.z_starts, [*choose.z_starts[1:], shape[0]], strict=True):
         slab.z = z
         choose(slab)
@@ -155,17 +166,18 @@ def slide(
         consume(slab.averaged(slice(0, finished), axis=0))
         if following < shape[0]:
             slab.drop(finished, axis=0)
+            slab.counts = 1 if batch == 1 else following - z
     return slab.windows
 
 
-def goes_by_rows(shape: Sequence[int], patch: Sequence[int], step_size: float) -> bool:
+def goes_by_rows(shape: Sequence[int], patch: Sequence[int]) -> bool:
     """Whether one slab covers a scan (z, y, x) and several rows of windows do, so that sums of rows are the smaller."""
-    return shape[0] <= patch[0] and count_windows((1, shape[1], 1), (1, patch[1], 1), step_size) > 1
+    return shape[0] <= patch[0] and shape[1] > patch[1]
 
 
 def _slide_rows(slab: Slab, consume: Consume, shape: Sequence[int], step_size: float) -> int:
     """Every window of a scan of one slab. The sums' first row is the last one that was handed on before."""
-    _, rows, columns = window_starts(shape, slab.patch, step_size)
+    rows, columns = window_starts(shape[1:], slab.patch[1:], step_size)
     held = 0
     for y, following in zip(rows, [*rows[1:], shape[1]], strict=True):
         slab.first_row = y - held
@@ -190,88 +202,6 @@ def inner_part(shape: Sequence[int], kept: Sequence[slice], patch: Sequence[int]
     )
 
 
-class Slab:
-    """The windows that start at one index of the first axis: run the network at a place, and add its scores.
-
-    Attributes:
-        z: where they start, in the padded scan.
-        first_row: the row of the padded scan that the sums begin with.
-        sums: scores (heads, z, y, x), each times its weight, of the scan alone without what it is padded with.
-        windows: how many were run.
-    """
-
-    def __init__(
-        self,
-        z: int,
-        heads: int,
-        rows: int,
-        data: np.ndarray,
-        kept: Sequence[slice],
-        forward: Forward,
-        place: Place,
-        weights: Array,
-        patch: tuple[int, ...],
-        inner: tuple[slice, ...],
-        progress: Callable[[int], None] | None,
-    ) -> None:
-        """``rows``: of the sums; ``weights`` are those of the ``inner`` part of a window."""
-        self._data, self._kept, self._forward, self._progress = data, kept, forward, progress
-        self._place, self._weights, self._inner = place, weights, inner
-        self.z, self.first_row, self.patch, self.depth = z, 0, patch, int(weights.shape[0])
-        self.sums = place.zeros((heads, self.depth, rows, data.shape[3]))
-        self._added: list[tuple[int, int, int]] = []
-        self._first_slice = 0
-        self.windows = 0
-
-    def run(self, y: int, x: int) -> Array:
-        """Scores (K, z, y, x) of the window that starts here, where the network gives them."""
-        scores = self._forward(window_at(self._data, (self.z, y, x), self.patch, self._kept)[None])
-        self.windows += 1
-        if self._progress is not None:
-            self._progress(1)
-        return scores
-
-    def add(self, y: int, x: int, scores: Array) -> None:
-        """Add a window's scores to the sums."""
-        _, height, width = self._weights.shape
-        rows, columns = slice(y - self.first_row, y - self.first_row + height), slice(x, x + width)
-        inner = (slice(None), *self._inner)
-        self._place.add_weighted(self.sums[:, :, rows, columns], scores[inner], self._weights)
-        self._added.append((self._first_slice, y, x))
-
-    def averaged(self, part: slice, *, axis: int) -> Array:
-        """Scores of some slices (axis 0) or rows (axis 1), in the place of their sums."""
-        slices, rows = (part, slice(0, self.sums.shape[2])) if axis == 0 else (slice(0, self.depth), part)
-        for first in range(slices.start, slices.stop, WEIGHED_SLICES):
-            some = slice(first, min(first + WEIGHED_SLICES, slices.stop))
-            self._place.divide(self.sums[:, some, rows], self._total_weights(some, rows))
-        return self.sums[:, slices, rows]
-
-    def _total_weights(self, slices: slice, rows: slice) -> Array:
-        """The weights (z, y, x) of all windows that were added, summed up anew, since all voxels' would take memory."""
-        depth, height, width = self._weights.shape
-        total = self._place.zeros((slices.stop - slices.start, rows.stop - rows.start, self.sums.shape[3]))
-        for z, y, x in self._added:
-            into_z, of_z = _overlap(slices, z - self._first_slice, depth)
-            into_y, of_y = _overlap(rows, y - self.first_row, height)
-            total[into_z, into_y, x : x + width] += self._weights[of_z, of_y]
-        return total
-
-    def drop(self, count: int, *, axis: int) -> None:
-        """Drop the first slices (axis 0) or rows (axis 1), and append as many without scores."""
-        _shift(self.sums, count, axis=axis + 1)
-        self._first_slice += count if axis == 0 else 0
-        if axis == 0:
-            self._added = [at for at in self._added if at[0] + self.depth > self._first_slice]
-
-
-def _overlap(part: slice, start: int, length: int) -> tuple[slice, slice]:
-    """Where something of some length that starts somewhere lies in a part, and which of it that is."""
-    low, high = max(part.start, start), min(part.stop, start + length)
-    high = max(low, high)
-    return slice(low - part.start, high - part.start), slice(low - start, high - start)
-
-
 def window_weights(patch: tuple[int, ...], place: Place, *, gaussian: bool) -> Array:
     """Weights of a window's voxels (z, y, x), at the place of the sums."""
     return place.take(gaussian_weights(patch) if gaussian else np.ones(patch, np.float32))
@@ -280,8 +210,11 @@ def window_weights(patch: tuple[int, ...], place: Place, *, gaussian: bool) -> A
 class EveryWindow:
     """Visits all of stock's windows."""
 
-    def __init__(self, shape: Sequence[int], patch: Sequence[int], step_size: float) -> None:
+    def __init__(self, shape: Sequence[int], patch: Sequence[int], step_size: float, *, batch: int = 1) -> None:
+        """In a ``batch`` of slices the last one begins earlier, so that all have the same size."""
         self.z_starts, self._rows, self._columns = window_starts(shape, patch, step_size)
+        if batch > 1:
+            self.z_starts = [*range(0, shape[0] - batch, batch), shape[0] - batch]
 
     def __call__(self, slab: Slab) -> None:
         """Run and add every window of a slab."""
@@ -290,34 +223,7 @@ class EveryWindow:
                 slab.add(y, x, slab.run(y, x))
 
 
-def window_at(data: np.ndarray, at: Sequence[int], patch: Sequence[int], kept: Sequence[slice]) -> np.ndarray:
-    """The window (C, z, y, x) that starts at an index of the padded scan, where ``kept`` is the scan (C, Z, Y, X)."""
-    parts = tuple(slice(max(0, low - k.start), low - k.start + n) for low, n, k in zip(at, patch, kept, strict=True))
-    found = data[:, parts[0], parts[1], parts[2]]
-    if found.shape[1:] == tuple(patch):
-        return np.ascontiguousarray(found)
-    window = np.zeros((len(data), *patch), data.dtype)
-    before = [max(0, k.start - low) for low, k in zip(at, kept, strict=True)]
-    inside = tuple(slice(low, low + n) for low, n in zip(before, found.shape[1:], strict=True))
-    window[:, inside[0], inside[1], inside[2]] = found
-    return window
-
-
 def place_of_scan(shape: Sequence[int], patch: Sequence[int]) -> tuple[slice, ...]:
     """Where a scan lies in the one that is padded to at least one patch."""
     before = padding(shape, patch)
     return tuple(slice(low, low + size) for (low, _), size in zip(before, shape, strict=True))
-
-
-def padded_volume(data: np.ndarray, patch: Sequence[int]) -> tuple[np.ndarray, tuple[slice, ...]]:
-    """The scan (C, Z, Y, X), zero-padded to at least one patch, and where it lies in there."""
-    before = padding(data.shape[1:], patch)
-    return (np.pad(data, [(0, 0), *before]) if any(map(sum, before)) else data), place_of_scan(data.shape[1:], patch)
-
-
-def _shift(sums: Array, count: int, *, axis: int) -> None:
-    """Drop the first ``count`` entries of an axis and append zeros, in place."""
-    slices = sums if axis == 0 else sums.swapaxes(0, axis)
-    size = len(slices)
-    for index in range(size):  # one by one, so that source and target never overlap
-        slices[index] = slices[index + count] if index + count < size else 0

@@ -14,12 +14,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from scipy.ndimage import gaussian_filter
 
 from nnunet_flare.errors import InputError
-from nnunet_flare.inference import export, planes, workers
+from nnunet_flare.inference import export, planes, torch_planes, workers
 from nnunet_flare.inference.export import SliceExporter, labels_on_image_grid
 from nnunet_flare.inference.grids import linear
 from nnunet_flare.inference.planes import HostPlanes
-from nnunet_flare.inference.torch_arrays import OnDevice
-from nnunet_flare.inference.torch_planes import DevicePlanes
 
 TIE = 1e-4
 """Scores that are closer than this may be rounded either way."""
@@ -195,14 +193,15 @@ def test_no_full_resolution_scores_are_made(monkeypatch):
 
 
 @pytest.mark.parametrize("labels", [None, models.REGIONS], ids=["softmax", "regions"])
+@pytest.mark.parametrize("slices", [3, 1000])
 @pytest.mark.parametrize(("spacing", "shape", "plan", "grid"), CASES)
-def test_a_gpu_gives_the_labels_of_the_cpu_but_for_ties(spacing, shape, plan, grid, labels, monkeypatch):
-    """Its operations are tried on the CPU in place of a GPU."""
+def test_a_gpu_gives_the_labels_of_the_cpu_but_for_ties(spacing, shape, plan, grid, labels, slices, monkeypatch):
+    """Its operations are tried on the CPU in place of a GPU, in batches of some slices and of all."""
     managers = setting(spacing, shape, pad=2, labels=labels, **plan)
     logits = scores(2 if labels else 4, grid)
     expected = labels_on_image_grid(logits.numpy(), *managers)
-    monkeypatch.setattr(export, "planes_beside", lambda scores, host: DevicePlanes(host))
-    monkeypatch.setattr(export, "place_of", lambda array: OnDevice(torch.device("cpu")))
+    monkeypatch.setattr(export, "is_on_gpu", lambda array: True)
+    monkeypatch.setattr(torch_planes, "CHUNK_BYTES", slices * 4 * shape[1] * shape[2])
     found = labels_on_image_grid(logits, *managers)
     assert len(np.unique(found)) > 2
     assert (found != expected).mean() < 1e-4

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import small_scans as scans
 import torch
+from pretend_gpu import gpu
 
 from nnunet_flare.cli import predict
 from nnunet_flare.errors import FlareError, InputError
@@ -178,14 +179,13 @@ ERRORS = {
 @pytest.mark.parametrize("when", ["loading", "running"])
 @pytest.mark.parametrize("error", ERRORS)
 def test_a_network_that_does_not_fit_the_gpu_is_run_by_the_cpu_and_this_is_said(
-    tmp_path, card, monkeypatch, caplog, when, error
+    tmp_path, monkeypatch, caplog, when, error
 ):
     caplog.set_level(logging.WARNING)
     folder = models.write_model(tmp_path / "model")
     expected = FlarePredictor.from_model_folder(folder, backend="torch", precision="fp32").predict(
         scans.blobs((10, 36, 40))
     )
-    card.free = 1000  # the sums lie on the CPU
     real = Model.runtime
 
     def runtime(model, how):
@@ -200,8 +200,10 @@ def test_a_network_that_does_not_fit_the_gpu_is_run_by_the_cpu_and_this_is_said(
         return full
 
     monkeypatch.setattr(Model, "runtime", runtime)
-    predictor = FlarePredictor.from_model_folder(folder, backend="torch", precision="fp32", device="cuda")
-    np.testing.assert_array_equal(predictor.predict(scans.blobs((10, 36, 40))), expected)
+    with gpu() as card:
+        card.room = 100_000  # sums and scan lie on the CPU, one window fits
+        predictor = FlarePredictor.from_model_folder(folder, backend="torch", precision="fp32", device="cuda")
+        np.testing.assert_array_equal(predictor.predict(scans.blobs((10, 36, 40))), expected)
     said = "the CPU predicts" if when == "loading" else "once more on the CPU"
     assert said in caplog.text and "the GPU has 10.0 GB, 0.0 GB of it free" in caplog.text
 

@@ -15,6 +15,7 @@ import torch
 from test_overflow import scale_first_convolution
 
 from nnunet_flare.images import read_labels, write_volume
+from nnunet_flare.inference.arrays import to_host
 from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.inference.settings import PredictionSettings
 
@@ -26,7 +27,9 @@ HALF = "fp16" if DEVICE == "cuda" else "bf16"
 RESULTS = {
     "a label map": lambda segmenter, scan: segmenter.segment(scan)[0],
     "the members' label maps": lambda segmenter, scan: np.stack(segmenter.segment(scan, members=True)[1]),
-    "members for pseudo-labels": lambda segmenter, scan: segmenter.predict_members(scan.prepared.data).mean_softmax,
+    "members for pseudo-labels": lambda segmenter, scan: to_host(
+        segmenter.predict_members(scan.prepared.data).mean_softmax
+    ),
 }
 OPTIONS = {
     "plain": {},

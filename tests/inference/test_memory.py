@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import small_scans as scans
 import torch
+from pretend_gpu import gpu
 
 from nnunet_flare.cli import predict
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.images import write_volume
 from nnunet_flare.inference import memory
+from nnunet_flare.inference.arrays import HOST
 from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.inference.settings import PredictionSettings
+from nnunet_flare.inference.torch_runtime import TorchRuntime
 from nnunet_flare.inference.windows import slide
 
 PATCH = (40, 224, 192)
@@ -55,6 +58,35 @@ def test_sums_really_cover_one_patch_depth():
     assert max(size for _, size in depths) == 3 * 8 * 24 * 24 * 4
 
 
+MADE = {
+    "by rows of windows": ((8, 40, 40), {}),
+    "by rows, thinner than a window": ((5, 40, 30), {}),
+    "one row of windows": ((8, 20, 40), {}),
+    "slab by slab": ((20, 40, 40), {}),
+    "by the winner's rule": ((8, 40, 40), {"windows": "huang"}),
+    "near foreground": ((5, 40, 30), {"windows": "skip-empty"}),
+    "near foreground, padded": ((20, 20, 40), {"windows": "skip-empty"}),
+}
+
+
+@pytest.mark.parametrize("what", MADE)
+def test_the_estimate_of_the_sums_is_what_is_really_made(tmp_path, monkeypatch, what):
+    shape, options = MADE[what]
+    folder = models.write_model(tmp_path / "model", plan=models.plans(spacing=(4.0, 2.0, 2.0), patch=(8, 32, 32)))
+    settings = PredictionSettings(backend="torch", precision="fp32", max_memory_gb=64, **options)
+    segmenter, needs, made, zeros = Segmenter.from_model_folder(folder, settings), [], [], HOST.zeros
+    scan = segmenter.prepare([scans.blobs(shape, spacing=(4.0, 2.0, 2.0))])
+    assert scan.shape == shape
+    noted = lambda case, limit, policies, wanted: (needs.append(wanted(policies[0])), policies[0])[1]  # noqa: E731
+    monkeypatch.setattr("nnunet_flare.inference.core.affordable", noted)
+    monkeypatch.setattr(type(HOST), "zeros", lambda self, shape: (made.append(tuple(shape)), zeros(shape))[1])
+    segmenter.segment(scan)
+    sums = max(made, key=len)
+    total = max(4 * int(np.prod(one)) for one in made if len(one) == 3)
+    assert sum(len(one) == 4 for one in made) == 1
+    assert 4 * int(np.prod(sums)) + total <= needs[0].sums <= 1.02 * (4 * int(np.prod(sums)) + total)
+
+
 def test_a_case_over_the_limit_is_set_aside_with_the_figures(tmp_path, capsys):
     folder = models.write_model(tmp_path / "model")
     write_volume(tmp_path / "images" / "a_0000.nii.gz", scans.blobs((10, 36, 40)))
@@ -89,33 +121,6 @@ def test_sums_leave_the_network_half_of_the_gpu():
     assert not memory.sums_fit_on_gpu(memory.GIGABYTE + 1, 2 * memory.GIGABYTE)
 
 
-def _gpu_that_is_full_after(windows: int, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Makes the sums go to a stand-in of a GPU, which is really the CPU and runs out of memory once; returns where
-    they went.
-    """
-    went: list[str] = []
-    real = segmenter._slider.run
-
-    def run(data, forward, consume, *, device, **more):
-        went.append(device.type)
-        if device.type == "cpu":
-            return real(data, forward, consume, device=device, **more)
-        left = windows
-
-        def failing(window: np.ndarray) -> np.ndarray:
-            nonlocal left
-            if left == 0:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-            left -= 1
-            return forward(window)
-
-        return real(data, failing, consume, device=torch.device("cpu"), **more)
-
-    monkeypatch.setattr(segmenter._slider, "run", run)
-    monkeypatch.setattr("nnunet_flare.inference.core.sums_device", lambda *_: torch.device("cuda"))
-    return went
-
-
 RESULTS = {
     "a label map": lambda segmenter, scan: segmenter.segment(scan)[0],
     "a label map and the members'": lambda segmenter, scan: np.stack(segmenter.segment(scan, members=True)[1]),
@@ -130,12 +135,32 @@ RESULTS = {
 def test_out_of_gpu_memory_is_tried_again_with_sums_on_the_cpu(tmp_path, monkeypatch, caplog, what, windows):
     """Also in the middle of a scan, when a part of it was handed on already: nothing is counted twice."""
     folder = models.write_model(tmp_path / "model", folds=(0, 1))
-    segmenter = Segmenter.from_model_folder(folder, PredictionSettings(backend="torch", precision="fp32"))
-    scan = segmenter.prepare([scans.blobs((24, 36, 40))])
-    assert segmenter.windows(scan) > 4
-    expected = RESULTS[what](segmenter, scan)
-    went = _gpu_that_is_full_after(windows, segmenter, monkeypatch)
-    np.testing.assert_array_equal(RESULTS[what](segmenter, scan), expected)
+    on_cpu = Segmenter.from_model_folder(folder, PredictionSettings(backend="torch", precision="fp32"))
+    scan = on_cpu.prepare([scans.blobs((24, 36, 40))])
+    assert on_cpu.windows(scan) > 4
+    expected = RESULTS[what](on_cpu, scan)
+    scores, calls, went = TorchRuntime._scores, 0, []
+
+    def full_once(runtime: TorchRuntime, window: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == windows + 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return scores(runtime, window)
+
+    with gpu():
+        segmenter = Segmenter.from_model_folder(
+            folder, PredictionSettings(backend="torch", precision="fp32", device="cuda")
+        )
+        run = segmenter._slider.run
+        noted = lambda *a, device, **more: (went.append(device.type), run(*a, device=device, **more))[1]  # noqa: E731
+        monkeypatch.setattr(segmenter._slider, "run", noted)
+        monkeypatch.setattr(TorchRuntime, "_scores", full_once)
+        found = RESULTS[what](segmenter, scan)
+    if np.issubdtype(expected.dtype, np.floating):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    else:
+        np.testing.assert_array_equal(found, expected)
     assert went[:2] == ["cuda", "cpu"]
     assert "out of GPU memory; once more with the sums on the CPU" in caplog.text
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import product
 
 import numpy as np
 import pytest
+from pretend_gpu import CARD, gpu
 
 from nnunet_flare.inference import workers
-from nnunet_flare.inference.arrays import HOST, BFloat16
+from nnunet_flare.inference.arrays import HOST, BFloat16, to_host
 from nnunet_flare.inference.attempts import NotFiniteError, Watch
 from nnunet_flare.inference.augment import all_flips, flipped
 from nnunet_flare.inference.devices import CPU
+from nnunet_flare.inference.places import place_at
 from nnunet_flare.inference.runtimes import averaged, stacked
-from nnunet_flare.inference.windows import gaussian_weights, padded_volume, padding, slide, window_starts
+from nnunet_flare.inference.slabs import window_at
+from nnunet_flare.inference.windows import gaussian_weights, padding, place_of_scan, slide, window_starts
 
 HEADS, PATCH = 3, (8, 12, 10)
 
@@ -54,6 +58,11 @@ def scan(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
 
 
+def padded_volume(data: np.ndarray, patch: tuple[int, ...]) -> tuple[np.ndarray, tuple[slice, ...]]:
+    """A scan in zeros, as large as a window at least, and where it lies in there."""
+    return np.pad(data, [(0, 0), *padding(data.shape[1:], patch)]), place_of_scan(data.shape[1:], patch)
+
+
 def summed_over_the_whole_volume(data: np.ndarray) -> np.ndarray:
     """What stock does: all windows of the padded scan added up in one volume, the padding cut off at the end."""
     padded, kept = padded_volume(data, PATCH)
@@ -81,6 +90,36 @@ def test_a_scan_smaller_than_a_window_gets_the_scores_of_the_padded_one(shape):
 
 def test_a_small_scan_is_padded_on_both_sides_the_odd_voxel_at_the_end():
     assert padding((5, 30, 3), PATCH) == [(1, 2), (0, 0), (3, 4)]
+
+
+@pytest.mark.parametrize("shape", [(20, 30, 25), (5, 30, 3), (3, 5, 7)])
+def test_every_window_is_cut_as_from_the_padded_scan_on_any_device(shape):
+    data = scan(*shape)
+    padded, kept = padded_volume(data, PATCH)
+    for corner in product(*window_starts(padded.shape[1:], PATCH, 0.5)):
+        part = tuple(slice(low, low + width) for low, width in zip(corner, PATCH, strict=True))
+        expected = padded[(slice(None), *part)]
+        np.testing.assert_array_equal(window_at(data, corner, PATCH, kept), expected)
+        with gpu():
+            there = window_at(place_at(CARD).take(data), corner, PATCH, kept)
+            assert there.device == CARD
+            np.testing.assert_array_equal(to_host(there), expected)
+
+
+@pytest.mark.parametrize(("shape", "by_rows"), [((8, 120, 60), True), ((40, 60, 60), False)])
+def test_sums_move_on_in_their_own_memory(shape, by_rows):
+    """Beside the sums nothing of their size is held, neither while they are added up nor while they move on."""
+    patch = (8, 48, 40)
+    scores = np.ones((30, *patch), np.float32)
+    sums = 4 * 30 * patch[0] * (patch[1] + 1 if by_rows else shape[1]) * shape[2]
+    data = scan(*shape)
+    common = {"heads": 30, "patch": patch, "step_size": 0.7, "device": CPU, "by_rows": by_rows}
+    gaussian_weights(patch)  # are kept
+    tracemalloc.start()
+    slide(data, lambda window: scores, lambda *block: None, **common)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sums < peak < 1.2 * sums
 
 
 def test_nothing_is_summed_up_of_what_a_scan_is_padded_with(monkeypatch):

@@ -25,7 +25,9 @@ from nnunet_flare.files import holds, remove_leftovers, replacing
 from nnunet_flare.fusion.ids import load_id_map
 from nnunet_flare.fusion.members import class_locations, training_label
 from nnunet_flare.images import read_labels
+from nnunet_flare.inference.arrays import fetched
 from nnunet_flare.inference.labels import Labels
+from nnunet_flare.inference.memory import there_or_on_cpu
 from nnunet_flare.kept import is_kept
 from nnunet_flare.labels import sampled_groups
 from nnunet_flare.rounds.run.configurations import INPUT_KEYS, base_configuration, read_plans
@@ -255,7 +257,7 @@ def _label_case(
 
 def _fused(prediction: MembersPrediction, *, labels: Labels) -> np.ndarray:
     """The label map (Z, Y, X) of the members' mean probabilities."""
-    return labels.decided(prediction.mean_softmax, probabilities=True)
+    return there_or_on_cpu(prediction.mean_softmax, lambda mean: fetched(labels.decided(mean, probabilities=True)))
 
 
 def _cleaned(run: Run, labels: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:

@@ -16,6 +16,7 @@ from nnunet_flare.recipes.recipe import Recipe
 if TYPE_CHECKING:
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+    from nnunet_flare.inference.arrays import Array
     from nnunet_flare.inference.core import MembersPrediction, Segmenter
 
 
@@ -79,14 +80,20 @@ class MappedLabeller:
             only: the dataset's classes that count; the others become background.
         """
         from nnunet_flare.inference.core import MembersPrediction
+        from nnunet_flare.inference.memory import there_or_on_cpu
+        from nnunet_flare.inference.places import place_of
 
         found = self._labeller.predict_members(data)
         target = [self._own(head, only) for head in range(len(found.mean_softmax))]
-        shape = (self.label_manager.num_segmentation_heads, *found.mean_softmax.shape[1:])
-        mean = np.zeros(shape, np.float32)
-        for head, own in enumerate(target):
-            mean[own] += found.mean_softmax[head]
+
+        def merged(theirs: Array) -> Array:
+            mean = place_of(theirs).zeros((self.label_manager.num_segmentation_heads, *theirs.shape[1:]))
+            for head, own in enumerate(target):
+                mean[own] += theirs[head]
+            return mean
+
         table = np.asarray(target, np.uint8)
+        mean = there_or_on_cpu(found.mean_softmax, merged)
         return MembersPrediction([table[labels] for labels in found.labels], mean)
 
     def _own(self, head: int, only: Sequence[int] | None) -> int:
