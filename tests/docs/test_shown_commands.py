@@ -24,7 +24,7 @@ READ_BY_PEOPLE = sorted(
         (["recipes.py", "-o", "/home/someone/evidence"], "python benchmarks/recipes.py -o evidence"),
         (["/home/someone/flare/benchmarks/predict.py", "--folder=/tmp/a/b"], "python benchmarks/predict.py --folder=b"),
         (["scale.py", str(ROOT / "benchmarks" / "results")], "python benchmarks/scale.py benchmarks/results"),
-        (["export.py", "-m", "/root/my model/"], "python benchmarks/export.py -m 'my model'"),
+        (["export.py", "-m", "/data/my model/"], "python benchmarks/export.py -m 'my model'"),
         (["export.py", "--scale=1/2", "a/b"], "python benchmarks/export.py --scale=1/2 a/b"),
     ],
 )

@@ -14,6 +14,7 @@ from nnunetv2.experiment_planning.experiment_planners.network_topology import ge
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from nnunet_flare.errors import InputError
+from nnunet_flare.planners.layers import STOCK_LAYERS
 from nnunet_flare.planners.topology import override_configuration, topology
 
 
@@ -31,18 +32,11 @@ def plain_configuration() -> dict[str, Any]:
             "arch_kwargs": {
                 "n_stages": found.stages,
                 "features_per_stage": [4, 8, 16, 16, 16, 16],
-                "conv_op": "torch.nn.modules.conv.Conv3d",
                 "kernel_sizes": [list(k) for k in found.kernel_sizes],
                 "strides": [list(s) for s in found.strides],
                 "n_conv_per_stage": [2] * 6,
                 "n_conv_per_stage_decoder": [2] * 5,
-                "conv_bias": True,
-                "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-                "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-                "dropout_op": None,
-                "dropout_op_kwargs": None,
-                "nonlin": "torch.nn.LeakyReLU",
-                "nonlin_kwargs": {"inplace": True},
+                **STOCK_LAYERS,
             },
             "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
         },

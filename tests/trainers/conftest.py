@@ -14,6 +14,7 @@ import torch
 from nnunetv2.run.run_training import get_trainer_from_args
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
+from nnunet_flare.planners.layers import STOCK_LAYERS
 from nnunet_flare.planners.topology import override_configuration, topology
 
 NAME = "Dataset022_Tiny"
@@ -30,18 +31,11 @@ def configuration(patch: Sequence[int] = PATCH, batch_size: int = 2) -> dict[str
     arch = {
         "n_stages": found.stages,
         "features_per_stage": [4] * found.stages,
-        "conv_op": "torch.nn.modules.conv.Conv3d",
         "kernel_sizes": [list(k) for k in found.kernel_sizes],
         "strides": [list(s) for s in found.strides],
         "n_conv_per_stage": [1] * found.stages,
         "n_conv_per_stage_decoder": [1] * (found.stages - 1),
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
+        **STOCK_LAYERS,
     }
     resampling = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
     made = {
