@@ -17,7 +17,7 @@ from nnunet_flare.recipes.load import load_recipe, shipped_recipes
 from nnunet_flare.rounds.run.configurations import read_plans
 from nnunet_flare.rounds.run.dataset import dataset_json, organ_ids
 from nnunet_flare.rounds.run.labelled_case import LabelledCase, read_labelled_case
-from nnunet_flare.rounds.run.ledger import Entry, read_decisions
+from nnunet_flare.rounds.run.ledger import DECISIONS, Entry, read_decisions
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.markers import MARKER, is_marked
 from nnunet_flare.rounds.run.tasks import graph
@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Whiskers, box and median of the agreement plots."""
-
-DECISIONS = ("taken", "refused", "odd", "failed")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from nnunet_flare.cases import FILE_NAME, Case, read_table, table_name, write_table
@@ -56,8 +56,6 @@ def export_dataset(run: Run, number: int | None, dataset_id: int) -> Path:
     taken_id = [p.name for p in raw.glob(f"Dataset{dataset_id:03d}_*")]
     if taken_id:
         raise InputError(f"export --dataset {dataset_id}: {raw / taken_id[0]} is there already; choose another id")
-    document = dataset_json(run)
-    ending = document["file_ending"]
     taken = [entry for entry in read_decisions(run.paths, source) if entry.decision == "taken"]
     ignoring = [entry.case for entry in taken if entry.ignored]
     if any(not run.paths.members(source, case).is_file() for case in ignoring):
@@ -69,38 +67,46 @@ def export_dataset(run: Run, number: int | None, dataset_id: int) -> Path:
     remove_leftovers(raw)
     with scratch_folder(raw) as room:
         scratch = room / target.name
-        images, labels = scratch / "imagesTr", scratch / "labelsTr"
-        images.mkdir(parents=True)
-        labels.mkdir()
-        table = base_table(run)
-        if run.recipe.loops:
-            table = read_table(
-                run.preprocessed / table_name(run.round(number).configuration), labels=document["labels"]
-            )
-        merged = {entry.case for entry in taken if entry.role == "partial"}
-        cases: dict[str, Case] = {}
-        for case, files in raw_files(run).items():
-            cases[case] = table[case]
-            for channel, file in enumerate(files["images"]):
-                os.symlink(Path(file).resolve(), images / f"{case}_{channel:04d}{ending}")
-            if case not in merged:
-                link_or_copy(Path(files["label"]), labels / f"{case}{ending}")
-        scans = {case.case: case.images for case in read_list(run.paths.unlabelled)}
-        for entry in taken:
-            write_label_map(run, source, entry, labels / f"{entry.case}{ending}", ending)
-            if entry.case in merged:
-                continue
-            cases[entry.case] = table[entry.case] if run.recipe.loops else Case("pseudo", round=number)
-            for channel, file in enumerate(scans[entry.case]):
-                os.symlink(Path(file).resolve(), images / f"{entry.case}_{channel:04d}{ending}")
-        new = {k: v for k, v in document.items() if k != "dataset"}
-        new["numTraining"] = len(cases)
-        if _has_ignore(run, number, taken):
-            new["labels"] = {**document["labels"], "ignore": ignore_label(run)}
-        write_json(scratch / "dataset.json", new)
-        write_table(scratch / FILE_NAME, cases)
+        _fill(scratch, run, number, source, taken)
         _put(scratch, target)
     return target
+
+
+def _fill(folder: Path, run: Run, number: int, source: int, taken: Sequence[Entry]) -> None:
+    """Write a dataset's scans, label maps, case table and dataset.json; ``source`` is the round that took the cases."""
+    document = dataset_json(run)
+    ending = document["file_ending"]
+    images, labels = folder / "imagesTr", folder / "labelsTr"
+    images.mkdir(parents=True)
+    labels.mkdir()
+    table = base_table(run)
+    if run.recipe.loops:
+        table = read_table(run.preprocessed / table_name(run.round(number).configuration), labels=document["labels"])
+    merged = {entry.case for entry in taken if entry.role == "partial"}
+    cases: dict[str, Case] = {}
+    for case, files in raw_files(run).items():
+        cases[case] = table[case]
+        _link(files["images"], images, case, ending)
+        if case not in merged:
+            link_or_copy(Path(files["label"]), labels / f"{case}{ending}")
+    scans = {case.case: case.images for case in read_list(run.paths.unlabelled)}
+    for entry in taken:
+        write_label_map(run, source, entry, labels / f"{entry.case}{ending}", ending)
+        if entry.case not in merged:
+            cases[entry.case] = table[entry.case] if run.recipe.loops else Case("pseudo", round=number)
+            _link(scans[entry.case], images, entry.case, ending)
+    new = {k: v for k, v in document.items() if k != "dataset"}
+    new["numTraining"] = len(cases)
+    if _has_ignore(run, number, taken):
+        new["labels"] = {**document["labels"], "ignore": ignore_label(run)}
+    write_json(folder / "dataset.json", new)
+    write_table(folder / FILE_NAME, cases)
+
+
+def _link(channels: Iterable[str | Path], folder: Path, case: str, ending: str) -> None:
+    """Link a scan's files, one a channel, by nnU-Net's names."""
+    for channel, file in enumerate(channels):
+        os.symlink(Path(file).resolve(), folder / f"{case}_{channel:04d}{ending}")
 
 
 def _put(scratch: Path, target: Path) -> None:

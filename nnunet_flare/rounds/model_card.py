@@ -11,7 +11,7 @@ from nnunet_flare.documents import flat
 from nnunet_flare.files import read_json
 from nnunet_flare.recipes.load import load_recipe, shipped_recipes
 from nnunet_flare.rounds.run.dataset import dataset_json, organ_ids, raw_cases, read_dataset
-from nnunet_flare.rounds.run.ledger import Entry, read_ledger
+from nnunet_flare.rounds.run.ledger import DECISIONS, Entry, read_ledger
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.unlabelled import read_list
 from nnunet_flare.rounds.stages.evaluate import DICE
@@ -111,7 +111,7 @@ def _ledger(run: Run, entries: Sequence[Entry]) -> Iterator[str]:
     )
     for number in sorted({entry.round for entry in entries}):
         here = [entry for entry in entries if entry.round == number]
-        counts = [sum(e.decision == decision for e in here) for decision in ("taken", "refused", "odd", "failed")]
+        counts = [sum(e.decision == decision for e in here) for decision in DECISIONS]
         means = [entry.mean_organ for entry in here if entry.mean_organ is not None]
         cells = [run.round(number).name, *map(str, counts), f"{np.mean(means):.3f}" if means else "–"]
         yield f"| {' | '.join(cells)} |"

@@ -11,7 +11,7 @@ from nnunet_flare.files import read_json
 from nnunet_flare.rounds.executors.executor import executor_of
 from nnunet_flare.rounds.progress import TRAINING_HEADER, State, task_state, time_left, training
 from nnunet_flare.rounds.run.home import other_home, words
-from nnunet_flare.rounds.run.ledger import Entry, read_ledger
+from nnunet_flare.rounds.run.ledger import DECISIONS, Entry, read_ledger
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.markers import MARKER
 from nnunet_flare.rounds.run.round import Round
@@ -92,7 +92,7 @@ def _round_row(
         done = found.count("done")
         return "done" if done == len(found) else "waiting" if done == 0 else f"{done}/{len(found)}"
 
-    counts = {d: sum(e.decision == d for e in entries) for d in ("taken", "refused", "odd", "failed")}
+    counts = {d: sum(e.decision == d for e in entries) for d in DECISIONS}
     means = [e.mean_organ for e in entries if e.mean_organ is not None]
     dice = held_out_dice(run, of.number)
     decided = [counts["taken"], counts["refused"], counts["odd"] + counts["failed"]] if entries else ["", "", ""]

@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 
 BUSY_SECONDS = 30.0
 
+DECISIONS = ("taken", "refused", "odd", "failed")
+"""What a case can come to: judged, unusual as a scan, or not read or not labelled."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -60,7 +63,7 @@ def decisions_shape(number: int) -> Any:
     numbers = dict.fromkeys(("score", "mean_organ", "min_organ"), optional)
     entry = {**text, **numbers, "agreement": shares, "ignored": {str: float}, "label_sha256": (str, None)}
     entry["present?"] = {str: bool}
-    return {"cases": [{**entry, "round": {number}, "decision": {"taken", "refused", "odd", "failed"}}]}
+    return {"cases": [{**entry, "round": {number}, "decision": set(DECISIONS)}]}
 
 
 COLUMNS = tuple(each.name for each in fields(Entry))

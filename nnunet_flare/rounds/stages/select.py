@@ -14,7 +14,7 @@ from nnunet_flare.files import write_json
 from nnunet_flare.recipes.parts import RoundSelection
 from nnunet_flare.rounds.run.decisions import Review, load_reviews
 from nnunet_flare.rounds.run.labelled_case import LabelledCase
-from nnunet_flare.rounds.run.ledger import Entry, read_decisions, write_round
+from nnunet_flare.rounds.run.ledger import DECISIONS, Entry, read_decisions, write_round
 from nnunet_flare.rounds.run.loops import TrainingScan, round_organs, round_scans
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Round
@@ -82,7 +82,7 @@ def select_round(run: Run, of: Round) -> dict[str, Any]:
     _early_stop(run, number)
     known = table[~np.isnan(table)]
     mean = float(known.mean()) if known.size else None
-    counts = {d: sum(e.decision == d for e in entries) for d in ("taken", "refused", "odd", "failed")}
+    counts = {d: sum(e.decision == d for e in entries) for d in DECISIONS}
     agreed = "no agreement" if mean is None else f"mean agreement {mean:.3f}"
     log.info("round %d: %s, %s", number, ", ".join(f"{n} {d}" for d, n in counts.items() if n), agreed)
     for domain in dict.fromkeys(scan.domain for scan in scans if scan.domain is not None):
