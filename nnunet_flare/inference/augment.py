@@ -66,6 +66,18 @@ def central_crop(shape: Sequence[int], share: float = CROP_SHARE) -> tuple[slice
     return tuple(slice((n - k) // 2, (n - k) // 2 + k) for n, k in zip(shape, kept, strict=True))
 
 
+def filling(scores: Array) -> Consume:
+    """A consumer that puts one portion of slices after the other into scores (K, z, y, x)."""
+    done = 0
+
+    def fill(block: Array) -> None:
+        nonlocal done
+        scores[:, done : done + block.shape[1]] = block
+        done += block.shape[1]
+
+    return fill
+
+
 def average_with(crop_scores: Array, box: Sequence[slice], consume: Consume) -> Consume:
     """A consumer of the whole scan's scores that averages them with the crop's where there are such.
 

@@ -338,12 +338,11 @@ class Segmenter:
         others = [] if only is None else [head for head in range(1, self.heads) if head not in only]
 
         shape = (self.heads, *data.shape[1:])
-        self._networks.load()
 
         def work(forwards: list[Forward], way: Way) -> MembersPrediction:
             volume, kept = place_at(way.volume).packed(data), way.sums
             if kept.type != "cpu":
-                beside = self._need(shape[1:], shape[1:], self.heads, 1, self.settings.windows).sums
+                beside = self._need(shape[1:], shape[1:], self.heads, 1, self.settings.windows).scores
                 kept = volume_device(kept, self.settings.gpu_memory_gb, FLOAT_BYTES * math.prod(shape), beside)
             mean = place_at(kept).zeros(shape)
             labels = [self._add_member(volume, forward, way, mean, others) for forward in forwards]
@@ -389,7 +388,7 @@ class Segmenter:
             return self._need(scan.shape, scan.grid.array.shape, heads, maps, policy, by_rows=by_rows)
 
         policy = affordable(scan.name, self.settings.max_memory_gb, policies, wanted)
-        sums = wanted(policy).sums
+        sums = wanted(policy).scores
         return self._attempt(scan.name, scan.prepared.data, sums, lambda forwards, way: work(forwards, way, policy))
 
     def _on_best_device(self, data: Array, work: Callable[[list[Forward], Way], Result]) -> Result:
@@ -397,7 +396,7 @@ class Segmenter:
         self._networks.load()
         shape = tuple(data.shape[1:])
         wanted = self._need(shape, shape, self.heads, 1, self.settings.windows)
-        return self._attempt("preprocessed scan", data, wanted.sums, work)
+        return self._attempt("preprocessed scan", data, wanted.scores, work)
 
     def _attempt(self, case: str, data: Array, sums: int, work: Callable[[list[Forward], Way], Result]) -> Result:
         """What ``work`` makes with the networks, scan and sums where they fit, in a precision that suffices."""

@@ -262,10 +262,8 @@ def _prefetch(
     load: Callable[[InputCase, Future[PredictsScans]], Any],
 ) -> Iterator[tuple[InputCase, Future[Any]]]:
     """Each case with its loading, the next one's already under way. The first loading starts at once."""
-    first = loader.submit(load, cases[0], model)
 
-    def following() -> Iterator[tuple[InputCase, Future[Any]]]:
-        current = first
+    def following(current: Future[Any]) -> Iterator[tuple[InputCase, Future[Any]]]:
         for case, after in zip(cases, [*cases[1:], None], strict=True):
             current.exception()  # one scan waits at a time, no more
             ahead = None if after is None else loader.submit(load, after, model)
@@ -273,7 +271,7 @@ def _prefetch(
             if ahead is not None:
                 current = ahead
 
-    return following()
+    return following(loader.submit(load, cases[0], model))
 
 
 def _load(

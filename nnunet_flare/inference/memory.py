@@ -55,9 +55,14 @@ class Need:
     """Scores that are kept whole beside the sums."""
 
     @property
+    def scores(self) -> int:
+        """Sums and kept scores, which lie in one place."""
+        return self.sums + self.kept
+
+    @property
     def total(self) -> int:
         """All together."""
-        return self.sums + self.window + self.labels + self.kept
+        return self.scores + self.window + self.labels
 
 
 def need(

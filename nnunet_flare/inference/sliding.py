@@ -9,10 +9,10 @@ from typing import Any
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.arrays import Array
 from nnunet_flare.inference.attempts import Watch
-from nnunet_flare.inference.augment import average_with, central_crop
+from nnunet_flare.inference.augment import average_with, central_crop, filling
 from nnunet_flare.inference.devices import CPU
 from nnunet_flare.inference.opened import Opened
-from nnunet_flare.inference.places import is_on_gpu, place_of
+from nnunet_flare.inference.places import is_on_gpu, place_at, place_of
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.inference.settings import PredictionSettings
 from nnunet_flare.inference.skipping import BODY_HU, Huang, slide_growing
@@ -101,10 +101,11 @@ class Slider:
 
         if is_twice:
             box = central_crop(data.shape[1:])
-            blocks: list[Array] = []
-            middle = (slice(None), *box)
-            one_pass(data[middle], lambda block: blocks.append(place_of(block).copy(block)))
-            consume = average_with(place_of(blocks[0]).join(blocks, 1), box, consume)
+            inside = (slice(None), *box)
+            middle = data[inside]
+            kept = place_at(device).zeros((common["heads"], *middle.shape[1:]))
+            one_pass(middle, filling(kept))
+            consume = average_with(kept, box, consume)
         one_pass(data, consume)
 
     def _pass(

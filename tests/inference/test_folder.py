@@ -1,6 +1,7 @@
 """Predicting a folder overlaps what can be overlapped: reading, preparing, building networks, writing."""
 
 import threading
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -73,3 +74,33 @@ def test_a_network_that_cannot_be_built_stops_the_command(tmp_path):
     with pytest.raises(InputError, match="another network"):
         predict_cases(written(tmp_path / "in", ["a", "b"]), tmp_path / "out", Broken)
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_no_scan_is_held_longer_than_until_the_next_one(tmp_path):
+    """A scan on the network's grid may be all that a GPU has room for; the first one must not stay to the end."""
+
+    class Scan(SimpleNamespace):
+        """Can be looked after from afar."""
+
+    class Lasting(Meeting):
+        def __init__(self) -> None:
+            super().__init__()
+            self.made: list[weakref.ref[Scan]] = []
+            self.held: list[int] = []
+
+        def load(self) -> None:
+            pass
+
+        def prepare(self, volumes, case="image"):
+            scan = Scan(grid=volumes[0], oddities=(), name=case)
+            self.made.append(weakref.ref(scan))
+            return scan
+
+        def segment(self, scan, *, members=False, progress=None):
+            at = [one() for one in self.made].index(scan)
+            self.held.append(sum(one() is not None for one in self.made[:at]))
+            return super().segment(scan)
+
+    segmenter = Lasting()
+    predict_cases(written(tmp_path / "in", ["a", "b", "c", "d"]), tmp_path / "out", lambda: segmenter)
+    assert segmenter.held == [0, 0, 0, 0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import model_folders as models
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from nnunet_flare.images import write_volume
 from nnunet_flare.inference import memory
 from nnunet_flare.inference.arrays import HOST
 from nnunet_flare.inference.core import Segmenter
+from nnunet_flare.inference.devices import CPU
 from nnunet_flare.inference.settings import PredictionSettings
 from nnunet_flare.inference.torch_runtime import TorchRuntime
 from nnunet_flare.inference.windows import slide
@@ -85,6 +88,50 @@ def test_the_estimate_of_the_sums_is_what_is_really_made(tmp_path, monkeypatch, 
     total = max(4 * int(np.prod(one)) for one in made if len(one) == 3)
     assert sum(len(one) == 4 for one in made) == 1
     assert 4 * int(np.prod(sums)) + total <= needs[0].sums <= 1.02 * (4 * int(np.prod(sums)) + total)
+
+
+def looking_twice(folder, device):
+    settings = PredictionSettings(backend="torch", precision="fp32", tta="crop-rotate", device=device)
+    return Segmenter.from_model_folder(folder, settings)
+
+
+@pytest.fixture
+def twice_model(tmp_path, monkeypatch):
+    """A network that takes nothing: what is measured lies around it. What is kept of the crop is most of that."""
+    nothing = lambda self, window: window.new_zeros((4, *window.shape[2:]))  # noqa: E731
+    monkeypatch.setattr(TorchRuntime, "_scores", nothing)
+    plan = models.plans(spacing=(4.0, 2.0, 2.0), patch=(8, 32, 32))
+    return models.write_model(tmp_path / "model", plan=plan)
+
+
+TWICE = scans.blobs((48, 60, 60), spacing=(4.0, 2.0, 2.0))
+
+
+def test_the_scores_of_the_middle_are_kept_once(twice_model):
+    segmenter = looking_twice(twice_model, "cpu")
+    scan = segmenter.prepare([TWICE])
+    segmenter.segment(scan)
+    wanted = segmenter._need(scan.shape, scan.shape, segmenter.heads, 1, "all")
+    tracemalloc.start()
+    segmenter.segment(scan)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert wanted.kept > 0.5 * wanted.total
+    assert wanted.scores < peak < wanted.total
+
+
+def test_the_scores_of_the_middle_need_room_beside_the_sums(twice_model, caplog):
+    """Where the sums alone would fit, nothing is begun on the GPU that cannot be finished there."""
+    with gpu() as card:
+        segmenter = looking_twice(twice_model, "cuda")
+        segmenter.load()
+        scan = segmenter.prepare([TWICE])
+        scan.prepared.at(CPU)
+        wanted = segmenter._need(scan.shape, scan.shape, segmenter.heads, 1, "all")
+        card.room = card.live + int(2.5 * wanted.sums)
+        assert wanted.kept > 2.5 * wanted.sums
+        segmenter.segment(scan)
+    assert "out of GPU memory" not in caplog.text
 
 
 def test_a_case_over_the_limit_is_set_aside_with_the_figures(tmp_path, capsys):

@@ -288,6 +288,26 @@ def test_several_channels_are_prepared_there(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("windows", OPTIONS)
+def test_scores_that_overflow_there_are_computed_in_single_precision(
+    model: Path, windows: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Windows do not wait for the GPU, so that it is asked before scores are handed on; NaN alone looks empty."""
+    expected = predicted(model, "cpu", RESULTS["a label map"], **OPTIONS[windows])
+    real = TorchRuntime._scores
+
+    def overflows(runtime: TorchRuntime, window: torch.Tensor) -> torch.Tensor:
+        exact = runtime._precision == "fp32"
+        return real(runtime, window) if exact else window.new_full((4, *window.shape[2:]), math.nan)
+
+    settings = PredictionSettings(device="cuda", backend="torch", precision="fp16", **OPTIONS[windows])
+    with gpu(), patch.object(TorchRuntime, "_scores", overflows):
+        segmenter = Segmenter.from_model_folder(model, settings)
+        found = segmenter.segment(segmenter.prepare([scans.blobs(SHAPE)]))[0]
+    assert_equal_but_for_ties(found, expected)
+    assert "scores overflow in fp16; predicted again in fp32" in caplog.text
+
+
 # ------------------------------------------------------------------ memory
 
 
