@@ -173,6 +173,8 @@ def _placed_by_simpleitk(unpacked: Unpacked, path: Path, case: str) -> Volume | 
     kind, spacing = kinds.get(reader.GetPixelID()), reader.GetSpacing()
     if reader.GetDimension() != 3 or kind is None or not all(step > 0 for step in spacing):
         return None
+    if abs(np.linalg.det(np.reshape(reader.GetDirection(), (3, 3)))) < 1e-12:
+        return None
     array = unpacked.voxels(kind, tuple(reader.GetSize()[::-1]))
     if array is None:
         return None

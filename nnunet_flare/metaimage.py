@@ -69,7 +69,7 @@ def _payload(path: Path, case: str, fields: dict[str, str], end: int) -> Payload
     try:
         sizes = [int(size) for size in fields["DimSize"].split()]
         skipped = int(fields.get("HeaderSize", 0))
-        packed = fields.get("CompressedData", "False").lower() in ("true", "1")
+        packed = _is_true(fields.get("CompressedData", "False"))
         stored = int(float(fields["CompressedDataSize"])) if "CompressedDataSize" in fields else None
         channels = int(fields.get("ElementNumberOfChannels", 1))
         grid = [float(number) for name in GRID_FIELDS for number in fields.get(name, "").split()]
@@ -80,7 +80,7 @@ def _payload(path: Path, case: str, fields: dict[str, str], end: int) -> Payload
     if not all(math.isfinite(number) for number in grid):
         raise CaseError(case, f"{path}: origin, direction or spacing hold NaN or infinity in the header")
     bytes_each = BYTES.get(fields.get("ElementType", ""))
-    if bytes_each is None or not sizes or min(sizes) < 1 or fields.get("BinaryData", "True").lower() in ("false", "0"):
+    if bytes_each is None or not sizes or min(sizes) < 1 or not _is_true(fields.get("BinaryData", "True")):
         return None
     if (skipped > 0 and (packed or (is_local and skipped < end))) or (skipped < 0 and packed):
         raise CaseError(
@@ -92,6 +92,11 @@ def _payload(path: Path, case: str, fields: dict[str, str], end: int) -> Payload
         raise CaseError(case, f"{path}: lacks CompressedDataSize, without which the voxels cannot be read")
     voxels = math.prod(sizes) * channels * bytes_each
     start = skipped if skipped != 0 else (end if is_local else 0)
-    msb = [fields[name].lower() for name in ORDER_FIELDS if name in fields]
-    order = None if len(set(msb)) > 1 else (">" if set(msb) & {"true", "1"} else "<")
+    msb = {_is_true(fields[name]) for name in ORDER_FIELDS if name in fields}
+    order = None if len(msb) > 1 else (">" if True in msb else "<")
     return Payload(file, start, voxels, voxels // sizes[-1], "zlib" if packed else "raw", stored=stored, order=order)
+
+
+def _is_true(value: str) -> bool:
+    """Whether the reader takes a field for true: it looks at the first letter alone."""
+    return value[:1] in ("T", "t", "1")

@@ -90,8 +90,25 @@ def check_new(path: Path, *, option: str = "-o") -> None:
     if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
         return
     if os.path.lexists(path):
-        what = "is not empty" if path.is_dir() else "is not replaced"
+        what = "is not empty" if path.is_dir() and any(path.iterdir()) else "is not replaced"
         raise InputError(f"{option} {path}: is there already and {what}; nothing was written, choose a new name")
+
+
+def put_new(scratch: Path, target: Path) -> None:
+    """Give a finished folder its name, which was new (:func:`check_new`) when the command began.
+
+    Raises:
+        InputError: when another command took the name meanwhile.
+    """
+    try:
+        os.replace(scratch, target)
+    except OSError as error:
+        is_empty = target.is_dir() and not any(target.iterdir())
+        if is_empty or not os.path.lexists(target):
+            raise
+        raise InputError(
+            f"{target}: another command wrote it meanwhile; it stays as it is, and nothing of this export was kept"
+        ) from error
 
 
 def _files(paths: Iterable[Path | None]) -> Iterable[Path]:

@@ -110,7 +110,8 @@ def check_payload(payload: Payload, header: Path, case: str) -> Unpacked | None:
     Raises:
         CaseError: when they are truncated or damaged, or there is at least a slice more of them than the header says.
     """
-    is_plausible = payload.voxels <= payload.file.stat().st_size * GZIP_RATIO
+    size = payload.file.stat().st_size
+    is_plausible = payload.voxels <= size * GZIP_RATIO and payload.start + (payload.stored or 0) <= size
     wanted = is_plausible and payload.packing != "raw" and payload.skip == 0 and payload.order is not None
     content = np.empty(payload.voxels if wanted else 0, np.uint8)
     try:

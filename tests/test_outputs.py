@@ -15,7 +15,7 @@ from nnunet_flare.cli import evaluate, postprocess, pseudolabel
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import remove_leftovers, replacing, temporary_prefix
 from nnunet_flare.images import Volume, write_labels
-from nnunet_flare.outputs import check_document, check_outputs
+from nnunet_flare.outputs import check_document, check_new, check_outputs, put_new
 
 
 @pytest.fixture
@@ -115,3 +115,42 @@ def test_leftovers_of_elsewhere_go_when_they_are_old_and_foreign_files_never(tmp
     os.utime(other, (time.time() - 4000, time.time() - 4000))
     remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp-notes", "mine"]
+
+
+def test_what_is_there_is_not_new_and_is_named_as_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full" / "sub").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    for link, target in (("to_empty", "empty"), ("to_nothing", "nothing")):
+        (tmp_path / link).symlink_to(tmp_path / target)
+    for name in ("empty", "new"):
+        check_new(tmp_path / name)
+    for name, said in (
+        ("full", "is not empty"),
+        ("file", "is not replaced"),
+        ("to_empty", "is not replaced"),
+        ("to_nothing", "is not replaced"),
+    ):
+        with pytest.raises(InputError, match=said):
+            check_new(tmp_path / name)
+
+
+def test_a_finished_folder_takes_a_free_name_and_no_other(tmp_path: Path) -> None:
+    def made() -> Path:
+        (tmp_path / "made").mkdir(exist_ok=True)
+        (tmp_path / "made" / "mine").touch()
+        return tmp_path / "made"
+
+    (tmp_path / "empty").mkdir()
+    for name in ("new", "empty"):
+        put_new(made(), tmp_path / name)
+        assert (tmp_path / name / "mine").is_file()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "theirs").touch()
+    (tmp_path / "file").touch()
+    for name in ("full", "file"):
+        with pytest.raises(InputError, match="another command wrote it meanwhile"):
+            put_new(made(), tmp_path / name)
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["theirs"] and (tmp_path / "file").is_file()
+    with pytest.raises(FileNotFoundError):
+        put_new(made(), tmp_path / "missing" / "new")

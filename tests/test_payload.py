@@ -81,6 +81,28 @@ def test_compressed_voxels_are_unpacked_once_and_are_what_simpleitk_reads(
         assert volume.direction == image.GetDirection()
 
 
+@pytest.mark.parametrize("word", ["True", "T", "t", "1", "False", "F", "yes"])
+@pytest.mark.parametrize("field", ["BinaryDataByteOrderMSB", "ElementByteOrderMSB", "CompressedData"])
+def test_words_for_true_are_those_that_simpleitk_takes(tmp_path: Path, field: str, word: str) -> None:
+    packed = zlib.compress(VOXELS.tobytes(), 0)  # longer than the voxels, which it can be taken for
+    fields = {"CompressedData": True, "CompressedDataSize": len(packed), field: word}
+    path = meta(tmp_path / "a.mha", packed, **fields)
+    np.testing.assert_array_equal(read_volume(path).array, sitk.GetArrayFromImage(sitk.ReadImage(str(path))))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"TransformMatrix": "1 0 0 1 0 0 0 0 1"}, {"CompressedDataSize": 99999}, {"BinaryData": "F"}], ids=str
+)
+def test_compressed_voxels_under_a_header_that_simpleitk_refuses_are_refused(tmp_path: Path, fields: dict) -> None:
+    packed = zlib.compress(VOXELS.tobytes())
+    whole = {"CompressedData": True, "CompressedDataSize": len(packed)}
+    read_volume(meta(tmp_path / "a.mha", packed, **whole))
+    path = meta(tmp_path / "b.mha", packed, **{**whole, **fields})
+    with pytest.raises(RuntimeError):
+        sitk.ReadImage(str(path))
+    refused(path)
+
+
 @pytest.mark.parametrize("place", range(3, 12))
 def test_a_stream_with_lost_bytes_is_refused_wherever_they_were(tmp_path: Path, place: int) -> None:
     whole = np.random.default_rng(1).integers(-1000, 1000, (20, 50, 60)).astype("<i2").tobytes()

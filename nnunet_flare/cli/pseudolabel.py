@@ -311,6 +311,8 @@ def _export(arguments: argparse.Namespace) -> int:
         check_new(arguments.stock_model, option="export --stock_model")
     if arguments.zip is not None:
         share.check_zip(arguments.zip, licence=arguments.license)
+    if arguments.stock_model is not None or arguments.zip is not None:
+        share.final_checkpoint(run)
     if arguments.ledger is not None:
         print(export.export_ledger(run, arguments.ledger))
     if arguments.dataset is not None:

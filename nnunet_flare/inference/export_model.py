@@ -6,7 +6,6 @@ import logging
 import platform
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,6 +24,7 @@ from nnunet_flare.inference.model import Model
 from nnunet_flare.inference.openvino_conversion import convert, save, window_shape
 from nnunet_flare.inference.openvino_runtime import OpenVinoRuntime, silent_openvino
 from nnunet_flare.inference.plain_plans import check_plain, plain_plans
+from nnunet_flare.outputs import put_new
 
 log = logging.getLogger(__name__)
 
@@ -94,23 +94,9 @@ def export_model(segmenter: Segmenter | RoiSegmenter, out: Path, export: Export)
             _write(fine, scratch, export, roi)
         else:
             _write(fine, scratch, export, None)
-        _put(scratch, out)
+        put_new(scratch, out)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
-        raise
-
-
-def _put(scratch: Path, out: Path) -> None:
-    """Rename a folder to one that is missing or empty."""
-    try:
-        with suppress(FileNotFoundError):
-            out.rmdir()
-        scratch.rename(out)
-    except OSError as error:
-        if out.is_dir() and any(out.iterdir()):
-            raise InputError(
-                f"{out}: another command filled it meanwhile; it stays as it is, and nothing of this export was kept"
-            ) from error
         raise
 
 

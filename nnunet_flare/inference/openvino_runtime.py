@@ -91,7 +91,7 @@ def _with_bf16_scores(network: Any) -> Any:
     from openvino.preprocess import PrePostProcessor
 
     steps = PrePostProcessor(network)
-    steps.output().tensor().set_element_type(Type.bf16)
+    steps.output(0).tensor().set_element_type(Type.bf16)
     return steps.build()
 
 

@@ -71,9 +71,9 @@ class _Step:
         for enlarged in range(2):
             node, shift = join.input_value(enlarged).get_node(), None
             if node.get_type_name() == "Add":
-                node, shift = node.input_value(0).get_node(), _constant(node.input_value(1))
-                if shift is None:
+                if not _adds_constant(node) or _only_target(node.output(0)) is None:
                     continue
+                node, shift = node.input_value(0).get_node(), _constant(node.input_value(1))
             if _enlarges_voxel_by_voxel(node) and _only_target(node.output(0)) is not None:
                 following = _convolutions_after(join)
                 return cls(join, enlarged, node, shift, following) if following else None
@@ -95,7 +95,7 @@ class _Step:
 
         depth = int(self.join.get_output_shape(0)[2])
         thick = max(math.ceil(depth / SLABS), self.margin, 1)
-        starts = [z for z in range(0, depth, thick) if depth - z >= max(1, self.margin)]
+        starts = [0, *(z for z in range(thick, depth, thick) if depth - z >= self.margin)]
         slabs = [self._slab(z, end, depth) for z, end in zip(starts, [*starts[1:], depth], strict=True)]
         return op.concat(slabs, 2).output(0)
 
@@ -180,6 +180,7 @@ def _convolutions_after(join: Any) -> list[Any]:
 
 
 def _adds_constant(node: Any) -> bool:
+    """Whether an operation adds the same to every slice."""
     return (
         node.get_type_name() == "Add"
         and (added := _constant(node.input_value(1))) is not None

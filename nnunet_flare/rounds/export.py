@@ -9,7 +9,7 @@ from pathlib import Path
 from nnunet_flare.cases import FILE_NAME, Case, read_table, table_name, write_table
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import link_or_copy, remove_leftovers, scratch_folder, write_json
-from nnunet_flare.outputs import check_document
+from nnunet_flare.outputs import check_document, put_new
 from nnunet_flare.rounds.run.configurations import read_plans, resolve
 from nnunet_flare.rounds.run.dataset import base_table, dataset_json, organ_ids, raw_files
 from nnunet_flare.rounds.run.ledger import Entry, export_csv, read_decisions, read_ledger
@@ -68,7 +68,7 @@ def export_dataset(run: Run, number: int | None, dataset_id: int) -> Path:
     with scratch_folder(raw) as room:
         scratch = room / target.name
         _fill(scratch, run, number, source, taken)
-        _put(scratch, target)
+        put_new(scratch, target)
     return target
 
 
@@ -107,18 +107,6 @@ def _link(channels: Iterable[str | Path], folder: Path, case: str, ending: str) 
     """Link a scan's files, one a channel, by nnU-Net's names."""
     for channel, file in enumerate(channels):
         os.symlink(Path(file).resolve(), folder / f"{case}_{channel:04d}{ending}")
-
-
-def _put(scratch: Path, target: Path) -> None:
-    """Give a finished dataset its name, unless another command took that meanwhile."""
-    try:
-        os.replace(scratch, target)
-    except OSError as error:
-        if target.exists():
-            raise InputError(
-                f"{target}: another command wrote it meanwhile; it stays as it is, and nothing of this export was kept"
-            ) from error
-        raise
 
 
 def _has_ignore(run: Run, number: int, taken: Sequence[Entry]) -> bool:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_flare.errors import InputError
-from nnunet_flare.files import replacing, write_json
-from nnunet_flare.outputs import check_new, check_outputs
+from nnunet_flare.files import remove_leftovers, replacing, scratch_folder, write_json
+from nnunet_flare.outputs import check_new, check_outputs, put_new
 from nnunet_flare.rounds.model_card import model_card
 from nnunet_flare.rounds.run.configurations import read_plans, resolve
 from nnunet_flare.rounds.run.dataset import read_dataset
@@ -42,20 +42,12 @@ def stock_model(run: Run) -> StockModel:
     The list of the training cases' files is left out: stock does not need it, and it names patients.
 
     Raises:
-        InputError: when the final training is not done or its network is not one that the plans define.
+        InputError: as :func:`final_checkpoint`, and when its network is not one that the plans define.
     """
     from nnunet_flare.checkpoints import load_checkpoint
 
-    final = run.rounds[-1]
+    source, final = final_checkpoint(run), run.rounds[-1]
     model = final.model
-    source = model / "fold_all" / CHECKPOINT
-    training = next(t for t in graph(run).values() if t.stage == "train" and t.round == final.number)
-    if not is_done(run, training):  # a checkpoint may be there all the same, of a training that is to be done again
-        raise InputError(
-            f"{run.root}: the final training, {training.name}, is not done; see flare-pseudolabel status -o {run.root}"
-        )
-    if not source.is_file():
-        raise InputError(f"{source}: missing; flare-pseudolabel retry -o {run.root} trains the final model again")
     name, path = final.base.configuration, model / "plans.json"
     plans = read_plans(path)
     shape = {"architecture": {"network_class_name": str}}
@@ -72,6 +64,24 @@ def stock_model(run: Run) -> StockModel:
     return StockModel(plans, dataset, {**checkpoint, "trainer_name": TRAINER, "init_args": arguments})
 
 
+def final_checkpoint(run: Run) -> Path:
+    """The checkpoint of the final training.
+
+    Raises:
+        InputError: when that is not done.
+    """
+    final = run.rounds[-1]
+    source = final.model / "fold_all" / CHECKPOINT
+    training = next(t for t in graph(run).values() if t.stage == "train" and t.round == final.number)
+    if not is_done(run, training):  # a checkpoint may be there all the same, of a training that is to be done again
+        raise InputError(
+            f"{run.root}: the final training, {training.name}, is not done; see flare-pseudolabel status -o {run.root}"
+        )
+    if not source.is_file():
+        raise InputError(f"{source}: missing; flare-pseudolabel retry -o {run.root} trains the final model again")
+    return source
+
+
 def _without_files(dataset: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in dataset.items() if key != "dataset"}
 
@@ -86,11 +96,16 @@ def export_stock_model(run: Run, folder: Path) -> Path:
 
     check_new(folder, option="export --stock_model")
     model = stock_model(run)
-    (folder / "fold_all").mkdir(parents=True, exist_ok=True)
-    write_json(folder / "plans.json", model.plans)
-    write_json(folder / "dataset.json", model.dataset)
-    with replacing(folder / "fold_all" / CHECKPOINT) as temporary:
-        torch.save(model.checkpoint, temporary)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder.parent)
+    with scratch_folder(folder.parent) as room:
+        scratch = room / folder.name
+        (scratch / "fold_all").mkdir(parents=True)
+        write_json(scratch / "plans.json", model.plans)
+        write_json(scratch / "dataset.json", model.dataset)
+        with replacing(scratch / "fold_all" / CHECKPOINT) as temporary:
+            torch.save(model.checkpoint, temporary)
+        put_new(scratch, folder)
     return folder
 
 

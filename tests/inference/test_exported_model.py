@@ -407,7 +407,7 @@ def test_of_two_exports_into_one_folder_the_first_stays_and_the_second_says_so(r
 
     monkeypatch.setattr(export_model, "write_checksums", another_is_faster)
     assert run(export, "-m", room / "regions", "-o", tmp_path / "out", *EXACT) == 2
-    assert "another command filled it meanwhile" in capsys.readouterr().err
+    assert "another command wrote it meanwhile" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out" / "exported.json").read_text() == "of the other"
 

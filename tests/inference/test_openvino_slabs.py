@@ -26,8 +26,20 @@ NOISE = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
 class Net(nn.Module):
     """A U-Net of two stages."""
 
-    def __init__(self, *, stride: int = 2, convolutions: int = 1, depthwise: bool = False, kernel: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        stride: int = 2,
+        convolutions: int = 1,
+        depthwise: bool = False,
+        kernel: int = 0,
+        places: bool = False,
+        kept: bool = False,
+        outputs: int = 1,
+    ) -> None:
         super().__init__()
+        self.places = nn.Parameter(torch.zeros(1, 6, 22, 1, 1)) if places else None
+        self.kept, self.outputs = kept, outputs
         self.first = nn.Sequential(nn.Conv3d(1, 6, 3, padding=1), nn.InstanceNorm3d(6, affine=True), nn.LeakyReLU())
         self.down = nn.Conv3d(6, 8, 3, (stride, 2, 2), 1)
         kernels = kernel or (stride, 2, 2)
@@ -41,7 +53,12 @@ class Net(nn.Module):
 
     def forward(self, window: torch.Tensor) -> torch.Tensor:
         kept = self.first(window)
-        return self.last(self.after(torch.cat((self.up(self.down(kept)), kept), 1)))
+        small = self.down(kept)
+        enlarged = self.up(small)
+        enlarged = enlarged if self.places is None else enlarged + self.places
+        scores = self.last(self.after(torch.cat((enlarged, kept), 1)))
+        scores = scores + enlarged[:, :4] if self.kept else scores
+        return scores if self.outputs == 1 else (scores, self.last(small[:, :6]))
 
 
 @lru_cache
@@ -55,9 +72,11 @@ def _converted(**kinds: int):
     return model
 
 
-def converted(**kinds: int):
-    """A network of some kind, ready to be changed."""
-    return _converted(**kinds).clone()
+def converted(depth: int = SHAPE[2], **kinds: int):
+    """A network of some kind for windows of so many slices, ready to be changed."""
+    model = _converted(**kinds).clone()
+    model.reshape([*SHAPE[:2], depth, *SHAPE[3:]])
+    return model
 
 
 def scores(model, precision: str) -> np.ndarray:
@@ -66,7 +85,8 @@ def scores(model, precision: str) -> np.ndarray:
         "INFERENCE_NUM_THREADS": thread_count(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    return shared_core().compile_model(model, "CPU", options)({0: NOISE})[0]
+    depth = model.input(0).shape[2]
+    return shared_core().compile_model(model, "CPU", options)({0: NOISE[:, :, :depth]})[0]
 
 
 def largest_join(model) -> int:
@@ -95,9 +115,26 @@ def test_scores_are_the_same_and_joined_features_a_slab(net, precision):
 
 def test_a_network_of_another_kind_or_a_small_one_stays_as_it_is(monkeypatch):
     assert not join_in_slabs(converted(kernel=3))  # its enlarged voxels depend on several
+    assert not join_in_slabs(converted(places=True))  # to each slice something else is added
+    assert not join_in_slabs(converted(kept=True))  # the enlarged voxels are needed for more, and lie there as a whole
     assert join_in_slabs(converted())
     monkeypatch.undo()
     assert not join_in_slabs(converted())
+
+
+@pytest.mark.parametrize("depth", [1, 3, 4, 9])
+def test_a_window_of_fewer_slices_than_the_kernels_see_has_the_same_scores(depth):
+    net = {"stride": 1, "convolutions": 4}
+    model = converted(depth=depth, **net)
+    join_in_slabs(model)
+    np.testing.assert_array_equal(scores(model, "f32"), scores(converted(depth=depth, **net), "f32"))
+
+
+def test_of_several_outputs_the_first_is_taken():
+    model = converted(outputs=2)
+    found = OpenVinoRuntime(model, precision="bf16", two_d=False)(NOISE)
+    single = found if isinstance(found, np.ndarray) else found.single()
+    np.testing.assert_array_equal(single, scores(converted(), "bf16")[0])
 
 
 def test_scores_computed_in_bfloat16_come_as_that_and_others_are_not_rounded(monkeypatch):

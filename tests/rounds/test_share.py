@@ -11,6 +11,7 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -115,6 +116,17 @@ def test_a_final_training_that_is_to_be_done_again_is_not_passed_on(copied_run, 
         assert main(["export", "-o", str(copied_run.root), option, str(tmp_path / name)]) == 2
         assert f"the final training, train-r{final.number}-fall, is not done" in capsys.readouterr().err
         assert not (tmp_path / name).exists()
+    words = ["--ledger", str(tmp_path / "l.csv"), "--stock_model", str(tmp_path / "model")]
+    assert main(["export", "-o", str(copied_run.root), *words]) == 2 and not (tmp_path / "l.csv").exists()
+
+
+def test_an_export_that_was_cut_short_leaves_no_half_model(copied_run, tmp_path, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.save", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            export_stock_model(copied_run, tmp_path / "model")
+    assert not list(tmp_path.glob("model*"))
+    assert (export_stock_model(copied_run, tmp_path / "model") / "fold_all" / "checkpoint_final.pth").is_file()
 
 
 def test_the_page_on_viewers_makes_the_folder_that_slicers_extension_takes(copied_run, tmp_path, monkeypatch) -> None:
