@@ -17,7 +17,7 @@ import numpy as np
 from shown_command import shown_command
 
 from nnunet_flare.images import read_labels
-from nnunet_flare.orientation import turn_between
+from nnunet_flare.images.orientation import turn_between
 from nnunet_flare.phantom import make_phantom
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -28,8 +28,8 @@ from prediction_setting import SHARED
 from nnunet_flare.cases import FILE_NAME, Case, write_table
 from nnunet_flare.files import write_json
 from nnunet_flare.images import Volume, read_labels, read_volume, write_labels, write_volume
+from nnunet_flare.images.orientation import turn_between, turn_volume
 from nnunet_flare.organs import FLARE22, dataset_labels
-from nnunet_flare.orientation import turn_between, turn_volume
 from nnunet_flare.phantom import make_phantom
 
 DATASET = "Dataset022_ShortTraining"

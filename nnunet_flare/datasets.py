@@ -32,8 +32,8 @@ from nnunet_flare.images import (
     read_volume,
     rounding_difference,
 )
+from nnunet_flare.images.readers import SITK, doubtful, reader_of_dataset
 from nnunet_flare.labels import allowed_ids, ignore_id, label_problems
-from nnunet_flare.readers import SITK, doubtful, reader_of_dataset
 from nnunet_flare.trusted_names import check_name
 
 log = logging.getLogger(__name__)

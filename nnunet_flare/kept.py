@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nnunet_flare.deflate import DAMAGED, inflater
-from nnunet_flare.dicom_files import is_dicom
+from nnunet_flare.dicom.files import is_dicom
 from nnunet_flare.errors import CaseError
 from nnunet_flare.images import NIFTI_SUFFIXES, read_volume, suffix_of
-from nnunet_flare.nifti import load_nifti
-from nnunet_flare.nifti_header import HEADER_BYTES, Header, parse_header
+from nnunet_flare.images.deflate import DAMAGED, inflater
+from nnunet_flare.images.nifti import load_nifti
+from nnunet_flare.images.nifti_header import HEADER_BYTES, Header, parse_header
 
 GRID_TOLERANCE_MM = 1e-3
 LABEL_BITS = 8

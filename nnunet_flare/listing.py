@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunet_flare.dicom_files import is_dicom
+from nnunet_flare.dicom.files import is_dicom
 from nnunet_flare.errors import InputError
 from nnunet_flare.images import SUFFIXES, stem_of, suffix_of
 

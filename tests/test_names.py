@@ -15,7 +15,7 @@ import pytest
 import small_scans as scans
 from bad_dicom import DICOM_KINDS
 
-from nnunet_flare.dicom import read_scan
+from nnunet_flare.dicom.series import read_scan
 from nnunet_flare.images import Volume, read_labels, read_volume, write_labels, write_volume
 from nnunet_flare.names import is_plain, plain_folder, readable
 

@@ -100,7 +100,7 @@ def is_ct(dataset: dict[str, Any]) -> bool:
 
 def _dicom_seg(output: Path, cases: Sequence[InputCase], names: dict[int, str]) -> Form:
     """Writes DICOM segmentations; refused at once where a case is no DICOM series."""
-    from nnunet_flare.dicom_seg import SUFFIX, check_installed, write_dicom_seg
+    from nnunet_flare.dicom.segmentation import SUFFIX, check_installed, write_dicom_seg
     from nnunet_flare.inference.forms import Finished, Form
     from nnunet_flare.kept import is_kept_dicom
 
@@ -118,9 +118,9 @@ def _dicom_seg(output: Path, cases: Sequence[InputCase], names: dict[int, str]) 
 
 def _rtstruct(output: Path, cases: Sequence[InputCase], names: dict[int, str]) -> Form:
     """Writes structure sets, as :func:`_dicom_seg` segmentations."""
-    from nnunet_flare.dicom_seg import check_installed
+    from nnunet_flare.dicom.rtstruct import FOLDER, SUFFIX, is_kept_rtstruct, write_rtstruct
+    from nnunet_flare.dicom.segmentation import check_installed
     from nnunet_flare.inference.forms import Finished, Form
-    from nnunet_flare.rtstruct import FOLDER, SUFFIX, is_kept_rtstruct, write_rtstruct
 
     check_installed("--rtstruct")
     _check_series("--rtstruct", output / FOLDER, cases)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_flare.errors import CaseError
-from nnunet_flare.geometry import describe
 from nnunet_flare.images import (
     Volume,
     geometry_difference,
@@ -14,9 +13,10 @@ from nnunet_flare.images import (
     rounding_difference,
     stem_of,
 )
+from nnunet_flare.images.geometry import describe
+from nnunet_flare.images.orientation import turn_between, turn_volume
+from nnunet_flare.images.readers import NIBABEL, SITK, library
 from nnunet_flare.listing import label_maps
-from nnunet_flare.orientation import turn_between, turn_volume
-from nnunet_flare.readers import NIBABEL, SITK, library
 
 
 @dataclass(frozen=True)

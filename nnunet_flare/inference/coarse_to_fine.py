@@ -16,13 +16,13 @@ import numpy as np
 
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.images import Volume
+from nnunet_flare.images.readers import library
 from nnunet_flare.inference.cascade import CascadeSegmenter
 from nnunet_flare.inference.choices import ROI_RULES
 from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.inference.forms import Receiver, View
 from nnunet_flare.inference.roi import MARGIN_MM, Box, find_box, to_image_box, widened
 from nnunet_flare.inference.scans import PreparedScan
-from nnunet_flare.readers import library
 
 log = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.images import Volume
+from nnunet_flare.images.readers import reader_of_plans
 from nnunet_flare.inference.arrays import Array, fetched, to_host
 from nnunet_flare.inference.attempts import Way
 from nnunet_flare.inference.augment import central_crop
@@ -37,7 +38,6 @@ from nnunet_flare.inference.scores import ScoreExporter
 from nnunet_flare.inference.settings import PredictionSettings
 from nnunet_flare.inference.sliding import Slider
 from nnunet_flare.inference.windows import Forward
-from nnunet_flare.readers import reader_of_plans
 
 if TYPE_CHECKING:
     from nnunet_flare.inference.model import Member

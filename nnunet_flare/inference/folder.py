@@ -21,11 +21,11 @@ import numpy as np
 from nnunet_flare.errors import CaseError, FlareError, InputError
 from nnunet_flare.files import name_problem
 from nnunet_flare.images import Volume, write_labels
+from nnunet_flare.images.readers import SITK
 from nnunet_flare.inference.forms import Finished, Form, Receiver, name_problem_of
 from nnunet_flare.inference.inputs import InputCase, check_channel_count
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.kept import is_kept
-from nnunet_flare.readers import SITK
 
 log = logging.getLogger(__name__)
 

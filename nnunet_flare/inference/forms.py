@@ -11,8 +11,8 @@ import numpy as np
 
 from nnunet_flare.files import name_problem
 from nnunet_flare.images import Volume
+from nnunet_flare.images.orientation import Turn
 from nnunet_flare.inference.inputs import InputCase
-from nnunet_flare.orientation import Turn
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_flare.dicom import read_scan
+from nnunet_flare.dicom.series import read_scan
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.files import read_json
 from nnunet_flare.images import SUFFIXES, Volume, stem_of, suffix_of
+from nnunet_flare.images.readers import SITK, reader_of_plans
 from nnunet_flare.kept import is_label_map_of
 from nnunet_flare.listing import CHANNEL, Listing, list_scans, told
-from nnunet_flare.readers import SITK, reader_of_plans
 
 DOCUMENTS: dict[str, Any] = {
     "plans.json": {"plans_name": str, "image_reader_writer": str, "configurations": {str: dict}},

@@ -22,13 +22,13 @@ from nnunet_flare import plugin, trusted_names
 from nnunet_flare.checkpoints import load_checkpoint, weights_of
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json
+from nnunet_flare.images.readers import READERS
 from nnunet_flare.inference.choices import DEFAULT_CHECKPOINT, Fold
 from nnunet_flare.inference.export import check_resampling
 from nnunet_flare.inference.inputs import DOCUMENTS
 from nnunet_flare.inference.labels import Labels
 from nnunet_flare.inference.opened import Execution
 from nnunet_flare.inference.windows import Forward
-from nnunet_flare.readers import READERS
 
 STOCK_PLAN_TRAINER = re.compile(r"nnUNetTrainer(_\d+epochs?|NoMirroring|DA5|DAOrd0|NoDA)?")
 """Stock trainers that build the network of their plans unchanged."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_flare.hounsfield import is_ct
+from nnunet_flare.images.hounsfield import is_ct
 
 SMALLEST = 1e-8
 """Least divisor, as in stock nnU-Net."""

@@ -21,13 +21,13 @@ from numpy.lib import format as npy
 
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.files import replacing, write_text
-from nnunet_flare.geometry import TO_OTHER_WORLD
 from nnunet_flare.images import Volume
+from nnunet_flare.images.geometry import TO_OTHER_WORLD
+from nnunet_flare.images.orientation import turn_volume
+from nnunet_flare.images.readers import SITK_RAS, library
 from nnunet_flare.inference.arrays import HOST, sigmoid
 from nnunet_flare.inference.forms import Finished, Form, View
 from nnunet_flare.inference.inputs import InputCase, model_reader
-from nnunet_flare.orientation import turn_volume
-from nnunet_flare.readers import SITK_RAS, library
 
 ARRAY, PICKLE = ".npz", ".pkl"
 

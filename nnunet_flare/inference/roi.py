@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_flare.orientation import Turn
+from nnunet_flare.images.orientation import Turn
 
 Box = tuple[tuple[int, int], ...]
 

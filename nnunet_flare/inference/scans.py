@@ -10,11 +10,11 @@ import numpy as np
 
 from nnunet_flare.errors import CaseError
 from nnunet_flare.images import Volume, check_values, geometry_difference, oddities, rounding_difference
+from nnunet_flare.images.orientation import Turn, turn_for_reader
+from nnunet_flare.images.readers import reader_of_plans
 from nnunet_flare.inference.devices import CPU
 from nnunet_flare.inference.preprocessing import DeviceFor, Prepared, preprocess
 from nnunet_flare.inference.profile import Profile
-from nnunet_flare.orientation import Turn, turn_for_reader
-from nnunet_flare.readers import reader_of_plans
 
 CT_SCHEMES = frozenset({"CTNormalization", "FlareClip500Normalization", "FlareClip325Normalization"})
 """Normalisations of models that were trained on CT numbers."""

@@ -19,11 +19,11 @@ from nnunet_flare.images import (
     suffix_of,
     write_labels,
 )
+from nnunet_flare.images.readers import SITK, doubtful
 from nnunet_flare.listing import label_maps
 from nnunet_flare.outputs import check_outputs
 from nnunet_flare.parallel import Workers
 from nnunet_flare.postprocessing.pipeline import Pipeline
-from nnunet_flare.readers import SITK, doubtful
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nnunet_flare.documents import load_yaml, parse_yaml
 from nnunet_flare.errors import InputError
-from nnunet_flare.geometry import LPS
-from nnunet_flare.orientation import turn_between
+from nnunet_flare.images.geometry import LPS
+from nnunet_flare.images.orientation import turn_between
 from nnunet_flare.postprocessing.components import foreground_rectangle
 from nnunet_flare.postprocessing.labelset import LabelSet, label_set
 from nnunet_flare.postprocessing.steps import Operation, Step, UnknownOrgan

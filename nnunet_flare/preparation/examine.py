@@ -24,8 +24,8 @@ from nnunet_flare.images import (
     read_volume,
     rounding_difference,
 )
+from nnunet_flare.images.readers import doubtful
 from nnunet_flare.preparation.case_files import DownloadedScan
-from nnunet_flare.readers import doubtful
 
 RECORD = "flare_prepare.json"
 """In the dataset's folder: what was found out about each case, so that a second call opens only what changed."""

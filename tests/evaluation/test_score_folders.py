@@ -12,8 +12,8 @@ from nnunet_flare.evaluation.measures import evaluate_folders
 from nnunet_flare.evaluation.structures import structures_of
 from nnunet_flare.evaluation.table import CaseRow, ScoreTable, read_csv
 from nnunet_flare.images import Volume, write_labels
+from nnunet_flare.images.orientation import Turn, turn_volume
 from nnunet_flare.organs import FLARE22, FLARE23
-from nnunet_flare.orientation import Turn, turn_volume
 
 RAS = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
 

@@ -8,7 +8,7 @@ import model_folders as models
 import numpy as np
 import pytest
 import small_scans as scans
-from test_dicom_input import write_series
+from small_series import write_series
 
 from nnunet_flare.cli import predict
 from nnunet_flare.images import read_labels, write_volume

@@ -17,7 +17,7 @@ import stock_prediction as stock
 
 from nnunet_flare.cli import predict
 from nnunet_flare.images import Volume
-from nnunet_flare.readers import READERS
+from nnunet_flare.images.readers import READERS
 
 AFFINE = np.array([[1.7, 0, 0, -30], [0, 2.3, 0, 12], [0, 0, 4.0, -7], [0, 0, 0, 1]])
 MIRROR_X = np.diag([-1.0, 1, 1, 1])

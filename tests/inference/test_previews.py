@@ -11,8 +11,8 @@ from PIL import Image
 from nnunet_flare.cli import predict
 from nnunet_flare.drawing import colour, rgb
 from nnunet_flare.images import Volume, write_volume
+from nnunet_flare.images.orientation import Turn, turn_volume
 from nnunet_flare.inference.previews import PANEL, draw_preview
-from nnunet_flare.orientation import Turn, turn_volume
 
 NAMES = {1: "liver", 2: "spleen"}
 SHAPE = (30, 40, 50)

@@ -22,10 +22,10 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 
 from nnunet_flare.cli import export, predict
 from nnunet_flare.images import Volume, read_volume, write_volume
+from nnunet_flare.images.orientation import Turn
 from nnunet_flare.inference import probabilities as ours
 from nnunet_flare.inference.forms import View
 from nnunet_flare.inference.uncertainty import Entropy, disagreement
-from nnunet_flare.orientation import Turn
 
 SMALL = (10, 36, 40)
 TILTED = (0.0, 0.0, 1.0, -1.0, 0.0, 0.0, 0.0, -1.0, 0.0)
@@ -151,7 +151,7 @@ def test_probabilities_of_a_crop_lie_in_the_whole_scan(tmp_path):
         assert run(*words, "--uncertainty") == 0
     found = np.load(tmp_path / "out" / "a.npz")["probabilities"]
     whole = read_volume(images / "a_0000.nii.gz")
-    from nnunet_flare.orientation import turn_for_reader
+    from nnunet_flare.images.orientation import turn_for_reader
 
     turn = turn_for_reader("NibabelIOWithReorient", whole)
     labels = read_volume(tmp_path / "out" / "a.nii.gz").array

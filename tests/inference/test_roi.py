@@ -15,12 +15,12 @@ import stock_prediction
 from nnunet_flare.cli import predict
 from nnunet_flare.errors import InputError
 from nnunet_flare.images import Volume, read_volume, to_sitk, write_volume
+from nnunet_flare.images.orientation import Turn
 from nnunet_flare.inference.coarse_to_fine import RoiSegmenter, coarse_model_folder, cropped, pasted
 from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.inference.openvino_runtime import OpenVinoRuntime
 from nnunet_flare.inference.roi import find_box, to_image_box, widened
 from nnunet_flare.inference.settings import PredictionSettings
-from nnunet_flare.orientation import Turn
 
 SHAPE = (24, 60, 70)
 BRIGHT = (slice(9, 13), slice(20, 32), slice(40, 52))

@@ -198,10 +198,10 @@ def test_what_no_scan_is_made_of_is_told_once_when_it_stands_still(arrivals):
 def test_a_series_has_arrived_when_no_slice_comes_any_more(arrivals):
     pydicom = pytest.importorskip("pydicom")
     assert pydicom
-    from test_dicom_seg import write_series
+    from small_series import write_patient_series
 
     made, clock, folder = arrivals
-    series = write_series(folder.parent / "patient", scans.blobs((4, 8, 8)))
+    series = write_patient_series(folder.parent / "patient", scans.blobs((4, 8, 8)))
     (folder / "patient").mkdir()
     for path in sorted(series.iterdir()):
         path.rename(folder / "patient" / path.name)

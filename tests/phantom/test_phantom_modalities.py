@@ -12,8 +12,8 @@ from scipy.ndimage import binary_erosion
 
 from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.errors import InputError
-from nnunet_flare.hounsfield import is_ct
 from nnunet_flare.images import read_volume
+from nnunet_flare.images.hounsfield import is_ct
 from nnunet_flare.organs import FLARE22
 from nnunet_flare.phantom import make_phantom, modalities, write_phantom
 from nnunet_flare.phantom.modalities import MODALITIES, acquire

@@ -7,7 +7,7 @@ import pytest
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
 
 from nnunet_flare import plugin
-from nnunet_flare.hounsfield import is_ct
+from nnunet_flare.images.hounsfield import is_ct
 from nnunet_flare.inference import normalisation
 from nnunet_flare.phantom import make_phantom
 from nnunet_flare.planners.modality import FlareModalityNormalization, nnUNetPlannerFlareModality

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnunet_flare.errors import InputError
-from nnunet_flare.geometry import LPS
 from nnunet_flare.images import Volume, read_labels
+from nnunet_flare.images.geometry import LPS
+from nnunet_flare.images.orientation import Turn, turn_between, turn_volume
 from nnunet_flare.organs import FLARE22
-from nnunet_flare.orientation import Turn, turn_between, turn_volume
 from nnunet_flare.phantom import make_phantom
 from nnunet_flare.postprocessing.pipeline import BUILT_IN, load_pipeline
 

@@ -13,7 +13,7 @@ from bad_labels import good_labels
 from bad_scans import KINDS, OTHER_FORMATS, Kind, scan, write_corpus
 
 from nnunet_flare.cli import doctor
-from nnunet_flare.dicom import read_scan
+from nnunet_flare.dicom.series import read_scan
 from nnunet_flare.errors import CaseError, FlareError
 from nnunet_flare.images import check_values
 from nnunet_flare.rounds.disk import disk_needed

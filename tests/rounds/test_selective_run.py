@@ -15,8 +15,8 @@ from scipy import ndimage
 from nnunet_flare.cli import predict
 from nnunet_flare.files import read_json
 from nnunet_flare.images import read_labels, read_volume
+from nnunet_flare.images.orientation import turn_for_reader
 from nnunet_flare.inference.coarse_to_fine import pasted
-from nnunet_flare.orientation import turn_for_reader
 from nnunet_flare.recipes.load import load_recipe
 from nnunet_flare.rounds.check_input import Request
 from nnunet_flare.rounds.preview import preview

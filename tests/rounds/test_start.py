@@ -14,7 +14,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_flare.cli.pseudolabel import main
-from nnunet_flare.dicom import read_scan
+from nnunet_flare.dicom.series import read_scan
 from nnunet_flare.errors import CaseError
 from nnunet_flare.files import read_json
 from nnunet_flare.images import Volume, geometry_difference, read_volume, to_sitk, write_volume

@@ -12,7 +12,7 @@ from typing import Any
 from nnunet_flare import shapes
 from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import read_json, write_json
-from nnunet_flare.readers import reader_of_plans
+from nnunet_flare.images.readers import reader_of_plans
 from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Base, Round

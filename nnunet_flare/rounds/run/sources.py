@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_flare.dicom_files import dicom_files
+from nnunet_flare.dicom.files import dicom_files
 from nnunet_flare.digests import digest_of, file_digest
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json, replacing, write_json

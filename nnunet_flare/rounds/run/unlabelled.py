@@ -10,14 +10,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nnunet_flare.dicom import read_scan
-from nnunet_flare.dicom_files import dicom_files
+from nnunet_flare.dicom.files import dicom_files
+from nnunet_flare.dicom.series import read_scan
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.files import link_or_copy, name_problem, read_json, remove_leftovers, write_json
 from nnunet_flare.images import SUFFIXES, Volume, write_volume
+from nnunet_flare.images.readers import SITK, doubtful
 from nnunet_flare.kept import is_kept
 from nnunet_flare.listing import Listing, list_scans, told
-from nnunet_flare.readers import SITK, doubtful
 from nnunet_flare.rounds.run.sources import stamp_of
 
 log = logging.getLogger(__name__)

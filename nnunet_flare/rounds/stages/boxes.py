@@ -13,7 +13,7 @@ import numpy as np
 from nnunet_flare.files import read_json
 
 if TYPE_CHECKING:
-    from nnunet_flare.orientation import Turn
+    from nnunet_flare.images.orientation import Turn
     from nnunet_flare.rounds.run.manifest import Run
 
 Box = Sequence[Sequence[int]]

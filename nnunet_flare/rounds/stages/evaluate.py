@@ -16,10 +16,10 @@ from nnunet_flare.evaluation.overlap import annotated_alone
 from nnunet_flare.files import read_json, remove_leftovers, write_json
 from nnunet_flare.fusion.ids import load_id_map
 from nnunet_flare.images import find_cases, read_labels, write_labels
+from nnunet_flare.images.readers import SITK
 from nnunet_flare.kept import is_kept
 from nnunet_flare.labels import ignore_id, label_ids, organs_of
 from nnunet_flare.listing import list_scans
-from nnunet_flare.readers import SITK
 from nnunet_flare.rounds.run.configurations import image_reader
 from nnunet_flare.rounds.run.dataset import dataset_json
 from nnunet_flare.rounds.run.manifest import Run

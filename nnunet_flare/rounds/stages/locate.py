@@ -103,8 +103,8 @@ def open_coarse(run: Run) -> Segmenter:
 
 
 def _locate(run: Run, coarse: Segmenter, case: UnlabelledCase) -> dict[str, Any]:
+    from nnunet_flare.images.orientation import turn_for_reader
     from nnunet_flare.inference.coarse_to_fine import organs_box
-    from nnunet_flare.orientation import turn_for_reader
 
     reader = image_reader(run)
     volumes = read_scans(case, reader)

@@ -18,9 +18,9 @@ from nnunet_flare.disks import concerns_disk
 from nnunet_flare.errors import CaseError
 from nnunet_flare.files import holds, read_json, remove_leftovers, write_json
 from nnunet_flare.images import Volume, check_values, oddities
+from nnunet_flare.images.readers import reader_of_plans
 from nnunet_flare.inference.normalisation import ANY_MODALITY
 from nnunet_flare.parallel import Workers, num_processes
-from nnunet_flare.readers import reader_of_plans
 from nnunet_flare.rounds.run.configurations import read_plans, resolve
 from nnunet_flare.rounds.run.dataset import dataset_json
 from nnunet_flare.rounds.run.locks import LockFile

@@ -21,9 +21,9 @@ from nnunet_flare.disks import concerns_disk
 from nnunet_flare.files import holds, link_or_copy, read_json, write_json
 from nnunet_flare.fusion.members import class_locations, training_label
 from nnunet_flare.images import read_volume
+from nnunet_flare.images.readers import reader_of_plans
 from nnunet_flare.labels import organs_of, sampled_groups
 from nnunet_flare.parallel import Workers, num_processes
-from nnunet_flare.readers import reader_of_plans
 from nnunet_flare.rounds.run.configurations import INPUT_KEYS, base_configuration, read_plans
 from nnunet_flare.rounds.run.dataset import dataset_json
 from nnunet_flare.rounds.run.ledger import Entry

@@ -10,8 +10,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_flare import plugin
 from nnunet_flare.images import Volume, read_volume, write_volume
+from nnunet_flare.images.orientation import turn_for_reader
 from nnunet_flare.inference.export import labels_on_image_grid
-from nnunet_flare.orientation import turn_for_reader
 from nnunet_flare.rounds.stages.boxes import preprocess_box, turned
 
 SHAPE, BOX = (12, 16, 20), ((2, 9), (5, 15), (0, 13))

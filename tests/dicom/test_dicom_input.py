@@ -2,50 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import model_folders as models
 import numpy as np
 import pytest
-import SimpleITK as sitk
 import small_scans as scans
 from bad_dicom import slices
+from small_series import write_series
 
 from nnunet_flare.cli import predict
-from nnunet_flare.dicom import read_scan, read_series
+from nnunet_flare.dicom.series import read_scan, read_series
 from nnunet_flare.errors import CaseError
-from nnunet_flare.images import Volume, geometry_difference, read_volume, to_sitk
-
-
-def write_series(folder: Path, volume: Volume, *, uid: str = "1.2.3.4", prefix: str = "IM", skip: int | None = None):
-    """One file a slice, named so that the order of names is not that of positions."""
-    folder.mkdir(parents=True, exist_ok=True)
-    image = to_sitk(volume)
-    direction = image.GetDirection()
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    count = image.GetSize()[2]
-    for z in range(count):
-        if z == skip:
-            continue
-        plane = image[:, :, z]
-        position = image.TransformIndexToPhysicalPoint((0, 0, z))
-        orientation = [direction[i] for i in (0, 3, 6, 1, 4, 7)]
-        tags = {
-            "0008|0060": "CT",
-            "0008|0018": f"{uid}.{z}",
-            "0020|000d": "1.2.3",
-            "0020|000e": uid,
-            "0020|0013": str(count - z),
-            "0020|0032": "\\".join(f"{p:.6f}" for p in position),
-            "0020|0037": "\\".join(f"{o:.6f}" for o in orientation),
-            "0028|1052": "0",
-            "0028|1053": "1",
-        }
-        for key, value in tags.items():
-            plane.SetMetaData(key, value)
-        writer.SetFileName(str(folder / f"{prefix}{(z * 7) % count:03d}.dcm"))
-        writer.Execute(plane)
+from nnunet_flare.images import Volume, geometry_difference, read_volume
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nnunet_flare.metaimage import check_metaimage
-from nnunet_flare.nrrd import check_nrrd
-from nnunet_flare.payload import Unpacked
+from nnunet_flare.images.metaimage import check_metaimage
+from nnunet_flare.images.nrrd import check_nrrd
+from nnunet_flare.images.payload import Unpacked
 
 CHECKS = {
     (".mha", ".mhd"): check_metaimage,

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from nnunet_flare.errors import CaseError
-from nnunet_flare.payload import HEADER_LIMIT, Payload, Unpacked, beside, check_payload, header_start
+from nnunet_flare.images.payload import HEADER_LIMIT, Payload, Unpacked, beside, check_payload, header_start
 
 MAGIC = b"NRRD000"
 

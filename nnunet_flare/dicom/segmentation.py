@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_flare import __version__
-from nnunet_flare.dicom import ordered_files
+from nnunet_flare.dicom.series import ordered_files
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.files import replacing
 

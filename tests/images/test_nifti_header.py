@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from nnunet_flare.errors import CaseError
-from nnunet_flare.nifti import load_nifti
-from nnunet_flare.nifti_header import parse_header
+from nnunet_flare.images.nifti import load_nifti
+from nnunet_flare.images.nifti_header import parse_header
 
 ARRAY = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
 OFFSETS = {1: {"bits": (72, "h"), "start": (108, "f"), "axis": (44, "h"), "row": (284, "f")}}

@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_flare.images import Volume, to_sitk, write_volume
-from nnunet_flare.nifti_write import LONGEST_AXIS
+from nnunet_flare.images.nifti_write import LONGEST_AXIS
 
 ROTATED = (0.36, 0.48, -0.8, -0.8, 0.6, 0.0, 0.48, 0.64, 0.6)
 MIRRORED = (-1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)

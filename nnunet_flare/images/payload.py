@@ -14,9 +14,9 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 
-from nnunet_flare.deflate import GZIP, ZLIB_OR_GZIP
 from nnunet_flare.errors import CaseError
-from nnunet_flare.nifti import CHUNK_BYTES, GZIP_RATIO, inflate, surplus_bytes
+from nnunet_flare.images.deflate import GZIP, ZLIB_OR_GZIP
+from nnunet_flare.images.nifti import CHUNK_BYTES, GZIP_RATIO, inflate, surplus_bytes
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_flare.deflate import deflater
-from nnunet_flare.nifti_header import EXTENSION_BYTES, HEADER_BYTES
+from nnunet_flare.images.deflate import deflater
+from nnunet_flare.images.nifti_header import EXTENSION_BYTES, HEADER_BYTES
 
 LONGEST_AXIS = 32767
 """Voxels along an axis that NIfTI-1 can tell of."""

@@ -9,10 +9,11 @@ import model_folders as models
 import numpy as np
 import pytest
 import small_scans as scans
+from small_series import write_patient_series
 
 from nnunet_flare.cli import predict
-from nnunet_flare.dicom import ordered_files, read_series
-from nnunet_flare.dicom_seg import write_dicom_seg
+from nnunet_flare.dicom.segmentation import write_dicom_seg
+from nnunet_flare.dicom.series import ordered_files, read_series
 from nnunet_flare.errors import CaseError
 from nnunet_flare.images import Volume, read_volume, write_volume
 from nnunet_flare.labels import label_names
@@ -24,40 +25,11 @@ NAMES = label_names(models.dataset_json())
 SHAPE = (6, 20, 24)
 
 
-def write_series(folder: Path, volume: Volume) -> Path:
-    """A CT series with all that a scanner writes of patient, study and frame of reference; file names in no order."""
-    folder.mkdir(parents=True)
-    study, series, frame = pydicom.uid.generate_uid(), pydicom.uid.generate_uid(), pydicom.uid.generate_uid()
-    direction = np.reshape(volume.direction, (3, 3))
-    for z, plane in enumerate(volume.array):
-        slice_ = pydicom.Dataset()
-        slice_.file_meta = pydicom.dataset.FileMetaDataset()
-        slice_.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-        slice_.file_meta.MediaStorageSOPClassUID = slice_.SOPClassUID = pydicom.uid.CTImageStorage
-        slice_.file_meta.MediaStorageSOPInstanceUID = slice_.SOPInstanceUID = pydicom.uid.generate_uid()
-        slice_.StudyInstanceUID, slice_.SeriesInstanceUID, slice_.FrameOfReferenceUID = study, series, frame
-        slice_.PatientID, slice_.PatientName, slice_.PatientSex, slice_.PatientBirthDate = "7", "P^Q", "O", ""
-        slice_.StudyID, slice_.StudyDate, slice_.StudyTime, slice_.AccessionNumber = "1", "20200101", "120000", ""
-        slice_.ReferringPhysicianName, slice_.PositionReferenceIndicator = "", ""
-        slice_.Modality, slice_.SeriesNumber, slice_.InstanceNumber = "CT", 1, z + 1
-        slice_.ImageOrientationPatient = [f"{v:.6f}" for v in (*direction[:, 0], *direction[:, 1])]
-        at = np.asarray(volume.origin) + direction[:, 2] * z * volume.spacing_mm[0]
-        slice_.ImagePositionPatient = [f"{v:.6f}" for v in at]
-        slice_.PixelSpacing, slice_.SliceThickness = list(volume.spacing_mm[1:]), volume.spacing_mm[0]
-        slice_.Rows, slice_.Columns = plane.shape
-        slice_.SamplesPerPixel, slice_.PhotometricInterpretation, slice_.PixelRepresentation = 1, "MONOCHROME2", 1
-        slice_.BitsAllocated = slice_.BitsStored = 16
-        slice_.HighBit, slice_.RescaleIntercept, slice_.RescaleSlope = 15, 0, 1
-        slice_.PixelData = plane.astype("<i2").tobytes()
-        slice_.save_as(folder / f"IM{(z * 5) % len(volume.array):03d}.dcm", enforce_file_format=True)
-    return folder
-
-
 @pytest.fixture
 def series(tmp_path) -> Path:
     volume = scans.blobs(SHAPE, spacing=(4.0, 1.5, 2.0))
     turned = Volume(volume.array, volume.spacing_mm, (3.0, -20.0, 7.0), (1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, -1.0))
-    return write_series(tmp_path / "in" / "patient", turned)
+    return write_patient_series(tmp_path / "in" / "patient", turned)
 
 
 def read_back(path: Path, series: Path) -> tuple[np.ndarray, dict[int, str]]:

@@ -17,12 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from nnunet_flare import images
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.images import (
     SUFFIXES,
     Volume,
     check_values,
+    checks,
     find_cases,
     geometry_difference,
     oddities,
@@ -245,9 +245,9 @@ def test_impossible_spacing_in_the_header(tmp_path: Path, axis: int, spacing: fl
 
 def test_grid_checks_without_a_file() -> None:
     with pytest.raises(CaseError, match=r"spacing \(z, y, x\) \(1.0, -1.0, 1.0\) mm"):
-        images.check_grid(Volume(ct(), (1.0, -1.0, 1.0)), "a")
+        checks.check_grid(Volume(ct(), (1.0, -1.0, 1.0)), "a")
     with pytest.raises(CaseError, match="has 2 dimensions"):
-        images.check_grid(Volume(ct(shape=(6, 7)), (1.0, 1.0, 1.0)), "a")
+        checks.check_grid(Volume(ct(shape=(6, 7)), (1.0, 1.0, 1.0)), "a")
     with pytest.raises(CaseError, match="voxels are of type complex64"):
         check_values(Volume(ct().astype(np.complex64), (1, 1, 1)), "a")
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_flare.dicom_files import dicom_files, doubtful_files
-from nnunet_flare.dicom_slices import IDENTITY, IMAGE_IO, Slice, read_header, voxel_types
+from nnunet_flare.dicom.files import dicom_files, doubtful_files
+from nnunet_flare.dicom.slices import IDENTITY, IMAGE_IO, Slice, read_header, voxel_types
 from nnunet_flare.errors import CaseError
 from nnunet_flare.images import Volume, from_sitk, read_volume
+from nnunet_flare.images.readers import SITK
 from nnunet_flare.names import all_readable
-from nnunet_flare.readers import SITK
 
 POSITION_TOLERANCE = 0.1
 """A slice may lie this share of the slice distance off its place on a straight line."""

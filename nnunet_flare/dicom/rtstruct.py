@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from nnunet_flare import __version__
-from nnunet_flare.contours import outlines
-from nnunet_flare.dicom import ordered_files
-from nnunet_flare.dicom_seg import MODEL_NAME
+from nnunet_flare.dicom.contours import outlines
+from nnunet_flare.dicom.segmentation import MODEL_NAME
+from nnunet_flare.dicom.series import ordered_files
 from nnunet_flare.drawing import colour, rgb
 from nnunet_flare.errors import CaseError
 from nnunet_flare.files import replacing

@@ -8,14 +8,14 @@ import model_folders as models
 import numpy as np
 import pytest
 import small_scans as scans
-from test_dicom_seg import write_series
+from small_series import write_patient_series
 
 from nnunet_flare.cli import predict
-from nnunet_flare.dicom import ordered_files, read_series
+from nnunet_flare.dicom.rtstruct import write_rtstruct
+from nnunet_flare.dicom.series import ordered_files, read_series
 from nnunet_flare.errors import CaseError
 from nnunet_flare.images import Volume, read_volume, write_volume
 from nnunet_flare.labels import label_names
-from nnunet_flare.rtstruct import write_rtstruct
 
 pydicom = pytest.importorskip("pydicom", reason="pydicom (extra: dicom) is not installed")
 skimage = pytest.importorskip("skimage.draw", reason="draws the contours independently")
@@ -28,7 +28,9 @@ TILTED = (0.8, 0.0, 0.6, 0.0, -1.0, 0.0, 0.6, 0.0, -0.8)
 @pytest.fixture
 def series(tmp_path) -> Path:
     volume = scans.blobs(SHAPE, spacing=(4.0, 1.5, 2.0))
-    return write_series(tmp_path / "in" / "patient", Volume(volume.array, volume.spacing_mm, (3.0, -20.0, 7.0), TILTED))
+    return write_patient_series(
+        tmp_path / "in" / "patient", Volume(volume.array, volume.spacing_mm, (3.0, -20.0, 7.0), TILTED)
+    )
 
 
 def read_back(path: Path, series: Path) -> tuple[np.ndarray, dict[int, str], float]:

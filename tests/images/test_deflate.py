@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnunet_flare import deflate
 from nnunet_flare.errors import CaseError
-from nnunet_flare.images import Volume, read_volume, write_volume
+from nnunet_flare.images import Volume, deflate, read_volume, write_volume
 
 VOLUME = Volume(np.random.default_rng(0).integers(-1024, 1500, (9, 40, 50)).astype(np.int16), (2.0, 1.0, 1.0))
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_flare.geometry import LPS, describe
 from nnunet_flare.images import Volume, from_sitk, geometry_difference, to_sitk
-from nnunet_flare.orientation import turn_between, turn_volume
+from nnunet_flare.images.geometry import LPS, describe
+from nnunet_flare.images.orientation import turn_between, turn_volume
 
 ORIENTATIONS = [
     "".join(letters) for axes in itertools.permutations(["LR", "PA", "SI"]) for letters in itertools.product(*axes)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from nnunet_flare.errors import CaseError
-from nnunet_flare.hounsfield import not_hounsfield
 from nnunet_flare.images import Volume, check_values, oddities, read_volume
+from nnunet_flare.images.hounsfield import not_hounsfield
 from nnunet_flare.phantom.scan import degrade, make_phantom
 
 REAL = ("chaos3_ct", "ts_slab512_ct", "ts_torso3mm_ct")

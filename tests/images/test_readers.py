@@ -19,12 +19,11 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReori
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
 
-from nnunet_flare import readers
 from nnunet_flare.errors import CaseError
-from nnunet_flare.images import read_volume, write_labels
-from nnunet_flare.nifti import load_header
-from nnunet_flare.orientation import turn_for_reader
-from nnunet_flare.readers import READERS, reader_of_dataset, reader_of_plans
+from nnunet_flare.images import read_volume, seen_by_nibabel, seen_by_simpleitk, write_labels
+from nnunet_flare.images.nifti import load_header
+from nnunet_flare.images.orientation import turn_for_reader
+from nnunet_flare.images.readers import READERS, reader_of_dataset, reader_of_plans
 
 STOCK = {
     "SimpleITKIO": SimpleITKIO,
@@ -187,11 +186,11 @@ def test_headers_that_nibabel_takes_as_they_stand_are_told_without_it_and_told_t
     {**EVERY, **REFUSED_BY_NIBABEL, **CODES}[name](path)
     header = load_header(path)
     assert header is not None
-    plain = readers._as_it_stands(header)
+    plain = seen_by_nibabel._as_it_stands(header)
     if plain is None:
         assert name not in AGREED
         return
-    told, refusal = readers._by_nibabel(header, reorient=False)
+    told, refusal = seen_by_nibabel._by_nibabel(header, reorient=False)
     assert refusal is None
     assert np.array_equal(plain.affine, told.affine) and plain.zooms == told.zooms
     assert (plain.slope, plain.intercept) == (told.slope, told.intercept)
@@ -223,9 +222,9 @@ def test_grids_that_simpleitk_takes_as_they_stand_are_told_without_it_and_told_t
         {**EVERY, **REFUSED_BY_NIBABEL, **CODES}[name](path)
     header = load_header(path)
     assert header is not None
-    plain = readers._plain_grid(header) if header.version == "NIfTI-1" else None
+    plain = seen_by_simpleitk._plain_grid(header) if header.version == "NIfTI-1" else None
     assert plain is not None or name not in BY_SIMPLEITK
-    assert plain is None or plain == readers._by_simpleitk(path)
+    assert plain is None or plain == seen_by_simpleitk._by_simpleitk(path)
 
 
 @pytest.mark.parametrize("at", [76, 80, 88, 256, 264, 268, 276, 280, 284, 292, 300, 308, 324])
@@ -238,8 +237,8 @@ def test_a_grid_with_one_odd_number_is_told_as_simpleitk_tells_it(tmp_path: Path
     path.write_bytes(gzip.compress(bytes(data)))
     header = load_header(path)
     assert header is not None
-    plain = readers._plain_grid(header)
-    assert plain is None or plain == readers._by_simpleitk(path)
+    plain = seen_by_simpleitk._plain_grid(header)
+    assert plain is None or plain == seen_by_simpleitk._by_simpleitk(path)
 
 
 @pytest.mark.parametrize("library", ["nibabel", "SimpleITK"])

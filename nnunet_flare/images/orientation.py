@@ -12,9 +12,9 @@ from itertools import permutations
 
 import numpy as np
 
-from nnunet_flare.geometry import LPS, TO_OTHER_WORLD, describe
 from nnunet_flare.images import Volume
-from nnunet_flare.readers import NIBABEL_RAS, SITK_RAS
+from nnunet_flare.images.geometry import LPS, TO_OTHER_WORLD, describe
+from nnunet_flare.images.readers import NIBABEL_RAS, SITK_RAS
 
 __all__ = ["LPS", "Turn", "describe", "turn_between", "turn_for_reader", "turn_volume"]
 

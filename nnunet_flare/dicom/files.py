@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
-from nnunet_flare.deflate import DAMAGED, inflater
+from nnunet_flare.images.deflate import DAMAGED, inflater
 
 MAGIC = b"DICM"
 MAGIC_OFFSET = 128

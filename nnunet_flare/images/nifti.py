@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_flare.deflate import DAMAGED, GZIP, inflater
 from nnunet_flare.errors import CaseError
-from nnunet_flare.nifti_header import LONGEST_HEADER_BYTES, Header, check_header, parse_header
+from nnunet_flare.images.deflate import DAMAGED, GZIP, inflater
+from nnunet_flare.images.nifti_header import LONGEST_HEADER_BYTES, Header, check_header, parse_header
 
 CHUNK_BYTES = 1 << 20
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis.extra.numpy import arrays
 from scipy.ndimage import label
 
-from nnunet_flare.contours import area, outlines
+from nnunet_flare.dicom.contours import area, outlines
 
 
 def filled(polygons: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:

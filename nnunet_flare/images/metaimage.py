@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from nnunet_flare.errors import CaseError
-from nnunet_flare.payload import Payload, Unpacked, beside, check_payload, header_start
+from nnunet_flare.images.payload import Payload, Unpacked, beside, check_payload, header_start
 
 LOCAL = "LOCAL"
 LAST_FIELD = "ElementDataFile"
