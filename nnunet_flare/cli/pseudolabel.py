@@ -307,7 +307,11 @@ def _export(arguments: argparse.Namespace) -> int:
         raise InputError(f"export --round {arguments.round}: needs --dataset ID, which gets the round's training data")
     if arguments.license is not None and arguments.zip is None:
         raise InputError(f"export --license {arguments.license}: needs --zip FILE.zip, which it is put into")
-    if arguments.stock_model is not None:  # nothing is written where one of several wishes cannot be met
+    if arguments.ledger is not None:  # nothing is written where one of several wishes cannot be met
+        export.check_ledger(run, arguments.ledger)
+    if arguments.dataset is not None:
+        export.check_dataset(run, arguments.round, arguments.dataset)
+    if arguments.stock_model is not None:
         check_new(arguments.stock_model, option="export --stock_model")
     if arguments.zip is not None:
         share.check_zip(arguments.zip, licence=arguments.license)

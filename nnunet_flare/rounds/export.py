@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_flare.cases import FILE_NAME, Case, read_table, table_name, write_table
@@ -19,22 +20,39 @@ from nnunet_flare.rounds.stages.label_maps import ignore_label, write_label_map
 from nnunet_flare.trainers.settings import KEY
 
 
-def export_ledger(run: Run, path: Path) -> Path:
-    """The ledger as CSV, one row per case and round."""
+@dataclass(frozen=True)
+class DatasetExport:
+    """What :func:`export_dataset` will write: of which round, by whose selection, and where."""
+
+    round: int
+    source: int
+    taken: list[Entry]
+    target: Path
+
+
+def check_ledger(run: Run, path: Path) -> None:
+    """Refuse a place where :func:`export_ledger` would replace something else.
+
+    Raises:
+        InputError: when the name is not that of a table, or is a file of the run.
+    """
     is_of_run = (
         path.exists() and run.root.resolve() in path.resolve().parents and path.resolve().parent != run.root.resolve()
     )
     if is_of_run:
         raise InputError(f"export --ledger {path}: is a file of the run; choose another name")
     check_document(path, (".csv",), option="export --ledger")
+
+
+def export_ledger(run: Run, path: Path) -> Path:
+    """The ledger as CSV, one row per case and round; raises as :func:`check_ledger`."""
+    check_ledger(run, path)
     export_csv(read_ledger(run.paths), list(organ_ids(run)), path)
     return path
 
 
-def export_dataset(run: Run, number: int | None, dataset_id: int) -> Path:
-    """Write the data of a round's training as ``nnUNet_raw/Dataset<id>_<name>``: images linked, NIfTI labels.
-
-    Where organs were ignored, the label maps hold the *ignore* value and dataset.json declares it.
+def check_dataset(run: Run, number: int | None, dataset_id: int) -> DatasetExport:
+    """What :func:`export_dataset` will write of a round; of the final one where none is named.
 
     Raises:
         InputError: when the id is taken, or the round has no selection to export.
@@ -63,17 +81,29 @@ def export_dataset(run: Run, number: int | None, dataset_id: int) -> Path:
             f"export --round {number}: {len(ignoring)} cases have ignored organs, which are drawn from the members' "
             f"label maps, and those are gone ({run.paths.round(source) / 'members'}; removed by clean?)"
         )
-    target = raw / f"Dataset{dataset_id:03d}_{run.settings.dataset.split('_', 1)[1]}_{run.settings.name}_r{number}"
+    name = f"Dataset{dataset_id:03d}_{run.settings.dataset.split('_', 1)[1]}_{run.settings.name}_r{number}"
+    return DatasetExport(number, source, taken, raw / name)
+
+
+def export_dataset(run: Run, number: int | None, dataset_id: int) -> Path:
+    """Write the data of a round's training as ``nnUNet_raw/Dataset<id>_<name>``: images linked, NIfTI labels.
+
+    Where organs were ignored, the label maps hold the *ignore* value and dataset.json declares it. Raises as
+    :func:`check_dataset`.
+    """
+    export = check_dataset(run, number, dataset_id)
+    raw = export.target.parent
     remove_leftovers(raw)
     with scratch_folder(raw) as room:
-        scratch = room / target.name
-        _fill(scratch, run, number, source, taken)
-        put_new(scratch, target)
-    return target
+        scratch = room / export.target.name
+        _fill(scratch, run, export)
+        put_new(scratch, export.target)
+    return export.target
 
 
-def _fill(folder: Path, run: Run, number: int, source: int, taken: Sequence[Entry]) -> None:
-    """Write a dataset's scans, label maps, case table and dataset.json; ``source`` is the round that took the cases."""
+def _fill(folder: Path, run: Run, export: DatasetExport) -> None:
+    """Write a dataset's scans, label maps, case table and dataset.json."""
+    number, taken = export.round, export.taken
     document = dataset_json(run)
     ending = document["file_ending"]
     images, labels = folder / "imagesTr", folder / "labelsTr"
@@ -91,7 +121,7 @@ def _fill(folder: Path, run: Run, number: int, source: int, taken: Sequence[Entr
             link_or_copy(Path(files["label"]), labels / f"{case}{ending}")
     scans = {case.case: case.images for case in read_list(run.paths.unlabelled)}
     for entry in taken:
-        write_label_map(run, source, entry, labels / f"{entry.case}{ending}", ending)
+        write_label_map(run, export.source, entry, labels / f"{entry.case}{ending}", ending)
         if entry.case not in merged:
             cases[entry.case] = table[entry.case] if run.recipe.loops else Case("pseudo", round=number)
             _link(scans[entry.case], images, entry.case, ending)

@@ -82,3 +82,20 @@ def test_the_ledger_is_exported_as_csv(run, tmp_path, capsys):
 def test_export_without_a_target_says_what_to_give(run, capsys):
     assert main(["export", "-o", str(run.root)]) == 2
     assert "--dataset" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("refused", ["ledger", "dataset", "stock_model", "zip"])
+def test_of_several_targets_none_is_written_where_one_is_refused(run, tmp_path, refused):
+    """Each that is right alone is right beside another one, but not beside one that is refused."""
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "file").touch()
+    good = {"ledger": tmp_path / "l.csv", "dataset": 77, "stock_model": tmp_path / "model", "zip": tmp_path / "m.zip"}
+    bad = {"ledger": next((run.root / "tasks").iterdir()), "dataset": 22, "stock_model": taken, "zip": taken / "m.txt"}
+    words = {**good, refused: bad[refused]}
+    before = sorted(tmp_path.iterdir()), sorted(run.raw.parent.iterdir())
+    assert (
+        main(["export", "-o", str(run.root), *(word for name, to in words.items() for word in (f"--{name}", str(to)))])
+        == 2
+    )
+    assert (sorted(tmp_path.iterdir()), sorted(run.raw.parent.iterdir())) == before
