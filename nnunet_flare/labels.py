@@ -77,6 +77,12 @@ def _foreground(labels: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: ids for name, ids in named.items() if set(ids) != {0}}
 
 
+def outputs_of(dataset_json: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What a network's outputs stand for: organs or regions, and how these are drawn; *ignore* is none of them."""
+    labels = {name: value for name, value in dataset_json["labels"].items() if name != IGNORE}
+    return (list(labels.items()), dataset_json.get("regions_class_order")) if has_regions(labels) else (labels, None)
+
+
 def label_problems(document: Mapping[str, Any]) -> list[str]:
     """What is wrong with ``labels`` and ``regions_class_order`` of a dataset.json: each with what was expected."""
     labels = document["labels"]

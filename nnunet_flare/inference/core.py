@@ -333,10 +333,8 @@ class Segmenter:
 
         Args:
             data: a preprocessed scan (C, z, y, x), float32.
-            only: the classes that the members were trained for; the softmax of the others is added to the background's.
+            only: the label ids that the members were trained for; see :meth:`Labels.without`.
         """
-        others = [] if only is None else [head for head in range(1, self.heads) if head not in only]
-
         shape = (self.heads, *data.shape[1:])
 
         def work(forwards: list[Forward], way: Way) -> MembersPrediction:
@@ -345,14 +343,16 @@ class Segmenter:
                 beside = self._need(shape[1:], shape[1:], self.heads, 1, self.settings.windows).scores
                 kept = volume_device(kept, self.settings.gpu_memory_gb, FLOAT_BYTES * math.prod(shape), beside)
             mean = place_at(kept).zeros(shape)
-            labels = [self._add_member(volume, forward, way, mean, others) for forward in forwards]
+            labels = [self._add_member(volume, forward, way, mean, only) for forward in forwards]
             mean /= len(forwards)
             return MembersPrediction(labels, mean)
 
         return self._on_best_device(data, work)
 
-    def _add_member(self, data: Array, forward: Forward, way: Way, mean: Array, merged: Sequence[int]) -> np.ndarray:
-        """A member's label map; its probabilities are added to ``mean``, those of ``merged`` classes as background."""
+    def _add_member(
+        self, data: Array, forward: Forward, way: Way, mean: Array, only: Sequence[int] | None
+    ) -> np.ndarray:
+        """A member's label map; its probabilities, of ``only`` some label ids, are added to ``mean``."""
         labels, kept = place_at(way.sums).labels(data.shape[1:]), place_of(mean)
         done = 0
 
@@ -360,10 +360,8 @@ class Segmenter:
             nonlocal done
             last = done + block.shape[1]
             probabilities = self.labels.probabilities(block)
-            if merged:
-                probabilities[0] += sum(probabilities[head] for head in merged)
-                for head in merged:
-                    probabilities[head] = 0
+            if only is not None:
+                self.labels.without(probabilities, only)
             labels[done:last] = self.labels.decided(probabilities, probabilities=True)
             mean[:, done:last] += kept.take(probabilities)
             done = last

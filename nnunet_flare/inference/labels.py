@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -28,9 +28,10 @@ class Labels:
         self.has_regions = has_regions(dataset_json["labels"])
         self.all_labels = sorted({label for some in ids.values() for label in some})
         self.regions_class_order: list[int] | None = None
+        self._regions: list[tuple[int, ...]] = []
         if self.has_regions:
             order = dataset_json.get("regions_class_order")
-            regions = [some for some in ids.values() if set(some) != {0}]
+            self._regions = regions = [some for some in ids.values() if set(some) != {0}]
             if not isinstance(order, (list, tuple)) or len(order) != len(regions):
                 raise InputError(
                     f"dataset.json: regions_class_order is {order}, expected a label for each of {len(regions)} regions"
@@ -41,6 +42,21 @@ class Labels:
     def heads(self) -> int:
         """Number of classes or regions, which is the network's number of outputs."""
         return len(self.all_labels if self.regions_class_order is None else self.regions_class_order)
+
+    def without(self, probabilities: Array, only: Collection[int]) -> None:
+        """Leave of probabilities (K, ...) those of some label ids: a class joins the background, a region is nowhere.
+
+        A region is left where all of its ids are.
+        """
+        if self.has_regions:
+            for region, ids in enumerate(self._regions):
+                if not set(ids) <= set(only):
+                    probabilities[region] = 0
+            return
+        for head in range(1, self.heads):
+            if head not in only:
+                probabilities[0] += probabilities[head]
+                probabilities[head] = 0
 
     def probabilities(self, scores: Array) -> Array:
         """Softmax, or the sigmoid of each region, of scores (K, ...), where they lie."""

@@ -12,7 +12,7 @@ from nnunet_flare import plugin
 from nnunet_flare.datasets import check_dataset, dataset_reader, read_dataset_json
 from nnunet_flare.documents import load_json
 from nnunet_flare.errors import InputError
-from nnunet_flare.labels import IGNORE, allowed_ids, has_regions, ignore_id, label_problems
+from nnunet_flare.labels import allowed_ids, has_regions, ignore_id, label_problems, outputs_of
 from nnunet_flare.recipes.recipe import Recipe
 from nnunet_flare.rounds.check_loop_data import check_loop_data, roles_of
 from nnunet_flare.rounds.run.configurations import resolve
@@ -25,14 +25,6 @@ from nnunet_flare.trusted_names import check_plans
 
 Value = TypeVar("Value")
 
-WITHOUT_REGIONS = (
-    "nnUNetTrainerFlarePartial",
-    "nnUNetTrainerFlareDistill",
-    "nnUNetTrainerFlareAdversarial",
-    "nnUNetTrainerFlareMeanTeacher",
-    "nnUNetTrainerFlareSelective",
-)
-"""Trainers whose losses are of classes that exclude each other."""
 WITHOUT_IGNORE = ("nnUNetTrainerFlareAdversarial",)
 """Trainers that look at whole label maps."""
 
@@ -227,17 +219,12 @@ def _check_names(folder: Path, *, trusted: bool) -> None:
 
 
 def _check_trainers(given: RunInput) -> None:
-    """The recipe's trainers can learn from regions, and from an *ignore* label, where the dataset has them."""
+    """The recipe's trainers can learn from an *ignore* label, and its weights are not of regions, where there are some."""
     labels, recipe = given.document["labels"], given.recipe
     named = {"trainer": recipe.trainer, "final.trainer": recipe.final.trainer}
     problems = []
     for key, trainer in named.items():
         base = trainer and plugin.without_epochs(trainer)
-        if has_regions(labels) and base in WITHOUT_REGIONS:
-            problems.append(
-                f"{key} {trainer}: learns exclusive classes, but dataset.json has regions; expected a trainer that "
-                "knows them, such as nnUNetTrainerFlareST or stock's nnUNetTrainer"
-            )
         if ignore_id(labels) is not None and base in WITHOUT_IGNORE:
             problems.append(
                 f"{key} {trainer}: compares whole label maps, but dataset.json has an 'ignore' label; expected "
@@ -305,7 +292,7 @@ def _init_folds(request: Request, document: Mapping[str, Any], recipe: Recipe) -
     there = model.get("labels") if isinstance(model, dict) else None
     if request.init_map is not None:
         check_id_map(request.init_map, there, document["labels"], recipe, where=f"--init_model {folder}")
-    elif not isinstance(there, dict) or _outputs(model) != _outputs(document):
+    elif not isinstance(there, dict) or outputs_of(model) != outputs_of(document):
         raise InputError(
             f"--init_model {folder}: its labels are {there}, the dataset's {document['labels']}; give --init_map with "
             "their ids, or start from its weights alone with --set training.pretrained_weights=CHECKPOINT"
@@ -331,12 +318,6 @@ def _init_folds(request: Request, document: Mapping[str, Any], recipe: Recipe) -
         )
     _check_names(folder, trusted=request.trust_checkpoint)
     return folds
-
-
-def _outputs(dataset_json: Mapping[str, Any]) -> tuple[Any, Any]:
-    """What a network's outputs stand for: organs or regions, and how these are drawn; *ignore* is none of them."""
-    labels = {name: value for name, value in dataset_json["labels"].items() if name != IGNORE}
-    return (list(labels.items()), dataset_json.get("regions_class_order")) if has_regions(labels) else (labels, None)
 
 
 CHECKS: tuple[Callable[[RunInput], None], ...] = (

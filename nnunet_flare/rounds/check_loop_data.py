@@ -12,7 +12,7 @@ from nnunet_flare.cases import FILE_NAME, Case, read_table
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.fusion.ids import IdMap
 from nnunet_flare.images import read_labels
-from nnunet_flare.labels import label_ids
+from nnunet_flare.labels import label_ids, organs_of
 from nnunet_flare.parallel import Workers, num_processes
 from nnunet_flare.recipes.recipe import Recipe
 from nnunet_flare.rounds.run.loops import annotated_of
@@ -68,6 +68,12 @@ def check_loop_data(
         if shared:
             problems.append(f"loop {loop.name}: labels {shared} are those of loop {owner[shared[0]]} too")
         owner |= dict.fromkeys(ids, loop.name)
+        parted = [f"{n} {list(r)}" for n, r in organs_of(labels).items() if set(r) & set(ids) and set(r) - set(ids)]
+        if parted:
+            problems.append(
+                f"loop {loop.name}: has some labels of region {', '.join(parted)} and not the others; a loop learns "
+                "whole regions: give it all of their labels, or none"
+            )
         if ids and not any(annotated_of(case, ids) for case in roles.values() if case.role in ("labelled", "partial")):
             problems.append(
                 f"loop {loop.name}: no labelled or partial case has one of its labels {list(ids)} annotated"

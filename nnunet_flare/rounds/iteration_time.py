@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nnunet_flare.labels import label_ids
 from nnunet_flare.rounds.run.configurations import check_names
 from nnunet_flare.rounds.run.dataset import read_dataset
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Base
 from nnunet_flare.trainers.settings import AdversarialSettings, StreamSettings, stream_key
+
+if TYPE_CHECKING:
+    from nnunet_flare.trainers.heads import Heads
 
 VALIDATION_COST = 1 / 3
 """A validation iteration is a forward pass alone, about a third of a training iteration."""
@@ -72,10 +74,9 @@ def iteration_cost(
     if run is None or not run.recipe.is_online or base != run.base:
         return cost
     stream = run.recipe.settings(0, run=None)
-    organs = len(label_ids(dataset["labels"]))
     if stream_key(run.recipe.trainer) == "mean_teacher":
         return measure(lambda: _mean_teacher_step(network, image, _few(stream.mean_teacher, shape[0])))
-    return _adversarial_cost(network, image, organs, stream.adversarial or AdversarialSettings(), cost, measure)
+    return _adversarial_cost(network, image, dataset, stream.adversarial or AdversarialSettings(), cost, measure)
 
 
 def _few(settings: StreamSettings | None, batch_size: int) -> int:
@@ -84,16 +85,27 @@ def _few(settings: StreamSettings | None, batch_size: int) -> int:
 
 
 def _adversarial_cost(
-    network: Any, image: Any, organs: int, settings: AdversarialSettings, supervised: float, measure: Measure
+    network: Any,
+    image: Any,
+    dataset: Mapping[str, Any],
+    settings: AdversarialSettings,
+    supervised: float,
+    measure: Measure,
 ) -> float:
     """Cost of a mean iteration; some iterations, at start and end, are supervised alone."""
-    from nnunet_flare.networks.discriminator import Discriminator
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+    from nnunet_flare.networks.discriminator import Discriminator
+    from nnunet_flare.trainers.heads import Heads
+
+    manager = LabelManager(dataset["labels"], dataset.get("regions_class_order"))
+    heads = Heads.of(manager)
+    organs = manager.num_segmentation_heads - heads.first_organ
     channels, *size = image.shape[1:]
     judge = Discriminator(channels, organs, size, features=settings.discriminator_features).to(image.device)
     share = 1 - settings.warmup - settings.finish
     few = _few(settings, len(image))
-    return share * measure(lambda: _three_steps(network, judge, image, few)) + (1 - share) * supervised
+    return share * measure(lambda: _three_steps(network, judge, image, few, heads)) + (1 - share) * supervised
 
 
 def _timed(step: Callable[[], None]) -> float:
@@ -133,7 +145,7 @@ def _mean_teacher_step(network: Any, image: Any, few: int) -> None:
     _supervised_step(network, torch.cat([image, some]))
 
 
-def _three_steps(network: Any, judge: Any, image: Any, few: int) -> None:
+def _three_steps(network: Any, judge: Any, image: Any, few: int, heads: Heads) -> None:
     """An iteration of adversarial training with any labels: what it computes, without its optimizers."""
     import torch
 
@@ -143,13 +155,14 @@ def _three_steps(network: Any, judge: Any, image: Any, few: int) -> None:
     some = image[:1].expand(few, *image.shape[1:])
     with _autocast(image):
         with torch.no_grad():
-            mask = torch.softmax(highest(network(image)), dim=1)
-        organs = steps.shown_masks(mask, poison=False)
+            mask = heads.probabilities(highest(network(image)))
+        organs = steps.shown_masks(mask, heads=heads, poison=False)
         loss = steps.discriminator_loss(judge, image, organs, organs, truth_first=True)
     loss.backward()
     _supervised_step(network, image)
     with torch.no_grad(), _autocast(image):
-        first, second = (torch.softmax(highest(network(some)), dim=1) for _ in range(2))
-        choice = steps.choose(judge, some, some, first[:, 1:], second[:, 1:])
-        learnt, _ = steps.lesson(choice, some, some, first, second)
+        first, second = (heads.probabilities(highest(network(some))) for _ in range(2))
+        shown = [steps.shown_masks(each, heads=heads, poison=False) for each in (first, second)]
+        choice = steps.choose(judge, some, some, *shown)
+        learnt, _ = steps.lesson(choice, some, some, first, second, heads=heads)
     _supervised_step(network, learnt)

@@ -68,7 +68,7 @@ class nnUNetTrainerFlareAdversarial(LearnsFromUnlabelled):
         super().initialize()
         discriminator: Any = Discriminator(
             self.num_input_channels,
-            self.label_manager.num_segmentation_heads - 1,
+            self.label_manager.num_segmentation_heads - self.heads.first_organ,
             self.configuration_manager.patch_size,
             features=self.adversarial.discriminator_features,
         ).to(self.device)
@@ -86,11 +86,10 @@ class nnUNetTrainerFlareAdversarial(LearnsFromUnlabelled):
     def _check(self) -> None:
         manager = self.label_manager
         where = f"{self.plans_manager.plans_name}.json, configuration '{self.configuration_name}'"
-        if manager.has_regions or manager.has_ignore_label:
-            found = "regions" if manager.has_regions else "an ignore label"
+        if manager.has_ignore_label:
             raise InputError(
-                f"{type(self).__name__}: dataset.json has {found}, expected one id per organ and a label for every "
-                "voxel, which is what the discriminator compares"
+                f"{type(self).__name__}: dataset.json has an ignore label, expected a label for every voxel, which is "
+                "what the discriminator compares"
             )
         if len(self.configuration_manager.patch_size) != 3:
             raise InputError(f"{where}: is 2-D, but {type(self).__name__} has a 3-D discriminator; train a 3-D one")
@@ -157,15 +156,14 @@ class nnUNetTrainerFlareAdversarial(LearnsFromUnlabelled):
             prediction = self._probabilities(data)
         self.network.train()
         self.discriminator.train()
-        truth = steps.one_hot(highest(target), prediction.shape[1])
-        poison = self.adversarial.poison_masks
+        truth = self.heads.certain(highest(target), prediction.shape[1]).float()
         self.discriminator_optimizer.zero_grad(set_to_none=True)
         with self._judging():
             loss = steps.discriminator_loss(
                 self.discriminator,
                 data,
-                steps.shown_masks(truth, poison=poison),
-                steps.shown_masks(prediction, poison=poison),
+                self._shown(truth),
+                self._shown(prediction),
                 truth_first=torch.rand(1).item() < 0.5,
             )
         optimizer_step(loss, self.discriminator, self.discriminator_optimizer, self.discriminator_scaler)
@@ -175,7 +173,6 @@ class nnUNetTrainerFlareAdversarial(LearnsFromUnlabelled):
         """Step 3: of two copies of each scan the generator learns, on the loser's, the winner's mask."""
         clean = self.on_device({"data": batch["data"]})["data"]
         noised = steps.with_noise(clean, self.adversarial.noise_std)
-        poison = self.adversarial.poison_masks
         self.discriminator.eval()
         with torch.no_grad(), self._autocast():
             first, second = self._probabilities(noised), self._probabilities(clean)
@@ -184,10 +181,10 @@ class nnUNetTrainerFlareAdversarial(LearnsFromUnlabelled):
                 self.discriminator,
                 noised,
                 clean,
-                steps.shown_masks(first, poison=poison),
-                steps.shown_masks(second, poison=poison),
+                self._shown(first),
+                self._shown(second),
             )
-        image, labels = steps.lesson(choice, noised, clean, first, second)
+        image, labels = steps.lesson(choice, noised, clean, first, second, heads=self.heads)
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             output = self._forward(image)
@@ -203,8 +200,11 @@ class nnUNetTrainerFlareAdversarial(LearnsFromUnlabelled):
         return self._autocast() if self.device.type == "cuda" else nullcontext()
 
     def _probabilities(self, data: torch.Tensor) -> torch.Tensor:
-        """The generator's softmax at full resolution, background included, float32."""
-        return torch.softmax(highest(self._forward(data)).float(), dim=1)
+        """The generator's probabilities at full resolution, the background's included, float32."""
+        return self.heads.probabilities(highest(self._forward(data)))
+
+    def _shown(self, probabilities: torch.Tensor) -> torch.Tensor:
+        return steps.shown_masks(probabilities, heads=self.heads, poison=self.adversarial.poison_masks)
 
     # ------------------------------------------------------------------ course of a training
 

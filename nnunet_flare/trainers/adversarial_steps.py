@@ -6,7 +6,8 @@ discriminator prefers the mask of one of them, and the generator learns that mas
 sure the discriminator is (step 3). Step 2 between them is ordinary supervised training.
 
 Where the paper feeds sigmoids, the released code raw logits, both of 13 organs, here masks are the softmax of nnU-Net's
-heads without the background, and the target of step 3 is the winner's argmax, not its logits. The choice and its weight
+heads without the background (the sigmoids of regions), and the target of step 3 is what the winner draws, not its
+logits. The choice and its weight
 are made per image; the released code gives a whole batch one.
 """
 
@@ -21,6 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from nnunet_flare.trainers.heads import Heads
 from nnunet_flare.trainers.resolutions import samples_of
 
 POISON_RANGE = (0.5, 1.0)
@@ -46,12 +48,6 @@ def is_adversarial(epoch: int, num_epochs: int, *, warmup: float, finish: float)
     return round(warmup * num_epochs, 6) <= epoch < round((1 - finish) * num_epochs, 6)
 
 
-def one_hot(labels: torch.Tensor, n_classes: int) -> torch.Tensor:
-    """Labels (B, 1, Z, Y, X), 0 being background, as probabilities (B, ``n_classes``, Z, Y, X) of 0 and 1."""
-    maps = torch.zeros((labels.shape[0], n_classes, *labels.shape[2:]), device=labels.device)
-    return maps.scatter_(1, labels.long(), 1.0)
-
-
 def poisoned(probabilities: torch.Tensor) -> torch.Tensor:
     """SZTU's mask poisoning: softmax over the classes of (e p + r1) r2, r1 and r2 uniform in [0.5, 1) per voxel.
 
@@ -63,9 +59,14 @@ def poisoned(probabilities: torch.Tensor) -> torch.Tensor:
     return torch.softmax((math.e * probabilities + first) * second, dim=1)
 
 
-def shown_masks(probabilities: torch.Tensor, *, poison: bool) -> torch.Tensor:
-    """What the discriminator sees of a mask: the probabilities of the organs, without the background (axis 1)."""
-    return (poisoned(probabilities) if poison else probabilities)[:, 1:]
+def shown_masks(probabilities: torch.Tensor, *, heads: Heads, poison: bool) -> torch.Tensor:
+    """What the discriminator sees of a mask: the probabilities of the organs, without the background (axis 1).
+
+    A region is poisoned as a choice of two, being in it or not.
+    """
+    if poison and heads.regions:
+        return poisoned(torch.stack((1 - probabilities, probabilities), dim=1))[:, 1]
+    return (poisoned(probabilities) if poison else probabilities)[:, heads.first_organ :]
 
 
 def discriminator_loss(
@@ -104,16 +105,22 @@ def choose(
 
 @torch.no_grad()
 def lesson(
-    choice: Choice, noised: torch.Tensor, clean: torch.Tensor, first: torch.Tensor, second: torch.Tensor
+    choice: Choice,
+    noised: torch.Tensor,
+    clean: torch.Tensor,
+    first: torch.Tensor,
+    second: torch.Tensor,
+    *,
+    heads: Heads,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What the generator learns in step 3: the loser's image (B, C, Z, Y, X) with the winner's mask.
 
-    ``first`` and ``second`` are the generator's outputs on the two copies, (B, classes, Z, Y, X) with the background;
-    the returned labels (B, 1, Z, Y, X) are the winner's argmax.
+    ``first`` and ``second`` are the generator's probabilities on the two copies, (B, K, Z, Y, X); the returned target
+    is what the winner draws.
     """
     second_wins = choice.second_wins.view(-1, *[1] * (clean.ndim - 1))
-    labels = torch.where(second_wins, second.argmax(1, keepdim=True), first.argmax(1, keepdim=True))
-    return torch.where(second_wins, noised, clean), labels
+    winner = torch.where(second_wins, second, first)
+    return torch.where(second_wins, noised, clean), heads.drawn(winner)
 
 
 def with_noise(images: torch.Tensor, max_std: float) -> torch.Tensor:
@@ -129,8 +136,8 @@ def weighted_loss(
 
     Args:
         loss: of output and target, each with deep supervision a list.
-        outputs: (B, classes, Z, Y, X), or a list.
-        targets: (B, 1, Z, Y, X), or a list.
+        outputs: (B, K, Z, Y, X), or a list.
+        targets: of the same batch, or a list.
         weights: (B,).
     """
     parts = [

@@ -1,8 +1,9 @@
 """``nnUNetTrainerFlareDistill``: a student learns from labels and from the logits of a frozen teacher.
 
 The loss is (1 - w) (Dice + CE) + w T^2 KL(teacher || student), both softmax at temperature T, on the full-resolution
-output only (Hinton et al. 2015). Fosun's "distillation" (S1) is a small student on the teacher's hard labels, which any
-trainer does. The teacher sees the student's own augmented patch, so both must expect the same input.
+output only (Hinton et al. 2015); of regions it is the mean of each one's KL, of being in it or not. Fosun's
+"distillation" (S1) is a small student on the teacher's hard labels, which any trainer does. The teacher sees the
+student's own augmented patch, so both must expect the same input.
 """
 
 from __future__ import annotations
@@ -19,14 +20,22 @@ from torch import nn
 from nnunet_flare.errors import FlareError, InputError
 from nnunet_flare.inference.model import Member, Model, open_model
 from nnunet_flare.inference.normalisation import OF_FOREGROUND
+from nnunet_flare.labels import outputs_of
+from nnunet_flare.trainers.heads import Heads
 from nnunet_flare.trainers.lengths import class_with_length
 from nnunet_flare.trainers.resolutions import highest
 from nnunet_flare.trainers.self_training import nnUNetTrainerFlareST
 from nnunet_flare.trainers.settings import TRUST_VARIABLE
 
 
-def soft_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """T^2 times the mean over voxels of KL(teacher || student) of logits (B, K, ...), in float32."""
+def soft_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float, heads: Heads) -> torch.Tensor:
+    """T^2 times the mean over voxels of KL(teacher || student) of logits (B, K, ...), in float32.
+
+    A region is a choice of two, whose logits are 0 and its own; the mean is then over voxels and regions, as that of
+    the cross-entropy on labels.
+    """
+    if heads.regions:
+        student, teacher = (torch.stack((torch.zeros_like(each), each), dim=1) for each in (student, teacher))
     log_student = torch.log_softmax(student.float() / temperature, dim=1)
     log_teacher = torch.log_softmax(teacher.float() / temperature, dim=1)
     divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(dim=1)
@@ -57,10 +66,6 @@ class nnUNetTrainerFlareDistill(nnUNetTrainerFlareST):
                 f"{type(self).__name__} needs a teacher: set flare.teacher.folder of configuration "
                 f"'{self.configuration_name}' to a trained model's folder"
             )
-        if self.label_manager.has_regions:
-            raise InputError(
-                f"{type(self).__name__}: region-based labels have no softmax to learn; expected one id each"
-            )
         member = Member(Path(settings.folder).expanduser(), settings.fold, settings.checkpoint)
         model = open_model(member, trust_checkpoint=os.environ.get(TRUST_VARIABLE) == "1")
         self._check_teacher(model)
@@ -75,7 +80,7 @@ class nnUNetTrainerFlareDistill(nnUNetTrainerFlareST):
         own, other = self.configuration_manager, model.configuration_manager
         channels = "channel_names" if "channel_names" in self.dataset_json else "modality"
         sides = {
-            "labels": (self.dataset_json["labels"], model.dataset_json["labels"]),
+            "labels": (outputs_of(self.dataset_json), outputs_of(model.dataset_json)),
             "channels": (self.dataset_json[channels], model.dataset_json.get(channels)),
             "axis order": (list(self.plans_manager.transpose_forward), list(model.plans_manager.transpose_forward)),
             "spacing": (list(own.spacing), list(other.spacing)),
@@ -105,7 +110,7 @@ class nnUNetTrainerFlareDistill(nnUNetTrainerFlareST):
         full = highest(output)
         taught = self._taught(batch)
         with torch.autocast(full.device.type, enabled=False):
-            soft = soft_loss(full, taught, settings.temperature)
+            soft = soft_loss(full, taught, settings.temperature, self.heads)
         return (1 - settings.weight) * hard + settings.weight * soft
 
     def watched(self, output: Any, target: Any, batch: dict, loss: torch.Tensor) -> dict[str, float]:

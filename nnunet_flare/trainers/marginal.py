@@ -53,8 +53,8 @@ def with_positives(annotated: torch.Tensor, positive: torch.Tensor, target: torc
     return annotated.reshape(shape) | (positive.reshape(shape) & (target == organs))
 
 
-class MarginalDice(nn.Module):
-    """Minus the soft Dice of the annotated organs, background left out, like nnU-Net's ``do_bg=False``.
+class KnownDice(nn.Module):
+    """Minus the mean of soft Dices, of which some are left out.
 
     Args:
         batch_dice: one Dice per organ over the batch (and over the processes of a distributed training), as the plans
@@ -68,6 +68,35 @@ class MarginalDice(nn.Module):
         self.batch_dice = batch_dice
         self.smooth = smooth
         self.ddp = ddp
+
+    def mean_of(
+        self, probabilities: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor | None, counted: torch.Tensor
+    ) -> torch.Tensor:
+        """Of probabilities and ``truth`` (B, K, ...), over the voxels of ``mask``; ``counted`` (B, K) are in the mean.
+
+        In a batch Dice, all cases make one of each; it counts where it does so in any case.
+        """
+        axes = tuple(range(2, probabilities.ndim))
+        if mask is not None:
+            truth = truth * mask
+        overlap = (probabilities * truth).sum(axes, dtype=torch.float32)
+        predicted = (probabilities if mask is None else probabilities * mask).sum(axes, dtype=torch.float32)
+        true = truth.sum(axes, dtype=torch.float32)
+        counted = counted.float()
+        if self.batch_dice:
+            if self.ddp:
+                overlap, predicted, true, counted = (
+                    AllGatherGrad.apply(part).sum(0, dtype=torch.float32)
+                    for part in (overlap, predicted, true, counted)
+                )
+            overlap, predicted, true = (part.sum(0, dtype=torch.float32) for part in (overlap, predicted, true))
+            counted = (counted.sum(0) > 0).float()
+        dice = (2 * overlap + self.smooth) / (true + predicted + self.smooth).clamp_min(1e-8)
+        return -(dice * counted).sum() / counted.sum().clamp_min(1)
+
+
+class MarginalDice(KnownDice):
+    """Minus the soft Dice of the annotated organs, background left out, like nnU-Net's ``do_bg=False``."""
 
     def forward(
         self,
@@ -88,21 +117,10 @@ class MarginalDice(nn.Module):
             one_hot = one_hot.scatter_(1, target.long(), 1)[:, 1:]
             if mask is not None:
                 one_hot = one_hot * mask
-        axes = tuple(range(2, logits.ndim))
-        overlap = (probabilities * one_hot).sum(axes, dtype=torch.float32)
-        predicted = (probabilities if mask is None else probabilities * mask).sum(axes, dtype=torch.float32)
-        true = one_hot.sum(axes, dtype=torch.float32)
-        counted = (annotated if positive is None else annotated | (positive & (true > 0))).float()
-        if self.batch_dice:
-            if self.ddp:
-                overlap, predicted, true, counted = (
-                    AllGatherGrad.apply(part).sum(0, dtype=torch.float32)
-                    for part in (overlap, predicted, true, counted)
-                )
-            overlap, predicted, true = (part.sum(0, dtype=torch.float32) for part in (overlap, predicted, true))
-            counted = (counted.sum(0) > 0).float()
-        dice = (2 * overlap + self.smooth) / (true + predicted + self.smooth).clamp_min(1e-8)
-        return -(dice * counted).sum() / counted.sum().clamp_min(1)
+            counted = annotated
+            if positive is not None:
+                counted = annotated | (positive & one_hot.flatten(2).any(2))
+        return self.mean_of(probabilities, one_hot, mask, counted)
 
 
 class MarginalDiceCE(nn.Module):

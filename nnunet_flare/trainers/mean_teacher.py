@@ -1,9 +1,10 @@
 """``nnUNetTrainerFlareMeanTeacher``: an average of the network's own weights labels unlabelled patches, online.
 
 Tarvainen & Valpola 2017. The teacher is the exponential moving average of the student; it sees the weak view of an
-unlabelled patch, the student the strong one, which differs in its intensities alone. The teacher's argmax is the
-label where it is sure, elsewhere the *ignore* label; the loss is nnU-Net's, on all resolutions, and its weight rises
-over the first part of the training. Both batches go through the network together: one forward pass, one step.
+unlabelled patch, the student the strong one, which differs in its intensities alone. What the teacher draws is the
+label where it is sure (of every region, where there are regions), elsewhere the *ignore* label; the loss is nnU-Net's,
+on all resolutions, and its weight rises over the first part of the training. Both batches go through the network
+together: one forward pass, one step.
 
 The average is what validates, what every checkpoint predicts with, and what ``checkpoint_final.pth`` holds; the
 checkpoints that a training can be continued from hold the student beside it.
@@ -19,10 +20,10 @@ import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 
-from nnunet_flare.errors import InputError
 from nnunet_flare.trainers import checkpoints
 from nnunet_flare.trainers.augmentation import intensity_transforms
 from nnunet_flare.trainers.averages import WeightAverage, ramp_up
+from nnunet_flare.trainers.heads import Heads
 from nnunet_flare.trainers.lengths import class_with_length
 from nnunet_flare.trainers.resolutions import at_resolutions, highest, samples_of
 from nnunet_flare.trainers.settings import MeanTeacherSettings
@@ -39,7 +40,7 @@ LONGEST_MEMORY = 0.1
 
 @dataclass(frozen=True)
 class Lesson:
-    """What the student learns from unlabelled patches: labels (B, 1, Z, Y, X) with *ignore*, and their weight."""
+    """What the student learns from unlabelled patches: a target with *ignore*, and its weight."""
 
     labels: torch.Tensor
     weight: float
@@ -57,19 +58,20 @@ def too_long_a_memory(decay: float, iterations: int) -> str | None:
     )
 
 
-def sure_labels(logits: torch.Tensor, threshold: float, ignore: int) -> torch.Tensor:
-    """The most probable class of each voxel, ``ignore`` where its softmax is below ``threshold``.
+def sure_labels(logits: torch.Tensor, threshold: float, heads: Heads) -> torch.Tensor:
+    """What a teacher draws, ignored in the voxels whose class, or any of whose regions, it is not sure of.
 
     Args:
         logits: (B, K, Z, Y, X).
-        threshold: 0 to 1.
-        ignore: the value of voxels that are left out.
+        threshold: of the probability of what is drawn, 0 to 1.
+        heads: what the outputs stand for, with a label to ignore.
 
     Returns:
-        labels (B, 1, Z, Y, X), int64.
+        A target with *ignore*: labels (B, 1, Z, Y, X), or maps of the regions and of *ignore* (B, R + 1, Z, Y, X).
     """
-    probability, label = torch.softmax(logits.float(), dim=1).max(dim=1, keepdim=True)
-    return torch.where(probability >= threshold, label, ignore)
+    probabilities = heads.probabilities(logits)
+    label = heads.drawn(probabilities)
+    return heads.ignoring(label, heads.confidence(probabilities, label) < threshold)
 
 
 class nnUNetTrainerFlareMeanTeacher(LearnsFromUnlabelled):
@@ -83,11 +85,6 @@ class nnUNetTrainerFlareMeanTeacher(LearnsFromUnlabelled):
     def take_settings(self) -> None:
         super().take_settings()
         self.mean_teacher = self.stream = self.settings.mean_teacher or MeanTeacherSettings()
-        if self.label_manager.has_regions:
-            raise InputError(
-                f"{type(self).__name__}: dataset.json has region-based labels, expected one id per organ, of which the "
-                "teacher takes the most probable"
-            )
         if not self.label_manager.has_ignore_label:
             where = f"{self.plans_manager.plans_name}.json, configuration '{self.configuration_name}'"
             self.label_manager = self._label_manager_with_ignore(int(max(self.label_manager.all_labels)) + 1, where)
@@ -128,11 +125,11 @@ class nnUNetTrainerFlareMeanTeacher(LearnsFromUnlabelled):
 
     @torch.no_grad()
     def labels_of(self, weak: torch.Tensor) -> torch.Tensor:
-        """The teacher's labels (B, 1, Z, Y, X) of the weak views (B, C, Z, Y, X)."""
+        """The teacher's labels, as a target, of the weak views (B, C, Z, Y, X)."""
         self.average.network.eval()
         with self._autocast():
             logits = highest(self.average.network(weak))
-        return sure_labels(logits, self.mean_teacher.threshold, self.label_manager.ignore_label)
+        return sure_labels(logits, self.mean_teacher.threshold, self.heads)
 
     def compute_loss(self, output: Any, target: Any, batch: dict) -> torch.Tensor:
         """The loss on labels and, in a training step, the weighted one on the teacher's labels."""
@@ -150,8 +147,9 @@ class nnUNetTrainerFlareMeanTeacher(LearnsFromUnlabelled):
         """The losses on labels and on the teacher's labels, and how many of those count."""
         hard, soft = self._losses
         labelled = samples_of(output, slice(len(batch["keys"])))
-        sure = (batch["lesson"].labels != self.label_manager.ignore_label).float().mean()
-        own = {UNLABELLED_LOSS: float(soft), SURE_SHARE: float(sure)}
+        counted = self.heads.counted(batch["lesson"].labels)
+        sure = 1.0 if counted is None else float(counted.float().mean())
+        own = {UNLABELLED_LOSS: float(soft), SURE_SHARE: sure}
         return {**super().watched(labelled, target, batch, hard), **own}
 
     def validation_step(self, batch: dict) -> dict:

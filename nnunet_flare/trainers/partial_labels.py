@@ -2,6 +2,7 @@
 
 The case table says which they are: those of ``annotated`` for a ``partial`` case, and for a pseudo case that a model of
 some organs labelled, else all. Of ``positive`` organs the marked voxels are learnt, and nothing about the others.
+Regions learn what the annotated labels say of them (:mod:`nnunet_flare.trainers.known_regions`).
 Without such cases it trains exactly like ``nnUNetTrainerFlareST``.
 """
 
@@ -13,7 +14,7 @@ import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from torch import nn
 
-from nnunet_flare.errors import InputError
+from nnunet_flare.trainers.known_regions import KnownRegionsLoss, RegionDice
 from nnunet_flare.trainers.lengths import class_with_length
 from nnunet_flare.trainers.marginal import MarginalDice, MarginalDiceCE
 from nnunet_flare.trainers.self_training import nnUNetTrainerFlareST
@@ -25,36 +26,38 @@ SMOOTH = 1e-5
 class nnUNetTrainerFlarePartial(nnUNetTrainerFlareST):
     """Self-training whose partial cases are silent about the organs that nobody annotated in them."""
 
-    partial_note = "Organs that a partial case has no annotation of are merged with its background in the loss."
+    partial_note = "What a partial case has no annotation of may be its background: the loss leaves that open."
 
     def _build_loss(self) -> nn.Module:
-        """The marginal loss, with stock's weights of resolutions and classes.
-
-        Raises:
-            InputError: for region-based training, whose outputs exclude no other.
-        """
-        if self.label_manager.has_regions:
-            raise InputError(
-                f"{type(self).__name__}: dataset.json has region-based labels, expected one id per organ; the "
-                "marginal loss merges exclusive classes. Train regions with nnUNetTrainerFlareST"
-            )
+        """The marginal loss, with stock's weights of resolutions and classes."""
         loss = super()._build_loss()
         stock: Any = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
-        dice: Any = MarginalDice(batch_dice=self.configuration_manager.batch_dice, smooth=SMOOTH, ddp=self.is_ddp)
+        kind = RegionDice if self.heads.regions else MarginalDice
+        dice: Any = kind(batch_dice=self.configuration_manager.batch_dice, smooth=SMOOTH, ddp=self.is_ddp)
         if self._do_i_compile():
             dice = torch.compile(dice)
-        marginal = MarginalDiceCE(stock.ce, dice, ignore_label=self.label_manager.ignore_label)
+        marginal = self._regions_loss(stock, dice) if self.heads.regions else self._organs_loss(stock, dice)
         if not isinstance(loss, DeepSupervisionWrapper):
             return marginal
         loss.loss = marginal
         return loss
 
+    def _organs_loss(self, stock: Any, dice: nn.Module) -> nn.Module:
+        return MarginalDiceCE(stock.ce, dice, ignore_label=self.heads.ignore)
+
+    def _regions_loss(self, stock: Any, dice: nn.Module) -> nn.Module:
+        """With stock's weight of the cross-entropy, whose mean is over voxels alone where some can be ignored."""
+        summed = 1 if self.heads.ignore is None else self.label_manager.num_segmentation_heads
+        labels = self.label_manager.foreground_labels
+        return KnownRegionsLoss(dice, self.heads, labels, weight_ce=stock.weight_ce * summed)
+
     def loss_on_labels(self, output: Any, target: Any, batch: dict) -> torch.Tensor:
-        """The marginal loss of a batch; every resolution gets the same (B, organs) tables of what is known."""
+        """The marginal loss of a batch; every resolution gets the same (B, labels) tables of what is known."""
         device = (output[0] if isinstance(output, (list, tuple)) else output).device
-        annotated = self._organs_of(batch["keys"], device, "annotated")
-        positive = self._organs_of(batch["keys"], device, "positive")
-        tables = [torch.ones((len(batch["keys"]), len(self.label_manager.foreground_labels)), device=device).bool()]
+        labels = self.label_manager.foreground_labels
+        annotated = self._organs_of(batch["keys"], device, "annotated", organs=labels)
+        positive = self._organs_of(batch["keys"], device, "positive", organs=labels)
+        tables = [torch.ones((len(batch["keys"]), len(labels)), device=device).bool()]
         if annotated is not None and positive is not None:
             tables = [annotated.bool()]
             if bool((positive.bool() & ~tables[0]).any()):

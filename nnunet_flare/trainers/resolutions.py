@@ -20,7 +20,7 @@ def samples_of(parts: Any, samples: list[int] | slice) -> Any:
 
 
 def at_resolutions(labels: torch.Tensor, outputs: Any) -> Any:
-    """Labels (B, 1, Z, Y, X) as the target of ``outputs``: with deep supervision one per output, nearest neighbour."""
+    """Labels (B, 1 or regions, Z, Y, X) as the target of ``outputs``: one for each of several, nearest neighbour."""
     if not isinstance(outputs, (list, tuple)):
         return labels
     sizes = [output.shape[2:] for output in outputs]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import torch
 
-from nnunet_flare.errors import InputError
 from nnunet_flare.trainers.lengths import class_with_length
 from nnunet_flare.trainers.self_training import nnUNetTrainerFlareST
 
@@ -34,16 +33,7 @@ class nnUNetTrainerFlareSelective(nnUNetTrainerFlareST):
         self.enable_deep_supervision = False
 
     def _build_loss(self) -> torch.nn.Module:
-        """The soft Dice, with a cross-entropy beside it where ``class_weights`` are set.
-
-        Raises:
-            InputError: for region-based labels, which it has no place for.
-        """
-        if self.label_manager.has_regions:
-            raise InputError(
-                f"{type(self).__name__}: dataset.json has region-based labels, expected one id per organ; train "
-                "regions with nnUNetTrainerFlareST"
-            )
+        """The soft Dice, with a cross-entropy beside it where ``class_weights`` are set."""
         return self.soft_dice()
 
 

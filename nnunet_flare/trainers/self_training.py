@@ -6,6 +6,7 @@ configuration (:mod:`nnunet_flare.trainers.settings`). Without either it trains 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -17,8 +18,10 @@ from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
 from torch import distributed as dist
 
 from nnunet_flare.errors import InputError
+from nnunet_flare.labels import Group
 from nnunet_flare.trainers import losses
 from nnunet_flare.trainers.by_role import CasesByRole
+from nnunet_flare.trainers.heads import Heads
 from nnunet_flare.trainers.lengths import class_with_length
 from nnunet_flare.trainers.resolutions import samples_of
 from nnunet_flare.trainers.soft_dice import SoftDiceCE, SquaredSoftDice
@@ -51,17 +54,29 @@ class nnUNetTrainerFlareST(CasesByRole):
         inner.ce.weight = weights
         return loss.to(self.device)
 
+    @property
+    def heads(self) -> Heads:
+        """What the network's outputs stand for."""
+        return Heads.of(self.label_manager)
+
     def stock_loss(self) -> torch.nn.Module:
-        """Dice and cross-entropy, with deep supervision in the wrapper that weighs the resolutions."""
+        """Dice and cross-entropy, with deep supervision in the wrapper that weighs the resolutions.
+
+        Stock's cross-entropy of regions is a mean over voxels and regions, but where voxels can be ignored the regions'
+        sum: a label that this trainer alone ignores must not make it that much larger.
+        """
         loss: torch.nn.Module = super()._build_loss()
+        if self.label_manager.has_regions and self.label_manager.ignore_label != self.data_label_manager.ignore_label:
+            inner: Any = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
+            inner.weight_ce = 1 / self.label_manager.num_segmentation_heads
         return loss
 
     def soft_dice(self) -> torch.nn.Module:
         """The papers' soft Dice, for trainers that have it alone; ``class_weights`` add a cross-entropy."""
-        weights, ignored = self.class_weights(), self.label_manager.ignore_label
+        weights = self.class_weights()
         if weights is None:
-            return SquaredSoftDice(ignore_label=ignored)
-        return SoftDiceCE(weights, ignore_label=ignored).to(self.device)
+            return SquaredSoftDice(self.heads)
+        return SoftDiceCE(weights, ignore_label=self.heads.ignore).to(self.device)
 
     def class_weights(self) -> torch.Tensor | None:
         """(classes,) weights of the cross-entropy, background first; None where the settings have none.
@@ -154,7 +169,7 @@ class nnUNetTrainerFlareST(CasesByRole):
                 mask = (target != manager.ignore_label).float()
                 target = torch.where(target == manager.ignore_label, 0, target)
         counts = get_tp_fp_fn_tn(predicted, target, axes=list(range(2, output.ndim)), mask=mask)[:3]
-        first = 0 if manager.has_regions else 1
+        first = self.heads.first_organ
         counted = self._organs_of(batch.get("keys", ()), output.device, "validated")
         tp, fp, fn = (
             (count[:, first:] if counted is None else count[:, first:] * counted).sum(0).cpu().numpy()
@@ -163,14 +178,23 @@ class nnUNetTrainerFlareST(CasesByRole):
         return {"loss": loss.detach().cpu().numpy(), "tp_hard": tp, "fp_hard": fp, "fn_hard": fn}
 
     def _organs_of(
-        self, cases: Any, device: torch.device, what: Literal["annotated", "validated", "positive"]
+        self,
+        cases: Any,
+        device: torch.device,
+        what: Literal["annotated", "validated", "positive"],
+        *,
+        organs: Sequence[Group] | None = None,
     ) -> torch.Tensor | None:
-        """(B, organs): 1 where an organ of a case is annotated (or validated, positive); None where all are."""
+        """(B, organs): 1 where an organ of a case is annotated (or validated, positive); None where all are.
+
+        ``organs`` are label ids, or tuples of several; by default those that the network's outputs stand for.
+        """
         found = [self._table[str(case)] for case in cases]
         if all(case.is_complete for case in found):
             return None
         manager = self.label_manager
-        organs = manager.foreground_regions if manager.has_regions else manager.foreground_labels
+        if organs is None:
+            organs = manager.foreground_regions if manager.has_regions else manager.foreground_labels
         known = [None if case.is_complete else getattr(case, what) for case in found]
         rows = [[is_annotated(organ, labels) for organ in organs] for labels in known]
         return torch.tensor(rows, device=device, dtype=torch.float32)

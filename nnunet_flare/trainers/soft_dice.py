@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from nnunet_flare.trainers.heads import Heads
+
 SMOOTH = 1e-8
 """Added to numerator and denominator (both papers)."""
 
@@ -16,34 +18,30 @@ SMOOTH = 1e-8
 class SquaredSoftDice(nn.Module):
     """1 - the mean over batch and organs of (2 sum(p g) + s) / (sum(p^2) + sum(g^2) + s).
 
-    p is the softmax over background and organs, where the papers have a sigmoid per organ and no background; g is 1 in
-    the organ's voxels. Sums run over the patch, in single precision. An organ that a patch does not hold counts too:
-    its term is about 1 for any probability that is left, as in S1's code.
+    p is the softmax over background and organs, where the papers have a sigmoid per organ and no background; of regions
+    it is their sigmoid. g is 1 in the organ's voxels. Sums run over the patch, in single precision. An organ that a
+    patch does not hold counts too: its term is about 1 for any probability that is left, as in S1's code.
 
     Args:
-        ignore_label: voxels of this label count nowhere.
+        heads: what the outputs stand for; voxels that it ignores count nowhere.
     """
 
-    def __init__(self, *, ignore_label: int | None = None) -> None:
+    def __init__(self, heads: Heads) -> None:
         super().__init__()
-        self.ignore_label = ignore_label
+        self.heads = heads
 
     def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """The loss of logits (B, K, z, y, x), background first, and labels (B, 1, z, y, x)."""
+        """The loss of logits (B, K, z, y, x) and their target."""
         with torch.autocast(output.device.type, enabled=False):
-            return self.of_probabilities(torch.softmax(output.float(), dim=1), target)
+            return self.of_probabilities(self.heads.probabilities(output), target)
 
     def of_probabilities(self, probabilities: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The loss of probabilities (B, K, z, y, x), float32."""
-        labels = target.long()
-        if self.ignore_label is not None:
-            counted = labels != self.ignore_label
+        counted, first = self.heads.counted(target), self.heads.first_organ
+        if counted is not None:
             probabilities = probabilities * counted
-            labels = torch.where(counted, labels, 0)
-        truth = torch.zeros(probabilities.shape, device=probabilities.device, dtype=torch.bool).scatter_(
-            1, labels, True
-        )
-        organs, truth = probabilities[:, 1:].flatten(2), truth[:, 1:].flatten(2)
+        truth = self.heads.certain(target, probabilities.shape[1])
+        organs, truth = probabilities[:, first:].flatten(2), truth[:, first:].flatten(2)
         common = (organs * truth).sum(-1)
         size = organs.square().sum(-1) + truth.sum(-1)
         return 1 - ((2 * common + SMOOTH) / (size + SMOOTH)).mean()
@@ -59,13 +57,13 @@ class SoftDiceCE(nn.Module):
 
     def __init__(self, weights: torch.Tensor, *, ignore_label: int | None = None) -> None:
         super().__init__()
-        self.dice = SquaredSoftDice(ignore_label=ignore_label)
+        self.dice = SquaredSoftDice(Heads(ignore_label))
         self.ce = nn.CrossEntropyLoss(weights.float(), ignore_index=-100 if ignore_label is None else ignore_label)
 
     def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The loss of logits (B, K, z, y, x), background first, and labels (B, 1, z, y, x)."""
         dice: torch.Tensor = self.dice(output, target)
-        if self.dice.ignore_label is not None and bool((target == self.dice.ignore_label).all()):
+        if self.ce.ignore_index >= 0 and bool((target == self.ce.ignore_index).all()):
             return dice  # the mean over no voxel would be NaN
         with torch.autocast(output.device.type, enabled=False):
             return dice + self.ce(output.float(), target[:, 0].long())

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from nnunet_flare.trainers import adversarial_steps as steps
+from nnunet_flare.trainers.heads import Heads
 
 SHAPE = (4, 6, 5)
 
@@ -53,17 +54,9 @@ def test_the_three_steps_run_between_warm_up_and_finish() -> None:
     assert adversarial(4, 0, 0) == [0, 1, 2, 3]
 
 
-def test_one_hot_has_a_map_per_class() -> None:
-    labels = torch.randint(0, 4, (2, 1, *SHAPE)).to(torch.int16)
-    maps = steps.one_hot(labels, 4)
-    assert maps.shape == (2, 4, *SHAPE)
-    for label in range(4):
-        assert torch.equal(maps[:, label].bool(), labels[:, 0] == label)
-
-
 @pytest.mark.parametrize("kind", ["truth", "prediction"])
 def test_poisoned_masks_are_probabilities_over_the_classes(kind: str) -> None:
-    truth = steps.one_hot(torch.randint(0, 4, (2, 1, *SHAPE)), 4)
+    truth = Heads().certain(torch.randint(0, 4, (2, 1, *SHAPE)), 4).float()
     poisoned = steps.poisoned(truth if kind == "truth" else outputs())
     assert torch.allclose(poisoned.sum(1), torch.ones(2, *SHAPE))
     assert ((poisoned > 0) & (poisoned < 1)).all()
@@ -79,8 +72,8 @@ def test_poisoned_masks_are_probabilities_over_the_classes(kind: str) -> None:
 
 def test_the_discriminator_sees_the_organs_only() -> None:
     probabilities = outputs()
-    assert torch.equal(steps.shown_masks(probabilities, poison=False), probabilities[:, 1:])
-    shown = steps.shown_masks(probabilities, poison=True)
+    assert torch.equal(steps.shown_masks(probabilities, heads=Heads(), poison=False), probabilities[:, 1:])
+    shown = steps.shown_masks(probabilities, heads=Heads(), poison=True)
     assert shown.shape == (2, 3, *SHAPE)
     assert not torch.allclose(shown, probabilities[:, 1:])
 
@@ -111,7 +104,7 @@ def test_the_choice_is_the_mean_of_two_opinions_of_each_image() -> None:
 def test_the_losers_image_learns_the_winners_mask() -> None:
     noised, clean, first, second = images(0, 0), images(0, 0), outputs(), outputs()
     choice = steps.Choice(second_wins=torch.tensor([False, True]), score=torch.tensor([0.7, 0.8]))
-    image, labels = steps.lesson(choice, noised, clean, first, second)
+    image, labels = steps.lesson(choice, noised, clean, first, second, heads=Heads())
     assert torch.equal(image[0], clean[0]) and torch.equal(labels[0, 0], first[0].argmax(0))
     assert torch.equal(image[1], noised[1]) and torch.equal(labels[1, 0], second[1].argmax(0))
 

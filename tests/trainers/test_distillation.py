@@ -12,6 +12,7 @@ import torch
 from nnunet_flare.errors import FlareError, InputError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.trainers.distillation import soft_loss
+from nnunet_flare.trainers.heads import Heads
 
 CASES = [f"case{k}" for k in range(4)]
 NAME = "nnUNetTrainerFlareDistill"
@@ -55,7 +56,7 @@ def test_the_soft_loss_is_the_one_written_by_hand(temperature: float) -> None:
             p, q = p / p.sum(), q / q.sum()
             total += (p * np.log(p / q)).sum()
             voxels += 1
-    found = soft_loss(torch.tensor(ours), torch.tensor(theirs), temperature)
+    found = soft_loss(torch.tensor(ours), torch.tensor(theirs), temperature, Heads())
     assert found.item() == pytest.approx(temperature**2 * total / voxels, rel=1e-5)
 
 
@@ -70,7 +71,7 @@ def test_a_step_mixes_hard_and_soft_loss_and_leaves_the_teacher_alone(
     with torch.no_grad():
         output = trainer.network(given["data"])
         hard = trainer.loss(output, given["target"])
-        soft = soft_loss(output[0], trainer.teacher(given["data"]), 2.0)
+        soft = soft_loss(output[0], trainer.teacher(given["data"]), 2.0, Heads())
         validated = trainer.validation_step(given)["loss"]
     trainer.network.train()
     loss = trainer.train_step(given)["loss"]
@@ -223,10 +224,3 @@ def test_impossible_settings_are_refused_with_their_place(tiny: Any, teacher: Pa
     with pytest.raises(InputError, match="problem") as caught:
         student(tiny, teacher, **change)
     assert message in str(caught.value)
-
-
-def test_regions_are_refused(tiny: Any, teacher: Path) -> None:
-    tiny.dataset_json["labels"] = {"background": 0, "both": [1, 2], "spleen": 2}
-    tiny.dataset_json["regions_class_order"] = [1, 2]
-    with pytest.raises(InputError, match="region-based"):
-        student(tiny, teacher).initialize()

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from nnunet_flare.checkpoints import load_checkpoint
 from nnunet_flare.errors import InputError
 from nnunet_flare.trainers.averages import WeightAverage, decay_at, ramp_up
+from nnunet_flare.trainers.heads import Heads
 from nnunet_flare.trainers.mean_teacher import sure_labels, too_long_a_memory
 from nnunet_flare.trainers.sampling import stop_augmenter, workers_of
 from nnunet_flare.trainers.settings import MeanTeacherSettings
@@ -104,8 +105,8 @@ def test_a_step_is_the_one_written_by_hand(data: Any) -> None:
 
 def test_voxels_that_no_class_is_sure_of_are_left_out() -> None:
     logits = torch.tensor([[4.0, 0.0], [0.0, 0.1], [0.0, 0.0]])[None, :, :, None, None]
-    assert sure_labels(logits, 0.9, 3).flatten().tolist() == [0, 3]
-    assert sure_labels(logits, 0.0, 3).flatten().tolist() == [0, 1]
+    assert sure_labels(logits, 0.9, Heads(3)).flatten().tolist() == [0, 3]
+    assert sure_labels(logits, 0.0, Heads(3)).flatten().tolist() == [0, 1]
 
 
 def test_ignored_voxels_change_no_weight(data: Any) -> None:
@@ -280,13 +281,6 @@ def test_impossible_settings_are_refused_with_their_place(data: Any, change: dic
     with pytest.raises(InputError, match="problem") as caught:
         trainer_of(data, mean_teacher=change)
     assert message in str(caught.value)
-
-
-def test_regions_are_refused(data: Any) -> None:
-    data.dataset_json["labels"] = {"background": 0, "both": [1, 2], "spleen": 2}
-    data.dataset_json["regions_class_order"] = [1, 2]
-    with pytest.raises(InputError, match="region-based labels, expected one id per organ"):
-        trainer_of(data)
 
 
 def test_other_trainers_have_no_average(data: Any) -> None:

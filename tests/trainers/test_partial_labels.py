@@ -15,7 +15,6 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.loss.robust_ce_loss import RobustCrossEntropyLoss
 from two_processes import leave_together
 
-from nnunet_flare.errors import InputError
 from nnunet_flare.trainers.marginal import (
     MarginalDice,
     MarginalDiceCE,
@@ -349,12 +348,3 @@ def test_without_deep_supervision_the_loss_takes_single_outputs(tiny: Any) -> No
     annotated = torch.tensor([[True, False]])
     loss = trainer.compute_loss(logits, target, {"keys": ["part0"]})
     assert torch.equal(loss, trainer.loss(logits, target, annotated))
-
-
-def test_regions_are_refused(tiny: Any) -> None:
-    tiny.dataset_json["labels"] = {"background": 0, "both": [1, 2], "spleen": 2}
-    tiny.dataset_json["regions_class_order"] = [1, 2]
-    tiny.add(*CASES)
-    trainer = tiny.trainer(name="nnUNetTrainerFlarePartial")
-    with pytest.raises(InputError, match="one id per organ"):
-        trainer.initialize()

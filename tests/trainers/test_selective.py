@@ -18,6 +18,7 @@ from nnunet_flare.errors import InputError
 from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.inference.settings import PredictionSettings
 from nnunet_flare.rounds.stages.arrays import write_properties
+from nnunet_flare.trainers.heads import Heads
 from nnunet_flare.trainers.sampling import stop_augmenter
 from nnunet_flare.trainers.soft_dice import SoftDiceCE, SquaredSoftDice
 from nnunet_flare.trainers.transforms.organ_shift import OrganShiftTransform
@@ -80,10 +81,10 @@ def patch(seed: int, organs: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
 def test_the_loss_is_the_papers_formula(present):
     _, labels = patch(0, organs=present)
     logits = torch.randn(2, 3, 8, 16, 16, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(SquaredSoftDice()(logits, labels).double(), dice_by_hand(logits, labels))
+    torch.testing.assert_close(SquaredSoftDice(Heads())(logits, labels).double(), dice_by_hand(logits, labels))
     sure = torch.nn.functional.one_hot(labels[:, 0].long(), 3).movedim(-1, 1).float() * 100
     if present == 2:
-        assert SquaredSoftDice()(sure, labels) < 1e-6, "a perfect prediction"
+        assert SquaredSoftDice(Heads())(sure, labels) < 1e-6, "a perfect prediction"
 
 
 @pytest.mark.parametrize("ignored", [None, 3])
@@ -100,7 +101,7 @@ def test_class_weights_add_a_weighted_cross_entropy(ignored):
     log_p, y = log_p[y != 3], y[y != 3]
     expected = -(weights[y] * log_p[range(len(y)), y]).sum() / weights[y].sum()
     found = SoftDiceCE(weights, ignore_label=ignored)(logits, labels.to(torch.int16))
-    assert found - SquaredSoftDice(ignore_label=ignored)(logits, labels) == pytest.approx(float(expected), rel=1e-5)
+    assert found - SquaredSoftDice(Heads(ignored))(logits, labels) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_a_patch_of_ignored_voxels_alone_has_a_finite_loss():
@@ -120,7 +121,7 @@ def test_ignored_voxels_count_nowhere():
     _, labels = patch(0)
     labels[:, :, :3] = 3
     logits = torch.randn(2, 3, 8, 16, 16, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    loss = SquaredSoftDice(ignore_label=3)(logits, labels)
+    loss = SquaredSoftDice(Heads(3))(logits, labels)
     torch.testing.assert_close(loss.double(), dice_by_hand(logits, labels, labels != 3))
     loss.backward()
     assert not logits.grad[:, :, :3].any() and logits.grad[:, :, 3:].any()
@@ -180,11 +181,6 @@ def test_the_defaults_hold_without_settings_and_settings_win(data):
 def test_what_has_no_place_in_the_loss_is_refused(data):
     with pytest.raises(InputError, match=r"flare\.class_weights: found 2 weights, expected 3"):
         data.trainer(name=NAME, class_weights=[1, 1]).initialize()
-    data.dataset_json["labels"] = {"background": 0, "both": [1, 2], "spleen": 2}
-    data.dataset_json["regions_class_order"] = [1, 2]
-    data.plans["configurations"]["3d_fullres"].pop("flare")
-    with pytest.raises(InputError, match="region-based labels"):
-        data.trainer(name=NAME).initialize()
 
 
 # Training
