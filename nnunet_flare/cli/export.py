@@ -6,12 +6,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnunet_flare.cli.common import number, open_streams, run_command, seldom_collecting, setup_logging
 from nnunet_flare.cli.parser import HyphenParser
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.choices import DEFAULT_CHECKPOINT, ROI_RULES, TTA
 from nnunet_flare.outputs import check_new, check_outputs
+
+if TYPE_CHECKING:
+    from nnunet_flare.inference.cascade import CascadeSegmenter
+    from nnunet_flare.inference.core import Segmenter
 
 PROGRAM = "flare-export"
 
@@ -34,6 +39,12 @@ def parser() -> argparse.ArgumentParser:
         help="folds to average (0 1 2 ... or all); default: all numbered folds found, else all",
     )
     p.add_argument("-chk", dest="checkpoint", default=DEFAULT_CHECKPOINT, help="checkpoint file name")
+    p.add_argument(
+        "--prev_stage",
+        type=Path,
+        metavar="MODEL_FOLDER",
+        help="of 3d_cascade_fullres, the model that is run first; default: that trained beside it (3d_lowres)",
+    )
     p.add_argument(
         "--trust-checkpoint",
         "--trust_checkpoint",
@@ -93,8 +104,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.license is not None and not args.license.is_file():
         raise InputError(f"--license {args.license}: no such file")
 
+    from nnunet_flare.inference.cascade import open_any
     from nnunet_flare.inference.coarse_to_fine import RoiSegmenter, open_coarse
-    from nnunet_flare.inference.core import Segmenter
     from nnunet_flare.inference.export_model import Export, check_exportable, export_model
     from nnunet_flare.inference.exported import is_exported
     from nnunet_flare.inference.inputs import model_dataset
@@ -115,11 +126,9 @@ def _run(args: argparse.Namespace) -> int:
         args.step_size, args.tta, args.precision, postprocess, licence=args.license, onnx=args.format == "onnx"
     )
     settings = PredictionSettings(args.step_size, args.tta, backend="openvino", trust_checkpoint=args.trust_checkpoint)
-    fine = Segmenter.from_model_folder(
-        args.model, settings, folds=args.folds, checkpoint=args.checkpoint, second_stage=True
-    )
-    check_exportable(fine, export)  # no second stage
-    model: Segmenter | RoiSegmenter = fine
+    fine = open_any(args.model, settings, folds=args.folds, checkpoint=args.checkpoint, previous=args.prev_stage)
+    check_exportable(fine, export)
+    model: Segmenter | CascadeSegmenter | RoiSegmenter = fine
     if args.roi != "none":
         coarse = open_coarse(args.roi, fine)
         check_exportable(coarse, export)

@@ -17,7 +17,9 @@ from nnunet_flare.images import Volume
 from nnunet_flare.inference.choices import DEFAULT_CHECKPOINT, Fold
 from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.inference.devices import CPU
+from nnunet_flare.inference.exported import AGAIN, FIRST_STAGE, MANIFEST, is_exported
 from nnunet_flare.inference.forms import Receiver
+from nnunet_flare.inference.label_resampling import resample_labels
 from nnunet_flare.inference.opened import Opened
 from nnunet_flare.inference.preprocessing import OUTSIDE, STOCK_PREPROCESSOR, outside_nonzero, target_spacing
 from nnunet_flare.inference.profile import Profile
@@ -126,14 +128,10 @@ class CascadeSegmenter:
             inside[cascade.outside & (inside == 0)] = OUTSIDE
         spacing = [float(properties["spacing"][axis]) for axis in forward]
         wanted = target_spacing(spacing, configuration.spacing)
-        try:
-            resample = configuration.resampling_fn_seg
-        except RuntimeError as error:
-            raise InputError(f"the plans resample label maps with an unknown function ({error})") from error
-        seen = np.asarray(resample(inside[None], data.shape[1:], spacing, wanted)[0])
+        seen = resample_labels(inside, data.shape[1:], spacing, wanted, configuration)
         if seen.shape != data.shape[1:]:
             raise CaseError(scan.name, f"labels of shape {seen.shape} do not fit the image's {data.shape[1:]}")
-        foreground = self.second.label_manager.foreground_labels
+        foreground = self.second.labels.foreground
         with_channels = np.empty((len(data) + len(foreground), *data.shape[1:]), np.float32)
         with_channels[: len(data)] = data
         for channel, label in enumerate(foreground, start=len(data)):
@@ -171,11 +169,25 @@ def open_any(
         if previous is not None:
             raise InputError(f"--prev_stage {previous}: {folder} is no second stage of a cascade; leave it out")
         return segmenter
-    before = previous or first_stage_folder(folder, stage)
+    before = previous or (exported_first_stage(folder) if is_exported(folder) else first_stage_folder(folder, stage))
     first = Segmenter.from_model_folder(
         before, settings, checkpoint=checkpoint, profile=segmenter.profile.part("first stage ")
     )
     return CascadeSegmenter(first, segmenter)
+
+
+def exported_first_stage(folder: Path) -> Path:
+    """The folder of the first stage in an exported cascade.
+
+    Raises:
+        InputError: when it is not there.
+    """
+    inside = folder / FIRST_STAGE
+    if is_exported(inside):
+        return inside
+    raise InputError(
+        f"{folder}: holds the second stage of a cascade, but not the first ({FIRST_STAGE}/{MANIFEST}); {AGAIN}"
+    )
 
 
 def first_stage_folder(folder: Path, stage: str) -> Path:

@@ -29,7 +29,7 @@ from nnunet_flare.inference.forms import Receiver
 from nnunet_flare.inference.labels import Labels
 from nnunet_flare.inference.memory import FLOAT_BYTES, Need, affordable, need, sums_device, volume_device
 from nnunet_flare.inference.networks import Networks
-from nnunet_flare.inference.opened import Opened, check_same_task
+from nnunet_flare.inference.opened import Opened, check_same_task, check_stands_alone
 from nnunet_flare.inference.places import place_at, place_of
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.inference.runtimes import averaged, stacked
@@ -101,7 +101,7 @@ class Segmenter:
                     f"{folder}: is an exported model, all of whose folds are used; -f, -chk and --trust-checkpoint go "
                     "with a trained model's folder"
                 )
-            return cls.from_exported(Exported.read(folder), settings, profile=profile)
+            return cls.from_exported(Exported.read(folder), settings, profile=profile, second_stage=second_stage)
         try:
             from nnunet_flare.inference.model import Member, find_folds
         except ImportError as error:
@@ -114,7 +114,12 @@ class Segmenter:
 
     @classmethod
     def from_exported(
-        cls, exported: Exported, settings: PredictionSettings, *, profile: Profile | None = None
+        cls,
+        exported: Exported,
+        settings: PredictionSettings,
+        *,
+        profile: Profile | None = None,
+        second_stage: bool = False,
     ) -> Segmenter:
         """A model that ``flare-export`` wrote, whose files are checked first.
 
@@ -122,7 +127,10 @@ class Segmenter:
             InputError: when something is missing or damaged, or the settings ask for what it does not have.
         """
         exported.check()
-        return cls(exported.models(), exported.settings(settings), profile)
+        models = exported.models()
+        if not second_stage:
+            check_stands_alone(models[0])
+        return cls(models, exported.settings(settings), profile)
 
     @classmethod
     def from_members(

@@ -6,7 +6,7 @@ import logging
 import platform
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,21 @@ import torch
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import temporary_prefix, write_json, write_text
 from nnunet_flare.inference.arrays import to_host
+from nnunet_flare.inference.cascade import CascadeSegmenter
 from nnunet_flare.inference.coarse_to_fine import RoiSegmenter
 from nnunet_flare.inference.core import Segmenter
-from nnunet_flare.inference.exported import COARSE, FORMAT, KIND, MANIFEST, NETWORK, write_checksums
+from nnunet_flare.inference.exported import (
+    COARSE,
+    FIRST_STAGE,
+    FORMAT,
+    FORMAT_ALONE,
+    KIND,
+    MANIFEST,
+    NETWORK,
+    write_checksums,
+)
 from nnunet_flare.inference.model import Model
+from nnunet_flare.inference.opened import is_second_stage
 from nnunet_flare.inference.openvino_conversion import convert, save, window_shape
 from nnunet_flare.inference.openvino_runtime import OpenVinoRuntime, silent_openvino
 from nnunet_flare.inference.plain_plans import check_plain, plain_plans
@@ -55,14 +66,15 @@ class Export:
         return "single" if self.precision == "fp32" else "half"
 
 
-def check_exportable(segmenter: Segmenter, export: Export) -> None:
+def check_exportable(segmenter: Segmenter | CascadeSegmenter, export: Export) -> None:
     """Refuse before anything is converted what an exported model cannot hold.
 
     Raises:
         InputError: naming it.
     """
-    for model in _trained(segmenter):
-        check_plain(model.plans_manager.plans, model.configuration_manager, str(model.folder))
+    for stage in _stages(segmenter):
+        for model in _trained(stage):
+            check_plain(model.plans_manager.plans, model.configuration_manager, str(model.folder))
     try:
         silent_openvino()
     except (ImportError, RuntimeError) as error:
@@ -73,34 +85,35 @@ def check_exportable(segmenter: Segmenter, export: Export) -> None:
         raise InputError(f"--license {export.licence}: no such file")
 
 
-def export_model(segmenter: Segmenter | RoiSegmenter, out: Path, export: Export) -> None:
-    """Write a model, with its coarse one where it has one, into a folder that is not there yet, by rename.
+def export_model(segmenter: Segmenter | CascadeSegmenter | RoiSegmenter, out: Path, export: Export) -> None:
+    """Write a model, with its coarse one and its first stage where it has one, into a folder not there yet, by rename.
 
     Raises:
         InputError: when a network cannot be converted, or the converted one does not compute what PyTorch's does; or
             when the folder was filled meanwhile.
         OSError: when it cannot be written.
     """
-    fine = segmenter.fine if isinstance(segmenter, RoiSegmenter) else segmenter
-    assert isinstance(fine, Segmenter)  # check_exportable refuses the second stage of a cascade
+    fine, roi = (segmenter.fine, segmenter) if isinstance(segmenter, RoiSegmenter) else (segmenter, None)
+    *before, last = _stages(fine)
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = out.with_name(f"{temporary_prefix()}{out.name}")
     scratch.mkdir()
     try:
-        if isinstance(segmenter, RoiSegmenter):
-            roi = {"rule": segmenter.rule, "margin_mm": float(segmenter.margin_mm)}
-            coarse = Export(segmenter.coarse.settings.step_size, "none", export.precision, onnx=export.onnx)
-            _write(segmenter.coarse, scratch / COARSE, coarse, None)
-            _write(fine, scratch, export, roi)
-        else:
-            _write(fine, scratch, export, None)
+        if roi is not None:
+            coarse = Export(roi.coarse.settings.step_size, "none", export.precision, onnx=export.onnx)
+            _write(roi.coarse, scratch / COARSE, coarse)
+        for first in before:
+            _write(first, scratch / FIRST_STAGE, replace(export, postprocess=None))
+        box = None if roi is None else {"rule": roi.rule, "margin_mm": float(roi.margin_mm)}
+        _write(last, scratch, export, box)
         put_new(scratch, out)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
 
 
-def _write(segmenter: Segmenter, folder: Path, export: Export, roi: dict[str, Any] | None) -> None:
+def _write(segmenter: Segmenter, folder: Path, export: Export, roi: dict[str, Any] | None = None) -> None:
+    """One model, its checksums last: those of what lies in the folder already are among them."""
     models = _trained(segmenter)
     first = models[0]
     folder.mkdir(exist_ok=True)
@@ -114,7 +127,7 @@ def _write(segmenter: Segmenter, folder: Path, export: Export, roi: dict[str, An
     write_json(folder / "dataset.json", dataset)
     manifest = {
         "kind": KIND,
-        "format": FORMAT,
+        "format": FORMAT if is_second_stage(first) else FORMAT_ALONE,
         "made_with": {"python": platform.python_version(), **_versions()},
         "model": f"{first.plans_manager.plans.get('dataset_name', '')}/{first.folder.resolve().name}",
         "configuration": first.configuration_name,
@@ -133,7 +146,7 @@ def _write(segmenter: Segmenter, folder: Path, export: Export, roi: dict[str, An
         "postprocess": export.postprocess,
     }
     write_json(folder / MANIFEST, manifest)
-    write_text(folder / "README.md", _readme(manifest))
+    write_text(folder / "README.md", _readme(manifest, cascade=is_second_stage(first)))
     write_text(folder / "LICENSE.txt", _licence(export.licence, first.folder))
     write_checksums(folder)
 
@@ -189,6 +202,11 @@ def _compare(found: np.ndarray, expected: np.ndarray, what: str, limit: float) -
         )
 
 
+def _stages(segmenter: Segmenter | CascadeSegmenter) -> list[Segmenter]:
+    """A cascade's stages in their order, or the model alone."""
+    return [segmenter.first, segmenter.second] if isinstance(segmenter, CascadeSegmenter) else [segmenter]
+
+
 def _trained(segmenter: Segmenter) -> Sequence[Model]:
     models = [model for model in segmenter.models if isinstance(model, Model)]
     if len(models) != len(segmenter.models):
@@ -226,7 +244,7 @@ def _licence(given: Path | None, folder: Path) -> str:
     )
 
 
-def _readme(manifest: dict[str, Any]) -> str:
+def _readme(manifest: dict[str, Any], *, cascade: bool) -> str:
     """What the folder is and how it is used."""
     made = ", ".join(f"{name} {number}" for name, number in manifest["made_with"].items())
     roi, cleaning = manifest["roi"], manifest["postprocess"]
@@ -234,7 +252,8 @@ def _readme(manifest: dict[str, Any]) -> str:
         "# A segmentation model, exported for prediction on CPUs",
         "",
         f"Model `{manifest['model']}`, configuration `{manifest['configuration']}`, "
-        f"{len(manifest['networks'])} fold(s), weights in {manifest['weights']} precision.",
+        f"{len(manifest['networks'])} fold(s), weights in {manifest['weights']} precision."
+        + (f" It is the second stage of a cascade; `{FIRST_STAGE}/` is the first." if cascade else ""),
         "",
         "    flare-predict -i SCANS -o OUT -m THIS_FOLDER",
         "",

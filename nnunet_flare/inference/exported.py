@@ -1,8 +1,9 @@
 """A model that ``flare-export`` wrote: its folder's form, how it is checked, and how it is opened without PyTorch.
 
 ``exported.json`` says what the folder is, ``plans.json`` and ``dataset.json`` hold what prediction needs of them,
-``fold_<k>/network.xml`` and ``.bin`` are networks in OpenVINO's form, ``coarse/`` is the coarse model in the same form
-where there is one, and ``checksums.json`` has the digest of every file.
+``fold_<k>/network.xml`` and ``.bin`` are networks in OpenVINO's form, ``coarse/`` is the coarse model and
+``first_stage/`` a cascade's first stage in the same form where there is one, and ``checksums.json`` has the digest of
+every file.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from nnunet_flare.inference.choices import PRECISIONS, ROI_RULES, TTA
 from nnunet_flare.inference.devices import CPU
 from nnunet_flare.inference.inputs import DOCUMENTS
 from nnunet_flare.inference.labels import Labels
-from nnunet_flare.inference.opened import Execution
+from nnunet_flare.inference.opened import Execution, network_channels
 from nnunet_flare.inference.plain_plans import SHAPE, PlainConfiguration, PlainPlans, check_plain
 from nnunet_flare.inference.runtimes import BF16_FLAGS, cpu_flags
 from nnunet_flare.inference.settings import PredictionSettings
@@ -33,10 +34,13 @@ log = logging.getLogger(__name__)
 
 KIND = "exported model of nnunet-flare"
 
-FORMAT = 1
-"""Counts up when an older version can no longer read what is written."""
+FORMAT = 2
+"""The newest form that is read. Counts up when an older version can no longer read what is written."""
 
-MANIFEST, CHECKSUMS, COARSE = "exported.json", "checksums.json", "coarse"
+FORMAT_ALONE = 1
+"""The form that is written of all but cascades, so that older versions read it."""
+
+MANIFEST, CHECKSUMS, COARSE, FIRST_STAGE = "exported.json", "checksums.json", "coarse", "first_stage"
 
 NETWORK = "network.xml"
 
@@ -205,8 +209,8 @@ class ExportedModel:
 
     @property
     def network_channels(self) -> int:
-        """As many: no second stage of a cascade is exported."""
-        return self.channels
+        """Number of the network's input channels; the second stage of a cascade also sees each label of the first."""
+        return network_channels(self)
 
     def runtime(self, how: Execution) -> Forward:
         """OpenVINO's; nothing else can run it."""
@@ -220,7 +224,7 @@ class ExportedModel:
                 f"{self.network}: cannot be run by the OpenVINO that is installed here ({reason}); it was made with "
                 f"{self.source.manifest['made_with'].get('openvino', 'an unknown one')}: pip install -U openvino"
             ) from error
-        window = (1, self.channels, *(how.patch[1:] if how.two_d else how.patch))
+        window = (1, self.network_channels, *(how.patch[1:] if how.two_d else how.patch))
         if (runtime.window, runtime.scores) != (window, (1, self.labels.heads, *window[2:])):
             raise InputError(
                 f"{self.network}: takes windows of {runtime.window} and gives {runtime.scores[1]} scores, expected "

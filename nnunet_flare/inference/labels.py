@@ -38,6 +38,11 @@ class Labels:
                 )
             self.regions_class_order = [int(label) for label in order]
 
+    @property
+    def foreground(self) -> list[int]:
+        """All labels but the background, each once, in ascending order; of regions those that they are made of."""
+        return [label for label in self.all_labels if label != 0]
+
     @cached_property
     def heads(self) -> int:
         """Number of classes or regions, which is the network's number of outputs."""

@@ -27,7 +27,7 @@ from nnunet_flare.inference.choices import DEFAULT_CHECKPOINT, Fold
 from nnunet_flare.inference.export import check_resampling
 from nnunet_flare.inference.inputs import DOCUMENTS
 from nnunet_flare.inference.labels import Labels
-from nnunet_flare.inference.opened import Execution
+from nnunet_flare.inference.opened import Execution, check_stands_alone, network_channels
 from nnunet_flare.inference.windows import Forward
 
 STOCK_PLAN_TRAINER = re.compile(r"nnUNetTrainer(_\d+epochs?|NoMirroring|DA5|DAOrd0|NoDA)?")
@@ -90,13 +90,7 @@ class Model:
     @property
     def network_channels(self) -> int:
         """Number of the network's input channels; the second stage of a cascade also sees each label of the first."""
-        seen = len(self.label_manager.foreground_labels) if self.is_second_stage else 0
-        return self.channels + seen
-
-    @property
-    def is_second_stage(self) -> bool:
-        """Whether it is the second stage of a cascade."""
-        return self.configuration_manager.previous_stage_name is not None
+        return network_channels(self)
 
     def network(self) -> nn.Module:
         """The network with its weights, in evaluation mode, without deep supervision.
@@ -168,10 +162,8 @@ def open_model(member: Member, *, trust_checkpoint: bool = False, second_stage: 
         None if axes is None else tuple(int(a) for a in axes),
         weights_of(checkpoint),
     )
-    if model.is_second_stage and not second_stage:
-        raise InputError(
-            f"{folder}: {name} is the second stage of a cascade, which flare-predict predicts, or nnUNetv2_predict"
-        )
+    if not second_stage:
+        check_stands_alone(model)
     _check_supported(model)
     return model
 

@@ -86,6 +86,29 @@ class Opened(Protocol):
         ...
 
 
+def is_second_stage(model: Opened) -> bool:
+    """Whether a model is the second stage of a cascade, which also sees the labels of the first one."""
+    return model.configuration_manager.previous_stage_name is not None
+
+
+def check_stands_alone(model: Opened) -> None:
+    """Refuse the second stage of a cascade.
+
+    Raises:
+        InputError: naming it.
+    """
+    if is_second_stage(model):
+        raise InputError(
+            f"{model.folder}: is the second stage of a cascade, which sees the labels of the first one too; it cannot "
+            "be used alone (flare-predict -m predicts with both stages)"
+        )
+
+
+def network_channels(model: Opened) -> int:
+    """Number of a network's input channels: those of the image, and one for each label of a cascade's first stage."""
+    return model.channels + (len(model.labels.foreground) if is_second_stage(model) else 0)
+
+
 def check_same_task(first: Opened, other: Opened) -> None:
     """Refuse members that do not share one preprocessing and one label set.
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.export import check_resampling
+from nnunet_flare.inference.label_resampling import labels_are_ours
 from nnunet_flare.inference.normalisation import BY_NAME
 from nnunet_flare.inference.preprocessing import STOCK_PREPROCESSOR
 from nnunet_flare.inference.resampling import is_ours
@@ -31,6 +32,9 @@ OF_CONFIGURATION = (
 )
 """What is kept of a configuration."""
 
+OF_SECOND_STAGE = ("previous_stage", "resampling_fn_seg", "resampling_fn_seg_kwargs")
+"""What is kept besides of the second stage of a cascade."""
+
 SHAPE: dict[str, Any] = {
     "plans_name": str,
     "image_reader_writer": str,
@@ -45,6 +49,9 @@ SHAPE: dict[str, Any] = {
             "normalization_schemes": [str],
             "use_mask_for_norm": [bool],
             **{name: dict if name.endswith("_kwargs") else str for name in RESAMPLING},
+            "previous_stage?": str,
+            "resampling_fn_seg?": str,
+            "resampling_fn_seg_kwargs?": dict,
         }
     },
 }
@@ -64,8 +71,6 @@ class PlainPlans:
 class PlainConfiguration:
     """One configuration of plans as a document."""
 
-    previous_stage_name = None
-
     def __init__(self, configuration: dict[str, Any]) -> None:
         self.configuration = configuration
         self.spacing: list[float] = configuration["spacing"]
@@ -73,6 +78,7 @@ class PlainConfiguration:
         self.preprocessor_name: str = configuration["preprocessor_name"]
         self.normalization_schemes: list[str] = configuration["normalization_schemes"]
         self.use_mask_for_norm: list[bool] = configuration["use_mask_for_norm"]
+        self.previous_stage_name: str | None = configuration.get("previous_stage")
 
 
 def check_plain(plans: dict[str, Any], configuration: Any, where: str) -> None:
@@ -87,13 +93,13 @@ def check_plain(plans: dict[str, Any], configuration: Any, where: str) -> None:
         InputError: naming what it is.
     """
     needs = []
-    if configuration.previous_stage_name is not None:
-        needs.append(f"the previous stage {configuration.previous_stage_name}")
     if configuration.preprocessor_name != STOCK_PREPROCESSOR:
         needs.append(f"the preprocessor {configuration.preprocessor_name}")
     needs += [f"the normalisation {name}" for name in configuration.normalization_schemes if name not in BY_NAME]
     if not is_ours(configuration.configuration):
         needs.append(f"the resampling {configuration.configuration['resampling_fn_data']} of images")
+    if configuration.previous_stage_name is not None and not labels_are_ours(configuration.configuration):
+        needs.append(f"the resampling {configuration.configuration['resampling_fn_seg']} of label maps")
     if plans.get("label_manager", "LabelManager") != "LabelManager":
         needs.append(f"the label manager {plans['label_manager']}")
     if needs:
@@ -107,4 +113,5 @@ def check_plain(plans: dict[str, Any], configuration: Any, where: str) -> None:
 def plain_plans(plans: dict[str, Any], configuration: dict[str, Any], name: str) -> dict[str, Any]:
     """The document that :class:`PlainPlans` reads, of whole plans and one of their configurations."""
     kept = {key: plans[key] for key in OF_PLANS}
-    return {**kept, "configurations": {name: {key: configuration[key] for key in OF_CONFIGURATION}}}
+    keys = OF_CONFIGURATION + (OF_SECOND_STAGE if configuration.get("previous_stage") else ())
+    return {**kept, "configurations": {name: {key: configuration[key] for key in keys}}}

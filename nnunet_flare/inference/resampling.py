@@ -72,14 +72,20 @@ def axis_and_order(
     configuration: Mapping[str, Any], current_spacing: Sequence[float], new_spacing: Sequence[float]
 ) -> tuple[int | None, int]:
     """The axis that takes nearest neighbours, or None, and the order of the splines along the others."""
-    kwargs = configuration["resampling_fn_data_kwargs"]
-    axis = separate_axis(
+    arguments = configuration["resampling_fn_data_kwargs"]
+    return coarse_axis(arguments, current_spacing, new_spacing), int(arguments.get("order", 3))
+
+
+def coarse_axis(
+    arguments: Mapping[str, Any], current_spacing: Sequence[float], new_spacing: Sequence[float]
+) -> int | None:
+    """The axis that takes nearest neighbours by the arguments of stock's function, or None."""
+    return separate_axis(
         current_spacing,
         new_spacing,
-        force=kwargs.get("force_separate_z", False),
-        threshold=kwargs.get("separate_z_anisotropy_threshold", ANISOTROPY_THRESHOLD),
+        force=arguments.get("force_separate_z", False),
+        threshold=arguments.get("separate_z_anisotropy_threshold", ANISOTROPY_THRESHOLD),
     )
-    return axis, int(kwargs.get("order", 3))
 
 
 def _resample_slices(

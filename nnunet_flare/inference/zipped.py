@@ -24,7 +24,7 @@ from typing import Any
 from nnunet_flare.digests import file_digest
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.cache import cache_folder, cached, key_of
-from nnunet_flare.inference.exported import COARSE, MANIFEST
+from nnunet_flare.inference.exported import COARSE, FIRST_STAGE, MANIFEST
 
 log = logging.getLogger(__name__)
 
@@ -122,10 +122,12 @@ def unpacked_model(
 
 
 def _exported_prefixes(archive: zipfile.ZipFile) -> list[tuple[str, ...]]:
-    """The folders of exported models, without the coarse ones in them."""
+    """The folders of exported models, without the coarse ones and the first stages in them."""
     paths = [PurePosixPath(name) for name in archive.namelist()]
     found = {path.parent.parts for path in paths if path.name == MANIFEST and "__MACOSX" not in path.parts}
-    return sorted(prefix for prefix in found if prefix[-1:] != (COARSE,) or prefix[:-1] not in found)
+    return sorted(
+        prefix for prefix in found if prefix[-1:] not in {(COARSE,), (FIRST_STAGE,)} or prefix[:-1] not in found
+    )
 
 
 def _refuse_trained(models: Sequence[ZippedModel], exported: Sequence[tuple[str, ...]], path: Path) -> None:

@@ -40,6 +40,8 @@ def room(tmp_path_factory) -> Path:
     models.write_model(folder / "T__nnUNetPlans__3d_fullres", folds=(0, 1), plan=plan)
     models.write_model(folder / "T__nnUNetPlans__3d_lowres", plan=models.plans(spacing=(8.0, 4.0, 4.0)), seed=3)
     models.write_model(folder / "regions", labels=models.REGIONS)
+    models.write_cascade(folder / "cascade")
+    models.write_cascade(folder / "of_regions", labels=models.REGIONS, transpose=(2, 0, 1), spacing=(2.0, 4.0, 2.0))
     models.write_model(folder / "flat", plan=models.plans(patch=(32, 32), spacing=(2.0, 2.0)))
     turned = models.plans(transpose=(2, 0, 1), normalisation="ZScoreNormalization", masked=True)
     models.write_model(folder / "turned", plan=turned)
@@ -69,6 +71,8 @@ def labels(room: Path, out: Path, model: Path, *words: object) -> np.ndarray:
 
 ROI = ("--roi", "3d_lowres", "--roi_rule", "union", "--roi_margin", 6)
 
+CASCADE = f"cascade/nnUNetTrainer__nnUNetPlans__{models.CASCADE}"
+
 SAME = {
     "one fold": ("T__nnUNetPlans__3d_fullres", ("-f", 1)),
     "several folds": ("T__nnUNetPlans__3d_fullres", ()),
@@ -80,6 +84,8 @@ SAME = {
     "two dimensions": ("flat", ()),
     "turned axes and masked values": ("turned", ()),
     "no resampling": ("as_it_is", ()),
+    "a cascade of regions with turned axes": (CASCADE.replace("cascade/", "of_regions/", 1), ()),
+    "a cascade behind a coarse model": (CASCADE, ("-f", 1, *ROI, "--tta", "mirror", "--postprocess", "CLEAN")),
 }
 
 
@@ -105,11 +111,11 @@ def test_the_defaults_of_the_export_can_be_switched_off(room, tmp_path):
     assert (labels(room, tmp_path / "on", tmp_path / "out") != plain).mean() > 1e-3
 
 
-@pytest.mark.parametrize("above", ["", "models/mine/"], ids=["at the top", "in folders"])
-def test_a_packed_exported_model_opens_too(room, tmp_path, capsys, above):
-    """Its coarse model, which lies in it in the same form, is not taken for a second one."""
-    fine = room / "T__nnUNetPlans__3d_fullres"
-    assert run(export, "-m", fine, "-o", tmp_path / "out", *EXACT, "-f", 0, *ROI) == 0
+@pytest.mark.parametrize("model", ["T__nnUNetPlans__3d_fullres", CASCADE], ids=["at the top", "a cascade in folders"])
+def test_a_packed_exported_model_opens_too(room, tmp_path, capsys, model):
+    """Its coarse model and its first stage, which lie in it in the same form, are not taken for further ones."""
+    above = "models/mine/" if model == CASCADE else ""
+    assert run(export, "-m", room / model, "-o", tmp_path / "out", *EXACT, "-f", 0, *ROI) == 0
     pack(tmp_path / "out", tmp_path / "model.zip", above)
     expected = labels(room, tmp_path / "a", tmp_path / "out")
     np.testing.assert_array_equal(labels(room, tmp_path / "b", tmp_path / "model.zip"), expected)
@@ -148,10 +154,15 @@ def test_a_zip_file_that_was_renamed_opens_as_before(room, whole, tmp_path):
 
 
 def test_what_an_exported_model_cannot_hold_is_one_line(room, tmp_path, capsys):
-    second = models.write_cascade(tmp_path / "models")
+    alone = shutil.copytree(room / CASCADE, tmp_path / Path(CASCADE).name)
+    plan = json.loads((room / CASCADE / "plans.json").read_text())
+    plan["configurations"][models.CASCADE]["resampling_fn_seg"] = "resample_torch_fornnunet"
+    mine = shutil.copytree(room / "cascade", tmp_path / "mine") / Path(CASCADE).name
+    (mine / "plans.json").write_text(json.dumps(plan))
     (tmp_path / "model.zip").write_bytes(b"PK")
     for model, expected in (
-        (second, "needs the previous stage 3d_lowres, which an exported model does not have"),
+        (alone, "needs the first, nnUNetTrainer__nnUNetPlans__3d_lowres, beside it"),
+        (mine, "needs the resampling resample_torch_fornnunet of label maps"),
         (tmp_path / "model.zip", "is a file; expected a trained model's folder"),
     ):
         assert run(export, "-m", model, "-o", tmp_path / "out") == 2
@@ -471,3 +482,100 @@ def test_a_damaged_coarse_model_is_noticed(room, tmp_path):
     os.truncate(tmp_path / "out" / "coarse" / "fold_0" / "network.bin", 10)
     with pytest.raises(InputError, match=r"coarse/fold_0/network.bin was changed"):
         exported.Exported.read(tmp_path / "out").check()
+
+
+# ------------------------------------------------------------------ cascades
+
+
+@pytest.fixture(scope="module")
+def cascade(room) -> Path:
+    """Both stages in one folder."""
+    assert run(export, "-m", room / CASCADE, "-f", 0, "-o", room / "cascade_whole", *EXACT) == 0
+    return room / "cascade_whole"
+
+
+def test_an_exported_cascade_in_an_environment_without_pytorch(room, cascade, light, tmp_path):
+    python = [sys.executable, "-I", "-S", "-c", LIGHT, light, "-i", room / "images", "-o", tmp_path / "out", "-m"]
+    done = subprocess_of([*python, cascade])
+    assert done.returncode == 0, done.stderr
+    found = read_labels(tmp_path / "out" / "a.nii.gz").array
+    expected = labels(room, tmp_path / "torch", room / CASCADE, "-f", 0, *EXACT, "--backend", "torch")
+    assert len(np.unique(expected)) > 1
+    assert (found != expected).mean() < 1e-4
+
+
+def test_another_first_stage_may_be_given(room, cascade, tmp_path):
+    """At export and at prediction; a trained one too, where PyTorch is there."""
+    other = models.write_cascade(tmp_path / "other", spacing=(5.0, 2.0, 2.0))
+    first = other.with_name(other.name.replace(models.CASCADE, "3d_lowres"))
+    words = ("-f", 0, "--prev_stage", first)
+    expected = labels(room, tmp_path / "a", room / CASCADE, *words, *EXACT, "--backend", "torch")
+    assert (labels(room, tmp_path / "b", cascade) != expected).mean() > 1e-3
+    assert run(export, "-m", room / CASCADE, "-o", tmp_path / "with", *EXACT, *words) == 0
+    assert (labels(room, tmp_path / "c", tmp_path / "with") != expected).mean() < 1e-4
+    for given in (first, tmp_path / "with" / "first_stage"):
+        found = labels(room, tmp_path / f"of {given.name}", cascade, *EXACT, "--prev_stage", given)
+        assert (found != expected).mean() < 1e-4
+
+
+LACKING: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no first stage": (lambda f: shutil.rmtree(f / "first_stage"), "the exported model is damaged (first_stage/"),
+    "no first stage, and checksums that do not know it": (
+        lambda f: (shutil.rmtree(f / "first_stage"), edit(f / "exported.json", lambda d: d)),
+        "holds the second stage of a cascade, but not the first (first_stage/exported.json)",
+    ),
+    "a network of the first stage cut off": (
+        lambda f: os.truncate(f / "first_stage" / "fold_1" / "network.bin", 10),
+        "first_stage/fold_1/network.bin was changed",
+    ),
+    "a network of the second stage not copied": (
+        lambda f: (f / "fold_0" / "network.bin").unlink(),
+        "fold_0/network.bin: No such file or directory",
+    ),
+    "a second stage that is the first too": (
+        lambda f: (
+            shutil.rmtree(f / "first_stage"),
+            shutil.copytree(f, f.parent / "again"),
+            shutil.move(f.parent / "again", f / "first_stage"),
+            edit(f / "first_stage" / "exported.json", lambda d: d),
+            edit(f / "exported.json", lambda d: d),
+        ),
+        "first_stage: is the second stage of a cascade, which sees the labels of the first one too",
+    ),
+    "a first stage of other labels": (
+        lambda f: (
+            edit(f / "first_stage" / "dataset.json", lambda d: d["labels"].update(spleen=7)),
+            edit(f / "exported.json", lambda d: d),
+        ),
+        "their labels differ",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", LACKING)
+def test_a_cascade_with_a_damaged_or_missing_stage_is_refused_in_one_line(room, cascade, tmp_path, capsys, what):
+    damage, says = LACKING[what]
+    copy = Path(shutil.copytree(cascade, tmp_path / "copy"))
+    damage(copy)
+    assert run(predict, "-i", room / "images", "-o", tmp_path / "out", "-m", copy) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("flare-predict: error: ") and says in line and str(copy) in line, line
+    assert not list(tmp_path.glob("out/*.nii.gz"))
+
+
+def test_a_cascade_says_what_it_is_to_older_versions_and_to_readers(cascade, whole):
+    """Others keep the form that older versions read."""
+    forms = [json.loads((folder / "exported.json").read_text())["format"] for folder in (cascade, whole)]
+    assert forms == [2, 1]
+    assert "second stage of a cascade; `first_stage/` is the first" in (cascade / "README.md").read_text()
+
+
+def test_an_exported_second_stage_is_not_taken_for_a_whole_model(room, cascade, whole, tmp_path, capsys):
+    from nnunet_flare.inference.predictor import FlarePredictor
+
+    with pytest.raises(InputError, match="second stage of a cascade"):
+        FlarePredictor.from_model_folder(cascade)
+    words = ("-i", room / "images", "-o", tmp_path / "out", "-m")
+    for model, *option in ((whole, "--roi", cascade), (whole, "--prev_stage", cascade)):
+        assert run(predict, *words, model, *option) == 2
+        assert "second stage of a cascade" in capsys.readouterr().err.strip().splitlines()[-1]
