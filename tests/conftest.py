@@ -43,15 +43,17 @@ def pytest_testnodedown(node: Any, error: object) -> None:
 @pytest.fixture(autouse=True)
 def signals_are_left_alone() -> Iterator[None]:
     """A handler that a test leaves behind would be inherited by the pool workers of the tests after it."""
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+    names = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows has the first two
+    has_masks = hasattr(signal, "pthread_sigmask")
     before = [signal.getsignal(number) for number in numbers]
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if has_masks else None
     yield
     after = [signal.getsignal(number) for number in numbers]
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
     assert after == before, "a signal handler outlived what it was set for"
-    assert signal.pthread_sigmask(signal.SIG_SETMASK, mask) == mask
+    assert mask is None or signal.pthread_sigmask(signal.SIG_SETMASK, mask) == mask
 
 
 @pytest.fixture(autouse=True)

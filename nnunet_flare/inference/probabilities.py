@@ -8,8 +8,10 @@ a name beside the output, whose room is taken before the first slice, and are pa
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +66,7 @@ class Probabilities:
         size = int(np.prod(self.shape, dtype=np.int64)) * 4
         self._file = TemporaryFile(dir=self._folder)  # noqa: SIM115 (closed when it is saved, or forgotten)
         try:
-            os.posix_fallocate(self._file.fileno(), 0, size)
+            _take_room(self._file, size, self._folder)
         except OSError as error:
             reason = f"its probabilities take {size / 1e9:.1f} GB in {self._folder} while they are made"
             raise CaseError(self._case, f"{reason} ({error.strerror})") from error
@@ -153,6 +155,22 @@ def probabilities_form(output: Path, model: Path) -> Form:
         lambda case: _is_whole(*files(case)),
         receiver=lambda case: Probabilities(case.name, output),
     )
+
+
+def _take_room(file: IO[bytes], size: int, folder: Path) -> None:
+    """Make a new file ``size`` bytes large with all its room on the disk.
+
+    macOS and Windows cannot reserve it: there it is only asked for.
+
+    Raises:
+        OSError: when the disk has not that much.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    elif shutil.disk_usage(folder).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    else:
+        file.truncate(size)
 
 
 def _chunks(file: IO[bytes]) -> Iterator[bytes]:

@@ -8,28 +8,49 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import model_folders as models
 import numpy as np
 import pytest
+import small_scans as scans
 
-from nnunet_flare.images import Volume, write_labels
+from nnunet_flare.images import Volume, write_labels, write_volume
 
-WITHOUT_POSIX = """
-import builtins, importlib, os, signal, sys
-BLOCKED = {"fcntl", "resource", "pwd", "grp", "termios", "pty", "syslog", "posix"}
-for name in ("numpy", "scipy.ndimage", "SimpleITK", "nibabel", "pydantic", "tqdm", "psutil", "matplotlib.pyplot",
-             "multiprocessing.pool", "concurrent.futures.process", "tempfile", "subprocess", "cc3d", "yaml"):
-    importlib.import_module(name)  # other packages know what they may use where
+MISSING_ON_WINDOWS = """
+chown chroot confstr ctermid environb fchdir fchown fdatasync fork forkpty fpathconf fstatvfs fwalk getegid getenvb
+geteuid getgid getgrouplist getgroups getloadavg getpgid getpgrp getpriority getrandom getresgid getresuid getsid getuid
+getxattr killpg lchown listxattr lockf major makedev memfd_create minor mkfifo mknod nice openpty pathconf pidfd_open
+pipe2 posix_fadvise posix_fallocate posix_spawn posix_spawnp pread preadv pwrite pwritev readv register_at_fork
+removexattr sched_getaffinity sched_setaffinity sched_yield sendfile setegid seteuid setgid setgroups setpgid setpgrp
+setpriority setregid setresgid setresuid setreuid setsid setuid setxattr splice statvfs sync sysconf tcgetpgrp tcsetpgrp
+ttyname uname wait wait3 wait4 waitid writev copy_file_range eventfd O_CLOEXEC O_DIRECT O_DIRECTORY O_DSYNC O_NOATIME
+O_NOCTTY O_NOFOLLOW O_NONBLOCK O_PATH O_SYNC O_TMPFILE PRIO_PROCESS RTLD_GLOBAL RTLD_LAZY RTLD_LOCAL RTLD_NOW SEEK_DATA
+SEEK_HOLE ST_RDONLY WCOREDUMP WEXITSTATUS WIFEXITED WIFSIGNALED WIFSTOPPED WNOHANG WNOWAIT WTERMSIG WUNTRACED
+ITIMER_PROF ITIMER_REAL ITIMER_VIRTUAL SIGALRM SIGBUS SIGCHLD SIGCONT SIGHUP SIGIO SIGKILL SIGPIPE SIGPROF SIGQUIT
+SIGRTMAX SIGRTMIN SIGSTOP SIGSYS SIGTRAP SIGTSTP SIGTTIN SIGTTOU SIGURG SIGUSR1 SIGUSR2 SIGVTALRM SIGWINCH SIGXCPU
+SIGXFSZ SIG_BLOCK SIG_SETMASK SIG_UNBLOCK alarm getitimer pause pthread_kill pthread_sigmask setitimer siginterrupt
+sigpending sigtimedwait sigwait sigwaitinfo
+"""
+"""Names of ``os`` and ``signal``; macOS lacks ``posix_fallocate`` and ``sched_getaffinity`` too."""
+
+WITHOUT_POSIX = f"""
+import builtins, types
+BLOCKED = set("crypt curses fcntl grp nis posix pty pwd readline resource spwd syslog termios tty".split())
+MISSING = set({MISSING_ON_WINDOWS!r}.split())
 real = builtins.__import__
+def left(module):
+    made = types.ModuleType(module.__name__)
+    vars(made).update((name, value) for name, value in vars(module).items() if name not in MISSING)
+    return made
+fewer = {{name: left(__import__(name)) for name in ("os", "signal")}}
 def guarded(name, globals=None, locals=None, fromlist=(), level=0):
-    if name in BLOCKED and str((globals or {}).get("__name__", "")).startswith("nnunet_flare"):
-        raise ImportError(f"{name} is of POSIX alone")
+    # other packages know what they may use where
+    if str((globals or {{}}).get("__name__", "")).startswith("nnunet_flare"):
+        if name in BLOCKED:
+            raise ImportError(f"{{name}} is of POSIX alone")
+        if name in fewer:
+            return fewer[name]
     return real(name, globals, locals, fromlist, level)
 builtins.__import__ = guarded
-for name in ("fork", "getuid", "geteuid", "getgid", "killpg", "setsid", "sched_getaffinity", "pathconf",
-             "register_at_fork", "mkfifo", "chown"):
-    delattr(os, name)
-for name in ("SIGKILL", "SIGUSR1", "SIGHUP", "pthread_sigmask"):
-    delattr(signal, name)
 """
 
 
@@ -39,9 +60,17 @@ def without_posix(code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_guard_stops_what_it_should():
-    done = without_posix("exec('import fcntl', {'__name__': 'nnunet_flare.x'})")
-    assert done.returncode == 1 and "fcntl is of POSIX alone" in done.stderr
+@pytest.mark.parametrize(
+    "code, message",
+    [
+        ("import fcntl", "fcntl is of POSIX alone"),
+        ("import os; os.getuid()", "'os' has no attribute 'getuid'"),
+        ("from signal import SIGKILL", "cannot import name 'SIGKILL'"),
+    ],
+)
+def test_the_guard_stops_what_it_should(code, message):
+    done = without_posix(f"exec({code!r}, {{'__name__': 'nnunet_flare.x'}})")
+    assert done.returncode == 1 and message in done.stderr
 
 
 @pytest.mark.parametrize("command", ["predict", "evaluate", "postprocess"])
@@ -73,6 +102,21 @@ def test_statistics_are_written_without_locks(tmp_path):
         f"with Statistics(Path({str(tmp_path)!r}), {{1: 'liver'}}, ct=True)._locked(): print('inside')"
     )
     assert done.stdout == "inside\n", done.stderr
+
+
+def test_a_scan_is_predicted_with_everything_that_can_be_written_of_it(tmp_path):
+    model = models.write_model(tmp_path / "model")
+    write_volume(tmp_path / "in" / "a_0000.nii.gz", scans.blobs((10, 36, 40)))
+    wanted = ["--save_probabilities", "--statistics", "--preview", "--uncertainty"]
+    words = ["-i", "in", "-o", "out", "-m", str(model), "-device", "cpu", "--backend", "torch", *wanted]
+    done = without_posix(
+        f"import os; os.chdir({str(tmp_path)!r})\n"
+        f"from nnunet_flare.cli.predict import main\n"
+        f"raise SystemExit(main({words!r}))\n"
+    )
+    assert done.returncode == 0, done.stderr
+    written = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*")}
+    assert {"a.nii.gz", "a.npz", "a.pkl", "a.png", "statistics.csv", "uncertainty/a.nii.gz"} <= written, written
 
 
 def test_label_maps_are_cleaned_and_scored(tmp_path):

@@ -239,11 +239,16 @@ def test_another_models_documents_are_not_replaced(tmp_path, capsys):
     assert (tmp_path / "out" / "dataset.json").read_text() == "{}"
 
 
-def test_a_disk_without_the_room_sets_the_case_aside_before_it_is_predicted(tmp_path, capsys):
+@pytest.mark.parametrize("reserves", [True, False])
+def test_a_disk_without_the_room_sets_the_case_aside_before_it_is_predicted(tmp_path, capsys, monkeypatch, reserves):
     model = models.write_model(tmp_path / "model")
     images = write_scan(tmp_path / "in")
-    full = OSError(28, "No space left on device")
-    with mock.patch.object(ours.os, "posix_fallocate", side_effect=full):
+    if reserves:
+        ending = mock.patch.object(ours.os, "posix_fallocate", side_effect=OSError(28, "No space left on device"))
+    else:  # macOS and Windows
+        monkeypatch.delattr(ours.os, "posix_fallocate")
+        ending = mock.patch.object(ours.shutil, "disk_usage", return_value=mock.Mock(free=1000))
+    with ending:
         assert run("-i", images, "-o", tmp_path / "out", "-m", model, "--save_probabilities") == 1
     assert "GB in" in (message := capsys.readouterr().err) and "No space left" in message
     assert list((tmp_path / "out").iterdir()) == []

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 from fresh_environment import NO_ISOLATION, REPOSITORY, Environment, build_wheel
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 import nnunet_flare
 
@@ -25,6 +27,8 @@ NEEDED_BY_CONTRIBUTORS = (
     "tests/conftest.py",
     "docker/Dockerfile",
     ".dockerignore",
+    ".github/workflows/tests.yml",
+    ".github/ISSUE_TEMPLATE/bug.yml",
 )
 
 LOOK = """
@@ -156,6 +160,24 @@ def test_the_citation_file_has_what_the_format_asks_for():
     for entry in (citation, *citation["references"]):
         assert entry["title"] and all("name" in author or "family-names" in author for author in entry["authors"])
     assert all(re.fullmatch(r"10\.\d{4,}/\S+", entry["doi"]) for entry in citation["references"] if "doi" in entry)
+
+
+def test_the_matrix_runs_what_the_package_says_it_supports(wheel):
+    with zipfile.ZipFile(wheel) as opened:
+        (path,) = (name for name in opened.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = message_from_string(opened.read(path).decode("utf-8"))
+    pythons = [c.rpartition(" ")[2] for c in metadata.get_all("Classifier") or () if "Python :: 3." in c]
+    (bound,) = (r for r in map(Requirement, metadata.get_all("Requires-Dist") or ()) if r.name == "nnunetv2")
+    (oldest,) = (str(part.version) for part in bound.specifier if part.operator == ">=")
+    jobs = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8"))["jobs"]
+    matrix = jobs["linux"]["strategy"]["matrix"]
+    assert matrix["python"] == pythons and metadata["Requires-Python"] == f">={pythons[0]}"
+    (extra,) = matrix["include"]
+    assert extra["python"] == pythons[0] and Version(extra["nnunet"].removeprefix("nnunetv2==")) == Version(oldest)
+    lines = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    assert "make test" in lines[0] and any(line.startswith("flare-predict") for line in lines)
+    named = [word for line in lines for word in line.split() if word.endswith(".py")]
+    assert named and [word for word in named if not (REPOSITORY / word).is_file()] == []
 
 
 def test_issue_forms_are_forms():
