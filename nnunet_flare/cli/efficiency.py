@@ -14,7 +14,7 @@ from nnunet_flare import tables
 from nnunet_flare.cli.common import number, setup_logging, whole
 from nnunet_flare.cli.parser import HyphenParser
 from nnunet_flare.errors import InputError
-from nnunet_flare.evaluation.engines import ENGINES, check_image, choose_engine, limits_for
+from nnunet_flare.evaluation.engines import ENGINES, check_image, check_limits, choose_engine, limits_for
 
 if TYPE_CHECKING:
     from nnunet_flare.evaluation.containers import Setup
@@ -103,8 +103,8 @@ def _size(text: str) -> str:
 
 
 def _curves(table: Path, name: str) -> Path:
-    """Where a row's samples and curves go, without their endings."""
-    return table.with_name(f"{table.stem}_{name.replace('/', '_')}")
+    """Where a row's samples and curves go, without their endings; different names never share them."""
+    return table.with_name(f"{table.stem}_{name.replace('%', '%25').replace('/', '%2F')}")
 
 
 def _maps(table: Path) -> Path:
@@ -118,7 +118,7 @@ def _files(table: Path, name: str, *endings: str) -> list[Path]:
 
 
 def _measure(args: argparse.Namespace, command: list[str]) -> int:
-    from nnunet_flare.evaluation.efficiency import add_row, check_table, figures, write_curves
+    from nnunet_flare.evaluation.efficiency import add_row, check_curves, check_table, figures, write_curves
     from nnunet_flare.evaluation.gpu import open_gpu
     from nnunet_flare.evaluation.sampling import record
     from nnunet_flare.outputs import check_outputs
@@ -127,6 +127,7 @@ def _measure(args: argparse.Namespace, command: list[str]) -> int:
     name = args.name or Path(command[0]).name
     check_outputs([args.o, *_files(args.o, name)], [Path(word) for word in command if Path(word).is_file()])
     check_table(args.o)
+    check_curves(_curves(args.o, name), name)
     with handling(signal.default_int_handler, signal.SIGTERM):  # so that the command ends with us
         recording = record(command, gpu=open_gpu(args.gpu), interval_s=args.interval)
     row = figures(name, recording)
@@ -141,7 +142,7 @@ def _measure(args: argparse.Namespace, command: list[str]) -> int:
 
 def _measure_containers(args: argparse.Namespace) -> int:
     from nnunet_flare.evaluation.containers import run_scan
-    from nnunet_flare.evaluation.efficiency import add_row, check_table, figures, write_curves
+    from nnunet_flare.evaluation.efficiency import add_row, check_curves, check_table, figures, write_curves
     from nnunet_flare.files import last_lines
     from nnunet_flare.outputs import check_outputs
     from nnunet_flare.signals import handling
@@ -152,6 +153,8 @@ def _measure_containers(args: argparse.Namespace) -> int:
     outputs = [path for scan in scans.values() for path in _files(args.o, scan.name, ".log")]
     check_outputs([args.o, *maps.values(), *outputs], scans.values())
     check_table(args.o)
+    for scan in scans.values():
+        check_curves(_curves(args.o, scan.name), scan.name)
     setup = _setup(args)
     failed = 0
     for case, scan in scans.items():
@@ -223,4 +226,5 @@ def _setup(args: argparse.Namespace) -> Setup:
             "--gpu, or --task 2 for the CPU"
         )
     check_image(engine, args.container)
+    check_limits(engine)
     return Setup(engine, args.container, limits, args.gpu, gpu, args.interval)

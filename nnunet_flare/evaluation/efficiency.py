@@ -17,7 +17,7 @@ from nnunet_flare.documents import load_rows
 from nnunet_flare.errors import InputError
 from nnunet_flare.evaluation.plots import curves, draw
 from nnunet_flare.evaluation.sampling import INTERVAL_S, Recording, Sample
-from nnunet_flare.files import write_csv, write_json
+from nnunet_flare.files import read_json, write_csv, write_json
 
 STABLE_SHARE = 0.02
 """FLARE22's maximum GPU memory is the largest value that more than this share of the samples has."""
@@ -155,6 +155,20 @@ def add_row(path: Path, row: dict[str, str | float | None]) -> None:
     columns = (*OFFICIAL_COLUMNS, *EXTRA_COLUMNS)
     others = [line for line in check_table(path) if line[0] != row["Name"]]
     write_csv(path, [columns, *others, [row[column] for column in columns]])
+
+
+def check_curves(stem: Path, name: str) -> None:
+    """Refuse to write the samples of a row over those of another one, as of another table whose names join likewise.
+
+    Raises:
+        InputError: naming the file and whose samples it holds.
+    """
+    path = stem.with_name(stem.name + ".json")
+    if not path.exists():
+        return
+    found = read_json(path, {"name": str}, remedy="remove it, or choose another name").get("name")
+    if found != name:
+        raise InputError(f"{path}: holds the samples of {found!r}, not of {name!r}; choose another name or another -o")
 
 
 def write_curves(recording: Recording, stem: Path, *, name: str, command: Sequence[str]) -> None:

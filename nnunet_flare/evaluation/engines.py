@@ -40,6 +40,9 @@ class Engine:
 
     ``names_containers``: containers are started by a service or a monitor, under an id that is written to ``{id_file}``
     and a name by which ``remove`` ends them. Otherwise they are children of the command itself.
+
+    ``sets_limits`` asks the engine, which answers ``sets_none`` where it would start containers without their limits
+    and say so at most in a warning. An engine that has no such question ends with an error instead.
     """
 
     run: tuple[str, ...]
@@ -49,6 +52,8 @@ class Engine:
     gpu: tuple[str, ...]
     inspect: tuple[str, ...]
     remove: tuple[str, ...]
+    sets_limits: tuple[str, ...] = ()
+    sets_none: str = ""
     names_containers: bool = True
 
 
@@ -61,6 +66,8 @@ ENGINES: dict[str, Engine] = {
         gpu=("--gpus", "device={gpu}"),
         inspect=("image", "inspect"),
         remove=("rm", "--force", "{name}"),
+        sets_limits=("info", "--format", "{{.MemoryLimit}}"),
+        sets_none="false",
     ),
     "podman": Engine(
         # Hosts with SELinux refuse mounted folders without the last option.
@@ -71,6 +78,8 @@ ENGINES: dict[str, Engine] = {
         gpu=("--device", "nvidia.com/gpu={gpu}"),
         inspect=("image", "inspect"),
         remove=("rm", "--force", "{name}"),
+        sets_limits=("info", "--format", "{{.Host.CgroupsVersion}} rootless={{.Host.Security.Rootless}}"),
+        sets_none="v1 rootless=true",
     ),
     "apptainer": Engine(
         run=("exec", "--compat", "--workdir", "{work}", "--pwd", "/workspace"),
@@ -129,6 +138,23 @@ def check_image(engine: str, image: str) -> None:
         raise InputError(
             f"--container {image}: {engine} does not have it ({said[0].strip()}); load or build the image first, or "
             "choose another engine with --engine"
+        )
+
+
+def check_limits(engine: str) -> None:
+    """Refuse an engine that would ignore the limits here: what it measured would say nothing of the challenge's.
+
+    Raises:
+        InputError: when the engine says so.
+    """
+    words = ENGINES[engine]
+    if not words.sets_limits:
+        return
+    asked = subprocess.run([engine, *words.sets_limits], capture_output=True, text=True, check=False)
+    if asked.returncode == 0 and asked.stdout.strip() == words.sets_none:
+        raise InputError(
+            f"{engine}: sets no limits of memory and cores here ({' '.join(words.sets_limits)}: {words.sets_none}); "
+            "run it as root, or on a host with control groups of version 2"
         )
 
 

@@ -134,6 +134,21 @@ def test_efficiency_measures_the_command_after_two_hyphens(folders, capfd):
     assert (folders / "eff_case_1.nii.gz.png").is_file() and (folders / "eff_case_1.nii.gz.json").is_file()
 
 
+def test_rows_whose_names_look_alike_have_samples_of_their_own(folders, capsys):
+    def measured(table, name):
+        return call(folders, "efficiency", "-o", f"{{d}}/{table}.csv", "--name", name, "--", "true")
+
+    names = ("a/b", "a_b", "a%2Fb")
+    assert [measured("eff", name) for name in names] == [0, 0, 0]
+    samples = {json.loads(path.read_text())["name"] for path in folders.glob("eff_*.json")}
+    assert samples == set(names) and len(list(folders.glob("eff_*.png"))) == 3
+    assert measured("eff", "a_b") == 0, "measured again"
+    capsys.readouterr()
+    assert measured("eff_a", "b") == 2  # eff_a_b.json too
+    assert "eff_a_b.json: holds the samples of 'a_b', not of 'b'" in capsys.readouterr().err
+    assert not (folders / "eff_a.csv").exists()
+
+
 def test_efficiency_of_a_failing_command_says_so(folders, capsys):
     assert call(folders, "efficiency", "-o", "{d}/eff.csv", "--", sys.executable, "-c", "raise SystemExit(7)") == 1
     assert "exit code 7" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 from nnunet_flare.cli.evaluate import main
 from nnunet_flare.evaluation.containers import Processes
+from nnunet_flare.evaluation.engines import ENGINES, Limits, command_line
 from nnunet_flare.evaluation.sampling import record
 from nnunet_flare.images import Volume, read_volume, write_labels, write_volume
 
@@ -31,6 +33,9 @@ if "inspect" in words:
         sys.exit("Error: no such image")
     sys.exit(0)
 if words[0] == "rm":
+    sys.exit(0)
+if words[0] == "info":
+    print((here / "limits").read_text() if (here / "limits").exists() else "")
     sys.exit(0)
 folders = dict(reversed([part.split("=")[1] for part in word.split(",")[1:]]) for word in words if "type=bind" in word)
 inputs, outputs = (pathlib.Path(folders["/workspace/" + name]) for name in ("inputs", "outputs"))
@@ -137,7 +142,43 @@ def test_every_word_that_an_engine_gets(lab, engine, options, limits):
     add_scans(lab, "case_1")
     assert measure(lab, "--engine", engine, *options.split()) == 0
     look = [engine, "inspect", "team"] if engine == "apptainer" else [engine, "image", "inspect", "team"]
-    assert calls(lab) == [look, f"{STARTS[engine]} {limits} {MOUNTS}".split()]
+    asked = [[engine, *ENGINES[engine].sets_limits]] if engine != "apptainer" else []
+    assert calls(lab) == [look, *asked, f"{STARTS[engine]} {limits} {MOUNTS}".split()]
+
+
+@pytest.mark.parametrize(("engine", "answer"), [("docker", "false"), ("podman", "v1 rootless=true")])
+def test_an_engine_that_would_ignore_the_limits_is_refused(lab, capsys, engine, answer):
+    """As docker and podman say it: rootless ones with control groups of version 1 only warn, and set no limit."""
+    add_scans(lab, "case_1")
+    (lab / "limits").write_text(answer)
+    assert measure(lab, "--engine", engine) == 2
+    assert f"{engine}: sets no limits of memory and cores here" in capsys.readouterr().err
+    assert not any("predict.sh" in words for words in calls(lab))
+
+
+def docker_client():
+    """Whether docker is there, and not podman under its name."""
+    if shutil.which("docker") is None:
+        return False
+    said = subprocess.run(["docker", "--version"], capture_output=True, text=True, check=False)
+    return said.stdout.lower().startswith("docker version")
+
+
+@pytest.mark.skipif(not docker_client(), reason="there is no docker client")
+def test_dockers_own_client_takes_every_word(tmp_path):
+    """It reads its options, and the value of each, before it looks for the service that it talks to."""
+    folder = tmp_path / 'a, "b"'
+    for inner in ("inputs", "outputs"):
+        (folder / inner).mkdir(parents=True)
+    words = command_line("docker", "no/image:1", Limits("28g", 2.5, "28g", True), folder, name="never", gpu=1)
+    environment = {**os.environ, "DOCKER_HOST": f"unix://{tmp_path}/none"}
+
+    def said(line):
+        return subprocess.run(line, capture_output=True, text=True, env=environment).stderr
+
+    assert "docker.sock" not in said(words) and f"{tmp_path}/none" in said(words), "nothing but its service is missing"
+    for word, wrong in (("28g", "28q"), ("device=1", "devise=1"), ("--cpus", "--cpux"), ("type=bind,", "tipe=bind,")):
+        assert f"{tmp_path}/none" not in said([each.replace(word, wrong) for each in words]), word
 
 
 def test_the_first_engine_on_the_path_is_taken(lab):
@@ -145,7 +186,7 @@ def test_the_first_engine_on_the_path_is_taken(lab):
     assert measure(lab) == 0
     (lab / "bin" / "docker").unlink()
     assert measure(lab) == 0
-    assert [words[0] for words in calls(lab)] == ["docker", "docker", "podman", "podman"]
+    assert [words[0] for words in calls(lab)] == ["docker"] * 3 + ["podman"] * 3
 
 
 def test_each_scan_gets_a_container_a_row_and_its_label_map(lab, capsys):
