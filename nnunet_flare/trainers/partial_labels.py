@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from torch import nn
 
 from nnunet_flare.errors import InputError
+from nnunet_flare.inference.torch_arrays import upload
 from nnunet_flare.trainers.lengths import class_with_length
 from nnunet_flare.trainers.marginal import MarginalDice, MarginalDiceCE
+from nnunet_flare.trainers.resolutions import highest
 from nnunet_flare.trainers.self_training import nnUNetTrainerFlareST
 
 SMOOTH = 1e-5
@@ -51,14 +54,15 @@ class nnUNetTrainerFlarePartial(nnUNetTrainerFlareST):
 
     def loss_on_labels(self, output: Any, target: Any, batch: dict) -> torch.Tensor:
         """The marginal loss of a batch; every resolution gets the same (B, organs) tables of what is known."""
-        device = (output[0] if isinstance(output, (list, tuple)) else output).device
-        annotated = self._organs_of(batch["keys"], device, "annotated")
-        positive = self._organs_of(batch["keys"], device, "positive")
-        tables = [torch.ones((len(batch["keys"]), len(self.label_manager.foreground_labels)), device=device).bool()]
-        if annotated is not None and positive is not None:
-            tables = [annotated.bool()]
-            if bool((positive.bool() & ~tables[0]).any()):
-                tables.append(positive.bool() & ~tables[0])
+        device = highest(output).device
+        annotated = self._organs_of(batch["keys"], "annotated")
+        positive = self._organs_of(batch["keys"], "positive")
+        shape = (len(batch["keys"]), len(self.label_manager.foreground_labels))
+        if annotated is None or positive is None:
+            tables = (torch.ones(shape, dtype=torch.bool, device=device),)
+        else:
+            further = positive & ~annotated
+            tables = tuple(upload(np.stack([annotated, further] if further.any() else [annotated]), device))
         levels = [[table] * len(output) for table in tables] if isinstance(output, (list, tuple)) else tables
         loss: torch.Tensor = self.loss(output, target, *levels)
         return loss
