@@ -98,9 +98,7 @@ class nnUNetTrainerFlareAdversarial(LearnsFromUnlabelled):
         """The soft Dice, with a cross-entropy beside it where ``class_weights`` are set; with stock's weights of the
         resolutions where there are several.
         """
-        loss: Any = self.soft_dice()
-        if self._do_i_compile():
-            loss = torch.compile(loss)
+        loss = self.soft_dice()
         if not self.enable_deep_supervision:
             return loss
         stock: Any = self.stock_loss()
@@ -136,18 +134,18 @@ class nnUNetTrainerFlareAdversarial(LearnsFromUnlabelled):
     def _adversarial_epochs(self, before: int) -> int:
         return sum(self.is_adversarial(epoch) for epoch in range(before))
 
-    def train_step(self, batch: dict) -> dict:
+    def learn(self, batch: dict) -> dict[str, Any]:
         """One iteration: discriminator, generator on labelled, generator on unlabelled scans."""
         if not self.is_adversarial(self.current_epoch):
             nothing = dict.fromkeys((DISCRIMINATOR_LOSS, UNLABELLED_LOSS, WINNER_SCORE), float("nan"))
-            return {**super().train_step(batch), **nothing}
+            return {**super().learn(batch), **nothing}
         batch = self.on_device(batch)
         discriminator_loss = self.discriminator_step(batch)
-        supervised = super().train_step(batch)
+        supervised = super().learn(batch)
         unlabelled = self.unlabelled_step(next(self.dataloader_unlabelled))
         return {**supervised, DISCRIMINATOR_LOSS: discriminator_loss, **unlabelled}
 
-    def discriminator_step(self, batch: dict) -> float:
+    def discriminator_step(self, batch: dict) -> torch.Tensor:
         """Step 1: the discriminator tells the truth of a batch from the generator's mask; returns its loss."""
         batch = self.on_device(batch)
         data, target = batch["data"], batch["target"]
@@ -167,9 +165,9 @@ class nnUNetTrainerFlareAdversarial(LearnsFromUnlabelled):
                 truth_first=torch.rand(1).item() < 0.5,
             )
         optimizer_step(loss, self.discriminator, self.discriminator_optimizer, self.discriminator_scaler)
-        return float(loss.detach())
+        return loss.detach()
 
-    def unlabelled_step(self, batch: dict) -> dict[str, float]:
+    def unlabelled_step(self, batch: dict) -> dict[str, torch.Tensor]:
         """Step 3: of two copies of each scan the generator learns, on the loser's, the winner's mask."""
         clean = self.on_device({"data": batch["data"]})["data"]
         noised = steps.with_noise(clean, self.adversarial.noise_std)
@@ -190,7 +188,7 @@ class nnUNetTrainerFlareAdversarial(LearnsFromUnlabelled):
             output = self._forward(image)
             loss = steps.weighted_loss(self.loss, output, at_resolutions(labels, output), choice.score)
         optimizer_step(loss, self.network, self.optimizer, self.grad_scaler)
-        return {UNLABELLED_LOSS: float(loss.detach()), WINNER_SCORE: float(choice.score.mean())}
+        return {UNLABELLED_LOSS: loss.detach(), WINNER_SCORE: choice.score.mean()}
 
     def _judging(self) -> AbstractContextManager[Any]:
         """The precision of the discriminator: as the generator's on a GPU, where a gradient scaler skips bad steps.

@@ -141,7 +141,7 @@ def weighted_loss(
         weights: (B,).
     """
     parts = [
-        weight * loss(samples_of(outputs, [index]), samples_of(targets, [index]))
+        weight * loss(samples_of(outputs, slice(index, index + 1)), samples_of(targets, slice(index, index + 1)))
         for index, weight in enumerate(weights)
     ]
     return torch.stack(parts).mean()

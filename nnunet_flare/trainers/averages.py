@@ -7,6 +7,7 @@ import math
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 RAMP_SHARPNESS = 5.0
 """The paper's ramp-up is exp(-5 (1 - t)^2) for t from 0 to 1."""
@@ -38,9 +39,8 @@ class WeightAverage:
     @torch.no_grad()
     def update(self, network: nn.Module, decay: float) -> None:
         """Take in the weights of ``network``: w' = d w' + (1 - d) w; what is no weight (running counts) is copied."""
-        kept = decay_at(self.updates, decay)
-        for weight, new in zip(self.network.parameters(), network.parameters(), strict=True):
-            weight.lerp_(new, 1.0 - kept)
+        take_in = get_ema_multi_avg_fn(decay_at(self.updates, decay))  # all weights in one call
+        take_in(list(self.network.parameters()), list(network.parameters()), self.updates)
         for value, count in zip(self.network.buffers(), network.buffers(), strict=True):
             value.copy_(count)
         self.updates += 1

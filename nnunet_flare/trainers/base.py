@@ -41,6 +41,8 @@ SAVE_EVERY_S = 15 * 60
 """``checkpoint_latest`` is written at the first end of an epoch after this time, if not earlier."""
 GRADIENT_NORM = 12
 """Stock's limit."""
+AMPERE = 8
+"""The major compute capability of NVIDIA's first GPUs that multiply in bfloat16."""
 PLOT_EVERY_S = 60
 """``progress.png`` takes stock over a second, too long for epochs of seconds."""
 
@@ -136,7 +138,7 @@ class FlareTrainer(nnUNetTrainer):
         """Builds network, optimizer and loss as stock does; then loads ``init_from``, unless a training is resumed."""
         if self.device.type == "cpu":
             self._set_threads()
-        elif self.settings.cuda_precision == "bf16" and not torch.cuda.is_bf16_supported():
+        elif self.device.type == "cuda" and self.settings.cuda_precision == "bf16" and not _computes_bf16(self.device):
             raise InputError("flare.cuda_precision: found 'bf16', which this GPU does not compute in; expected 'fp16'")
         if self.settings.seed is not None:
             seed_everything(self.derived_seed("initialize"))
@@ -266,7 +268,11 @@ class FlareTrainer(nnUNetTrainer):
         return loss
 
     def train_step(self, batch: dict) -> dict:
-        """One optimizer step, as stock's."""
+        """One iteration, as stock's: its loss and what else it says, as numbers."""
+        return fetched(self.learn(batch))
+
+    def learn(self, batch: dict) -> dict[str, Any]:
+        """One optimizer step. What it says may lie on the device still, which is not waited for."""
         if self.lr_scheduler.is_warming_up(self.current_epoch, self._iteration):
             self.lr_scheduler.step(self.current_epoch, self._iteration)
         self._iteration += 1
@@ -277,10 +283,13 @@ class FlareTrainer(nnUNetTrainer):
             output = self._forward(batch["data"])
             loss = self.compute_loss(output, target, batch)
         optimizer_step(loss, self.network, self.optimizer, self.grad_scaler)
-        return {"loss": loss.detach().cpu().numpy(), **self.watched(output, target, batch, loss.detach())}
+        return {"loss": loss.detach(), **self.watched(output, target, batch, loss.detach())}
 
-    def watched(self, output: Any, target: Any, batch: dict, loss: torch.Tensor) -> dict[str, float]:
-        """What a training step says beside its loss, for the trainer's own curves; nothing in general."""
+    def watched(self, output: Any, target: Any, batch: dict, loss: torch.Tensor) -> dict[str, Any]:
+        """What a training step says beside its loss, for the trainer's own curves; nothing in general.
+
+        Numbers, or tensors of one number on the device.
+        """
         return {}
 
     def log_means(self, outputs: list[dict], *curves: str) -> None:
@@ -437,6 +446,18 @@ class FlareTrainer(nnUNetTrainer):
             else f"Continuing from the newest good checkpoint, {found.name}."
         )
         return found
+
+
+def _computes_bf16(device: torch.device) -> bool:
+    """Whether a GPU multiplies in bfloat16, as NVIDIA's do from Ampere on; older ones hold it and compute otherwise."""
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= AMPERE
+
+
+def fetched(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers of a step, those among them that lie on the device; it is waited for once."""
+    there = {name: value for name, value in said.items() if isinstance(value, torch.Tensor)}
+    numbers = torch.stack([value.float() for value in there.values()]).cpu().numpy()
+    return {**said, **dict(zip(there, numbers, strict=True))}
 
 
 def optimizer_step(

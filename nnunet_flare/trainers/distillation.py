@@ -113,7 +113,7 @@ class nnUNetTrainerFlareDistill(nnUNetTrainerFlareST):
             soft = soft_loss(full, taught, settings.temperature, self.heads)
         return (1 - settings.weight) * hard + settings.weight * soft
 
-    def watched(self, output: Any, target: Any, batch: dict, loss: torch.Tensor) -> dict[str, float]:
+    def watched(self, output: Any, target: Any, batch: dict, loss: torch.Tensor) -> dict[str, Any]:
         """The losses on labels, without what the teacher adds."""
         return super().watched(output, target, batch, self._hard_loss)
 

@@ -12,6 +12,8 @@ import torch
 from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from torch import nn
 
+from nnunet_flare.trainers.ignored import where_any
+
 NEVER = float(torch.finfo(torch.float32).min)
 """Logit of a class of probability zero; finite, so that no difference of two of them is NaN."""
 
@@ -158,6 +160,4 @@ class MarginalDiceCE(nn.Module):
             dice = self.dc(merged, known, mask, annotated, positive)
             if mask is None:
                 return dice + self.ce(merged, known[:, 0])
-            if not mask.any():  # the mean over no voxel would be NaN
-                return dice
-            return dice + self.ce(merged, torch.where(mask, known, target)[:, 0])
+            return dice + where_any(mask, self.ce(merged, torch.where(mask, known, target)[:, 0]))

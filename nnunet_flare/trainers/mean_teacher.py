@@ -112,16 +112,16 @@ class nnUNetTrainerFlareMeanTeacher(LearnsFromUnlabelled):
         done = self.current_epoch * self.num_iterations_per_epoch + self._iteration
         return settings.weight * (ramp_up(done / rising) if rising else 1.0)
 
-    def train_step(self, batch: dict) -> dict:
+    def learn(self, batch: dict) -> dict[str, Any]:
         """One step on a labelled and an unlabelled batch together, then the average moves."""
         weight = self.weight_now()
         views = self.on_device({"data": next(self.dataloader_unlabelled)["data"]})["data"]
         weak, strong = views.chunk(2, dim=1)
         batch = self.on_device(batch)
         batch = {**batch, "data": torch.cat([batch["data"], strong]), "lesson": Lesson(self.labels_of(weak), weight)}
-        result = super().train_step(batch)
+        said = super().learn(batch)
         self.average.update(self._unwrapped_network(), self.mean_teacher.decay)
-        return result
+        return said
 
     @torch.no_grad()
     def labels_of(self, weak: torch.Tensor) -> torch.Tensor:
@@ -143,14 +143,13 @@ class nnUNetTrainerFlareMeanTeacher(LearnsFromUnlabelled):
         self._losses = hard.detach(), soft.detach()
         return hard + lesson.weight * soft
 
-    def watched(self, output: Any, target: Any, batch: dict, loss: torch.Tensor) -> dict[str, float]:
+    def watched(self, output: Any, target: Any, batch: dict, loss: torch.Tensor) -> dict[str, Any]:
         """The losses on labels and on the teacher's labels, and how many of those count."""
         hard, soft = self._losses
         labelled = samples_of(output, slice(len(batch["keys"])))
         counted = self.heads.counted(batch["lesson"].labels)
-        sure = 1.0 if counted is None else float(counted.float().mean())
-        own = {UNLABELLED_LOSS: float(soft), SURE_SHARE: sure}
-        return {**super().watched(labelled, target, batch, hard), **own}
+        sure = 1.0 if counted is None else counted.float().mean()
+        return {**super().watched(labelled, target, batch, hard), UNLABELLED_LOSS: soft, SURE_SHARE: sure}
 
     def validation_step(self, batch: dict) -> dict:
         """As in self-training, of the average."""

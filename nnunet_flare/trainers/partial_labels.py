@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from torch import nn
 
+from nnunet_flare.inference.torch_arrays import upload
 from nnunet_flare.trainers.known_regions import KnownRegionsLoss, RegionDice
 from nnunet_flare.trainers.lengths import class_with_length
 from nnunet_flare.trainers.marginal import MarginalDice, MarginalDiceCE
+from nnunet_flare.trainers.resolutions import highest
 from nnunet_flare.trainers.self_training import nnUNetTrainerFlareST
 
 SMOOTH = 1e-5
@@ -53,15 +56,15 @@ class nnUNetTrainerFlarePartial(nnUNetTrainerFlareST):
 
     def loss_on_labels(self, output: Any, target: Any, batch: dict) -> torch.Tensor:
         """The marginal loss of a batch; every resolution gets the same (B, labels) tables of what is known."""
-        device = (output[0] if isinstance(output, (list, tuple)) else output).device
-        labels = self.label_manager.foreground_labels
-        annotated = self._organs_of(batch["keys"], device, "annotated", organs=labels)
-        positive = self._organs_of(batch["keys"], device, "positive", organs=labels)
-        tables = [torch.ones((len(batch["keys"]), len(labels)), device=device).bool()]
-        if annotated is not None and positive is not None:
-            tables = [annotated.bool()]
-            if bool((positive.bool() & ~tables[0]).any()):
-                tables.append(positive.bool() & ~tables[0])
+        device, labels = highest(output).device, self.label_manager.foreground_labels
+        annotated = self._organs_of(batch["keys"], "annotated", organs=labels)
+        positive = self._organs_of(batch["keys"], "positive", organs=labels)
+        if annotated is None or positive is None:
+            shape = (len(batch["keys"]), len(labels))
+            tables = (torch.ones(shape, dtype=torch.bool, device=device),)
+        else:
+            further = positive & ~annotated
+            tables = tuple(upload(np.stack([annotated, further] if further.any() else [annotated]), device))
         levels = [[table] * len(output) for table in tables] if isinstance(output, (list, tuple)) else tables
         loss: torch.Tensor = self.loss(output, target, *levels)
         return loss

@@ -15,8 +15,14 @@ def highest(parts: Any) -> torch.Tensor:
 
 
 def samples_of(parts: Any, samples: list[int] | slice) -> Any:
-    """Some samples of a batch, or of each resolution of it."""
-    return [part[samples] for part in parts] if isinstance(parts, (list, tuple)) else parts[samples]
+    """Some samples of a batch, or of each resolution of it. A list of numbers is no index that goes to the device."""
+    return [_some(part, samples) for part in parts] if isinstance(parts, (list, tuple)) else _some(parts, samples)
+
+
+def _some(part: torch.Tensor, samples: list[int] | slice) -> torch.Tensor:
+    if isinstance(samples, slice):
+        return part[samples]
+    return torch.cat([part[index : index + 1] for index in samples])
 
 
 def at_resolutions(labels: torch.Tensor, outputs: Any) -> Any:

@@ -13,15 +13,18 @@ import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import join
 from nnunetv2.evaluation.evaluate_predictions import load_summary_json, save_summary_json
+from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
 from torch import distributed as dist
 
 from nnunet_flare.errors import InputError
+from nnunet_flare.inference.torch_arrays import upload
 from nnunet_flare.labels import Group
 from nnunet_flare.trainers import losses
 from nnunet_flare.trainers.by_role import CasesByRole
 from nnunet_flare.trainers.heads import Heads
+from nnunet_flare.trainers.ignored import DiceCEOfKnown
 from nnunet_flare.trainers.lengths import class_with_length
 from nnunet_flare.trainers.resolutions import samples_of
 from nnunet_flare.trainers.soft_dice import SoftDiceCE, SquaredSoftDice
@@ -65,18 +68,25 @@ class nnUNetTrainerFlareST(CasesByRole):
         Stock's cross-entropy of regions is a mean over voxels and regions, but where voxels can be ignored the regions'
         sum: a label that this trainer alone ignores must not make it that much larger.
         """
-        loss: torch.nn.Module = super()._build_loss()
+        loss: Any = super()._build_loss()
+        is_deep = isinstance(loss, DeepSupervisionWrapper)
+        inner: Any = loss.loss if is_deep else loss
         if self.label_manager.has_regions and self.label_manager.ignore_label != self.data_label_manager.ignore_label:
-            inner: Any = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
             inner.weight_ce = 1 / self.label_manager.num_segmentation_heads
+        if not isinstance(inner, DC_and_CE_loss) or inner.ignore_label is None:
+            return loss
+        if not is_deep:
+            return DiceCEOfKnown(inner)
+        loss.loss = DiceCEOfKnown(inner)
         return loss
 
     def soft_dice(self) -> torch.nn.Module:
         """The papers' soft Dice, for trainers that have it alone; ``class_weights`` add a cross-entropy."""
         weights = self.class_weights()
-        if weights is None:
-            return SquaredSoftDice(self.heads)
-        return SoftDiceCE(weights, ignore_label=self.heads.ignore).to(self.device)
+        dice: Any = SquaredSoftDice(self.heads)
+        if self._do_i_compile():  # as stock compiles its Dice
+            dice = torch.compile(dice)
+        return dice if weights is None else SoftDiceCE(dice, weights, ignore_label=self.heads.ignore).to(self.device)
 
     def class_weights(self) -> torch.Tensor | None:
         """(classes,) weights of the cross-entropy, background first; None where the settings have none.
@@ -114,31 +124,28 @@ class nnUNetTrainerFlareST(CasesByRole):
 
     # ------------------------------------------------------------------ steps
 
-    def train_step(self, batch: dict) -> dict:
+    def learn(self, batch: dict) -> dict[str, Any]:
         """One optimizer step, as stock's; counts how often each case is drawn."""
         for case in batch.get("keys", ()):
             self._samples[str(case)] = self._samples.get(str(case), 0) + 1
-        result: dict = super().train_step(batch)
-        return result
+        return super().learn(batch)
 
-    def watched(self, output: Any, target: Any, batch: dict, loss: torch.Tensor) -> dict[str, float]:
+    def watched(self, output: Any, target: Any, batch: dict, loss: torch.Tensor) -> dict[str, Any]:
         """The loss on the labels of labelled and partial samples, and of pseudo-labelled ones.
 
         Where a batch has both, it is computed again for either, in one iteration of :data:`WATCH_EVERY`; never where
         processes would have to wait for each other (batch Dice on several GPUs). ``loss`` is that on all labels.
         """
         is_pseudo = torch.tensor([self._table[str(case)].role == "pseudo" for case in batch["keys"]])
-        values = {LABELLED_LOSS: float("nan"), PSEUDO_LOSS: float("nan")}
+        values: dict[str, Any] = {LABELLED_LOSS: float("nan"), PSEUDO_LOSS: float("nan")}
         for curve, samples in ((LABELLED_LOSS, ~is_pseudo), (PSEUDO_LOSS, is_pseudo)):
             chosen = torch.nonzero(samples).flatten().tolist()
             if len(chosen) == len(samples):
-                values[curve] = float(loss)
+                values[curve] = loss
             elif chosen and self._watches():
                 part = {"keys": [batch["keys"][index] for index in chosen]}
                 with torch.no_grad(), self._autocast():
-                    values[curve] = float(
-                        self.loss_on_labels(samples_of(output, chosen), samples_of(target, chosen), part)
-                    )
+                    values[curve] = self.loss_on_labels(samples_of(output, chosen), samples_of(target, chosen), part)
         return values
 
     def _watches(self) -> bool:
@@ -170,7 +177,8 @@ class nnUNetTrainerFlareST(CasesByRole):
                 target = torch.where(target == manager.ignore_label, 0, target)
         counts = get_tp_fp_fn_tn(predicted, target, axes=list(range(2, output.ndim)), mask=mask)[:3]
         first = self.heads.first_organ
-        counted = self._organs_of(batch.get("keys", ()), output.device, "validated")
+        validated = self._organs_of(batch.get("keys", ()), "validated")
+        counted = None if validated is None else upload(validated, output.device).float()
         tp, fp, fn = (
             (count[:, first:] if counted is None else count[:, first:] * counted).sum(0).cpu().numpy()
             for count in counts
@@ -180,12 +188,11 @@ class nnUNetTrainerFlareST(CasesByRole):
     def _organs_of(
         self,
         cases: Any,
-        device: torch.device,
         what: Literal["annotated", "validated", "positive"],
         *,
         organs: Sequence[Group] | None = None,
-    ) -> torch.Tensor | None:
-        """(B, organs): 1 where an organ of a case is annotated (or validated, positive); None where all are.
+    ) -> np.ndarray | None:
+        """(B, organs) bool: whether an organ of a case is annotated (or validated, positive); None where all are.
 
         ``organs`` are label ids, or tuples of several; by default those that the network's outputs stand for.
         """
@@ -197,7 +204,7 @@ class nnUNetTrainerFlareST(CasesByRole):
             organs = manager.foreground_regions if manager.has_regions else manager.foreground_labels
         known = [None if case.is_complete else getattr(case, what) for case in found]
         rows = [[is_annotated(organ, labels) for organ in organs] for labels in known]
-        return torch.tensor(rows, device=device, dtype=torch.float32)
+        return np.array(rows, bool)
 
     # ------------------------------------------------------------------ course of a training
 

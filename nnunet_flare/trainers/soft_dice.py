@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from nnunet_flare.trainers.heads import Heads
+from nnunet_flare.trainers.ignored import where_any
 
 SMOOTH = 1e-8
 """Added to numerator and denominator (both papers)."""
@@ -48,22 +49,22 @@ class SquaredSoftDice(nn.Module):
 
 
 class SoftDiceCE(nn.Module):
-    """:class:`SquaredSoftDice` plus a cross-entropy with class weights, its mean taken over the weights (as torch's).
+    """The soft Dice plus a cross-entropy with class weights, its mean taken over the weights (as torch's).
 
     Args:
+        dice: a :class:`SquaredSoftDice`, which may be compiled.
         weights: (K,) of the classes, background first.
-        ignore_label: voxels of this label count nowhere.
+        ignore_label: voxels of this label count nowhere, in the Dice neither.
     """
 
-    def __init__(self, weights: torch.Tensor, *, ignore_label: int | None = None) -> None:
+    def __init__(self, dice: nn.Module, weights: torch.Tensor, *, ignore_label: int | None = None) -> None:
         super().__init__()
-        self.dice = SquaredSoftDice(Heads(ignore_label))
+        self.dice, self.ignore_label = dice, ignore_label
         self.ce = nn.CrossEntropyLoss(weights.float(), ignore_index=-100 if ignore_label is None else ignore_label)
 
     def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The loss of logits (B, K, z, y, x), background first, and labels (B, 1, z, y, x)."""
         dice: torch.Tensor = self.dice(output, target)
-        if self.ce.ignore_index >= 0 and bool((target == self.ce.ignore_index).all()):
-            return dice  # the mean over no voxel would be NaN
         with torch.autocast(output.device.type, enabled=False):
-            return dice + self.ce(output.float(), target[:, 0].long())
+            entropy: torch.Tensor = self.ce(output.float(), target[:, 0].long())
+        return dice + (entropy if self.ignore_label is None else where_any(target != self.ignore_label, entropy))

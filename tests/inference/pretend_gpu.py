@@ -14,6 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch.cuda._utils import _get_device_index
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -103,6 +104,9 @@ class Gpu(TorchDispatchMode):
     def _note(self, function: Any, args: Any, kwargs: Any, here: list[Any], tensors: list[Any], goes: Any) -> None:
         moves = function in (aten._to_copy.default, aten.copy_.default)
         strangers = [one for one in tensors if not isinstance(one, OnCard) and one.dim() > 0]
+        if function is aten.index.Tensor and here:  # an index from the CPU goes over, and is waited for
+            self.counts.update({"uploads": len(strangers), "waits": len(strangers)})
+            strangers = []
         if here and strangers and not moves:
             raise RuntimeError(f"Expected all tensors to be on the same device, but found cuda:0 and cpu ({function})")
         if function in WAITS:
@@ -175,16 +179,21 @@ class _Bindings(TorchFunctionMode):
         if not any(map(_names_card, (*args[1:], kwargs.get("device")))):
             return function(*args, **kwargs)
         kwargs.pop("device", None)
-        if getattr(function, "__name__", "") != "to":
+        name = getattr(function, "__name__", "")
+        if name in ("tensor", "as_tensor"):  # of numbers on the CPU
+            made = function(*args, device="cpu", **kwargs)
+            return self._gpu.upload(made, made.dtype, free=False)
+        if name != "to":
             return self._gpu.put(function(*args, device="cpu", **kwargs))
         tensor, *others = args
         more = [one for one in others if not _names_card(one)]
         free = kwargs.pop("non_blocking", False) or any(one is True for one in more)
         kinds = [one for one in more if isinstance(one, torch.dtype)]
         dtype = kwargs.pop("dtype", None) or (kinds[0] if kinds else tensor.dtype)
+        copied = kwargs.pop("copy", False)
         assert not kwargs
         if isinstance(tensor, OnCard):
-            return tensor.to(dtype)
+            return tensor.to(dtype, copy=copied)
         return self._gpu.upload(tensor, dtype, free=free)
 
 
@@ -208,12 +217,14 @@ def gpu(total: int = 10 * GIB) -> Iterator[Gpu]:
         "_lazy_init": lambda: None,
         "is_available": lambda: True,
         "device_count": lambda: 1,
+        "current_device": lambda: 0,
         "get_device_name": lambda device=None: "a pretended GPU",
         "is_bf16_supported": lambda *_: True,
+        "get_device_capability": lambda device=None: (9, 0),
         "mem_get_info": lambda device=None: (found.room - found.live, found.total),
         "memory_reserved": lambda device=None: found.live,
         "memory_allocated": lambda device=None: found.live,
-        "set_per_process_memory_fraction": lambda share, device=None: None,
+        "set_per_process_memory_fraction": lambda share, device=0: _get_device_index(device) * 0,
         "empty_cache": lambda: None,
         "synchronize": lambda device=None: found.counts.update(["waits"]),
     }

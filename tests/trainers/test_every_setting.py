@@ -278,7 +278,7 @@ def check_cuda_precision(tiny: Any) -> None:
         trainer.take_settings()
         assert (trainer.grad_scaler is not None) == has_scaler
         assert trainer._autocast().fast_dtype == dtype
-    tiny.environment.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    tiny.environment.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
     with pytest.raises(InputError, match=r"flare\.cuda_precision: found 'bf16'.*expected 'fp16'"):
         trainer.initialize()
 

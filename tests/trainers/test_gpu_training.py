@@ -20,10 +20,10 @@ DEVICE = torch.device(os.environ.get("FLARE_GPU_TEST_DEVICE", "cuda"))
 SETTINGS = {"nnUNetTrainerFlareAdversarial": {"adversarial": {"warmup": 0, "finish": 0, "discriminator_features": 2}}}
 
 
-def on_the_gpu(tiny, name: str, **settings):
+def on_the_gpu(tiny, name: str, device: torch.device = DEVICE, **settings):
     made = tiny.trainer(name=name, **settings)  # writes the settings
     dataset, plans = made.plans_manager.dataset_name, made.plans_manager.plans_name
-    return get_trainer_from_args(dataset, "3d_fullres", "all", name, plans, False, DEVICE)
+    return get_trainer_from_args(dataset, "3d_fullres", "all", name, plans, False, device)
 
 
 def settings_of(tiny, name: str) -> dict:
@@ -38,14 +38,18 @@ def settings_of(tiny, name: str) -> dict:
     return {"teacher": {"folder": str(base)}}
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize("name", sorted(TRAINERS))
-def test_two_epochs_are_trained_and_saved(tiny, name, precision):
+def write_cases(tiny) -> None:
     tiny.add("a", "b")
     unlabelled = tiny.data.with_name(f"{tiny.data.name}_un")
     unlabelled.mkdir()
     for number, case in enumerate("uv"):
         write_case(unlabelled, case, seed=number)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("name", sorted(TRAINERS))
+def test_two_epochs_are_trained_and_saved(tiny, name, precision):
+    write_cases(tiny)
     settings = settings_of(tiny, name)
     common = {"num_epochs": 2, "iterations_per_epoch": 2, "validation_iterations": 1, "cuda_precision": precision}
     trainer = on_the_gpu(tiny, name, **common, **settings)
@@ -55,3 +59,15 @@ def test_two_epochs_are_trained_and_saved(tiny, name, precision):
     assert all(torch.isfinite(value).all() for value in trainer.network.state_dict().values())
     assert next(trainer.network.parameters()).device.type == DEVICE.type
     assert Path(trainer.output_folder, "checkpoint_final.pth").is_file()
+
+
+@pytest.mark.parametrize("name", sorted(TRAINERS))
+def test_the_first_loss_is_the_cpus_but_for_half_precision(tiny, name):
+    write_cases(tiny)
+    common = {"num_epochs": 1, "iterations_per_epoch": 1, "validation_iterations": 1, "seed": 3}
+    losses = []
+    for device in (torch.device("cpu"), DEVICE):
+        trainer = on_the_gpu(tiny, name, device, **common, **settings_of(tiny, name))
+        trainer.run_training()
+        losses.append(float(trainer.logger.get_value("train_losses", step=0)))
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)

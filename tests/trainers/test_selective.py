@@ -100,13 +100,17 @@ def test_class_weights_add_a_weighted_cross_entropy(ignored):
     y = labels.flatten()
     log_p, y = log_p[y != 3], y[y != 3]
     expected = -(weights[y] * log_p[range(len(y)), y]).sum() / weights[y].sum()
-    found = SoftDiceCE(weights, ignore_label=ignored)(logits, labels.to(torch.int16))
-    assert found - SquaredSoftDice(Heads(ignored))(logits, labels) == pytest.approx(float(expected), rel=1e-5)
+    dice = SquaredSoftDice(Heads(ignored))
+    found = SoftDiceCE(dice, weights, ignore_label=ignored)(logits, labels.to(torch.int16))
+    assert found - dice(logits, labels) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_a_patch_of_ignored_voxels_alone_has_a_finite_loss():
-    loss = SoftDiceCE(torch.ones(3), ignore_label=3)(torch.randn(1, 3, 2, 2, 2), torch.full((1, 1, 2, 2, 2), 3))
-    assert torch.isfinite(loss)
+    logits = torch.randn(1, 3, 2, 2, 2, requires_grad=True)
+    loss = SoftDiceCE(SquaredSoftDice(Heads(3)), torch.ones(3), ignore_label=3)
+    found = loss(logits, torch.full((1, 1, 2, 2, 2), 3))
+    found.backward()
+    assert torch.isfinite(found) and (logits.grad == 0).all()
 
 
 def test_without_class_weights_the_loss_is_the_papers_alone(data):
