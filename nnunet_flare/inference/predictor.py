@@ -250,8 +250,9 @@ class FlarePredictor(nnUNetPredictor):
     def _refuse_preprocessed(self) -> None:
         if self._roi is not None:
             raise InputError(
-                "a predictor with roi= crops scans before preprocessing, so that it takes stored scans only: use "
-                "predict(image), or open the model without roi="
+                "a predictor with roi= crops scans before preprocessing, so it takes only stored scans; use "
+                "predict(image), "
+                "or open the model without roi="
             )
 
     @classmethod
