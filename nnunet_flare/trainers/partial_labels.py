@@ -25,7 +25,7 @@ SMOOTH = 1e-5
 class nnUNetTrainerFlarePartial(nnUNetTrainerFlareST):
     """Self-training whose partial cases are silent about the organs that nobody annotated in them."""
 
-    partial_note = "Organs that a partial case has no annotation of are merged with its background in the loss."
+    partial_note = "In the loss, organs that a partial case does not annotate are merged with its background."
 
     def _build_loss(self) -> nn.Module:
         """The marginal loss, with stock's weights of resolutions and classes.
@@ -35,8 +35,8 @@ class nnUNetTrainerFlarePartial(nnUNetTrainerFlareST):
         """
         if self.label_manager.has_regions:
             raise InputError(
-                f"{type(self).__name__}: dataset.json has region-based labels, expected one id per organ; the "
-                "marginal loss merges exclusive classes. Train regions with nnUNetTrainerFlareST"
+                f"{type(self).__name__}: dataset.json has region-based labels, expected one id per organ; as "
+                "the marginal loss merges exclusive classes. Train regions with nnUNetTrainerFlareST"
             )
         loss = super()._build_loss()
         stock: Any = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
