@@ -22,7 +22,7 @@ from nnunet_flare.trainers.settings import KEY
 TRAINER = "nnUNetTrainer"
 CHECKPOINT = "checkpoint_final.pth"
 LICENCE_UNKNOWN = (
-    "Not given when this file was made (`export --license FILE`). Ask who trained the model before you pass it on: the "
+    "Not given when this file was made (`export --license FILE`). Ask who trained the model before you pass it on; the "
     "licence of the data may forbid it."
 )
 
@@ -53,7 +53,7 @@ def stock_model(run: Run) -> StockModel:
     shape = {"architecture": {"network_class_name": str}}
     network = resolve(plans, name, path, shape=shape)["architecture"]["network_class_name"]
     if network.startswith("nnunet_flare."):
-        raise InputError(f"{model}: its network {network} is part of this package; stock nnU-Net cannot build it")
+        raise InputError(f"{model}: its network {network} is part of nnunet-flare; stock nnU-Net cannot build it")
     for configuration in plans["configurations"].values():
         configuration.pop(KEY, None)
     dataset = _without_files(read_dataset(model / "dataset.json"))

@@ -122,7 +122,9 @@ def _default_plans_name(planner: str, request: Request) -> str:
     if planner != GIVEN_MODEL:
         return default_plans_name(planner)
     if request.init_model is None:
-        raise InputError(f"planner {GIVEN_MODEL}: takes the plans of a trained model; give its folder, --init_model")
+        raise InputError(
+            f"planner {GIVEN_MODEL}: takes the plans of a trained model; give its folder with --init_model"
+        )
     plans, _ = model_plans(request.init_model, trusted=request.trust_checkpoint)
     return str(plans.get("plans_name", "plans"))
 
@@ -159,11 +161,11 @@ def _report_late_files(run: Run, folder: Path, channels: int) -> None:
     try:
         now = set(find_sources(folder, channels))
     except InputError as error:
-        log.warning("%s; the run goes on with what it has linked", error)
+        log.warning("%s; the run goes on with the scans that it has linked", error)
         return
     if now - frozen:
         names = ", ".join(sorted(now - frozen)[:5])
-        log.warning("%d unlabelled scans appeared after the start and are left out: %s", len(now - frozen), names)
+        log.warning("%d unlabelled scans were added after the start and are left out: %s", len(now - frozen), names)
     if frozen - now:
         names = ", ".join(sorted(frozen - now)[:5])
-        log.warning("%d unlabelled scans are gone since the start: %s", len(frozen - now), names)
+        log.warning("%d unlabelled scans were removed since the start: %s", len(frozen - now), names)

@@ -48,7 +48,7 @@ def test_two_exports_of_one_dataset_at_once_leave_one_whole_dataset(run, monkeyp
         write(*words)
 
     monkeypatch.setattr(export, "write_label_map", another_one_meanwhile)
-    with pytest.raises(InputError, match="another command wrote it meanwhile"):
+    with pytest.raises(InputError, match="another command wrote it in the meantime"):
         export_dataset(run, 1, 77)
     (target,) = others
     document = read_json(target / "dataset.json")

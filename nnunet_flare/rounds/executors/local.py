@@ -260,8 +260,8 @@ def usable_gpus(options: Options) -> list[str]:
     gpus = visible_gpus(options.num_gpus)
     if len(gpus) < options.gpus_each:
         raise InputError(
-            f"-device cuda: this machine shows {len(gpus)} GPU(s), a training needs {options.gpus_each} "
-            "(training.num_gpus). Use -device cpu on a machine without"
+            f"-device cuda: this machine has {len(gpus)} GPU(s), a training needs {options.gpus_each} "
+            "(training.num_gpus). Without a GPU use -device cpu"
         )
     return gpus
 
@@ -283,7 +283,7 @@ def visible_gpus(wanted: int | None) -> list[str]:
 
         gpus = [str(number) for number in range(torch.cuda.device_count())]
     if wanted is not None and wanted > len(gpus):
-        raise FlareError(f"-num_gpus {wanted}: this machine shows {len(gpus)} GPU(s)")
+        raise FlareError(f"-num_gpus {wanted}: this machine has {len(gpus)} GPU(s)")
     return gpus[:wanted]
 
 

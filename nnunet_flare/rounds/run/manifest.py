@@ -40,7 +40,7 @@ MANIFEST = {
         "init_folds?": [str],
     },
 }
-REMEDY = "restore it from a copy, or remove it and give the same flare-pseudolabel run command again"
+REMEDY = "restore it from a copy, or remove it and type the same flare-pseudolabel run command again"
 STOP = {"last_labelled_round": int}
 PACKAGES = ("nnunet-flare", "nnunetv2", "torch", "numpy", "batchgeneratorsv2", "blosc2", "SimpleITK")
 
@@ -266,14 +266,18 @@ def read_manifest(root: Path) -> Run:
     """
     path = RunPaths(root).manifest
     if not path.is_file():
-        raise InputError(f"{root} is no run folder: {path.name} is missing. Start one with flare-pseudolabel run")
+        raise InputError(f"{root} is not a run folder: {path.name} is missing. Start a run with flare-pseudolabel run")
     document = read_json(path, MANIFEST, remedy=REMEDY)
     if document["version"] != VERSION:
         raise InputError(f"{path}: version {document['version']}, this package reads {VERSION}")
     given = {**document["settings"], "init_folds": tuple(document["settings"].get("init_folds", ()))}
     unknown = sorted(given.keys() - RunSettings.__dataclass_fields__.keys())
     if unknown or given["shards"] < 1 or not DATASET.fullmatch(given["dataset"]) or not given["name"]:
-        wrong = f"unknown settings {unknown}" if unknown else "no run has such a dataset, name or number of shards"
+        wrong = (
+            f"unknown settings {unknown}"
+            if unknown
+            else "dataset, name or number of shards is not one that a run can have"
+        )
         raise InputError(f"{path}: {wrong}; the file is damaged: {REMEDY}")
     settings = RunSettings(**given)
     return Run(root, settings, recipe_from(settings.recipe, f"{path}, recipe"))
@@ -298,7 +302,7 @@ def claim_name(settings: RunSettings, root: Path) -> None:
     """
     owner = owner_file(settings)
     if owner.is_file():
-        other = Path(read_json(owner, {"run_dir": str}, remedy=f"remove it, if {root} has that name")["run_dir"])
+        other = Path(read_json(owner, {"run_dir": str}, remedy=f"remove it if {root} has that name")["run_dir"])
         if other.resolve() != root.resolve() and RunPaths(other).manifest.is_file():
             raise InputError(
                 f"the name '{settings.name}' on {settings.dataset} belongs to the run in {other}, not to {root}. "
