@@ -128,7 +128,7 @@ def read_volume(path: Path, case: str | None = None, *, reader: str = SITK) -> V
     """
     case = case or stem_of(path)
     if not path.is_file():
-        raise CaseError(case, f"{path}: no such file" if not path.exists() else f"{path}: not a file")
+        raise CaseError(case, f"{path}: no such file" if not path.exists() else f"{path}: is not a file")
     if path.stat().st_size == 0:
         raise CaseError(case, f"{path}: the file is empty (0 bytes); copy it again")
     if suffix_of(path) in NIFTI_SUFFIXES:
@@ -193,7 +193,7 @@ def _read_by_simpleitk(path: Path, case: str) -> Volume:
     except RuntimeError as error:
         known = ", ".join(SUFFIXES)
         raise CaseError(
-            case, f"{path}: cannot be read ({last_line(error)}): damaged, truncated, or none of {known}"
+            case, f"{path}: cannot be read ({last_line(error)}): damaged, truncated, or not one of {known}"
         ) from error
     return from_sitk(image, case, path)
 
@@ -244,7 +244,7 @@ def check_values(volume: Volume, case: str, path: Path | str = "image", *, flat:
         )
     if min(array.shape) < (1 if flat else 2):
         raise CaseError(
-            case, f"{path}: shape (z, y, x) {array.shape} has an axis of fewer than 2 voxels, expected 3-D scan"
+            case, f"{path}: shape (z, y, x) {array.shape} has an axis of fewer than 2 voxels, expected a 3-D scan"
         )
     if array.dtype.kind not in "iuf":
         raise CaseError(case, f"{path}: voxels are of type {array.dtype}, expected real numbers")
@@ -267,7 +267,7 @@ def oddities(volume: Volume, *, is_ct: bool = True) -> list[str]:
     elif low < CT_RANGE_HU[0] or high > CT_RANGE_HU[1]:
         found.append(f"values from {low:g} to {high:g}, outside CT's {CT_RANGE_HU[0]:g} to {CT_RANGE_HU[1]:g} HU")
     elif low >= 0 and SMALLEST_SPAN <= high <= 255:
-        found.append(f"values from {low:g} to {high:g}, which look like an 8-bit picture and not like CT numbers")
+        found.append(f"values from {low:g} to {high:g}, which look like an 8-bit picture, not like CT numbers")
     elif (problem := not_hounsfield(volume.array)) is not None:
         found.append(problem)
     if min(volume.spacing_mm) < SPACING_RANGE_MM[0] or max(volume.spacing_mm) > SPACING_RANGE_MM[1]:
@@ -379,7 +379,7 @@ def write_volume(path: Path, volume: Volume) -> None:
         if suffix_of(path) in NIFTI_SUFFIXES:
             write_nifti(folder / name, _nifti_start(volume, folder, path), volume.array)
             if not is_whole(folder / name):
-                raise OSError(f"{path}: could not be written whole")
+                raise OSError(f"{path}: could not be written completely")
         else:
             _write_by_simpleitk(folder / name, volume, path)
         for file in sorted(folder.iterdir(), key=lambda file: file.name == name):
