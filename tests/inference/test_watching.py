@@ -227,7 +227,7 @@ def test_a_folder_that_is_gone_for_a_while_is_no_end(arrivals, caplog):
 @pytest.mark.parametrize(
     "words, expected",
     [
-        (["--watch", "in", "-num_parts", "2"], "folder of its own"),
+        (["--watch", "in", "-num_parts", "2"], "its own folder"),
         (["--watch", "missing"], "no such folder"),
         (["-i", "in", "--json_lines"], "go with --watch"),
     ],

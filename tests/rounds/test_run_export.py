@@ -32,7 +32,7 @@ def test_a_round_is_exported_as_a_dataset_that_stock_nnunet_accepts(run):
     assert document["numTraining"] == 7 and document["labels"] == read_json(run.raw / "dataset.json")["labels"]
     roles = {case: entry["role"] for case, entry in read_json(target / "flare_cases.json")["cases"].items()}
     assert sorted(roles.values()) == ["labelled"] * 4 + ["pseudo"] * 3
-    with pytest.raises(InputError, match="there already"):
+    with pytest.raises(InputError, match="exists already"):
         export_dataset(run, 1, 77)
     with pytest.raises(InputError, match="expected 1 to 1"):
         export_dataset(run, 5, 78)
