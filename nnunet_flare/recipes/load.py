@@ -23,7 +23,7 @@ def shipped_recipes() -> list[str]:
 
 
 def load_recipe(name_or_path: str, settings: Mapping[str, str] | None = None) -> Recipe:
-    """A shipped recipe by name or the user's own by path, with ``--set`` values applied.
+    """Load a shipped recipe by name or your own by path, and apply ``--set`` values.
 
     Args:
         name_or_path: name of a shipped recipe, or a ``.yaml`` file.

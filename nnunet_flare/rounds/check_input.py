@@ -1,4 +1,4 @@
-"""What a run is to be made of, and the checks of it: each a function in :data:`CHECKS`, all problems told at once."""
+"""The input of a run and its checks: each check is a function in :data:`CHECKS`, and all problems are told at once."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ class RunInput:
         request: what the user asked for.
         recipe: the recipe.
         raw: folder of the labelled dataset.
-        preprocessed: its folder in nnUNet_preprocessed, which may not be there yet.
+        preprocessed: its folder in nnUNet_preprocessed, which may not exist yet.
         document: its dataset.json.
         labelled: ids of its labelled and partial cases.
-        is_new: whether no run stands in the run's folder yet.
+        is_new: whether the run's folder has no run yet.
         is_sound: whether nothing is wrong with the labelled cases.
-        sources: files of the unlabelled scans by id; empty where they cannot be listed.
+        sources: files of the unlabelled scans by id; empty if they cannot be listed.
         init_folds: folds of the given model that are members.
     """
 
@@ -265,7 +265,7 @@ def _labelled(raw: Path, document: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def check_init_members(request: Request, folds: Sequence[str], recipe: Recipe) -> None:
-    """Refuse given models that the recipe's rule could not judge the labels of.
+    """Refuse given models whose labels the recipe's rule cannot judge.
 
     Raises:
         InputError: for one model where the rule needs agreement, for several folds where checkpoints are compared, and

@@ -1,4 +1,4 @@
-"""What leaves a run: a round as a plain nnU-Net dataset, the ledger as CSV; the final model in ``share.py``."""
+"""Export from a run: a round as an nnU-Net dataset, the ledger as CSV. The final model: ``share.py``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def export_ledger(run: Run, path: Path) -> Path:
 def export_dataset(run: Run, number: int | None, dataset_id: int) -> Path:
     """Write the data of a round's training as ``nnUNet_raw/Dataset<id>_<name>``: images linked, NIfTI labels.
 
-    Where organs were ignored, the label maps hold the *ignore* value and dataset.json declares it.
+    If organs were ignored, the label maps have the *ignore* value, and dataset.json declares it.
 
     Raises:
         InputError: when the id is taken, or the round has no selection to export.

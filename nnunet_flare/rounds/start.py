@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked run that was not started: what ``--dry-run`` shows and :func:`start_run` writes."""
+    """A checked run that is not started yet: ``--dry-run`` shows it, :func:`start_run` writes it."""
 
     run: Run
     labelled: tuple[str, ...]
@@ -35,7 +35,7 @@ class Plan:
 
 
 def plan_run(request: Request, recipe: Recipe, folders: Mapping[str, Path]) -> Plan:
-    """Check all input; nothing is written.
+    """Check all input and write nothing.
 
     Raises:
         InputError: all problems of the input at once.
@@ -69,7 +69,7 @@ def plan_run(request: Request, recipe: Recipe, folders: Mapping[str, Path]) -> P
 
 
 def start_run(plan: Plan) -> Run:
-    """Write the manifest and freeze the unlabelled cases; an existing run with the same settings is returned.
+    """Write the manifest and freeze the unlabelled cases, or return the existing run with the same settings.
 
     Raises:
         InputError: when the folder or the name belongs to another run.

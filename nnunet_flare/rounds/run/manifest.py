@@ -1,4 +1,4 @@
-"""What a run is: its manifest ``run.json``, written once at the start and compared when it is resumed."""
+"""A run: its manifest ``run.json`` is written once at the start, and compared when the run is resumed."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
-        """A run as it stands on disk, to read.
+        """Open a run on disk for reading.
 
         Raises:
-            InputError: when the folder holds no run, or its manifest is damaged.
+            InputError: when the folder is not a run, or its manifest is damaged.
         """
         return load_run(Path(folder))
 
@@ -72,7 +72,7 @@ class Run:
         return case_rows(self.paths)
 
     def current(self) -> Run:
-        """The run with the early stop that its folder says by now."""
+        """The run with the early stop that its folder has now."""
         stop = self.paths.stop
         if not stop.is_file():
             return self.as_planned()
@@ -104,19 +104,19 @@ class Run:
 
     @property
     def base(self) -> Base:
-        """What the rounds build on."""
+        """Plans and configuration of the rounds."""
         return Base(self.preprocessed, self.settings.plans_name, *self._base_parts(final=False), "plan")
 
     @property
     def final_base(self) -> Base:
-        """What the final model builds on: the same, unless the recipe gives it plans of its own."""
+        """Plans and configuration of the final model: those of the rounds, unless the recipe gives it its own."""
         if self.settings.final_plans_name is None:
             return self.base
         return Base(self.preprocessed, self.settings.final_plans_name, *self._base_parts(final=True), "plan-final")
 
     @property
     def coarse_base(self) -> Base | None:
-        """What the coarse model builds on; None where the run trains none."""
+        """Plans and configuration of the coarse model; None if the run trains none."""
         roi, name = self.recipe.roi, self.settings.coarse_plans_name
         if roi is None or name is None:
             return None
@@ -130,10 +130,10 @@ class Run:
 
     @property
     def coarse_model(self) -> Path:
-        """The coarse model's folder: the given one, else the one that the run trains.
+        """The folder of the coarse model: the given one, or the one that the run trains.
 
         Raises:
-            InputError: where the recipe has no coarse model.
+            InputError: if the recipe has no coarse model.
         """
         roi = self.recipe.roi
         if roi is None:
@@ -185,7 +185,7 @@ class Run:
         """One round.
 
         Raises:
-            ValueError: for a number that the run has no round of.
+            ValueError: if the run has no round with this number.
         """
         final, recipe = self._final_number, self.recipe
         if not 0 <= number <= final + (recipe.final.finetune is not None):
@@ -217,7 +217,7 @@ class Run:
         )
 
     def environment(self) -> dict[str, str]:
-        """The environment of the run's child processes: nnU-Net's folders as at the start of the run."""
+        """The environment of the run's child processes, with nnU-Net's folders as at the start of the run."""
         trusted = {TRUST_VARIABLE: "1"} if self.settings.trust_checkpoint else {}
         return safe_environment({**os.environ, **self.settings.folders, **trusted})
 
