@@ -47,22 +47,22 @@ def page(results: Results, longer: Results | None = None) -> str:
 
 HEAD = """# Evidence on the phantom
 
-Which way of using unlabelled scans helps, when everything else is the same? Every recipe runs on [synthetic
-abdomens](phantom.md) whose truth is known: the labelled scans come from a narrow domain (one scanner, portal phase,
+Which way of using unlabelled scans helps if everything else is the same? Every recipe runs on [synthetic
+abdomens](phantom.md) with known true labels. The labelled scans come from a narrow domain (one scanner, portal phase,
 healthy), the unlabelled and the test scans from a wide one. All arms have the same tiny network, the same optimiser,
-the same augmentation for all scans, class weights in the cross-entropy, and as many labelled as pseudo-labelled
-samples. This says nothing about patients, and nothing about the papers' systems at their size.
+the same augmentation for all scans, class weights in the cross-entropy, and equal numbers of labelled and
+pseudo-labelled samples. The results say nothing about patients, and nothing about the papers' systems at full size.
 """
 
 QUESTION_A = """## The papers' question: does a network learn more with unlabelled scans?
 
-Every network has the same optimiser steps: the control, every teacher, every student. That is the papers' protocol,
-who train each network until it gains no more; what the teachers cost is left out.
+Every network has the same number of optimiser steps: the control, every teacher, every student. This is the papers'
+protocol: they train each network until it gains no more. The cost of the teachers is left out.
 """
 
-QUESTION_B = """## The sum: what does a computer do best with its time?
+QUESTION_B = """## The whole cost: what is the best use of computing time?
 
-The same arms, but the control has as many steps as all networks of an arm together, teachers included: twice, or four
+The same arms, but the control has the steps of all networks of an arm together, teachers included: two times or four
 times.
 """
 
@@ -71,19 +71,20 @@ LONGER = """## The papers' question with three times the steps
 
 STRONG = """## The same with strong augmentation
 
-Strong augmentation of the labelled scans alone gives much of what self-training gives. Here all arms have it, the
+Strong augmentation of the labelled scans gives much of what self-training gives. Here all arms have it, the
 control too.
 """
 
-RANKS = """Spearman's correlation of a rule's score with the true mean Dice of the pseudo-labels, the chance that the
-rule scores a label above the median Dice higher than one below it (AUC), and, organ by organ, the correlation of what
-the rule judges an organ by with the organ's true Dice (mean over the organs). Mean, lowest and highest of the seeds.
+RANKS = """*Spearman* is the correlation of a rule's score with the true mean Dice of the pseudo-labels. *AUC* is the
+chance that the rule scores a label above the median Dice higher than a label below it. *Spearman by organ* is the
+correlation of the rule's value for an organ with the organ's true Dice, as the mean over the organs. Each cell has the
+mean, and the lowest and highest seed.
 """
 
 TOO_SHORT = (
-    f"- **So short a training has hardly learnt the labelled scans yet**: less than {ENOUGH_ROOM} of room says that "
-    "true labels of all scans would not help it either. These figures show which labels harm, and what selecting them "
-    "does. Whether self-training wins over a network that gains no more by itself, they cannot show."
+    f"- **These trainings are too short to learn even the labelled scans well.** With less than {ENOUGH_ROOM} to gain, "
+    "true labels of all scans hardly help either. These figures show which labels do harm, and what selection changes. "
+    "They cannot show whether self-training improves a network that is trained to the end."
 )
 
 TAIL = """## Run it again
@@ -93,9 +94,9 @@ python benchmarks/recipes.py --jobs 2
 python benchmarks/recipe_evidence.py
 ```
 
-`--quick`, which shows that all arms run, takes minutes. An arm and seed that has its file in
-`benchmarks/results/recipes/` is not run again. Each arm is a run of `flare-pseudolabel` with the `--set` values that
-stand in its file.
+With `--quick`, which only shows that all arms run, it takes minutes. An arm and seed with a file in
+`benchmarks/results/recipes/` is not run again. Each arm is a run of `flare-pseudolabel` with the `--set` values in
+its file.
 """
 
 
@@ -112,8 +113,8 @@ def _setting(results: Results) -> str:
     return (
         f"{cases['labelled']} labelled, {cases['unlabelled']} unlabelled and {cases['test']} test scans of "
         f"{' x '.join(map(str, first['size']))} voxels in each of {len(seeds)} seed(s); {_listed(steps)} optimiser "
-        "steps a network. Differences are taken test case by test case; the intervals (95 %) are of a bootstrap over "
-        f"seeds and cases. Measured on {machine['machine']}, one thread a training, {machine['cores']} cores; "
+        "steps per network. Differences are computed per test case; the intervals (95 %) come from a bootstrap over "
+        f"seeds and cases. Measured on {machine['machine']}, one thread per training, {machine['cores']} cores; "
         f"{hours:.1f} hours of tasks in all arms together.\n"
     )
 
@@ -131,7 +132,7 @@ def _shown(results: Results, augmentation: str, *, total: bool) -> list[System]:
 
 
 def _arms(results: Results, augmentation: str, *, total: bool) -> str:
-    compared = "minus the control of as many steps in all" if total else "minus control"
+    compared = "minus the control with the same steps in all" if total else "minus control"
     lines = [f"| | seeds | networks | mean Dice (95 % interval) | {compared} |", "|---|---|---|---|---|"]
     for system in _shown(results, augmentation, total=total):
         arm = results[system.name]
@@ -153,13 +154,16 @@ def _findings(results: Results, *, total: bool) -> str:
         gain = difference(results, system.name, control)
         clear = not np.isnan(gain.low) and abs(gain.mean) >= NOTHING and gain.low * gain.high > 0
         groups[("above" if gain.mean > 0 else "below") if clear else "open"].append(system.title)
-    lines = [f"Differences below about {NOTHING} mean nothing, and so do those whose interval holds 0.", ""]
+    lines = [
+        f"Differences below about {NOTHING} mean nothing; neither do those with 0 in their interval.",
+        "",
+    ]
     if not total and ORACLE in results and CONTROL in results:
         room = difference(results, ORACLE, CONTROL)
-        lines.append(f"- Room there is (oracle minus control): {room}.")
+        lines.append(f"- Most that can be gained (oracle minus control): {room}.")
         if room.mean < ENOUGH_ROOM:
             lines.append(TOO_SHORT)
-    words = {"above": "Above the control", "below": "Below the control", "open": "Not told apart from the control"}
+    words = {"above": "Above the control", "below": "Below the control", "open": "Not distinguishable from the control"}
     lines += [f"- {words[group]}: {'; '.join(names)}." for group, names in groups.items() if names]
     missing = [s.title for s in SYSTEMS if s.name not in results and s.augmentation == "stock"]
     lines += [f"- Not measured yet: {'; '.join(missing)}."] if missing and not total else []
@@ -177,7 +181,7 @@ def _organs(results: Results) -> str:
 
 def _pseudo_labels(results: Results) -> str:
     lines = [
-        "| | round | taken | true Dice of all | of those taken | test Dice of the models that label |",
+        "| | round | taken | true Dice of all labels | true Dice of taken labels | test Dice of the labelling models |",
         "|---|---|---|---|---|---|",
     ]
     for system in _shown(results, "stock", total=False):

@@ -174,7 +174,7 @@ def _parse_labels(
     if labels is None:
         return None
     if not isinstance(labels, list) or not all(_is_int(a) and a > 0 for a in labels):
-        problems.append(f"{where}.{key}: found {labels!r}, expected a list of label ids above 0")
+        problems.append(f"{where}.{key}: found {labels!r}, expected a list of label ids, each above 0")
         return None
     if known is not None and not set(labels) <= known:
         absent = sorted(set(labels) - known)
@@ -211,7 +211,7 @@ def find_table(
         return read_table(own, labels=labels, strict=True)
     if is_round:
         raise InputError(
-            f"{own}: missing, but configuration '{configuration}' is a round of flare-pseudolabel. "
+            f"{own}: is missing, but configuration '{configuration}' is a round of flare-pseudolabel. "
             "Build the round again with flare-pseudolabel run or retry."
         )
     candidates = [path / FILE_NAME for path in (preprocessed, raw) if path is not None and (path / FILE_NAME).is_file()]
@@ -220,7 +220,7 @@ def find_table(
     tables = [read_table(path, labels=labels) for path in candidates]
     if len(tables) == 2 and dict(tables[0].cases) != dict(tables[1].cases):
         raise InputError(
-            f"{candidates[0]} and {candidates[1]} differ. Keep the right one, delete or update the other, "
-            "so that it is clear which roles the training uses."
+            f"{candidates[0]} and {candidates[1]} differ. Keep the right one and delete or update the "
+            "other; the training must know which roles to use."
         )
     return tables[0]

@@ -29,7 +29,7 @@ def load_checkpoint(path: Path, *, trust: bool = False) -> dict[str, Any]:
     content = read_weights(path, trust=trust)
     missing = [key for key in REQUIRED if not isinstance(content, dict) or key not in content]
     if missing:
-        raise InputError(f"{path}: is no checkpoint of an nnU-Net trainer, it lacks {', '.join(missing)}")
+        raise InputError(f"{path}: is not a checkpoint of an nnU-Net trainer; it lacks {', '.join(missing)}")
     return content
 
 
@@ -46,13 +46,14 @@ def read_weights(path: Path, *, trust: bool = False) -> Any:
         return _load(path, trust=trust)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path}: holds more than weights and numbers ({_reason(error)}); a file from a source you do not trust "
-            "can run any program when opened. If you trust it, use --trust-checkpoint"
+            f"{path}: holds more than weights and numbers ({_reason(error)}); opening such a file can run any "
+            "program. If "
+            "you trust its source, use --trust-checkpoint"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise InputError(
             f"{path}: cannot be read as a checkpoint ({_reason(error)}); its {path.stat().st_size} bytes look "
-            "truncated or damaged, copy it again"
+            "truncated or damaged; copy it again"
         ) from error
 
 
@@ -72,8 +73,8 @@ def _load(path: Path, *, trust: bool) -> Any:
         return torch.load(path, map_location="cpu", weights_only=False, mmap=mapped)
     if not hasattr(torch.serialization, "safe_globals"):
         raise InputError(
-            f"{path}: torch {torch.__version__} cannot admit NumPy scalars while reading weights only; use torch 2.5 "
-            "or newer, or --trust-checkpoint for a file whose origin you know"
+            f"{path}: torch {torch.__version__} cannot read it as weights only (it holds NumPy scalars); use "
+            "torch 2.5 or newer, or --trust-checkpoint if you know the file's origin"
         )
     with torch.serialization.safe_globals(_allowed()):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)

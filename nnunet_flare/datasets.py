@@ -68,9 +68,9 @@ def resolve_dataset(name_or_id: str | int, raw: Path) -> Path:
     else:
         found = [name for name in known if name == wanted]
     if len(found) > 1:
-        raise InputError(f"dataset {wanted}: {raw} holds {' and '.join(found)}; rename one, ids must be unique")
+        raise InputError(f"dataset {wanted}: {raw} holds {' and '.join(found)}; ids must be unique; rename one")
     if not found:
-        there = ", ".join(known) or "no dataset at all"
+        there = ", ".join(known) or "no dataset"
         raise InputError(f"dataset {wanted}: not in {raw}, which holds {there}; expected an id or Dataset<id>_<Name>")
     return raw / found[0]
 
@@ -135,7 +135,7 @@ def read_dataset_json(folder: Path, problems: list[str]) -> dict[str, Any] | Non
     """A data set's dataset.json; None where it cannot be used, and ``problems`` then says why."""
     path = folder / "dataset.json"
     if not path.is_file():
-        problems.append(f"{path}: no such file; a dataset needs one, see nnU-Net's dataset format")
+        problems.append(f"{path}: no such file; every nnU-Net dataset needs one")
         return None
     try:
         document = load_json(path)
@@ -182,13 +182,13 @@ def _training_cases(folder: Path, document: Mapping[str, Any], problems: list[st
         match = pattern.fullmatch(path.name)
         if match is None or path.name.startswith("."):
             problems.append(
-                f"{path}: expected <case>_0000{ending}; nnU-Net takes every file here for a scan, rename or remove it"
+                f"{path}: expected <case>_0000{ending}; nnU-Net takes every file here for a scan; rename or remove it"
             )
         else:
             by_case.setdefault(match.group(1), []).append(path)
     label_names = {p.name[: -len(ending)] for p in labels.iterdir() if p.name.endswith(ending) and p.name[0] != "."}
     problems += [
-        f"{labels / (case + ending)}: a label map without images in imagesTr"
+        f"{labels / (case + ending)}: label map without images in imagesTr"
         for case in sorted(label_names - set(by_case))
     ]
     cases = {}
@@ -210,7 +210,7 @@ def _listed_cases(folder: Path, document: Mapping[str, Any], problems: list[str]
     for case, entry in listed.items() if isinstance(listed, dict) else ():
         if not re.fullmatch(r"[^./\\\0][^/\\\0]*", case):
             problems.append(
-                f"{folder / 'dataset.json'}: dataset: the case id {case!r} is no file name and leads elsewhere"
+                f"{folder / 'dataset.json'}: dataset: the case id {case!r} is not a plain file name; rename it"
             )
             continue
         try:
@@ -220,8 +220,8 @@ def _listed_cases(folder: Path, document: Mapping[str, Any], problems: list[str]
             continue
         expanded = [folder / os.path.expandvars(path) for path in (*images, label)]
         problems += [
-            f"{case}: {path}: is no {ending} file, which dataset.json's file_ending says; nnU-Net reads and copies all "
-            "files as that: convert it, or correct file_ending"
+            f"{case}: {path}: is not a {ending} file, but file_ending in dataset.json says so; convert it, "
+            "or correct file_ending"
             for path in expanded
             if not path.name.endswith(ending)
         ]
@@ -273,7 +273,7 @@ def _check_case(
             problems.append(f"{case}: {path}: {grid.doubt}; {doubtful(reader)}")
         difference, rounding = geometry_difference(first, grid), rounding_difference(first, grid)
         if difference:
-            problems.append(f"{case}: {path}: another grid than {files.images[0].name}: {difference}")
+            problems.append(f"{case}: {path}: not on the grid of {files.images[0].name}: {difference}")
         elif rounding:
             log.warning("%s: %s: nearly the grid of %s: %s", case, path, files.images[0].name, rounding)
     entry = table.get(case, Case())

@@ -56,7 +56,7 @@ def check_packages() -> list[Finding]:
     try:
         requirements = [Requirement(line) for line in metadata.requires(DISTRIBUTION) or ()]
     except metadata.PackageNotFoundError:
-        return [*findings, Finding("problem", f"{DISTRIBUTION} is not installed but only on the path: pip install it")]
+        return [*findings, Finding("problem", f"{DISTRIBUTION} is only on the path, not installed: pip install it")]
     findings.append(Finding("ok", f"{DISTRIBUTION} {nnunet_flare.__version__} ({Path(nnunet_flare.__file__).parent})"))
     for requirement in requirements:
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
@@ -100,12 +100,13 @@ def check_plugin() -> list[Finding]:
     extension = Path(nnunet_flare.__file__).parent / "ext"
     if str(extension) in os.environ.get(FALLBACK_VARIABLE, "").split(os.pathsep):
         level: Level = "note"
-        remedy = f"{FALLBACK_VARIABLE} is set, so trainers are found all the same"
+        remedy = f"{FALLBACK_VARIABLE} is set, so trainers are found anyway"
     else:
         level = "problem"
         remedy = f"trainers are found with: export {FALLBACK_VARIABLE}={extension}"
     planners = (
-        'planners with: python -c "import nnunet_flare.plugin as p; p.install(); from nnunetv2.experiment_planning.'
+        'planners are found with: python -c "import nnunet_flare.plugin as p; p.install(); from '
+        "nnunetv2.experiment_planning."
         'plan_and_preprocess_entrypoints import plan_and_preprocess_entry as plan; plan()" -d 22 -pl nnUNetPlannerFlare'
     )
     return [
@@ -129,10 +130,10 @@ def _why_inactive() -> str | None:
         return "this Python runs without start-up files (python -S)"
     folders = [Path(folder) for folder in (*site.getsitepackages(), site.getusersitepackages())]
     if any((folder / START_UP_FILE).is_file() for folder in folders):
-        return f"{START_UP_FILE} is there but did not run; Python says why on stderr when it starts"
+        return f"{START_UP_FILE} exists but did not run; Python says why on stderr when it starts"
     home = Path(nnunet_flare.__file__).parents[1]
     if home not in folders:
-        return f"{home} is no site folder of this Python (pip install --target, or a source folder on PYTHONPATH)"
+        return f"{home} is not a site folder of this Python (pip install --target, or a source folder on PYTHONPATH)"
     return f"{home} holds no {START_UP_FILE}; install {DISTRIBUTION} again"
 
 
@@ -143,7 +144,7 @@ def _stock_commands() -> Iterator[Finding]:
     if found is None:
         yield Finding("note", f"nnUNetv2_train is not on PATH; its folder is {scripts}")
     elif Path(found).parent != scripts and Path(found).resolve().parent != scripts.resolve():
-        yield Finding("problem", f"{found} belongs to another environment than this one ({scripts}); fix PATH")
+        yield Finding("problem", f"{found} belongs to another environment, not to this one ({scripts}); fix PATH")
 
 
 def check_hardware() -> list[Finding]:
@@ -171,8 +172,8 @@ def _why_no_gpu() -> str:
     import torch
 
     if Path("/proc/driver/nvidia").is_dir() and torch.version.cuda is None:
-        return "no GPU: a driver is there, but this torch is a build for CPUs; install a CUDA build"
-    return "no GPU that torch can use; commands take -device cpu"
+        return "no GPU: there is a driver, but this torch is built for CPUs; install a CUDA build"
+    return "no GPU that torch can use; give the commands -device cpu"
 
 
 def _torchvision() -> Iterator[Finding]:
@@ -183,7 +184,10 @@ def _torchvision() -> Iterator[Finding]:
         importlib.import_module("torchvision")
     except Exception as error:  # whatever a binary that does not fit raises
         versions = f"torchvision {_version('torchvision')} does not fit torch {_version('torch')} ({error})"
-        yield Finding("note", f"{versions}: nnUNetv2_train cannot find variants of stock trainers; ours are found")
+        yield Finding(
+            "note",
+            f"{versions}: nnUNetv2_train does not find variants of stock trainers; it finds those of this package",
+        )
 
 
 def _shared_memory(folder: Path = Path("/dev/shm")) -> Iterator[Finding]:
@@ -193,8 +197,8 @@ def _shared_memory(folder: Path = Path("/dev/shm")) -> Iterator[Finding]:
     if total < LOW_SHARED_MEMORY_GB:
         yield Finding(
             "note",
-            f"{folder} has {total:.2f} GB: training workers may die; docker run --ipc=host or --shm-size=8g "
-            "(flare-predict needs none)",
+            f"{folder} has {total:.2f} GB: training workers may die; use docker run --ipc=host or "
+            "--shm-size=8g (flare-predict needs none)",
         )
 
 
@@ -217,10 +221,12 @@ def _folder(variable: str, folder: Path) -> Finding:
     told = f"{variable}={folder}, {free:.0f} GB free"
     if not os.access(folder, os.W_OK | os.X_OK):
         if variable == "nnUNet_raw":
-            return Finding("note", f"{told}, not writable: unlabelled scans are listed in nnUNet_preprocessed instead")
-        return Finding("problem", f"{told}, not writable: nothing can be stored there")
+            return Finding(
+                "note", f"{told}, not writable; the list of unlabelled scans goes to nnUNet_preprocessed instead"
+            )
+        return Finding("problem", f"{told}, not writable; make it writable or choose another folder")
     if free < LOW_DISK_GB and variable != "nnUNet_raw":
-        return Finding("note", f"{told}: little for preprocessed scans and checkpoints")
+        return Finding("note", f"{told}: not much for preprocessed scans and checkpoints")
     return Finding("ok", told)
 
 
@@ -241,6 +247,6 @@ def check_rounds(preprocessed: Path) -> list[Finding]:
             continue  # not a plans file
         for name, label in ignoring.items():
             marked = f"{plans.name}: configuration {name} marks uncertain voxels with {label}"
-            remedy = "train it with -tr nnUNetTrainerFlareST, or flare-pseudolabel export the round"
-            findings.append(Finding("note", f"{marked}, which a stock trainer takes for an organ: {remedy}"))
+            remedy = "train it with -tr nnUNetTrainerFlareST, or export the round with flare-pseudolabel export"
+            findings.append(Finding("note", f"{marked}, and a stock trainer takes that for an organ: {remedy}"))
     return findings

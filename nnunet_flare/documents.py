@@ -47,7 +47,7 @@ def load_yaml(path: Path, where: str | None = None, *, plain_text: bool = False)
         InputError: when it cannot be read or is no YAML.
     """
     where = where or str(path)
-    text = _parse(lambda: path.read_text(encoding="utf-8"), where, "no text in UTF-8")
+    text = _parse(lambda: path.read_text(encoding="utf-8"), where, "not text in UTF-8")
     return parse_yaml(text, where, plain_text=plain_text)
 
 
@@ -60,7 +60,7 @@ def parse_yaml(text: str, where: str, *, plain_text: bool = False) -> Any:
     import yaml
 
     loader = yaml.BaseLoader if plain_text else yaml.SafeLoader
-    return _parse(lambda: yaml.load(text, Loader=loader), where, "no valid YAML", yaml.YAMLError)
+    return _parse(lambda: yaml.load(text, Loader=loader), where, "not valid YAML", yaml.YAMLError)
 
 
 def load_rows(path: Path) -> list[tuple[int, list[str]]]:
@@ -77,7 +77,7 @@ def load_rows(path: Path) -> list[tuple[int, list[str]]]:
             reader = csv.reader(stream)
             return [(reader.line_num, [_plain(cell) for cell in row]) for row in reader if row]
 
-    return _parse(read, str(path), "no CSV in UTF-8", csv.Error)
+    return _parse(read, str(path), "not CSV in UTF-8", csv.Error)
 
 
 def csv_text(rows: Iterable[Sequence[Any]]) -> str:

@@ -147,7 +147,7 @@ def name_problem(case: str, folder: Path, patterns: Sequence[str] = LOOP_FILES, 
     room = limit - added - (len(temporary_prefix()) if renamed else 0)
     if own <= room:
         return None
-    return f"the name of case '{case[:30]}...' has {own} bytes, at most {room} fit with what is added to it; rename it"
+    return f"the name of case '{case[:30]}...' has {own} bytes, at most {room} are possible; shorten it"
 
 
 @contextmanager

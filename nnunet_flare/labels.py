@@ -98,7 +98,9 @@ def label_problems(document: Mapping[str, Any]) -> list[str]:
     if IGNORE in labels and (not isinstance(labels[IGNORE], int) or labels[IGNORE] in (0, *label_ids(labels))):
         return [f"labels: 'ignore' is {labels[IGNORE]!r}, expected one whole number above all others, {known[-1] + 1}"]
     if IGNORE in labels and labels[IGNORE] != known[-1]:
-        return [f"labels: 'ignore' is {labels[IGNORE]}, expected the highest number, {known[-1]}; number it last"]
+        return [
+            f"labels: 'ignore' is {labels[IGNORE]}, expected the highest number, {known[-1]}; give it the last number"
+        ]
     return _order_problems(document) if has_regions(labels) else []
 
 
@@ -108,7 +110,7 @@ def _order_problems(document: Mapping[str, Any]) -> list[str]:
     regions = list(_foreground(labels).items())
     names = [name for name, _ in regions]
     if order is None:
-        return [f"regions_class_order is missing; expected the label that each of the regions {names} is drawn with"]
+        return [f"regions_class_order is missing; expected one label id for each of the regions {names}"]
     if not isinstance(order, list) or not all(type(label) is int for label in order) or len(order) != len(regions):
         return [f"regions_class_order is {order!r}, expected one label id for each of {len(regions)} regions {names}"]
     problems = []
@@ -120,7 +122,8 @@ def _order_problems(document: Mapping[str, Any]) -> list[str]:
             said = f"only in {', '.join(told)}" if told else "in no region"
             problems.append(
                 f"regions_class_order {order}: a voxel of label {label} lies in {', '.join(holding)}, and would be "
-                f"drawn as {drawn}, which is {said}. Regions are drawn in the order of 'labels', each with its number: "
-                "list larger regions before those inside them, and give each a label that no later region holds"
+                f"drawn as {drawn}, which is {said}. Regions are drawn in the order of 'labels'. List larger regions "
+                "before "
+                "those inside them, and give each a label that no later region holds"
             )
     return problems

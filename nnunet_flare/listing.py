@@ -104,7 +104,7 @@ def list_scans(
     }
     cases = {case: choices[0] for case, choices in sorted(found.items()) if case not in clashes}
     for case in cases.keys() & refused.keys():  # the same case again, with other channels
-        refused[case] = f"{_told(cases.pop(case))} gives it too; {refused[case]}"
+        refused[case] = f"{_told(cases.pop(case))} gives the same case; {refused[case]}"
     return Listing(cases, refused, clashes, left, tuple(path for path in images if path not in outputs))
 
 
@@ -120,7 +120,7 @@ def list_label_maps(folder: Path, *, besides: Collection[Path] = ()) -> Listing:
     left = {path: why for path, why in others.items() if Path(path).stem not in found}
     for path in series:
         if path != folder:
-            left[str(path)] = "is a folder of DICOM files; expected label maps, one file a case"
+            left[str(path)] = "is a folder of DICOM files; expected label maps, one file per case"
             continue
         for file in sorted(folder.iterdir()):
             if file.is_file() and suffix_of(file) is None and is_dicom(file) and file.stem not in found:
@@ -148,7 +148,7 @@ def label_maps(
         raise InputError(f"{folder}: no such folder of {what}")
     listing = list_label_maps(folder, besides=besides)
     if one_each and listing.clashes:
-        raise InputError(f"{folder}: some cases twice:{told(listing.clashes)}")
+        raise InputError(f"{folder}: some cases are given twice:{told(listing.clashes)}")
     if not listing.cases and not listing.clashes:
         raise InputError(f"{folder}: no {what}; expected label maps named <case>{SUFFIXES[0]}{told(listing.left)}")
     return {case: files[0] for case, files in listing.cases.items()}, listing.not_taken
@@ -177,13 +177,17 @@ def _sort_out(folder: Path) -> tuple[list[Path], list[Path], dict[str, str]]:
     series = [path for path in others if path.is_dir() and _holds_dicom(path)]
     loose = [path for path in others if path.name != "DICOMDIR" and path.is_file() and is_dicom(path)]
     strange = {
-        str(path): f"is no file that can be read; expected {KNOWN} or DICOM files"
+        str(path): f"is not a readable file; expected {KNOWN} or DICOM files"
         for path in others
         if path not in loose and not path.is_dir() and IMAGE_LIKE.search(path.name)
     }
     if loose and (len(loose) > 1 or not (images or series)):
         return images, [folder, *series], {} if not (images or series) else strange
-    return images, series, strange | {str(path): "is one DICOM file; expected a series, in a folder" for path in loose}
+    return (
+        images,
+        series,
+        strange | {str(path): "is a single DICOM file; expected a folder with a series" for path in loose},
+    )
 
 
 def _holds_dicom(folder: Path) -> bool:
@@ -213,7 +217,7 @@ def _wrong_channels(case: str, found: Mapping[int, list[Path]], channels: int) -
     missing = [f"{case}_{channel:04d}" for channel in range(channels) if channel not in found]
     if missing:
         there = ", ".join(str(path) for paths in found.values() for path in paths)
-        return f"{there}: no file of the channel(s) {', '.join(missing)} beside it; {channels} channels are needed"
+        return f"{there}: has no file of channel(s) {', '.join(missing)}; {channels} channels are needed"
     return None
 
 
@@ -231,11 +235,11 @@ def _below(folder: Path, series: Collection[Path], besides: Collection[Path]) ->
         try:
             entries = [path for path in sorted(inner.iterdir()) if not path.name.startswith(".")]
         except OSError as error:
-            yield str(inner), f"cannot be looked into ({error.strerror})"
+            yield str(inner), f"cannot be opened ({error.strerror})"
             continue
         waiting = [path for path in entries if _is_plain_folder(path)] + waiting
         if inner not in series and _holds_dicom(inner):
-            yield str(inner), f"holds DICOM files, further below than one folder; give {inner.parent} itself"
+            yield str(inner), f"holds DICOM files more than one folder below; give {inner.parent} itself"
             entries = [path for path in entries if suffix_of(path) is not None]
         for path in entries:
             if path.is_dir() and not suffix_of(path):

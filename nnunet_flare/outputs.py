@@ -54,7 +54,7 @@ def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path | None], *, opt
         )
         more = f"; and {len(pairs) - SHOWN} more" if len(pairs) > SHOWN else ""
         raise InputError(
-            f"{option}: {told}{more}, which would be overwritten; nothing was written, choose another name"
+            f"{option}: {told}{more}, which would be overwritten; nothing was written. Choose another name"
         )
 
 
@@ -76,7 +76,7 @@ def check_document(
         raise InputError(f"{option} {path}: is a folder; expected the name of a {endings[0]} file")
     if os.path.lexists(path) and not path.name.lower().endswith(tuple(endings)):
         raise InputError(
-            f"{option} {path}: is there already and is no {endings[0]} file; nothing was written, choose another name"
+            f"{option} {path}: exists and is not a {endings[0]} file; nothing was written. Choose another name"
         )
     check_outputs([path], inputs, option=option)
 
@@ -91,7 +91,7 @@ def check_new(path: Path, *, option: str = "-o") -> None:
         return
     if os.path.lexists(path):
         what = "is not empty" if path.is_dir() and any(path.iterdir()) else "is not replaced"
-        raise InputError(f"{option} {path}: is there already and {what}; nothing was written, choose a new name")
+        raise InputError(f"{option} {path}: already exists and {what}; nothing was written. Choose a new name")
 
 
 def put_new(scratch: Path, target: Path) -> None:
@@ -107,7 +107,8 @@ def put_new(scratch: Path, target: Path) -> None:
         if is_empty or not os.path.lexists(target):
             raise
         raise InputError(
-            f"{target}: another command wrote it meanwhile; it stays as it is, and nothing of this export was kept"
+            f"{target}: another command wrote it in the meantime; it was left as it is, and nothing of this export "
+            "was kept"
         ) from error
 
 

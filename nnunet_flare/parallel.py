@@ -67,7 +67,7 @@ class Workers:
                     result = job.result()
                 except BrokenProcessPool as error:
                     raise FlareError(
-                        f"{description}: a worker process died, perhaps for lack of memory; use fewer with -np 1"
+                        f"{description}: a worker process died, perhaps it ran out of memory; use fewer with -np 1"
                     ) from error
                 yield jobs[job], result
                 bar.update()

@@ -95,7 +95,7 @@ def read_pretrained(path: Path, *, trust: bool = False) -> Pretrained:
     except (KeyError, TypeError, AttributeError, StopIteration, ValueError) as error:
         place = NNSSL_KEY if plan is not None else "init_args"
         raise InputError(
-            f"{path}: {place} is not as its program writes it ({type(error).__name__}: {error}); take the original file"
+            f"{path}: {place} is not what its program writes ({type(error).__name__}: {error}); take the original file"
         ) from error
 
 
@@ -187,13 +187,17 @@ def check_transfer(transfer: Transfer, pretrained: Pretrained, part: str) -> Non
     """
     problems = [
         *(f"{len(names)} {what} ({_some(names)})" for names, what in _bad(transfer) if names),
-        *(["its heads are of other labels"] if part == "all" and any(HEADS in f".{n}" for n in _all(transfer)) else []),
+        *(
+            ["its heads are for other labels"]
+            if part == "all" and any(HEADS in f".{n}" for n in _all(transfer))
+            else []
+        ),
     ]
     if transfer.missing or transfer.different:
         raise InputError(
             f"{pretrained.source}: its network differs from this configuration's in {part} weights: "
-            f"{'; '.join(problems)}. Take less of it (encoder, but-head), or a plan with its network "
-            "(plan.network=pretrained)"
+            f"{'; '.join(problems)}. Set training.pretrained_part to encoder or but-head, or plan its network with "
+            "plan.network=pretrained"
         )
 
 
@@ -225,5 +229,5 @@ def take_weights(pretrained: Pretrained, network: nn.Module, part: str) -> str:
     if transfer.fresh:
         words.append(f"{len(transfer.fresh)} start from random values ({_some(transfer.fresh)})")
     if transfer.unused:
-        words.append(f"{len(transfer.unused)} of the file are not used ({_some(transfer.unused)})")
+        words.append(f"{len(transfer.unused)} weights of the file are not used ({_some(transfer.unused)})")
     return "; ".join(words)

@@ -163,7 +163,7 @@ def check_name(kind: str, name: Any, where: str) -> Any:
     if found is None:
         raise InputError(f"{where}: no {kind} named {name} is installed here; nnU-Net has {', '.join(known.stock)}")
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise InputError(f"{where}: {name} is no {kind} ({known.base}); nnU-Net has {', '.join(known.stock)}")
+        raise InputError(f"{where}: {name} is not a {kind} ({known.base}); nnU-Net has {', '.join(known.stock)}")
     return found
 
 
@@ -223,8 +223,9 @@ def _module_class(
 
     if not (isinstance(name, str) and name.startswith(tuple(f"{package}." for package in packages))):
         raise InputError(
-            f"{where}: {key} names {name!r}, which is not of {', '.join(packages)}; building it runs code that comes "
-            "from elsewhere. If you know and trust it, use --trust-checkpoint"
+            f"{where}: {key} names {name!r}, which is not in {', '.join(packages)}; building it runs code from "
+            "elsewhere. "
+            "If you know and trust it, use --trust-checkpoint"
         )
     if not all(part.isidentifier() for part in name.split(".")):
         raise InputError(f"{where}: {key} is {name!r}, expected the dotted name of a class")
@@ -239,7 +240,8 @@ def _module_class(
     home = str(getattr(found, "__module__", ""))
     if not (isinstance(found, type) and issubclass(found, nn.Module) and f"{home}.".startswith(_dotted(packages))):
         raise InputError(
-            f"{where}: {key}: {name} is no network or layer class of {', '.join(packages)}. If you know and trust it, "
+            f"{where}: {key}: {name} is not a network or layer class of {', '.join(packages)}. If you know and trust "
+            "it, "
             "use --trust-checkpoint"
         )
     return found

@@ -41,9 +41,11 @@ def _train(sections: Sections) -> Finding:
         return Finding("problem", f"no: see the problems under {', '.join(dict.fromkeys(problems))}")
     limits = []
     if not _cuda():
-        limits.append("on the CPU only (-device cpu), for the demo and small trials")
+        limits.append("only on the CPU (-device cpu), for the demo and small trials")
     if broken_import("torchvision"):
-        limits.append("variants of stock trainers are not found, since torchvision is broken; ours are")
+        limits.append(
+            "variants of stock trainers are not found, because torchvision is broken; those of this package are"
+        )
     return Finding("note", f"yes, but {'; '.join(limits)}") if limits else Finding("ok", "yes")
 
 
@@ -79,7 +81,7 @@ def _slurm() -> Finding:
     missing = [name for name in SLURM if shutil.which(name) is None]
     if not missing:
         return Finding("ok", "yes")
-    return Finding("note", f"no: {', '.join(missing)} not on PATH; runs go on this machine (--executor local)")
+    return Finding("note", f"no: {', '.join(missing)} not on PATH; runs work on this machine (--executor local)")
 
 
 def _gpu() -> Finding:
@@ -94,7 +96,7 @@ def _gpu() -> Finding:
         return Finding("ok", f"yes, {count}: {names}")
     if torch.backends.mps.is_available():
         return Finding("note", "only Apple's (-device mps)")
-    return Finding("note", "no, see hardware")
+    return Finding("note", "no: see the notes under hardware")
 
 
 def _cuda() -> bool:

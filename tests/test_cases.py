@@ -93,7 +93,7 @@ def test_filled_and_positive_organs_are_kept_and_no_validation_counts_filled_one
         ({"role": "partial", "annotated": [1, 14]}, "cases.liver_7.annotated: labels [14] are not in dataset.json"),
         (
             {"role": "partial", "annotated": [0]},
-            "cases.liver_7.annotated: found [0], expected a list of label ids above 0",
+            "cases.liver_7.annotated: found [0], expected a list of label ids, each above 0",
         ),
         ({"role": "partial", "annotated": "liver"}, "cases.liver_7.annotated: found 'liver'"),
         ({"role": "partial", "annotated": [True]}, "cases.liver_7.annotated: found [True]"),

@@ -49,7 +49,7 @@ def test_package_on_the_path_only_is_told(monkeypatch: pytest.MonkeyPatch) -> No
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "requires", absent)
-    assert "is not installed but only on the path" in texts(diagnosis.check_packages(), "problem")
+    assert "is only on the path, not installed" in texts(diagnosis.check_packages(), "problem")
 
 
 @pytest.fixture
@@ -78,9 +78,9 @@ def test_missing_start_up_file(inactive: None, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(diagnosis.site, "getusersitepackages", lambda: str(tmp_path))
     assert f"{REPOSITORY} holds no nnunet_flare_plugin.pth; install" in texts(diagnosis.check_plugin(), "problem")
     monkeypatch.setattr(diagnosis.site, "getsitepackages", lambda: [str(tmp_path)])
-    assert "is no site folder of this Python" in texts(diagnosis.check_plugin(), "problem")
+    assert "is not a site folder of this Python" in texts(diagnosis.check_plugin(), "problem")
     (tmp_path / "nnunet_flare_plugin.pth").write_text("")
-    assert "is there but did not run" in texts(diagnosis.check_plugin(), "problem")
+    assert "exists but did not run" in texts(diagnosis.check_plugin(), "problem")
 
 
 def test_inactive_plugin_comes_with_the_official_fallback(inactive: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_inactive_plugin_comes_with_the_official_fallback(inactive: None, monkey
     findings = diagnosis.check_plugin()
     assert "not active" in texts(findings, "note")
     assert "not active" not in texts(findings, "problem")
-    assert "trainers are found all the same" in texts(findings, "note")
+    assert "trainers are found anyway" in texts(findings, "note")
 
 
 def test_the_command_for_planners_is_one_that_works(inactive: None, tmp_path: Path) -> None:
@@ -194,13 +194,13 @@ def test_read_only_raw_data_are_fine_and_other_folders_not(
 ) -> None:
     monkeypatch.setattr(os, "access", lambda folder, mode: False)
     findings = diagnosis.check_folders()
-    assert "listed in nnUNet_preprocessed instead" in texts(findings, "note")
+    assert "goes to nnUNet_preprocessed instead" in texts(findings, "note")
     assert texts(findings, "problem").count("not writable") == 2
 
 
 def test_little_disk_is_a_note(nnunet_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(1e12, 0, 3e9))
-    assert texts(diagnosis.check_folders(), "note").count("3 GB free: little for") == 2
+    assert texts(diagnosis.check_folders(), "note").count("3 GB free: not much for") == 2
 
 
 def test_rounds_with_ignored_voxels_are_told(tmp_path: Path) -> None:

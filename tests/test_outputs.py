@@ -149,7 +149,7 @@ def test_a_finished_folder_takes_a_free_name_and_no_other(tmp_path: Path) -> Non
     (tmp_path / "full" / "theirs").touch()
     (tmp_path / "file").touch()
     for name in ("full", "file"):
-        with pytest.raises(InputError, match="another command wrote it meanwhile"):
+        with pytest.raises(InputError, match="another command wrote it in the meantime"):
             put_new(made(), tmp_path / name)
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["theirs"] and (tmp_path / "file").is_file()
     with pytest.raises(FileNotFoundError):

@@ -90,7 +90,7 @@ def test_a_case_id_of_dataset_json_that_leads_elsewhere_is_refused(tmp_path: Pat
         "dataset": {case: {"images": ["a.nii.gz"], "label": "b.nii.gz"}},
     }
     (tmp_path / "dataset.json").write_text(json.dumps(document))
-    assert any("is no file name" in line for line in check_dataset(tmp_path))
+    assert any("is not a plain file name" in line for line in check_dataset(tmp_path))
 
 
 @pytest.mark.parametrize("case", ["../evil", "/etc/evil", ".."])
@@ -113,7 +113,7 @@ def test_ids_of_reviews_must_be_cases_of_the_run(tmp_path: Path) -> None:
     from nnunet_flare.rounds.run.decisions import read_reviews
 
     (tmp_path / "d.csv").write_text("case,decision\n../../evil,accept\n")
-    with pytest.raises(InputError, match="is no unlabelled case"):
+    with pytest.raises(InputError, match="is not an unlabelled case"):
         read_reviews(tmp_path / "d.csv", ["a"], ["liver"])
 
 

@@ -26,7 +26,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 def test_a_broken_torchvision_is_told_where_it_bites(monkeypatch):
     broken(monkeypatch, "torchvision")
     found = verdicts(FINE)
-    assert found["train"].level == "note" and "torchvision is broken; ours are" in found["train"].text
+    assert found["train"].level == "note" and "torchvision is broken; those of this package are" in found["train"].text
     assert found["predict"].text.startswith("yes") and "torchvision" not in found["predict"].text
 
 

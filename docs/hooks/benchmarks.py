@@ -11,13 +11,13 @@ from typing import Any
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 INTRODUCTION = """# Benchmarks
 
-Every table below is drawn from the file that its script wrote (`benchmarks/results/*.json`), so no figure is copied by
-hand. Both sides of a comparison ran on one machine, shared with other work; raw repeats are in the files. Memory is
-that of the whole process tree where nothing else is said. Run a script again with the command shown: it needs the
-development environment that `make test` makes, and takes a phantom where a real scan is missing.
+Every table below is made from the file that its script wrote (`benchmarks/results/*.json`). No figure is copied by
+hand. Both sides of a comparison ran on the same machine, shared with other work. Single repeats are in the files.
+Memory is that of the whole process tree unless a table says otherwise. To run a script again, use the command shown. It
+needs the development environment that `make test` makes, and uses a phantom if a real scan is missing.
 
-↓: less is better. ↑: more is better. Without an arrow: neither. *Ours / reference* says how much of the other side's
-time or memory ours takes: 2 % is fifty times less.
+↓: less is better. ↑: more is better. No arrow: neither. *Ours / reference* is our time or memory as a share of the
+other side's: 2 % is fifty times less.
 """
 SETTING = ("command", "hardware", "environment", "machine", "cores", "cpu", "python", "versions", "bf16", "threads")
 REPEATS = ("turns", "runs")

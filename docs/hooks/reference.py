@@ -49,12 +49,19 @@ def on_files(files: Any, config: Any) -> Any:
 
 def commands_page() -> str:
     """Markdown with the help of every command and subcommand."""
-    lines = ["# Commands", "", "What each command says with `--help`. Exit codes: 0 all done; 1 some cases or tasks"]
-    lines += ["failed and are listed; 2 wrong usage or input. `--save_members` may be typed `--save-members`.", ""]
+    lines = [
+        "# Commands",
+        "",
+        "This page has the `--help` of each command. Exit codes: 0 all done; 1 some cases or tasks",
+    ]
+    lines += [
+        "failed and are listed; 2 wrong usage or input. `--save_members` may be typed `--save-members`.",
+        "",
+    ]
     lines += [
         "`flare-pseudolabel --print-completion bash` (or `zsh`, `tcsh`) prints a script that completes options at the"
     ]
-    lines += ["TAB key, where the extra `completion` is installed; so do the other commands.", ""]
+    lines += ["TAB key, if the extra `completion` is installed. The other commands do the same.", ""]
     for program, module in PROGRAMS.items():
         lines += [f"## {program}", "", "```text", help_text(module), "```", ""]
         for name in (*subcommands(module), *SUBCOMMANDS.get(program, ())):

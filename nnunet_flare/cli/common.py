@@ -16,7 +16,7 @@ from pathlib import Path
 from nnunet_flare.children import safe_children
 from nnunet_flare.errors import FlareError, InputError
 
-GOES_ON = "what is done is kept, and the same command goes on"
+GOES_ON = "finished work is kept; the same command goes on from there"
 STARTS_ANEW = "the same command starts again"
 """What is said after Ctrl-C."""
 
@@ -200,7 +200,7 @@ def parse_settings(words: Sequence[str]) -> dict[str, str]:
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
-            raise InputError(f"--set {word}: expected key=value, for example selection.threshold=0.85")
+            raise InputError(f"--set {word}: expected KEY=VALUE, for example selection.threshold=0.85")
         if key in settings:
             raise InputError(f"--set {key}: given twice ({settings[key]} and {value})")
         settings[key] = value

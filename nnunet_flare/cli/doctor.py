@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit code 0: nothing wrong; 1: problems, as listed; 2: wrong usage.",
     )
     parser.add_argument(
-        "-d", dest="dataset", metavar="DATASET", help="also open every file of this dataset (id or name in nnUNet_raw)"
+        "-d", dest="dataset", metavar="DATASET", help="dataset id or name in nnUNet_raw; also open every file of it"
     )
     return parser
 

@@ -38,67 +38,86 @@ def efficiency(words: list[str]) -> int:
     if args.container is not None:
         if command or args.name is not None:
             raise InputError(
-                "--container runs the image's own predict.sh once per scan; leave --name and -- COMMAND out"
+                "--container runs the image's own predict.sh once per scan; leave out --name and -- COMMAND"
             )
         return _measure_containers(args)
     given = [name for name in OF_CONTAINERS if getattr(args, name) is not None]
     if given:
         option = "-i" if given[0] == "i" else "--" + given[0].replace("_", "-")
-        raise InputError(f"{option} belongs to --container IMAGE, which is missing")
+        raise InputError(f"{option} needs --container IMAGE")
     if not command:
-        raise InputError("no command; write it after two hyphens: flare-evaluate efficiency -o OUT.csv -- COMMAND ...")
+        raise InputError(
+            "no command given; write it after two hyphens: flare-evaluate efficiency -o OUT.csv -- COMMAND ..."
+        )
     return _measure(args, command)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = HyphenParser(
         prog=f"{PROGRAM} efficiency",
-        usage=f"{PROGRAM} efficiency -o OUT.csv [--name NAME] [--gpu N] [--interval S] -- COMMAND ...\n"
-        f"       {PROGRAM} efficiency -o OUT.csv --container IMAGE -i CASES [--engine ENGINE] [--task N] "
-        "[--memory SIZE]\n       [--cpus N] [--shm_size SIZE] [--gpu N] [--interval S]",
-        description="Run a command, or one container per scan, and record wall time, GPU memory, processor use and RAM "
-        "of its process tree and of the machine. The row goes to OUT.csv (a row of the same name is replaced), the "
-        "samples to OUT_NAME.json and the curves to OUT_NAME.png. Columns and sums are the official ones; true "
-        "integrals, the challenges' tolerances and the process tree's own figures follow. Without a GPU its columns "
+        usage=f"{PROGRAM} efficiency -o OUT.csv [--name NAME] [--gpu N]\n"
+        "           [--interval S] -- COMMAND ...\n"
+        f"       {PROGRAM} efficiency -o OUT.csv --container IMAGE -i CASES\n"
+        "           [--engine ENGINE] [--task N] [--memory SIZE] [--cpus N]\n"
+        "           [--shm_size SIZE] [--gpu N] [--interval S]",
+        description="Run a command, or one container per scan. Record wall time, GPU memory, processor use and RAM "
+        "of its process tree and of the machine. OUT.csv gets one row (a row of the same name is replaced), "
+        "OUT_NAME.json the samples and OUT_NAME.png the curves. The first columns are the official ones. After them "
+        "come true integrals, the challenges' tolerances and the figures of the process tree. Without a GPU its "
+        "columns "
         "stay empty.",
     )
     parser.add_argument("-o", type=Path, required=True, metavar="OUT.csv", help="table of efficiency figures")
-    parser.add_argument("--name", help="name of the row, such as the case's file name (default: the command's)")
+    parser.add_argument(
+        "--name", help="name of the row, for example the case's file name (default: the command's name)"
+    )
     parser.add_argument(
         "--gpu",
         type=whole(0, 1023),
         default=0,
         metavar="N",
-        help="index of the GPU to watch, and that a container sees (default 0)",
+        help="index of the GPU to watch; a container sees this one (default 0)",
     )
     parser.add_argument(
-        "--interval", type=number(0.01, 60, "seconds"), default=0.1, metavar="S", help="seconds between samples (0.1)"
+        "--interval",
+        type=number(0.01, 60, "seconds"),
+        default=0.1,
+        metavar="S",
+        help="seconds between samples (default 0.1)",
     )
     group = parser.add_argument_group(
         "containers",
-        "Each scan is copied into a folder of its own, mounted as /workspace/inputs; sh predict.sh writes to "
-        "/workspace/outputs. The rows are named after the scans, label maps go to OUT_maps, what a container printed "
-        "to OUT_NAME.log. The columns Tree_... are the container's.",
+        "Each scan is copied into a folder of its own, mounted as /workspace/inputs. sh predict.sh writes to "
+        "/workspace/outputs. Rows are named after the scans. Label maps go to OUT_maps, the output of a container "
+        "to OUT_NAME.log. The columns Tree_... are those of the container.",
     )
-    group.add_argument("--container", metavar="IMAGE", help="image that the engine has; for apptainer a .sif file")
+    group.add_argument(
+        "--container", metavar="IMAGE", help="image that the engine has loaded; for apptainer a .sif file"
+    )
     group.add_argument("-i", type=Path, metavar="CASES", help=f"folder of scans, <case>_0000{ENDING}, or one scan")
-    group.add_argument("--engine", choices=tuple(ENGINES), help="default: the first of these on the PATH")
+    group.add_argument(
+        "--engine", choices=tuple(ENGINES), help="program that runs the image (default: the first of these on the PATH)"
+    )
     group.add_argument(
         "--task",
         type=whole(1, 3),
         metavar="N",
-        help="whose official limits hold: 2 (default) 8 GB and no GPU; 1 and 3 28 GB, 28 GB of /dev/shm and a GPU",
+        help="FLARE task whose limits apply: 2 (default): 8 GB, no GPU; 1 or 3: 28 GB, 28 GB of /dev/shm, a GPU",
     )
-    group.add_argument("--memory", type=_size, metavar="SIZE", help="other memory than the task's, as 8g or 512m")
-    group.add_argument("--cpus", type=number(0, 4096, "cores", above=True), metavar="N", help="cores (default: all)")
-    group.add_argument("--shm_size", type=_size, metavar="SIZE", help="another size of /dev/shm")
+    group.add_argument(
+        "--memory", type=_size, metavar="SIZE", help="memory limit, for example 8g or 512m (default: the task's)"
+    )
+    group.add_argument(
+        "--cpus", type=number(0, 4096, "cores", above=True), metavar="N", help="CPU cores (default: all)"
+    )
+    group.add_argument("--shm_size", type=_size, metavar="SIZE", help="size of /dev/shm (default: the task's)")
     return parser
 
 
 def _size(text: str) -> str:
     match = re.fullmatch(r"([1-9]\d*)([kmg])b?", text.lower())
     if match is None:
-        raise argparse.ArgumentTypeError(f"found {text[:40]!r}, expected a whole number and k, m or g, as 8g")
+        raise argparse.ArgumentTypeError(f"found {text[:40]!r}, expected a whole number and k, m or g, for example 8g")
     return "".join(match.groups())
 
 
@@ -167,7 +186,7 @@ def _measure_containers(args: argparse.Namespace) -> int:
         told = {"Time": "s", "MaxGPU_Mem": "MiB of GPU", "Tree_RAM": "MiB", "Tree_CPU_Seconds": "s of processor"}
         print(f"{scan.name}: " + ", ".join(f"{row[key]} {unit}" for key, unit in told.items() if row[key] is not None))
         if done.recording.cpu_seconds is None:
-            sys.stderr.write(f"{PROGRAM}: {case}: its processes were never seen; the columns Tree_... stay empty\n")
+            sys.stderr.write(f"{PROGRAM}: {case}: none of its processes was seen; the columns Tree_... stay empty\n")
         if done.problem is not None:
             failed += 1
             lines = "".join(f"\n  {line}" for line in last_lines(log).splitlines()) or " (it printed nothing)"
@@ -186,17 +205,17 @@ def _scans(args: argparse.Namespace) -> Listing:
     from nnunet_flare.listing import CHANNEL, Listing, list_scans, told
 
     if args.i is None:
-        raise InputError(f"--container: no scans; give a folder of <case>_0000{ENDING} files with -i")
+        raise InputError(f"--container needs -i, a folder of <case>_0000{ENDING} files")
     if args.i.is_file() and args.i.name.endswith(ENDING):
         stem = args.i.name[: -len(ENDING)]
         channel = CHANNEL.fullmatch(stem)
         case = channel.group(1) if channel and channel.group(2) == "0000" else stem
         return Listing({case: (args.i,)}, {}, {}, {})
     if not args.i.is_dir():
-        raise InputError(f"-i {args.i}: no such folder of scans, and no {ENDING} file")
+        raise InputError(f"-i {args.i}: no such folder, and no {ENDING} file")
     found = list_scans(args.i, 1, besides=[args.o.parent, _maps(args.o)])
     others = {
-        str(files[0]): f"is no {ENDING} file"
+        str(files[0]): f"is not a {ENDING} file"
         for files in found.cases.values()
         if files[0].suffixes[-2:] != [".nii", ".gz"]
     }
@@ -222,8 +241,8 @@ def _setup(args: argparse.Namespace) -> Setup:
     gpu = open_gpu(args.gpu) if limits.has_gpu else None
     if limits.has_gpu and gpu is None:
         raise InputError(
-            f"--task {task}: its containers have a GPU, and no NVIDIA GPU {args.gpu} answers here; choose another with "
-            "--gpu, or --task 2 for the CPU"
+            f"--task {task}: its containers need a GPU, and there is no NVIDIA GPU {args.gpu} here; choose another "
+            "with --gpu, or --task 2 for the CPU"
         )
     check_image(engine, args.container)
     check_limits(engine)

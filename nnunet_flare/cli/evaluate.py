@@ -42,63 +42,66 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = HyphenParser(
         prog=PROGRAM,
-        description="DSC and NSD as the official FLARE scripts compute them, tables, comparisons and box plots.",
-        epilog="flare-evaluate efficiency -o OUT.csv -- COMMAND ... measures time, memory and processor use of a "
-        "command instead, with --container IMAGE -i CASES those of one container per scan; see flare-evaluate "
+        description="Score predictions as the official FLARE scripts do (DSC and NSD): tables, comparisons, box plots.",
+        epilog="Exit code 0: all cases scored; 1: some were not, as listed; 2: wrong usage or input. flare-evaluate "
+        "efficiency "
+        "measures time, memory and processor use of a command or of a container; see flare-evaluate "
         "efficiency --help.",
     )
-    parser.add_argument("-ref", type=Path, metavar="DIR", help="reference label maps, <case>.nii.gz (or one file)")
-    parser.add_argument("-pred", type=Path, metavar="DIR", help="predicted label maps of the same names (or one file)")
+    parser.add_argument("-ref", type=Path, metavar="DIR", help="reference label maps <case>.nii.gz (or one file)")
+    parser.add_argument(
+        "-pred", type=Path, metavar="DIR", help="predicted label maps with the same names (or one file)"
+    )
     parser.add_argument(
         "--compare",
         nargs=2,
         type=Path,
         metavar=("A", "B"),
-        help="compare two methods case by case: folders of predictions (with -ref), or tables written before",
+        help="compare two methods case by case: folders of predictions (with -ref), or tables that this command wrote",
     )
     parser.add_argument(
         "-o",
         type=Path,
         required=True,
         metavar="OUT.csv",
-        help="table in the official layout; beside it OUT_summary.csv, OUT.json and OUT.png (box plots), and of "
-        "lesions OUT_healthy.csv: false positives in ml where the reference has none",
+        help="table in the official layout; next to it OUT_summary.csv, OUT.json, OUT.png (box plots) and, for "
+        "lesions, OUT_healthy.csv: false positives (ml) in scans without a lesion",
     )
     parser.add_argument(
         "--labels",
         default="flare22",
         metavar="SET",
         help="flare22 (default), flare23 (with lesions), flare24-lesion (task 1), flare24-organs (tasks 2 and 3), the "
-        "same of flare25 and flare26, or a dataset.json, whose regions are scored as unions and whose 'ignore' label "
-        "counts nowhere",
+        "same for flare25 and flare26, or a dataset.json; its regions are scored as unions, its 'ignore' label "
+        "is left out",
     )
     parser.add_argument(
         "--corrected",
         action="store_true",
-        help="score all labelled slices, compute NSD also under DSC 0.2, and round nothing",
+        help="score all labelled slices, compute NSD below DSC 0.2 too, and do not round",
     )
     parser.add_argument(
         "--tolerance_mm",
         type=number(0, 1000, "mm"),
         default=None,
         metavar="MM",
-        help="NSD tolerance of structures of a dataset.json that FLARE has no tolerance for (default 2)",
+        help="NSD tolerance of structures that FLARE has no tolerance for (default 2)",
     )
     parser.add_argument(
         "--missing",
         choices=("skip", "stop", "zero"),
-        help="a reference without prediction: stops everything (FLARE23's script), is left out (those of other years), "
-        "or scores 0 (default with --corrected or a dataset.json)",
+        help="for references without a prediction: stop (as FLARE23's script), skip them (as those of other years), "
+        "or score zero (default with --corrected or a dataset.json)",
     )
     parser.add_argument(
         "--as_stored",
         action="store_true",
-        help="compare voxel by voxel whatever the headers say, as the official script",
+        help="compare voxel by voxel and ignore the headers, as the official script does",
     )
     parser.add_argument(
         "-np", type=PROCESSES, default=None, metavar="N", help="worker processes (default: one per core)"
     )
-    parser.add_argument("--verbose", action="store_true", help="more detail in the log")
+    parser.add_argument("--verbose", action="store_true", help="log more")
     return parser
 
 
@@ -141,7 +144,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
         content = load_json(document)
         if not isinstance(content, dict) or not any(keys <= content.keys() for keys in OWN_KEYS):
             raise InputError(
-                f"-o {args.o}: {document}, which goes with it, is there already and was not written by this command; "
+                f"-o {args.o}: {document}, which belongs to it, exists and was not written by this command; "
                 "choose another name"
             )
 
@@ -192,7 +195,7 @@ def _write(args: argparse.Namespace, table: ScoreTable) -> None:
     _print_summary(table)
     written = [args.o, _summary_file(args), args.o.with_suffix(".json"), *healthy, *([picture] if drawn else [])]
     show(f"\nwritten: {', '.join(map(str, written))}")
-    next_step(f"{PROGRAM} --compare {args.o} OTHER.csv -o compared.csv", "another table beside this one")
+    next_step(f"{PROGRAM} --compare {args.o} OTHER.csv -o compared.csv", "to compare with another table")
 
 
 def _print_summary(table: ScoreTable) -> None:
@@ -216,7 +219,7 @@ def _print_summary(table: ScoreTable) -> None:
     print("\n".join([*lines, *tables.table(worst, header=["worst DSC"], width=columns())]))
     for row in table.healthy():
         at_most = f", at most {row.largest_ml:.4f} ml ({row.largest_case})" if row.with_any else ""
-        show(f"{row.structure}: {row.with_any} of {row.scans} scans without one in the reference have false positives "
+        show(f"{row.structure}: {row.with_any} of {row.scans} scans without it in the reference have false positives "
              f"({row.share:.1%}), {row.mean_ml:.4f} ml on average{at_most}")  # fmt: skip
 
 
@@ -230,7 +233,7 @@ def _compare(args: argparse.Namespace, structures: Sequence[Structure]) -> int:
     scored = {}
     for name, source in zip(names, args.compare, strict=True):
         if source.is_dir() and not args.ref:
-            raise InputError(f"--compare {source}: is a folder; give -ref DIR too, or a table that was written before")
+            raise InputError(f"--compare {source}: is a folder; give -ref DIR too, or a table that this command wrote")
         scored[name] = _table(args, source, structures) if source.is_dir() else read_csv(source, structures)
     comparison = compare(*scored.values())
     comparison.write_csv(args.o)
@@ -263,7 +266,7 @@ def _compare(args: argparse.Namespace, structures: Sequence[Structure]) -> int:
 
 def _distinct_names(paths: Sequence[Path]) -> list[str]:
     if paths[0].resolve() == paths[1].resolve():
-        raise InputError(f"--compare {paths[0]} {paths[1]}: the same twice; give two methods")
+        raise InputError(f"--compare {paths[0]} {paths[1]}: the same path twice; give two methods")
     names = [path.stem if path.suffix == ".csv" else path.resolve().name for path in paths]
     return names if names[0] != names[1] else [str(path) for path in paths]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from nnunet_flare.cli.common import number, open_streams, run_command, seldom_collecting, setup_logging
 from nnunet_flare.cli.parser import HyphenParser
+from nnunet_flare.cli.terminal import next_step
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.choices import DEFAULT_CHECKPOINT, ROI_RULES, TTA
 from nnunet_flare.outputs import check_new, check_outputs
@@ -25,12 +26,13 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = HyphenParser(
         prog=PROGRAM,
-        description="Write a trained model as one folder for flare-predict -m, which then needs neither PyTorch nor "
+        description="Write a trained model as one folder for flare-predict -m. Prediction then needs neither PyTorch "
+        "nor "
         "nnU-Net.",
         epilog="Exit code 0: the folder was written; 1: it could not be written; 2: wrong usage or input.",
     )
     p.add_argument("-m", dest="model", type=Path, required=True, metavar="MODEL", help="a trained model's folder")
-    p.add_argument("-o", dest="output", type=Path, required=True, metavar="OUT", help="the new folder")
+    p.add_argument("-o", dest="output", type=Path, required=True, metavar="OUT", help="new folder to write")
     p.add_argument(
         "-f",
         dest="folds",
@@ -38,7 +40,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="FOLD",
         help="folds to average (0 1 2 ... or all); default: all numbered folds found, else all",
     )
-    p.add_argument("-chk", dest="checkpoint", default=DEFAULT_CHECKPOINT, help="checkpoint file name")
+    p.add_argument(
+        "-chk",
+        dest="checkpoint",
+        default=DEFAULT_CHECKPOINT,
+        help="checkpoint file name (default checkpoint_final.pth)",
+    )
     p.add_argument(
         "--prev_stage",
         type=Path,
@@ -49,41 +56,51 @@ def parser() -> argparse.ArgumentParser:
         "--trust-checkpoint",
         "--trust_checkpoint",
         action="store_true",
-        help="open checkpoints that hold more than data, and networks of other packages; both can run any program",
+        help="load checkpoints that hold more than data, and networks of other packages; both can run any program",
     )
     p.add_argument(
         "--format",
         choices=("openvino", "onnx"),
         default="openvino",
-        help="onnx: also write fold_<k>/network.onnx (extra: export)",
+        help="openvino (default); onnx: also write fold_<k>/network.onnx (extra: export)",
     )
-    p.add_argument("--license", type=Path, metavar="FILE", help="of the weights; default: the model folder's, if any")
-    how = p.add_argument_group("what flare-predict does with it where nothing else is said")
+    p.add_argument(
+        "--license",
+        type=Path,
+        metavar="FILE",
+        help="licence of the weights (default: the one in the model folder, if any)",
+    )
+    how = p.add_argument_group("defaults of flare-predict with this model")
     how.add_argument(
         "-step_size",
         "--step_size",
         type=number(0, 1, above=True),
         default=0.9,
-        help="distance of windows as a share of the patch (default 0.9)",
+        help="step between windows as a share of the patch (default 0.9)",
     )
-    how.add_argument("--tta", choices=TTA, default="none", help="test-time augmentation")
+    how.add_argument("--tta", choices=TTA, default="none", help="test-time augmentation (default none)")
     how.add_argument(
         "--precision",
         choices=("auto", "fp32", "bf16"),
         default="auto",
-        help="fp32 also keeps the weights in single precision; else they are stored in half",
+        help="precision on the CPU (default auto); fp32 also stores the weights in single precision, otherwise half",
     )
     how.add_argument(
         "--postprocess",
         default="none",
         metavar="PIPELINE",
-        help="none, flare22 or another built-in pipeline, or a YAML file; kept in the folder",
+        help="post-processing: none (default), flare22 or another built-in pipeline, or a YAML file",
     )
     how.add_argument(
-        "--roi", default="none", metavar="none|MODEL", help="a coarse model, kept in the folder; as flare-predict --roi"
+        "--roi",
+        default="none",
+        metavar="none|MODEL",
+        help="coarse model that finds the organs' box, as in flare-predict --roi (default none)",
     )
-    how.add_argument("--roi_rule", choices=ROI_RULES, help="what counts for the box (default union)")
-    how.add_argument("--roi_margin", type=number(0, 10_000, "mm"), metavar="MM", help="around the box (default 20)")
+    how.add_argument("--roi_rule", choices=ROI_RULES, help="how the box is found, as in flare-predict (default union)")
+    how.add_argument(
+        "--roi_margin", type=number(0, 10_000, "mm"), metavar="MM", help="margin around the box (default 20)"
+    )
     p.add_argument("--verbose", action="store_true", help="show the details of errors")
     return p
 
@@ -113,7 +130,7 @@ def _run(args: argparse.Namespace) -> int:
     from nnunet_flare.inference.settings import PredictionSettings
 
     if is_exported(args.model):
-        raise InputError(f"{args.model}: was exported already; expected a trained model's folder")
+        raise InputError(f"{args.model}: is already an exported model; expected a trained model's folder")
     if args.model.is_file():
         raise InputError(f"{args.model}: is a file; expected a trained model's folder, unpack it first")
     postprocess = None
@@ -137,7 +154,8 @@ def _run(args: argparse.Namespace) -> int:
     check_outputs([args.output], [])
     export_model(model, args.output, export)
     size = sum(path.stat().st_size for path in args.output.rglob("*") if path.is_file())
-    print(f"{args.output}: written, {size / 1e6:.1f} MB; predict with flare-predict -m {args.output}")
+    print(f"{args.output}: written, {size / 1e6:.1f} MB")
+    next_step(f"flare-predict -m {args.output} -i SCANS -o OUT")
     return 0
 
 

@@ -23,7 +23,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also write OUT/statistics.csv and .json: volume (ml) and mean HU of every organ of every case",
     )
-    out.add_argument("--preview", action="store_true", help="also write OUT/<case>.png: three planes with the organs")
+    out.add_argument(
+        "--preview", action="store_true", help="also write a picture, OUT/<case>.png: three planes with the organs"
+    )
     out.add_argument(
         "--save_probabilities",
         action="store_true",
@@ -34,18 +36,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         choices=UNCERTAINTIES,
         const="entropy",
-        help="also write OUT/uncertainty/<case>.nii.gz, 0 to 255: entropy (default), of the mean softmax; "
-        "disagreement, the share of folds with another label",
+        help="also write OUT/uncertainty/<case>.nii.gz, 0 to 255: entropy of the mean softmax (default), or "
+        "disagreement: the share of folds with another label",
     )
     out.add_argument(
         "--dicom_seg",
         action="store_true",
-        help="of DICOM series, also write OUT/<case>.dcm, a DICOM segmentation (extra: dicom)",
+        help="for DICOM series also write a DICOM segmentation, OUT/<case>.dcm (extra: dicom)",
     )
     out.add_argument(
         "--rtstruct",
         action="store_true",
-        help="of DICOM series, also write OUT/rtstruct/<case>.dcm, a structure set for radiotherapy (extra: dicom)",
+        help="for DICOM series also write a radiotherapy structure set, OUT/rtstruct/<case>.dcm (extra: dicom)",
     )
 
 
@@ -76,7 +78,7 @@ def forms_of(args: argparse.Namespace, cases: Sequence[InputCase], dataset: dict
     if args.save_probabilities or args.uncertainty == "entropy":
         option = "--save_probabilities" if args.save_probabilities else "--uncertainty"
         if args.windows != "all":
-            raise InputError(f"{option} needs --windows all, not {args.windows}, which leaves windows out")
+            raise InputError(f"{option} needs --windows all; {args.windows} leaves windows out")
     if args.save_probabilities:
         from nnunet_flare.inference.probabilities import probabilities_form
 
@@ -137,6 +139,6 @@ def _rtstruct(output: Path, cases: Sequence[InputCase], names: dict[int, str]) -
 def _check_series(option: str, output: Path, cases: Sequence[InputCase]) -> None:
     for case in cases:
         if not case.files[0].is_dir():
-            raise InputError(f"{option}: {case.files[0]} is no DICOM series folder; leave {option} out")
+            raise InputError(f"{option}: {case.files[0]} is not a folder of a DICOM series; leave out {option}")
         if output.exists() and output.samefile(case.files[0]):
-            raise InputError(f"-o {output}: is a DICOM series, into which {option} would write; choose another")
+            raise InputError(f"-o {output}: is a DICOM series, and {option} would write into it; choose another folder")

@@ -13,12 +13,16 @@ from nnunet_flare.organs import LABEL_SETS
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options to the parser of the command."""
     parser.add_argument(
-        "-o", dest="output", type=Path, required=True, metavar="OUT", help="another folder to write into"
+        "-o", dest="output", type=Path, required=True, metavar="OUT", help="folder to write into, none of the inputs"
     )
     parser.add_argument("--base", type=Path, required=True, metavar="DIR", help="label maps to complete, one per case")
-    parser.add_argument("--partial", type=Path, metavar="DIR", help="ground truth of some organs; it always wins")
+    parser.add_argument("--partial", type=Path, metavar="DIR", help="ground truth of some organs; always wins")
     parser.add_argument(
-        "--annotated", nargs="+", default=[], metavar="ID", help="ids annotated in --partial, or a flare_cases.json"
+        "--annotated",
+        nargs="+",
+        default=[],
+        metavar="ID",
+        help="label ids that --partial annotates, or a flare_cases.json",
     )
     parser.add_argument(
         "--teacher", nargs="+", type=Path, default=[], metavar="DIR", help="label maps that must agree with the base"
@@ -28,12 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="NAME|FILE",
-        help="ids of the teachers: btcv, amos, totalsegmentator, none",
+        help="translate the teachers' label ids: btcv, amos, totalsegmentator, none or a YAML file; one for all or "
+        "one each",
     )
     parser.add_argument(
         "--on_disagree",
         choices=("ignore", "zero", "first"),
-        help="voxels on which base and teachers differ: ignored (default), background, or the base's",
+        help="label of voxels where base and teachers differ: ignore (default), zero: background, first: the base's",
     )
     parser.add_argument(
         "--union",
@@ -41,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole(1, 255),
         default=[],
         metavar="ID",
-        help="no vote: teachers add these ids to the base",
+        help="label ids that teachers add to the base, without a vote",
     )
     parser.add_argument(
         "--protect",
@@ -49,10 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole(1, 255),
         default=[],
         metavar="ID",
-        help="ids that win wherever one source has them",
+        help="label ids that win wherever one source has them",
     )
-    parser.add_argument("--labels", choices=tuple(LABEL_SETS), default="flare23", help="default flare23")
-    parser.add_argument("-np", dest="processes", type=PROCESSES, metavar="N", help="processes (default: one per core)")
+    text = f"label set of the result: {', '.join(LABEL_SETS)} (default flare23)"
+    parser.add_argument("--labels", choices=tuple(LABEL_SETS), default="flare23", metavar="SET", help=text)
+    parser.add_argument(
+        "-np", dest="processes", type=PROCESSES, metavar="N", help="worker processes (default: one per core)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -74,12 +82,13 @@ def run(arguments: argparse.Namespace) -> int:
     )
     result = merge_folders(request, processes=arguments.processes)
     print(
-        f"{arguments.output}: {len(result.outcomes) - len(result.constant)} cases written; merge.csv has a line of each"
+        f"{arguments.output}: {len(result.outcomes) - len(result.constant)} cases written; merge.csv has one line per "
+        "case"
     )
     if result.has_ignore:
         print(f'ignored voxels have the value {request.ignore_label}: declare "ignore" in dataset.json')
     for case in result.constant:
-        print(f"dropped: {case}: its merged map has one value only")
+        print(f"dropped: {case}: its merged label map has one value only")
     for case, reason in result.failed.items():
         print(f"set aside: {case}: {reason}", file=sys.stderr)
     return 1 if result.failed else 0

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 SHELLS = ("bash", "zsh", "tcsh")
+
+
+class _WholeWords(argparse.HelpFormatter):
+    """Breaks lines at spaces only, so that names such as ``flare-predict`` stay in one piece."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False, break_long_words=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(indent + line for line in self._split_lines(text, width - len(indent)))
 
 
 class HyphenParser(argparse.ArgumentParser):
@@ -18,10 +29,10 @@ class HyphenParser(argparse.ArgumentParser):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{"formatter_class": _WholeWords, **kwargs})
         self.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
         if " " not in self.prog:
-            text = "print a script that completes this command's options, and exit (extra: completion)"
+            text = "print a completion script for your shell and exit (extra: completion)"
             self.add_argument("--print-completion", action=_Completion, choices=SHELLS, help=text)
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
@@ -78,7 +89,7 @@ class HyphenParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line, with where the help is, and end with exit code 2."""
-        self.exit(2, f"{self.prog}: error: {message}\n{self.prog} --help lists what it takes\n")
+        self.exit(2, f"{self.prog}: error: {message}\n{self.prog} --help lists its options\n")
 
 
 def _one_of(words: Sequence[str]) -> str:

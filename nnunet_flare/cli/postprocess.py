@@ -34,13 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _apply(words: list[str]) -> int:
     parser = HyphenParser(
         prog=PROGRAM,
-        description="Apply a post-processing pipeline to label maps. Output has the input's names and geometry, uint8.",
-        epilog="flare-postprocess learn makes a pipeline with organ volumes learned from a training set, "
+        description="Apply a post-processing pipeline to label maps. The output has the same names and geometry, as "
+        "uint8.",
+        epilog="flare-postprocess learn makes a pipeline with the organ volumes of a training set, "
         "flare-postprocess tune chooses the operations that raise the Dice of validation predictions.",
     )
-    parser.add_argument("-i", type=Path, required=True, metavar="IN", help="folder of label maps <case>.nii.gz, or one")
     parser.add_argument(
-        "-o", type=Path, required=True, metavar="OUT", help="another folder; existing files are replaced"
+        "-i", type=Path, required=True, metavar="IN", help="folder of label maps <case>.nii.gz, or one file"
+    )
+    parser.add_argument(
+        "-o", type=Path, required=True, metavar="OUT", help="folder to write into, not -i; existing files are replaced"
     )
     parser.add_argument(
         "--pipeline",
@@ -52,9 +55,9 @@ def _apply(words: list[str]) -> int:
         "--image",
         type=Path,
         metavar="DIR",
-        help="images <case>_0000.nii.gz whose spacing and orientation replace the label maps' own (lost headers)",
+        help="images <case>_0000.nii.gz; their spacing and orientation replace those of label maps with lost headers",
     )
-    parser.add_argument("--labels", metavar="SET", help=f"{LABELS_HELP}; a pipeline file may name another default")
+    parser.add_argument("--labels", metavar="SET", help=f"{LABELS_HELP}; a pipeline file may set another default")
     args = _parse(parser, words)
     from nnunet_flare.postprocessing.folder import postprocess_folder
     from nnunet_flare.postprocessing.pipeline import load_pipeline
@@ -79,14 +82,15 @@ def _learn(words: list[str]) -> int:
         "--base",
         default="flare22",
         metavar="NAME",
-        help="pipeline whose volumes are replaced (default flare22); one without volumes gets them for all organs",
+        help="pipeline whose organ volumes are replaced (default flare22); one without volumes gets them for all "
+        "organs",
     )
     parser.add_argument(
         "--fraction",
         type=number(0, 1, above=True),
         default=0.5,
         metavar="F",
-        help="an organ goes below this share of its smallest volume (default 0.5, as Radboud's)",
+        help="erase an organ below this share of its smallest volume (default 0.5, as Radboud)",
     )
     parser.add_argument("--labels", metavar="SET", help=LABELS_HELP)
     args = _parse(parser, words)
@@ -116,10 +120,11 @@ def _learn(words: list[str]) -> int:
 def _tune(words: list[str]) -> int:
     parser = HyphenParser(
         prog=f"{PROGRAM} tune",
-        description="Try each operation on validation predictions and keep what raises the mean Dice without lowering "
-        "any organ by more than --max_loss; the YAML file says what each step gained and why others were left out.",
+        description="Try each operation on validation predictions. Keep those that raise the mean Dice without "
+        "lowering "
+        "any organ by more than --max_loss; the YAML file says what each step gained and why the others were left out.",
     )
-    parser.add_argument("-i", type=Path, required=True, metavar="DIR", help="predictions of validation cases")
+    parser.add_argument("-i", type=Path, required=True, metavar="DIR", help="predicted label maps of validation cases")
     parser.add_argument("-ref", type=Path, required=True, metavar="DIR", help="their reference label maps")
     parser.add_argument("-o", type=Path, required=True, metavar="FILE.yaml", help="pipeline to write")
     parser.add_argument(
@@ -127,7 +132,7 @@ def _tune(words: list[str]) -> int:
         type=number(0, 1),
         default=0.0,
         metavar="D",
-        help="mean Dice that one organ may lose by a step (default 0, nnU-Net's rule)",
+        help="mean Dice that one organ may lose by a step (default 0, as in nnU-Net)",
     )
     parser.add_argument(
         "--volumes",

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 PROGRAM = "flare-predict"
 
-INTERRUPTED = "label maps that are written stay, and the same command with --continue_prediction goes on"
+INTERRUPTED = "finished label maps are kept; the same command with --continue_prediction goes on from there"
 
 SHOWN_PATHS = 3
 """Paths of one kind of output that are printed at the end."""
@@ -61,23 +61,23 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         type=Path,
         metavar="IN",
-        help="folder of nnU-Net image names (<case>_0000.nii.gz) or of DICOM series, or image files",
+        help="folder of images with nnU-Net's names (<case>_0000.nii.gz) or of DICOM series, or image files",
     )
     source.add_argument(
         "--watch",
         type=Path,
         metavar="IN",
-        help="stay, and predict what comes into this folder, until SIGTERM; the model is loaded once",
+        help="keep running: predict every scan that arrives in this folder, until SIGTERM; the model is loaded once",
     )
     p.add_argument("-o", dest="output", type=Path, required=True, metavar="OUT", help="output folder")
     model = p.add_argument_group("model: -m, or -d with -c")
-    text = "a trained model's folder, or one that flare-export wrote, or the zip file of nnUNetv2_export_model_to_zip "
-    text += "(several models: -c -tr -p -d)"
+    text = "folder of a trained model, folder that flare-export wrote, or zip file of nnUNetv2_export_model_to_zip "
+    text += "(choose among its models with -c -tr -p -d)"
     model.add_argument("-m", dest="model", type=Path, metavar="MODEL", help=text)
     model.add_argument("-d", dest="dataset", help="dataset id or name in nnUNet_results")
     model.add_argument("-c", dest="configuration", help="configuration, for example 3d_fullres")
-    model.add_argument("-tr", dest="trainer", help="trainer name; needed where several were trained")
-    model.add_argument("-p", dest="plans", help="plans name; needed where several were trained")
+    model.add_argument("-tr", dest="trainer", help="trainer name; needed if several were trained")
+    model.add_argument("-p", dest="plans", help="plans name; needed if several were trained")
     model.add_argument(
         "-f",
         dest="folds",
@@ -85,102 +85,116 @@ def parser() -> argparse.ArgumentParser:
         metavar="FOLD",
         help="folds to average (0 1 2 ... or all); default: all numbered folds found, else all",
     )
-    model.add_argument("-chk", dest="checkpoint", default="checkpoint_final.pth", help="checkpoint file name")
+    model.add_argument(
+        "-chk",
+        dest="checkpoint",
+        default="checkpoint_final.pth",
+        help="checkpoint file name (default checkpoint_final.pth)",
+    )
     model.add_argument(
         "--prev_stage",
         type=Path,
         metavar="MODEL_FOLDER",
-        help="of 3d_cascade_fullres, the model that is run first; default: that trained beside it (3d_lowres)",
+        help="first-stage model of 3d_cascade_fullres (default: 3d_lowres in the same dataset folder)",
     )
     model.add_argument(
         "--trust-checkpoint",
         "--trust_checkpoint",
         action="store_true",
-        help="open checkpoints that hold more than weights and numbers, and build networks and layers that are not of "
-        "nnU-Net, its architectures or this package (those on your PYTHONPATH); both can run any program",
+        help="load checkpoints that hold more than weights and numbers, and build networks and layers from outside "
+        "nnU-Net, its architectures and this package; both can run any program",
     )
     how = p.add_argument_group("how to predict")
     how.add_argument(
         "-step_size",
         "--step_size",
         type=number(0, 1, above=True),
-        help="distance of windows as a share of the patch (default 0.9, or as the model was exported)",
+        help="step between windows as a share of the patch (default 0.9, or as exported)",
     )
-    how.add_argument("--tta", choices=TTA, help="test-time augmentation (default none, or as the model was exported)")
+    how.add_argument("--tta", choices=TTA, help="test-time augmentation (default none, or as exported)")
     how.add_argument(
         "--windows",
         choices=WINDOWS,
         default="all",
-        help="skip-empty: leave out windows away from any organ; huang: the FLARE22 winner's rule",
+        help="all (default); skip-empty: skip windows away from any organ; huang: the FLARE22 winner's rule",
     )
     how.add_argument(
         "--roi",
         metavar="none|MODEL",
-        help="a coarse model finds the organs' box, the scan is cropped to it: its folder, or a configuration trained "
-        "beside the fine model (3d_lowres); default: none, or the one that was exported with the model",
+        help="coarse model that finds the organs' box, to crop the scan to: its folder, or a configuration trained on "
+        "the same dataset (3d_lowres); default: none, or the one exported with the model",
     )
     how.add_argument(
         "--roi_rule",
         choices=ROI_RULES,
-        help="what counts for the box: union (default), all that was found; fosun: no specks, and one outlying "
-        "organ left out above and below; sztu: each organ's largest piece",
+        help="what counts for the box: union (default): everything found; fosun: no specks, and one outlying "
+        "organ left out above and below; sztu: the largest piece of each organ",
     )
-    how.add_argument("--roi_margin", type=number(0, 10_000, "mm"), metavar="MM", help="around the box (default 20)")
+    how.add_argument(
+        "--roi_margin", type=number(0, 10_000, "mm"), metavar="MM", help="margin around the box (default 20)"
+    )
     how.add_argument(
         "--max_memory",
         type=number(0, 1_000_000, "GB", above=True),
         metavar="GB",
-        help="set cases aside that would need more memory",
+        help="set aside cases that would need more memory than this",
     )
-    text = "memory of the GPU to keep to, as the card counts it: CUDA's context is included"
+    text = "GPU memory to keep within, as the card counts it (CUDA's context included)"
     how.add_argument(
         "--gpu_memory", "--gpu_memory_gb", type=number(0, 10_000, "GB", above=True), metavar="GB", help=text
     )
-    how.add_argument("--disable_tta", action="store_true", help="the default here; accepted as in nnU-Net")
+    how.add_argument("--disable_tta", action="store_true", help="accepted as in nnU-Net; this is the default here")
     how.add_argument(
         "--precision",
         choices=PRECISIONS,
         default="auto",
-        help="auto: half on CUDA (autocast, fp32 where it overflows), bfloat16 on CPUs that have it, else single; "
-        "fp32: no TF32 either",
+        help="auto (default): fp16 on CUDA (autocast; fp32 where it overflows), bf16 on CPUs that have it, else fp32; "
+        "fp32 does not use TF32",
     )
     how.add_argument(
         "--backend",
         choices=BACKENDS,
         default="auto",
-        help="auto: OpenVINO on the CPU where it is installed, else PyTorch",
+        help="auto (default): OpenVINO on the CPU if installed, else PyTorch",
     )
     how.add_argument(
         "-device",
         "--device",
         default="auto",
-        help="auto (default): CUDA where PyTorch finds it, else cpu; cuda, cpu, mps",
+        help="auto (default: CUDA if PyTorch finds it, else CPU), cuda, cpu or mps",
     )
     out = p.add_argument_group("cases and output")
     out.add_argument(
-        "-num_parts", "--num_parts", type=whole(1, 1_000_000), default=1, help="split the cases into this many parts"
+        "-num_parts",
+        "--num_parts",
+        type=whole(1, 1_000_000),
+        default=1,
+        help="number of parts to split the cases into (default 1)",
     )
-    out.add_argument("-part_id", "--part_id", type=whole(0, 1_000_000), default=0, help="predict this part, from 0")
-    out.add_argument("--continue_prediction", "--c", action="store_true", help="skip cases whose label map exists")
+    out.add_argument(
+        "-part_id", "--part_id", type=whole(0, 1_000_000), default=0, help="part to predict, from 0 (default 0)"
+    )
+    out.add_argument(
+        "--continue_prediction", "--c", action="store_true", help="skip cases that have a label map already"
+    )
     out.add_argument(
         "--postprocess",
         metavar="PIPELINE",
-        help="none, flare22 or another built-in pipeline, or a YAML file; as flare-postprocess; default: none, or as "
-        "the model was exported",
+        help="none, flare22 or another pipeline of flare-postprocess, or a YAML file (default: none, or as exported)",
     )
     out.add_argument("--save_members", action="store_true", help="also write each fold's label map, OUT/members/<k>")
     out.add_argument(
-        "--save_roi", action="store_true", help="also write the cropped scans, OUT/roi/<case>_0000, as nnU-Net's input"
+        "--save_roi", action="store_true", help="also write the cropped scans as input for nnU-Net, OUT/roi/<case>_0000"
     )
     further_outputs.add_options(p)
     out.add_argument(
         "--settle",
         type=number(0, 86_400, "s"),
         metavar="S",
-        help="with --watch: a scan is whole when nothing of it changed for so many seconds (default 5)",
+        help="with --watch: a scan is complete when it has not changed for S seconds (default 5)",
     )
-    out.add_argument("--json_lines", action="store_true", help="with --watch: each outcome as a line of JSON")
-    out.add_argument("--profile", action="store_true", help="print the time of every stage")
+    out.add_argument("--json_lines", action="store_true", help="with --watch: print each outcome as one line of JSON")
+    out.add_argument("--profile", action="store_true", help="print the time of each stage")
     out.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
     out.add_argument("--verbose", action="store_true", help="show the details of errors")
     return p
@@ -204,7 +218,7 @@ def _run(args: argparse.Namespace) -> int:
     dataset = model_dataset(folder)
     stored = fill_in(args, folder, dataset)
     if args.disable_tta and args.tta != "none":
-        raise InputError(f"--disable_tta and --tta {args.tta} contradict each other; give one of them")
+        raise InputError(f"--disable_tta and --tta {args.tta} contradict each other; give only one of them")
     if args.roi == "none" and (args.save_roi or args.roi_rule or args.roi_margin is not None):
         raise InputError("--save_roi, --roi_rule and --roi_margin go with --roi MODEL")
     if not 0 <= args.part_id < args.num_parts:
@@ -212,7 +226,10 @@ def _run(args: argparse.Namespace) -> int:
     if args.watch is None and (args.json_lines or args.settle is not None):
         raise InputError("--json_lines and --settle go with --watch")
     if args.watch is not None and args.num_parts > 1:
-        raise InputError("--watch takes all scans of a folder; give each of several servers a folder of its own")
+        raise InputError(
+            "--watch takes all scans of a folder, so -num_parts does not go with it; give each of several servers its "
+            "own folder"
+        )
     profile = Profile(waits=args.profile)
     if args.dataset and args.model is None:
         _check_dataset(args.dataset, dataset, folder)
@@ -305,7 +322,8 @@ def _open(args: argparse.Namespace, folder: Path, profile: Profile) -> PredictsS
         )
         if args.uncertainty == "disagreement" and len(segmenter.models) < 2:
             raise InputError(
-                f"--uncertainty disagreement: {folder} is used with one fold, with which none can disagree; use entropy"
+                f"--uncertainty disagreement: {folder} is used with one fold, so there is no disagreement; use "
+                "entropy, or more folds"
             )
         return segmenter if args.roi == "none" else _with_roi(args, segmenter)
 
@@ -446,7 +464,7 @@ def _print_outputs(report: PredictionReport, cases: Sequence[InputCase], output:
             more = f" and {len(paths) - SHOWN_PATHS} more in {paths[0].parent}" if len(paths) > SHOWN_PATHS else ""
             print(f"{what}: {shown}{more}")
     if there:
-        next_step(f"flare-evaluate -pred {output} -ref LABELS -o scores.csv", "where there are labels")
+        next_step(f"flare-evaluate -pred {output} -ref LABELS -o scores.csv", "if you have labels")
 
 
 if __name__ == "__main__":

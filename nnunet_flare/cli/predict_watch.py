@@ -81,7 +81,7 @@ def run_watch(
     with handling(lambda *_: stopped.set(), signal.SIGTERM):
         segmenter = open_segmenter()
         segmenter.load()
-        log.info("watching %s; SIGTERM ends after the current scan", args.watch)
+        log.info("watching %s; SIGTERM stops after the current scan", args.watch)
         watch(arrivals, predict_arrived, tell, stopped, settle_s=settle_s)
-    log.info("ended on request")
+    log.info("stopped on request")
     return 0

@@ -20,17 +20,21 @@ SHOWN = 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``flare-pseudolabel prepare``."""
+    parser.usage = (
+        f"{parser.prog} [-h] [--version] [-v] --flareYY DIR [--task N]\n"
+        "           [-d ID] [--annotated CSV] [--copy], with YY from 22 to 26"
+    )
     which = parser.add_mutually_exclusive_group(required=True)
     for year in YEARS:
-        text = f"the unpacked download of {year.upper()}; files are found by their names and folders, however deep"
+        text = f"the unpacked {year.upper()} download; files are found by name in any subfolder"
         which.add_argument(f"--{year}", type=Path, metavar="DIR", help=text)
-    text = "of FLARE24 and later: 1 pan-cancer lesions, 2 organs on a laptop, 3 organs in MR and PET"
+    text = "task of FLARE24 and later: 1 pan-cancer lesions, 2 organs on a laptop, 3 organs in MR and PET"
     parser.add_argument("--task", type=whole(1, 3), metavar="N", help=text)
-    text = "dataset id (default the year, and from FLARE24 on year and task: 22, 23, 241, 242, ...)"
+    text = "dataset id (default: the year; from FLARE24 on the year and the task: 22, 23, 241, 242, ...)"
     parser.add_argument("-d", dest="dataset_id", type=whole(1, 999), metavar="ID", help=text)
-    text = "case,annotated: the annotated organs of cases with partial labels (default: those present in the label map)"
+    text = "table case,annotated: the organs annotated in each partial case (default: those in its label map)"
     parser.add_argument("--annotated", type=Path, metavar="CSV", help=text)
-    parser.add_argument("--copy", action="store_true", help="copy the files; by default they are linked")
+    parser.add_argument("--copy", action="store_true", help="copy the files instead of linking them")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -73,11 +77,11 @@ def _say_counts(made: PreparedDataset) -> None:
     print(made.dataset)
     for group, cases in made.cases.items():
         expected = made.expected.get(group, len(cases))
-        missing = f"   (the whole challenge has {expected})" if len(cases) != expected else ""
+        missing = f"   (the full challenge has {expected})" if len(cases) != expected else ""
         print(f"  {group:<22}{len(cases):>6}{missing}")
     domains = Counter(made.domains.values())
     if len(domains) > 1:
-        print(f"  of the unlabelled: {', '.join(f'{count} {domain}' for domain, count in sorted(domains.items()))}")
+        print(f"  unlabelled by domain: {', '.join(f'{count} {domain}' for domain, count in sorted(domains.items()))}")
     for team, cases in sorted(made.pseudo.items()):
         print(f"  pseudo-labels {team:<8}{len(cases):>6}   {made.dataset / 'pseudo' / team}")
 
@@ -89,7 +93,7 @@ def _say_unknown(made: PreparedDataset) -> None:
     folders = Counter(path.parent for path, _ in unknown[SHOWN:])
     for folder, count in folders.most_common(SHOWN):
         example = next(path.name for path, _ in unknown[SHOWN:] if path.parent == folder)
-        print(f"not recognised: and {count} more in {folder}, as {example}", file=sys.stderr)
+        print(f"not recognised: and {count} more in {folder}, such as {example}", file=sys.stderr)
     if len(folders) > SHOWN:
         count = sum(folders.values()) - sum(n for _, n in folders.most_common(SHOWN))
         print(f"not recognised: and {count} more in {len(folders) - SHOWN} other folders", file=sys.stderr)

@@ -43,17 +43,17 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, function: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
+        sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         sub.add_argument("-v", "--verbose", action="store_true", help="log more")
         sub.set_defaults(command=function, name_of_command=name)
         return sub
 
-    text = "train, predict, select, build and train again; the same command resumes"
+    text = "train, label, select and train again; the same command resumes an interrupted run"
     run.add_arguments(add("run", run.run, text))
-    text = "plan the dataset, preprocess it and the unlabelled scans, train nothing; a later run finds it all there"
+    text = "plan the dataset and preprocess all scans; a later run starts from there"
     run.add_preprocess_arguments(add("preprocess", run.preprocess, text))
 
-    demo = add("demo", _demo, "synthetic data, the whole loop and a table of results; minutes, no GPU, no download")
+    demo = add("demo", _demo, "run the whole loop on synthetic scans and print a table; minutes, no GPU, no download")
     text = "folder to write into (default: flare_demo)"
     demo.add_argument("-o", dest="output", type=Path, default=Path("flare_demo"), metavar="DIR", help=text)
     text = "seed of the synthetic scans and of the trainings (default 0)"
@@ -69,10 +69,12 @@ def _parser() -> argparse.ArgumentParser:
             type=SEED if name == "seed" else whole(0, 100_000),
             default=default,
             metavar="N",
-            help=f"seed of the scans (default {default})" if name == "seed" else f"{name} scans (default {default})",
+            help=f"seed of the scans (default {default})"
+            if name == "seed"
+            else f"number of {name} scans (default {default})",
         )
-    phantom.add_argument("--lesions", action="store_true", help="with lesions (label 14, as FLARE23)")
-    text = "domains of the cases that are not labelled, in turn: wide (default), between, mr, pet"
+    phantom.add_argument("--lesions", action="store_true", help="paint lesions too (label 14, as in FLARE23)")
+    text = "domains of the unlabelled and test scans, in turn: wide (default), between, mr, pet"
     phantom.add_argument("--domain", nargs="+", default=["wide"], metavar="NAME", help=text)
     phantom.add_argument(
         "--size",
@@ -80,57 +82,72 @@ def _parser() -> argparse.ArgumentParser:
         nargs=3,
         default=(48, 96, 96),
         metavar=("Z", "Y", "X"),
-        help="voxels of a scan (default 48 96 96)",
+        help="size of a scan in voxels (default 48 96 96)",
     )
 
     for name, function, text in (
-        ("status", _status, "rounds, stages, cases taken, agreement per organ, time used and left"),
-        ("retry", run.retry, "run again what failed; scans that were set aside are tried again"),
-        ("cancel", _cancel, "end the driver on this machine, or take all jobs out of Slurm's queue"),
+        ("status", _status, "show rounds, stages, cases taken, agreement per organ, time used and time left"),
+        ("retry", run.retry, "run failed tasks again, and try scans again that were set aside"),
+        ("cancel", _cancel, "stop a run: end its driver on this machine, or take its jobs out of Slurm's queue"),
     ):
         sub = add(name, function, text)
         sub.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR", help=RUN_DIR_HELP)
         if name == "status":
-            text = "show it again and again, every so many seconds (10), until the run is over"
+            text = "repeat every S seconds (default 10) until the run is over"
             sub.add_argument("--watch", nargs="?", const=10.0, type=number(0.1, 86_400, "s"), metavar="S", help=text)
         if name == "retry":
             run.add_num_gpus(sub)
             run.add_timeout(sub)
-            sub.add_argument("--decisions", type=Path, metavar="CSV", help="a person's decisions, as for run")
+            sub.add_argument("--decisions", type=Path, metavar="CSV", help="decisions downloaded from the report")
 
-    report = add("report", _report, "write RUN_DIR/report/index.html: rounds, every case with its reason, pictures")
+    report = add("report", _report, "write the HTML report of a run, RUN_DIR/report/index.html")
     report.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR", help=RUN_DIR_HELP)
     report.add_argument("--pictures", default="24", metavar="N|all", help="pictures per round (default 24)")
-    text = "3-D views of these cases as well (about half a megabyte each)"
+    text = "add 3-D views of these cases (about half a megabyte each)"
     report.add_argument("--view3d", action="store_true", help=text)
-    text = "also write a page that compares the run with another one on the same dataset"
+    text = "also compare the run with another run on the same dataset"
     report.add_argument("--compare", type=Path, metavar="OTHER_RUN_DIR", help=text)
 
-    clean = add("clean", _clean, "remove data and checkpoints of old rounds, after showing what and how much")
+    clean = add("clean", _clean, "remove data and checkpoints of old rounds; lists them and asks first")
     clean.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR", help=RUN_DIR_HELP)
-    clean.add_argument("--yes", action="store_true", help="do not ask")
+    clean.add_argument("--yes", action="store_true", help="remove without asking")
 
     task = add("task", _task, "run one task of a run by hand or from a job script (status lists them)")
     task.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR", help=RUN_DIR_HELP)
-    task.add_argument("name", help="for example train-r0-f0, label-r0-p0, select-r0, build-r1")
+    task.add_argument(
+        "name", metavar="TASK", help="name of the task, for example train-r0-f0, label-r0-p0, select-r0, build-r1"
+    )
 
-    export = add("export", _export, "write a round as a plain nnU-Net dataset, or the final model for stock nnU-Net")
+    export = add("export", _export, "write a round as an nnU-Net dataset, or the final model for stock nnU-Net")
     export.add_argument("-o", dest="run_dir", type=Path, required=True, metavar="RUN_DIR", help=RUN_DIR_HELP)
     export.add_argument(
         "--round", type=whole(0, 100_000), metavar="R", help="round whose training data is exported (default: final)"
     )
-    export.add_argument("--dataset", type=whole(1, 999), metavar="ID", help="new dataset id (in nnUNet_raw)")
-    export.add_argument("--ledger", type=Path, metavar="CSV", help="write the ledger as CSV")
-    export.add_argument("--stock_model", type=Path, metavar="DIR", help="write the final model as nnUNetTrainer's")
+    export.add_argument(
+        "--dataset",
+        type=whole(1, 999),
+        metavar="ID",
+        help="write the round's training data as a new dataset with this id in nnUNet_raw",
+    )
+    export.add_argument(
+        "--ledger", type=Path, metavar="CSV", help="write the ledger (every case in every round) as CSV"
+    )
+    export.add_argument("--stock_model", type=Path, metavar="DIR", help="write the final model as one of nnUNetTrainer")
     text = "write the final model with a model card for nnUNetv2_install_pretrained_model_from_zip"
     export.add_argument("--zip", type=Path, metavar="FILE.zip", help=text)
-    export.add_argument("--license", type=Path, metavar="FILE", help="licence of the weights, for --zip")
+    export.add_argument("--license", type=Path, metavar="FILE", help="licence of the weights, put into the zip file")
 
     add("recipes", _recipes, "list the recipes")
 
-    score = add("score", _score, "agreement of folders of label maps (one folder per member)")
+    score = add("score", _score, "measure how far label maps agree (one folder per member)")
     score.add_argument(
-        "-i", dest="inputs", nargs="+", type=Path, required=True, metavar="MEMBER_DIR", help="folders of label maps"
+        "-i",
+        dest="inputs",
+        nargs="+",
+        type=Path,
+        required=True,
+        metavar="MEMBER_DIR",
+        help="folders of label maps, two or more",
     )
     score.add_argument("-o", dest="output", type=Path, required=True, metavar="scores.csv", help="table to write")
 
@@ -138,32 +155,42 @@ def _parser() -> argparse.ArgumentParser:
         "--compare",
         choices=("pairs", "last", "rounds"),
         default="pairs",
-        help="pairs: every two folders (default); last: each with the last, the checkpoints of a training for --rule "
-        "stability; rounds: changed voxels from each to the next, for --rule round-change",
+        help="pairs: every two folders (default); last: each folder with the last one (checkpoints of a training, for "
+        "--rule "
+        "stability); rounds: changed voxels from each folder to the next (for --rule round-change)",
     )
 
     score.add_argument(
         "--absent",
         choices=("one", "skip", "zero"),
         default="one",
-        help="what two folders count that both lack an organ: 1 as in the papers (default), nothing, or 0",
+        help="agreement on an organ that both folders lack: one as in the papers (default), skip it, or zero",
     )
 
-    choose = add("select", _select, "select cases of a scores.csv")
+    choose = add("select", _select, "select cases by the scores that score wrote")
     choose.add_argument(
         "-i", dest="input", type=Path, required=True, metavar="scores.csv", help="table that score wrote"
     )
     choose.add_argument("-o", dest="output", type=Path, required=True, metavar="selection.csv", help="table to write")
-    text = "smallest score that is taken (default 0.9)"
+    text = "lowest score of a selected case (default 0.9)"
     choose.add_argument("--threshold", type=number(0, 1), default=0.9, help=text)
     text = "; ".join(f"{rule.name}: {rule.summary}" for rule in RULES.values())
-    choose.add_argument("--rule", default="min-organ", choices=tuple(RULES), help=f"default min-organ. {text}")
     choose.add_argument(
-        "--top_fraction", type=number(0, 1, above=True), metavar="F", help="largest share of the cases that is taken"
+        "--rule",
+        default="min-organ",
+        choices=tuple(RULES),
+        metavar="RULE",
+        help=f"how a case is scored (default min-organ). {text}",
     )
-    text = "smallest agreement of single organs, for example --per_organ pancreas=0.7"
+    choose.add_argument(
+        "--top_fraction",
+        type=number(0, 1, above=True),
+        metavar="F",
+        help="select at most this share of the cases, the best first",
+    )
+    text = "lowest agreement of single organs, for example pancreas=0.7"
     choose.add_argument("--per_organ", nargs="+", default=[], metavar="ORGAN=T", help=text)
-    text = "make an nnU-Net dataset and a folder of unlabelled scans of a FLARE22 or FLARE23 download"
+    text = "make an nnU-Net dataset and a folder of unlabelled scans from a FLARE download (2022 to 2026)"
     prepare.add_arguments(add("prepare", prepare.run, text))
     text = "merge label maps: pseudo-labels, external teachers, partial ground truth"
     merge.add_arguments(add("merge", merge.run, text))
@@ -231,7 +258,7 @@ def _cancel(arguments: argparse.Namespace) -> int:
 
     run = load_run_to_write(arguments.run_dir)
     print(executor_of(run).cancel(run))
-    next_step(f"flare-pseudolabel retry -o {arguments.run_dir}", "go on with what is not done")
+    next_step(f"flare-pseudolabel retry -o {arguments.run_dir}", "to go on")
     return 0
 
 
@@ -248,7 +275,10 @@ def _report(arguments: argparse.Namespace) -> int:
     print(write_report(run, pictures=pictures, view3d=arguments.view3d))
     if other is not None:
         print(write_comparison(run, other))
-    show("next: open it in a browser; decisions that you download there: flare-pseudolabel run ... --decisions CSV")
+    show(
+        "next: open it in a browser; give decisions that you download there with flare-pseudolabel run ... "
+        "--decisions CSV"
+    )
     return 0
 
 
@@ -259,7 +289,7 @@ def _clean(arguments: argparse.Namespace) -> int:
     run = load_run_to_write(arguments.run_dir)
     items = cleanable(run)
     if not items:
-        print("nothing to remove: no round before the final one is over")
+        print("nothing to remove: no round before the final training is finished")
         return 0
     for item in items:
         print(f"{item.size_bytes / 1e6:>10.1f} MB  {item.what}")
@@ -269,7 +299,7 @@ def _clean(arguments: argparse.Namespace) -> int:
             print(f"{'':>15}and {len(item.paths) - 3} more")
     print(f"{sum(item.size_bytes for item in items) / 1e6:>10.1f} MB  in all")
     if not arguments.yes:
-        print("Remove these? They cannot be brought back without training again. [y/N] ", end="", flush=True)
+        print("Remove these? Only training again brings them back. [y/N] ", end="", flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             print("nothing was removed")
             return 0
@@ -286,11 +316,11 @@ def _task(arguments: argparse.Namespace) -> int:
     run = load_run_to_write(arguments.run_dir)
     task = stand_in(run, arguments.name)
     if task is None:
-        print(f"{arguments.name}: not needed any more, the run ended early")
+        print(f"{arguments.name}: not needed, the run ended early")
         return 0
     with unwinding_on_sigterm():
         do_task(run, task)
-    print(f"{task.name}: done; flare-pseudolabel status -o {arguments.run_dir} shows what is next")
+    print(f"{task.name}: done; flare-pseudolabel status -o {arguments.run_dir} shows what comes next")
     return 0
 
 
@@ -304,9 +334,9 @@ def _export(arguments: argparse.Namespace) -> int:
     if all(given is None for given in (arguments.dataset, arguments.ledger, arguments.stock_model, arguments.zip)):
         raise InputError("export: give --dataset ID, --ledger CSV, --stock_model DIR or --zip FILE.zip")
     if arguments.round is not None and arguments.dataset is None:
-        raise InputError(f"export --round {arguments.round}: needs --dataset ID, which gets the round's training data")
+        raise InputError(f"export --round {arguments.round}: needs --dataset ID, the dataset to write")
     if arguments.license is not None and arguments.zip is None:
-        raise InputError(f"export --license {arguments.license}: needs --zip FILE.zip, which it is put into")
+        raise InputError(f"export --license {arguments.license}: needs --zip FILE.zip, the file to put it into")
     if arguments.ledger is not None:  # nothing is written where one of several wishes cannot be met
         export.check_ledger(run, arguments.ledger)
     if arguments.dataset is not None:
@@ -327,7 +357,7 @@ def _export(arguments: argparse.Namespace) -> int:
         next_step(f"flare-predict -m {arguments.stock_model} -i SCANS -o OUT", "or nnUNetv2_predict_from_modelfolder")
     if arguments.zip is not None:
         print(share.export_zip(run, arguments.zip, licence=arguments.license))
-        next_step(f"nnUNetv2_install_pretrained_model_from_zip {arguments.zip}", "README.md in it is the model card")
+        next_step(f"nnUNetv2_install_pretrained_model_from_zip {arguments.zip}", "its README.md is the model card")
     return 0
 
 
@@ -366,7 +396,7 @@ def _select(arguments: argparse.Namespace) -> int:
         top_fraction=arguments.top_fraction,
         per_organ=_thresholds(arguments.per_organ),
     )
-    print(f"{arguments.output}: {taken} of {total} cases taken, each with its reason")
+    print(f"{arguments.output}: {taken} of {total} cases selected; the table has a reason for each")
     return 0
 
 

@@ -18,7 +18,12 @@ def add_preprocess_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``preprocess``: the data and the recipe."""
     parser.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="dataset id or name in nnUNet_raw")
     parser.add_argument(
-        "-u", dest="unlabelled", required=True, type=Path, metavar="DIR", help="folder of unlabelled scans"
+        "-u",
+        dest="unlabelled",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="folder of unlabelled scans (NIfTI, MHA, NRRD, DICOM series)",
     )
     parser.add_argument("--name", help="name of the run (default: the recipe's); letters, digits, hyphens")
     parser.add_argument("--recipe", default="uncertainty", help="shipped recipe or .yaml file (default: uncertainty)")
@@ -27,10 +32,10 @@ def add_preprocess_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", dest="settings", nargs="+", action="extend", default=[], metavar="key=value", help=text
     )
     parser.add_argument(
-        "--trust_checkpoint",
         "--trust-checkpoint",
+        "--trust_checkpoint",
         action="store_true",
-        help="given models (--init_model, roi.model, plans, first weights) may hold more than weights and numbers and "
+        help="load given models (--init_model, roi.model, pretrained weights) even if they hold more than weights or "
         "name networks that are not nnU-Net's; both can run any program",
     )
 
@@ -39,51 +44,68 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``run``."""
     add_preprocess_arguments(parser)
     parser.add_argument(
-        "-o", dest="run_dir", type=Path, metavar="RUN_DIR", help="default: flare_NAME in nnUNet_results"
+        "-o",
+        dest="run_dir",
+        type=Path,
+        metavar="RUN_DIR",
+        help="folder of the run (default: flare_NAME in nnUNet_results)",
     )
-    parser.add_argument("--init_model", type=Path, metavar="MODEL_FOLDER", help="trained models as round 0's members")
+    parser.add_argument(
+        "--init_model",
+        type=Path,
+        metavar="MODEL_FOLDER",
+        help="model folder whose folds label the scans in round 0, instead of new trainings",
+    )
     parser.add_argument("-f", dest="folds", nargs="+", default=[], metavar="FOLD", help="folds of --init_model")
     parser.add_argument(
-        "--init_map", metavar="NAME|FILE", help="id map of --init_model's labels, where they are not the dataset's"
+        "--init_map", metavar="NAME|FILE", help="id map of --init_model's labels, if they differ from the dataset's"
     )
-    parser.add_argument("--eval", nargs=2, type=Path, metavar=("IMAGES", "LABELS"), help="held-out cases to score on")
     parser.add_argument(
-        "--decisions", type=Path, metavar="CSV", help="a person's decisions, from the report's download"
+        "--eval",
+        nargs=2,
+        type=Path,
+        metavar=("IMAGES", "LABELS"),
+        help="two folders: labelled held-out cases, to measure Dice on",
     )
+    parser.add_argument("--decisions", type=Path, metavar="CSV", help="decisions downloaded from the report")
     add_num_gpus(parser)
-    text = "what trains and predicts (default cuda)"
+    text = "device for training and prediction (default cuda)"
     parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"), help=text)
     parser.add_argument(
         "--executor",
         default="local",
         choices=("local", "slurm", "print"),
-        help="slurm: submit all jobs and return; print: write a shell script (with --slurm of sbatch lines) instead",
+        help="local (default): run here; slurm: submit all jobs and return; print: only write a shell script (with "
+        "--slurm: of sbatch lines)",
     )
     parser.add_argument(
         "--slurm",
         nargs="+",
         default=[],
-        metavar="KEY=VALUE,...|FILE.yaml",
-        help="partition, time, gres, cpus, mem, extra for every job; the file has a block per stage",
+        metavar="KEY=VALUE|FILE",
+        help="partition=, time=, gres=, cpus=, mem=, extra= of every job, or a file with a block per stage",
     )
     parser.add_argument(
-        "--shards", type=whole(1, 10_000), metavar="N", help="parts of labelling (default: one per GPU; slurm: 4)"
+        "--shards",
+        type=whole(1, 10_000),
+        metavar="N",
+        help="tasks that labelling is split into (default: one per GPU; slurm: 4)",
     )
     add_timeout(parser)
     parser.add_argument(
-        "--dry-run", action="store_true", help="show every task, its command, hours and disk; do nothing"
+        "--dry-run", action="store_true", help="show every task, its command, hours and disk space; do nothing"
     )
 
 
 def add_num_gpus(parser: argparse.ArgumentParser) -> None:
     """Add ``-num_gpus``."""
-    text = "GPUs to use, one task on each (default: all visible)"
+    text = "number of GPUs to use, one task on each (default: all visible)"
     parser.add_argument("-num_gpus", type=whole(0, 1024), metavar="N", help=text)
 
 
 def add_timeout(parser: argparse.ArgumentParser) -> None:
     """Add ``--task_timeout``."""
-    text = "end a task that takes longer and report it (local executor; Slurm: --slurm time=)"
+    text = "end a task that takes longer, as failed (local executor only; for Slurm give --slurm time=)"
     parser.add_argument("--task_timeout", type=number(0, 100_000, "hours", above=True), metavar="HOURS", help=text)
 
 
@@ -150,7 +172,7 @@ def preprocess(arguments: argparse.Namespace) -> int:
     print(f"{done.folder}: {done.ready} unlabelled scans")
     for case, reason in done.failed.items():
         print(f"set aside: {case}: {reason}")
-    show("next: flare-pseudolabel run with the same -d, -u, --recipe, --name and --set; first with --dry-run")
+    show("next: flare-pseudolabel run with the same options, first with --dry-run")
     return 1 if done.failed else 0
 
 

@@ -94,8 +94,8 @@ def _doubt(path: Path, endings: set[str]) -> str | None:
     if not _named_as_slice(path.name, endings):
         return None
     if not path.is_file():
-        return "is a link to nothing" if path.is_symlink() else "is no plain file"
-    return "cannot be opened" if not start else "does not begin as DICOM files do"
+        return "is a link to nothing" if path.is_symlink() else "is not a regular file"
+    return "cannot be opened" if not start else "does not begin like a DICOM file"
 
 
 def _named_as_slice(name: str, endings: set[str]) -> bool:

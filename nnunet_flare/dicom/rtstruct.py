@@ -59,7 +59,7 @@ def write_rtstruct(path: Path, labels: np.ndarray, series: Path, names: Mapping[
     for file, source in zip(files, sources, strict=True):
         missing = [name for name in REQUIRED if not source.get(name)]
         if missing:
-            raise CaseError(case, f"{file}: has no {', '.join(missing)}, to which a structure set must refer")
+            raise CaseError(case, f"{file}: has no {', '.join(missing)}, but a structure set must refer to it")
     document = _document(sources)
     for number, (label, name) in enumerate(names.items(), start=1):
         document.StructureSetROISequence.append(_roi(number, name, sources[0].FrameOfReferenceUID))

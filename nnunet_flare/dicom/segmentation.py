@@ -91,7 +91,7 @@ def write_dicom_seg(path: Path, labels: np.ndarray, series: Path, names: Mapping
             series_description="Automatic segmentation",
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CaseError(case, f"{series}: cannot be referred to by a DICOM segmentation ({error})") from error
+        raise CaseError(case, f"{series}: a DICOM segmentation cannot refer to it ({error})") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         document.save_as(temporary)

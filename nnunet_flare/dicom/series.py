@@ -74,8 +74,9 @@ def _ordered_slices(folder: Path, case: str) -> list[Slice]:
         more = f" and {len(doubtful) - 5} more" if len(doubtful) > 5 else ""
         raise CaseError(
             case,
-            f"{folder}: {', '.join(doubtful[:5])}{more}; may be slices, so that the scan may not be whole. Copy them "
-            "again, unpack them, or move what is no slice out of the folder",
+            f"{folder}: {', '.join(doubtful[:5])}{more}; may be slices, so the scan may be incomplete. Copy them "
+            "again, unpack "
+            "them, or move files that are not slices out of the folder",
         )
     slices = [read_header(path, case) for path in files]
     if not slices:
@@ -84,14 +85,14 @@ def _ordered_slices(folder: Path, case: str) -> list[Slice]:
     if len(series) > 1:
         counts = [sum(one.series == uid for one in slices) for uid in series]
         raise CaseError(
-            case, f"{folder}: holds {len(series)} series of {counts} files; expected one, move each to its own folder"
+            case, f"{folder}: holds {len(series)} series of {counts} files; expected one; move each to its own folder"
         )
     bare = [one.path.name for one in slices if one.rescale is None]
     if bare and any(one.rescale not in (None, IDENTITY) for one in slices):
         raise CaseError(
             case,
             f"{folder}: {len(bare)} of {len(slices)} slices lack the rescale intercept that the others have "
-            f"({', '.join(bare[:5])}); their values would be of another scale. Export the series again",
+            f"({', '.join(bare[:5])}), so their values have another scale. Export the series again",
         )
     return _in_order(slices, folder, case)
 
@@ -111,7 +112,7 @@ def _in_order(slices: list[Slice], folder: Path, case: str) -> list[Slice]:
         raise CaseError(case, f"{folder}: the slices have different orientations; expected one series of one scan")
     spacings = sorted({one.spacing_mm for one in slices})
     if np.ptp(spacings, axis=0).max() > ORIENTATION_TOLERANCE:
-        raise CaseError(case, f"{folder}: the slices have the pixel spacings {spacings} mm; expected one for all")
+        raise CaseError(case, f"{folder}: the slices have the pixel spacings {spacings} mm; expected the same for all")
     if len(slices) < 2:
         raise CaseError(case, f"{folder}: holds 1 slice; expected a 3-D scan")
     ordered = sorted(slices, key=lambda one: one.along_normal)
@@ -127,7 +128,7 @@ def _in_order(slices: list[Slice], folder: Path, case: str) -> list[Slice]:
             raise CaseError(
                 case,
                 f"{folder}: {what} between {before} and {after}, the others lie {usual:.2f} mm apart; "
-                "slices are missing or doubled",
+                "slices are missing or duplicated",
             )
     offset = np.subtract(ordered[-1].position, ordered[0].position)
     shift = float(np.linalg.norm(offset - np.dot(offset, first_normal) * first_normal))

@@ -73,21 +73,23 @@ def read_header(path: Path, case: str) -> Slice:
             reader.SetFileName(name)
             reader.ReadImageInformation()
     except RuntimeError as error:
-        raise CaseError(case, f"{path}: is no readable DICOM image ({str(error).strip().splitlines()[-1]})") from error
+        raise CaseError(
+            case, f"{path}: is not a readable DICOM image ({str(error).strip().splitlines()[-1]})"
+        ) from error
     keys = set(reader.GetMetaDataKeys())
     _check_picture(reader, keys, path, case)
     needed = (SERIES, POSITION, ORIENTATION, SPACING)
     missing = [name for name in needed if name not in keys]
     if missing:
         raise CaseError(
-            case, f"{path}: lacks {', '.join(missing)}, which tell series, position, orientation and pixel spacing"
+            case, f"{path}: lacks {', '.join(missing)}, which give series, position, orientation and pixel spacing"
         )
     try:
         position, orientation, spacing = (
             tuple(float(number) for number in reader.GetMetaData(name).split("\\")) for name in needed[1:]
         )
     except ValueError as error:
-        raise CaseError(case, f"{path}: position, orientation or pixel spacing is no number ({error})") from error
+        raise CaseError(case, f"{path}: position, orientation or pixel spacing is not a number ({error})") from error
     counts = len(position), len(orientation), len(spacing)
     if counts != (3, 6, 2) or min(spacing) <= 0 or not np.isfinite([*position, *orientation, *spacing]).all():
         raise CaseError(
@@ -113,13 +115,13 @@ def _check_picture(reader: Any, keys: set[str], path: Path, case: str) -> None:
     """Refuse what is no single slice of grey values, which the reader would change or join in silence."""
     frames = reader.GetMetaData(FRAMES).strip("\0 ") if FRAMES in keys else ""
     if frames not in ("", "1"):
-        raise CaseError(case, f"{path}: holds {frames} frames, expected one slice a file; convert the scan to NIfTI")
+        raise CaseError(case, f"{path}: holds {frames} frames, expected one slice per file; convert the scan to NIfTI")
     photometric = reader.GetMetaData(PHOTOMETRIC).strip("\0 ") if PHOTOMETRIC in keys else GREY
     if photometric != GREY or reader.GetNumberOfComponents() != 1 or reader.GetPixelID() not in voxel_types():
         raise CaseError(
             case,
             f"{path}: is a {photometric} picture of {reader.GetNumberOfComponents()} values per voxel; expected {GREY} "
-            "and 1, the only kind whose values are read as they are",
+            "and 1; values of other kinds would be changed in reading",
         )
 
 

@@ -85,12 +85,12 @@ def compare(a: ScoreTable, b: ScoreTable, *, seed: int = 0) -> Comparison:
         InputError: when the tables score other structures or share no case.
     """
     if [s.id for s in a.structures] != [s.id for s in b.structures]:
-        raise InputError("the two tables score other structures; score both with the same --labels")
+        raise InputError("the two tables score different structures; score both with the same --labels")
     places_a = {row.name: place for place, row in enumerate(a.rows)}
     places_b = {row.name: place for place, row in enumerate(b.rows)}
     common = sorted(places_a.keys() & places_b.keys())
     if not common:
-        raise InputError("the two tables have no case in common; their Name columns must hold the same file names")
+        raise InputError("the two tables have no case in common; expected the same file names in their Name columns")
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(common), np.full(len(common), 1 / len(common)), size=RESAMPLES) / len(common)
     rows: list[ComparisonRow] = []

@@ -87,14 +87,14 @@ def _problem(case: str, scan: Path, outputs: Path, exit_code: int, limits: Limit
     path = outputs / f"{case}.nii.gz"
     if not path.is_file():
         found = ", ".join(sorted(file.name for file in outputs.iterdir())) or "nothing"
-        return f"the container left no {path.name} in /workspace/outputs (found: {found})"
+        return f"the container wrote no {path.name} to /workspace/outputs (found: {found})"
     try:
         difference = geometry_difference(read_labels_alone(path, case), read_volume(scan, case))
     except CaseError as error:
         return f"the container's label map cannot be used: {error}"
     except OSError as error:
         return f"the container's {path.name} cannot be read: {error.strerror}"
-    return None if difference is None else f"the container's label map is not on the scan's grid: {difference}"
+    return None if difference is None else f"the container's label map is not on the grid of its scan: {difference}"
 
 
 def _remove(engine: str, name: str) -> None:

@@ -146,7 +146,7 @@ def check_table(path: Path) -> list[list[str]]:
     except InputError as error:
         raise InputError(f"{error}; choose another name") from error
     if not lines or lines[0] != [*OFFICIAL_COLUMNS, *EXTRA_COLUMNS]:
-        raise InputError(f"{path}: exists and is no table of efficiency figures; choose another name")
+        raise InputError(f"{path}: exists and is not a table of efficiency figures; choose another name")
     return lines[1:]
 
 

@@ -105,7 +105,7 @@ def choose_engine(asked: str | None) -> str:
         if shutil.which(name):
             return name
     missing = f"{asked} is" if asked else f"none of {', '.join(ENGINES)} is"
-    raise InputError(f"no container can be run: {missing} on the PATH; install one, or choose another with --engine")
+    raise InputError(f"no container can be run: {missing} on the PATH; install one, or name one with --engine")
 
 
 def limits_for(
@@ -119,7 +119,7 @@ def limits_for(
     official = TASKS[task]
     if not ENGINES[engine].shm_size:
         if shm_size is not None:
-            raise InputError(f"--shm-size {shm_size}: {engine} cannot set the size of /dev/shm; leave it out")
+            raise InputError(f"--shm-size {shm_size}: {engine} cannot set the size of /dev/shm; leave out --shm_size")
         if official.shm_size is not None:
             log.warning("%s cannot set the size of /dev/shm (%s in task %d)", engine, official.shm_size, task)
             official = replace(official, shm_size=None)
@@ -136,7 +136,7 @@ def check_image(engine: str, image: str) -> None:
     if asked.returncode != 0:
         said = asked.stderr.strip().splitlines()[-1:] or [f"exit code {asked.returncode}"]
         raise InputError(
-            f"--container {image}: {engine} does not have it ({said[0].strip()}); load or build the image first, or "
+            f"--container {image}: {engine} does not have this image ({said[0].strip()}); load or build it first, or "
             "choose another engine with --engine"
         )
 

@@ -114,7 +114,9 @@ def _score(
         scores = (0.0, 0.0) if more else _structure_scores(maps, structure, members, corrected)
         if more:
             only = f"{structure.name} is {structure.labels[0]} alone"
-            notes.append(f"{case}: the prediction holds {more}, and {only}; such a map scores 0 by the official rules")
+            notes.append(
+                f"{case}: the prediction holds {more}, and {only}; such a label map scores 0 by the official rules"
+            )
         dsc[structure.id], nsd[structure.id] = scores if corrected else (float(np.round(s, DECIMALS)) for s in scores)
         if structure.is_lesion and not counts[:, members, :].any():
             false_ml[structure.id] = float(counts[:, :, members].sum() * np.prod(spacing_mm) / MM3_PER_ML)
@@ -212,7 +214,7 @@ def _missing_cases(pairing: Pairing, missing: Missing) -> tuple[list[str], list[
         count = len(pairing.without_prediction)
         if missing == "stop":
             raise InputError(
-                f"{count} reference(s) have no prediction: {names}. Predict them, or say with --missing how they count"
+                f"{count} reference(s) have no prediction: {names}. Predict them, or set with --missing how they count"
             )
         notes.append(
             f"{count} reference(s) without prediction {'left out' if missing == 'skip' else 'score 0'}: {names}"
@@ -222,7 +224,7 @@ def _missing_cases(pairing: Pairing, missing: Missing) -> tuple[list[str], list[
             f"{len(pairing.without_reference)} prediction(s) without reference: {', '.join(pairing.without_reference)}"
         )
         if missing == "skip":
-            failed += [(name, "no reference of this name") for name in pairing.without_reference]
+            failed += [(name, "no reference with this name") for name in pairing.without_reference]
     return notes, failed
 
 

@@ -94,7 +94,7 @@ def read_pair(pair: CasePair, *, as_stored: bool = False) -> tuple[Volume, Volum
         raise errors[0]
     raise CaseError(
         pair.case,
-        f"{doubts[0]}: reference and prediction lie on one grid as neither library reads them; export the prediction "
+        f"{doubts[0]}: neither library reads reference and prediction on the same grid; export the prediction "
         "on the grid of its image, or compare voxel by voxel with --as_stored",
     )
 
@@ -117,16 +117,16 @@ def on_grid_of(
     if difference is not None:
         raise CaseError(
             case,
-            f"reference and prediction lie on different grids: {difference}; export the prediction on the grid of its "
+            f"reference and prediction are on different grids: {difference}; export the prediction on the grid of its "
             "image, or compare voxel by voxel with --as_stored if only the header was lost",
         )
     notes = []
     if not turn.is_identity:
         notes.append(
-            f"prediction stored as {describe(prediction.direction)}, turned to the reference's "
+            f"prediction stored as {describe(prediction.direction)}, reoriented to the reference's "
             f"{describe(reference.direction)}"
         )
     rounding = rounding_difference(reference, turned)
     if rounding is not None:
-        notes.append(f"reference and prediction lie on nearly the same grid: {rounding}")
+        notes.append(f"reference and prediction are on nearly the same grid: {rounding}")
     return turned, f"{case}: {'; '.join(notes)}" if notes else None

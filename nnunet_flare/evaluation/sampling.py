@@ -93,7 +93,7 @@ def record(
             list(command), env=users_environment(), start_new_session=True, stdout=output, stderr=output
         )
     except OSError as error:
-        raise InputError(f"{command[0]}: cannot be started ({error.strerror}); expected a command after --") from error
+        raise InputError(f"{command[0]}: cannot be started ({error.strerror}); expected a program after --") from error
     latest = None if gpu is None else _LatestGpu(gpu, baseline)
     sampler = _Sampler(process.pid, processes or tree, latest, start, interval_s)
     sampler.start()

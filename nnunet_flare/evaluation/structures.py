@@ -75,7 +75,7 @@ def read_structures(name_or_path: str, *, tolerance_mm: float = DEFAULT_TOLERANC
     path = Path(name_or_path)
     if not path.is_file():
         raise InputError(
-            f"--labels {name_or_path}: neither a label set ({', '.join(LABEL_SETS)}) nor a dataset.json that exists"
+            f"--labels {name_or_path}: not a label set ({', '.join(LABEL_SETS)}) and not an existing dataset.json"
         )
     document = load_json(path)
     try:
@@ -83,7 +83,9 @@ def read_structures(name_or_path: str, *, tolerance_mm: float = DEFAULT_TOLERANC
         entries = [(name, value) for name, value in labels.items() if name not in (BACKGROUND, IGNORE)]
         parsed = [(name, _label_ids(value)) for name, value in entries]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(f"{path}: no usable 'labels' ({error}); expected nnU-Net's name: id, or ids") from error
+        raise InputError(
+            f"{path}: no usable 'labels' ({error}); expected a label id, or a list of ids, for each name"
+        ) from error
     if not parsed:
         raise InputError(f"{path}: 'labels' names no foreground label")
     return tuple(_of_entry(place, name, ids, tolerance_mm) for place, (name, ids) in enumerate(parsed, 1))

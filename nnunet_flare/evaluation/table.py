@@ -204,7 +204,7 @@ def read_csv(path: Path, structures: Sequence[Structure]) -> ScoreTable:
         found = ", ".join(lines[0][1][:4]) if lines else "nothing"
         raise InputError(
             f"{path}: columns {found}, ..., expected {', '.join(expected[:4])}, ... ({len(expected)} columns); "
-            "give the --labels with which it was written"
+            "give the --labels that it was written with"
         )
     rows = []
     for number, line in lines[1:]:

@@ -41,7 +41,7 @@ class IdMap:
         if self.refuses_others:
             unknown = sorted(set(np.flatnonzero(np.bincount(labels.ravel())).tolist()) - set(self.ids) - {0})
             if unknown:
-                raise ValueError(f"holds the ids {unknown}, which the id map {self.name} does not list")
+                raise ValueError(f"holds the ids {unknown}, which id map {self.name} does not list")
         mapped: np.ndarray = table[labels]
         return mapped
 
@@ -67,7 +67,7 @@ def load_id_map(name_or_path: str) -> IdMap:
         file = resources.files("nnunet_flare.fusion") / "id_maps" / f"{name_or_path}.yaml"
         document = parse_yaml(file.read_text(encoding="utf-8"), f"id map {name_or_path}")
     else:
-        raise InputError(f"no id map '{name_or_path}'; there are {', '.join(shipped_id_maps())}, or give a .yaml file")
+        raise InputError(f"no id map '{name_or_path}'; there are {', '.join(shipped_id_maps())}, or give a YAML file")
     return _parse(document, f"id map {name_or_path}")
 
 

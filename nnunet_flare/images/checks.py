@@ -48,7 +48,7 @@ def check_values(volume: Volume, case: str, path: Path | str = "image", *, flat:
         )
     if min(array.shape) < (1 if flat else 2):
         raise CaseError(
-            case, f"{path}: shape (z, y, x) {array.shape} has an axis of fewer than 2 voxels, expected 3-D scan"
+            case, f"{path}: shape (z, y, x) {array.shape} has an axis of fewer than 2 voxels, expected a 3-D scan"
         )
     if array.dtype.kind not in "iuf":
         raise CaseError(case, f"{path}: voxels are of type {array.dtype}, expected real numbers")
@@ -71,7 +71,7 @@ def oddities(volume: Volume, *, is_ct: bool = True) -> list[str]:
     elif low < CT_RANGE_HU[0] or high > CT_RANGE_HU[1]:
         found.append(f"values from {low:g} to {high:g}, outside CT's {CT_RANGE_HU[0]:g} to {CT_RANGE_HU[1]:g} HU")
     elif low >= 0 and SMALLEST_SPAN <= high <= 255:
-        found.append(f"values from {low:g} to {high:g}, which look like an 8-bit picture and not like CT numbers")
+        found.append(f"values from {low:g} to {high:g}, which look like an 8-bit picture, not like CT numbers")
     elif (problem := not_hounsfield(volume.array)) is not None:
         found.append(problem)
     if min(volume.spacing_mm) < SPACING_RANGE_MM[0] or max(volume.spacing_mm) > SPACING_RANGE_MM[1]:

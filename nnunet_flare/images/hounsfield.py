@@ -66,14 +66,14 @@ def not_hounsfield(array: np.ndarray) -> str | None:
     spongy = float(np.mean(inside > SPONGY_HU)) - dense
     lowest, middle = np.mean(inside == inside.min()), float(np.median(inside))
     if dense > max(DENSE_SHARE, spongy):
-        found = f"{dense:.0%} above {DENSE_HU:g} HU; perhaps the rescale intercept (often -1024) is left out"
+        found = f"{dense:.0%} above {DENSE_HU:g} HU; perhaps the rescale intercept (often -1024) was not applied"
     elif lowest > LOWEST_SHARE:
         found = f"{lowest:.0%} at the lowest value {inside.min():g}, as in a window of grey values"
     elif not TISSUE_HU[0] <= middle <= TISSUE_HU[1]:
-        found = f"the middle value {middle:.4g}, neither fat nor soft tissue"
+        found = f"a median of {middle:.4g}, neither fat nor soft tissue"
     else:
         return None
-    return f"no voxels like air and {found}; {EXPECTED}"
+    return f"no air-like voxels and {found}; {EXPECTED}"
 
 
 def is_ct(array: np.ndarray) -> bool:

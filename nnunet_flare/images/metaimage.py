@@ -78,7 +78,7 @@ def _payload(path: Path, case: str, fields: dict[str, str], end: int) -> Payload
             case, f"{path}: cannot be read: the header's numbers are missing or damaged ({error})"
         ) from error
     if not all(math.isfinite(number) for number in grid):
-        raise CaseError(case, f"{path}: origin, direction or spacing hold NaN or infinity in the header")
+        raise CaseError(case, f"{path}: origin, direction or spacing in the header is NaN or infinite")
     bytes_each = BYTES.get(fields.get("ElementType", ""))
     if bytes_each is None or not sizes or min(sizes) < 1 or not _is_true(fields.get("BinaryData", "True")):
         return None
@@ -86,10 +86,10 @@ def _payload(path: Path, case: str, fields: dict[str, str], end: int) -> Payload
         raise CaseError(
             case,
             f"{path}: HeaderSize is {skipped}, but the header has {end} bytes and the voxels are "
-            f"{'compressed' if packed else 'not compressed'}; the voxels' place is not clear",
+            f"{'compressed' if packed else 'not compressed'}; the position of the voxels is unclear; save it again",
         )
     if packed and is_local and not stored:
-        raise CaseError(case, f"{path}: lacks CompressedDataSize, without which the voxels cannot be read")
+        raise CaseError(case, f"{path}: lacks CompressedDataSize, so the voxels cannot be read; save it again")
     voxels = math.prod(sizes) * channels * bytes_each
     start = skipped if skipped != 0 else (end if is_local else 0)
     msb = {_is_true(fields[name]) for name in ORDER_FIELDS if name in fields}

@@ -85,10 +85,12 @@ def load_nifti(path: Path, case: str) -> Nifti:
             buffer[total : total + fits] = np.frombuffer(chunk, np.uint8, fits)
         total += len(chunk)
     if total < header.file_bytes:
-        raise CaseError(case, f"{path}: is truncated, {total} of {header.file_bytes} bytes; copy it again")
+        raise CaseError(case, f"{path}: is truncated: {total} of {header.file_bytes} bytes; copy it again")
     if surplus >= header.slice_bytes:
         raise CaseError(
-            case, f"{path}: holds {total} bytes, the header tells of {header.file_bytes}; one of both is damaged"
+            case,
+            f"{path}: holds {total} bytes, the header says {header.file_bytes}; file or header is damaged, copy it "
+            "again",
         )
     if not is_plausible:
         return Nifti(header, None)

@@ -146,8 +146,8 @@ def check_header(start: bytes, path: Path, case: str) -> Header:
         found = f"only {len(start)} bytes" if number is None else f"its first number is {number}"
         raise CaseError(
             case,
-            f"{path}: cannot be read: does not begin as NIfTI does ({found}, expected {HEADER_BYTES} or "
-            f"{LONGEST_HEADER_BYTES}); damaged, truncated, or another format under this name",
+            f"{path}: cannot be read: does not begin like NIfTI ({found}, expected {HEADER_BYTES} or "
+            f"{LONGEST_HEADER_BYTES}); damaged, truncated, or another format with this name",
         )
     if header.problem is not None:
         raise CaseError(case, f"{path}: the header is damaged: {header.problem}; copy or convert the scan again")
@@ -169,7 +169,7 @@ def _header(start: bytes, layout: _Layout, order: str) -> Header:
     elif read(layout.magic) != (layout.single,):
         problem = f"magic {read(layout.magic)[0]!r}, expected {layout.single!r} in a single file"
     elif kind not in BITS:
-        problem = f"voxel type {kind}, which is none of NIfTI's"
+        problem = f"voxel type {kind}, which NIfTI does not have"
     elif bits != BITS[kind]:
         problem = f"{bits} bits per voxel, expected {BITS[kind]} for its voxel type {kind}"
     elif not math.isfinite(offset) or offset != int(offset) or offset < first_voxel:

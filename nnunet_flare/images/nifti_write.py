@@ -60,7 +60,7 @@ def write_nifti(file: Path, start: bytes, array: np.ndarray) -> None:
         OSError: when it cannot be written, or has an axis too long for NIfTI-1.
     """
     if max(array.shape) > LONGEST_AXIS:
-        raise OSError(f"{file}: an axis of {max(array.shape)} voxels, NIfTI-1 takes at most {LONGEST_AXIS}")
+        raise OSError(f"{file}: an axis has {max(array.shape)} voxels, NIfTI-1 allows at most {LONGEST_AXIS}")
     header = bytearray(start)
     struct.pack_into("=3h", header, SIZES_AT, *array.shape[::-1])
     step = max(1, BLOCK_BYTES // max(1, array[0].nbytes))

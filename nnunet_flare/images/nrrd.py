@@ -49,7 +49,7 @@ def _fields(path: Path, case: str) -> tuple[dict[str, str], int]:
     """The header's fields, names in small letters, and the byte after it."""
     start = header_start(path, case)
     if not start.startswith(MAGIC):
-        raise CaseError(case, f"{path}: cannot be read: does not begin with NRRD; damaged or another format")
+        raise CaseError(case, f"{path}: cannot be read: does not begin with NRRD; damaged, or another format")
     fields: dict[str, str] = {}
     end = 0
     for line in start.split(b"\n"):
@@ -62,7 +62,9 @@ def _fields(path: Path, case: str) -> tuple[dict[str, str], int]:
             fields[name.strip().lower().replace(" ", "") if name.lower() in _SPACED else name.strip().lower()] = (
                 value.strip()
             )
-    raise CaseError(case, f"{path}: cannot be read: the header of a NRRD ends with an empty line; damaged")
+    raise CaseError(
+        case, f"{path}: cannot be read: the empty line that ends a NRRD header is missing; damaged, copy it again"
+    )
 
 
 _SPACED = ("data file", "line skip", "byte skip")

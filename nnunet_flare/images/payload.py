@@ -96,7 +96,7 @@ def beside(header: Path, name: str, case: str) -> Path:
             case, f"{header}: its data file {name} is {real}, outside the header's folder; put both into one folder"
         )
     if not os.path.isfile(real):
-        what = "is no plain file" if os.path.exists(real) else "does not exist"
+        what = "is not a regular file" if os.path.exists(real) else "does not exist"
         raise CaseError(case, f"{header}: cannot be read: its data file {name} {what}; put both into one folder")
     return file
 
@@ -124,12 +124,13 @@ def check_payload(payload: Payload, header: Path, case: str) -> Unpacked | None:
         raise CaseError(case, f"{payload.file}: cannot be read ({error.strerror or error})") from error
     where = header if payload.file == header else f"{header}: its data file {payload.file.name}"
     if found < payload.voxels:
-        raise CaseError(case, f"{where}: is truncated, {found} of {payload.voxels} bytes of voxels; copy it again")
+        raise CaseError(case, f"{where}: is truncated: {found} of {payload.voxels} bytes of voxels; copy it again")
     if surplus >= payload.slice_bytes:
         raise CaseError(
             case,
-            f"{where}: holds {found} bytes of voxels, the header tells of {payload.voxels}; one of both is damaged, "
-            "copy it again",
+            f"{where}: holds {found} bytes of voxels, the header says {payload.voxels}; file or header is damaged, "
+            "copy "
+            "it again",
         )
     return Unpacked(content, payload.order) if wanted and payload.order is not None else None
 

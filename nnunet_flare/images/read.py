@@ -39,7 +39,7 @@ def read_volume(path: Path, case: str | None = None, *, reader: str = SITK) -> V
     """
     case = case or stem_of(path)
     if not path.is_file():
-        raise CaseError(case, f"{path}: no such file" if not path.exists() else f"{path}: not a file")
+        raise CaseError(case, f"{path}: no such file" if not path.exists() else f"{path}: is not a file")
     if path.stat().st_size == 0:
         raise CaseError(case, f"{path}: the file is empty (0 bytes); copy it again")
     if suffix_of(path) in NIFTI_SUFFIXES:
@@ -104,7 +104,7 @@ def _read_by_simpleitk(path: Path, case: str) -> Volume:
     except RuntimeError as error:
         known = ", ".join(SUFFIXES)
         raise CaseError(
-            case, f"{path}: cannot be read ({last_line(error)}): damaged, truncated, or none of {known}"
+            case, f"{path}: cannot be read ({last_line(error)}): damaged, truncated, or not one of {known}"
         ) from error
     return from_sitk(image, case, path)
 

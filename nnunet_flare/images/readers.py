@@ -73,7 +73,7 @@ def doubt(path: Path, header: Header, reader: str, own: View) -> str | None:
     other_reader = SITK if library(reader) == "nibabel" else NIBABEL
     here, there = library(reader), library(other_reader)
     other = seen_by(other_reader, path, header)
-    found = [] if own.refusal is None else [f"nnU-Net's {reader} refuses the file: {own.refusal}"]
+    found = [] if own.refusal is None else [f"nnU-Net's {reader} cannot read the file: {own.refusal}"]
     if isinstance(other, str):
         return "; ".join([*found, f"{here} reads the file and {there} {CANNOT} ({other})"])
     if not np.allclose(own.spacing_mm, other.spacing_mm, rtol=SAME_SPACING, atol=0):
@@ -92,7 +92,7 @@ def doubt(path: Path, header: Header, reader: str, own: View) -> str | None:
 
 def doubtful(reader: str) -> str:
     """What is to be done about a file that the two libraries read differently."""
-    return f"{reader} takes {library(reader)}'s reading; store the file anew with one matrix, in mm, with a slope of 1"
+    return f"{reader} takes {library(reader)}'s reading; save the file again with one matrix, in mm, with a slope of 1"
 
 
 def is_doubt_of_one(said: str | None) -> bool:

@@ -43,7 +43,7 @@ def write_volume(path: Path, volume: Volume) -> None:
         if suffix_of(path) in NIFTI_SUFFIXES:
             write_nifti(folder / name, _nifti_start(volume, folder, path), volume.array)
             if not is_whole(folder / name):
-                raise OSError(f"{path}: could not be written whole")
+                raise OSError(f"{path}: could not be written completely")
         else:
             _write_by_simpleitk(folder / name, volume, path)
         for file in sorted(folder.iterdir(), key=lambda file: file.name == name):

@@ -57,13 +57,13 @@ def attempt(case: str, way: Way, work: Callable[[Way], Result]) -> Result:
             if not is_out_of_memory(error) or following is None:
                 raise
             what = "with the sums on the CPU" if following.device == way.device else "on the CPU, which takes longer"
-            log.warning("%s: out of GPU memory; once more %s%s", case, what, gpu_figures(way.device))
+            log.warning("%s: out of GPU memory; predicted again %s%s", case, what, gpu_figures(way.device))
         except NotFiniteError:
             if way.precision == "fp32":
                 raise CaseError(
                     case,
-                    "the network's scores are infinite or not a number, in single precision too: its weights are "
-                    "damaged, or the scan's values are far from those it was trained on",
+                    "the network's scores are infinite or not a number even in fp32: its weights are damaged, "
+                    "or the scan's values are far from those it was trained on",
                 ) from None
             following = replace(way, precision="fp32")
             log.warning("%s: scores overflow in %s; predicted again in fp32", case, way.precision)

@@ -46,7 +46,7 @@ def cache_folder(kind: str) -> Path | None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         found = folder.stat()
     except OSError as error:
-        log.info("no cache for %s: %s; set %s to a folder of yours", kind, error, VARIABLE)
+        log.info("no cache for %s: %s; set %s to a folder that you own", kind, error, VARIABLE)
         return None
     if not hasattr(os, "getuid"):  # Windows tells neither owner nor mode so
         return folder
@@ -54,7 +54,7 @@ def cache_folder(kind: str) -> Path | None:
         log.warning("cache not used: %s belongs to another user", folder)
         return None
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        log.warning("cache not used: others may write to %s (chmod go-w)", folder)
+        log.warning("cache not used: other users may write to %s (chmod go-w)", folder)
         return None
     return folder
 
@@ -98,7 +98,7 @@ def cached(folder: Path | None, key: str, make: Callable[[Path], None]) -> Path 
             if wrong is None:
                 os.utime(entry)
                 return entry
-            log.warning("the cache's entry %s is damaged (%s); it is made anew", entry, wrong)
+            log.warning("the cache entry %s is damaged (%s); it is made again", entry, wrong)
             shutil.rmtree(entry)
         remove_leftovers(folder)
         temporary = Path(mkdtemp(prefix=temporary_prefix(), dir=folder))

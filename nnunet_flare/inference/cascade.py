@@ -68,11 +68,12 @@ class CascadeSegmenter:
         for what, of in _SHARED.items():
             if of(one) != of(other):
                 raise InputError(
-                    f"{one.folder} is no first stage for {other.folder}: their {what} differ, {of(one)} and {of(other)}"
+                    f"{one.folder} is not a first stage for {other.folder}: their {what} differ, {of(one)} and "
+                    f"{of(other)}"
                 )
         if second.configuration_manager.preprocessor_name != STOCK_PREPROCESSOR:
             name = second.configuration_manager.preprocessor_name
-            raise InputError(f"{other.folder}: a cascade's second stage that preprocesses with {name}")
+            raise InputError(f"{other.folder}: is a cascade's second stage that preprocesses with {name}")
         self.first, self.second = first, second
         self.models, self.settings, self.profile = second.models, second.settings, second.profile
         self.reader, self.channels = second.reader, second.channels
@@ -167,7 +168,9 @@ def open_any(
     stage = segmenter.configuration_manager.previous_stage_name
     if stage is None:
         if previous is not None:
-            raise InputError(f"--prev_stage {previous}: {folder} is no second stage of a cascade; leave it out")
+            raise InputError(
+                f"--prev_stage {previous}: {folder} is not the second stage of a cascade; leave out --prev_stage"
+            )
         return segmenter
     before = previous or (exported_first_stage(folder) if is_exported(folder) else first_stage_folder(folder, stage))
     first = Segmenter.from_model_folder(
@@ -202,8 +205,8 @@ def first_stage_folder(folder: Path, stage: str) -> Path:
     if (beside / "plans.json").is_file():
         return beside
     raise InputError(
-        f"{folder}: {configuration} is the second stage of a cascade, which needs the first, {beside.name}, beside it; "
-        "put it there, or name its folder with --prev_stage"
+        f"{folder}: {configuration} is the second stage of a cascade and needs the first, {beside.name}, next to "
+        "it; put it there, or give its folder with --prev_stage"
     )
 
 

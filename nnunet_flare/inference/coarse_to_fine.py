@@ -69,7 +69,7 @@ class RoiSegmenter:
         if coarse.channels != fine.channels:
             raise InputError(
                 f"roi: the coarse model takes {coarse.channels} channels, the fine one {fine.channels}; "
-                "both see the same scans"
+                "expected the same number"
             )
         if rule not in ROI_RULES:
             raise InputError(f"roi rule {rule!r}: expected one of {', '.join(ROI_RULES)}")
@@ -98,7 +98,7 @@ class RoiSegmenter:
         if library(self.coarse.reader) != library(self.fine.reader):
             for doubt in (volume.doubt for volume in volumes if volume.doubt):
                 raise CaseError(
-                    case, f"{doubt}; the coarse model reads with {self.coarse.reader}, the fine one {self.fine.reader}"
+                    case, f"{doubt}; the coarse model uses {self.coarse.reader}, the fine one {self.fine.reader}"
                 )
         coarse = self.coarse.prepare(volumes, case)
         return CroppableScan(tuple(volumes), coarse, self.fine.value_oddities(volumes))
@@ -140,7 +140,7 @@ class RoiSegmenter:
         found = organs_box(self.coarse, scan.coarse, rule=self.rule, margin_mm=self.margin_mm, progress=progress)
         if found is not None:
             return found
-        log.warning("%s: the coarse pass found nothing; the fine model sees the whole volume", scan.name)
+        log.warning("%s: the coarse model found nothing; the fine model predicts the whole scan", scan.name)
         return tuple((0, n) for n in scan.grid.array.shape)
 
 
@@ -234,7 +234,7 @@ def coarse_model_folder(name: str, fine: Path) -> Path:
         return beside
     there = sorted(path.name.rpartition("__")[2] for path in fine.parent.glob(f"{stem}__*") if path != fine)
     raise InputError(
-        f"roi {name}: is no trained model's folder, and no configuration trained beside {fine.name} "
+        f"roi {name}: is not a trained model's folder, and not a configuration trained next to {fine.name} "
         f"(there: {', '.join(there) or 'none'})"
     )
 

@@ -98,8 +98,9 @@ class Segmenter:
         if is_exported(folder):
             if folds or checkpoint != DEFAULT_CHECKPOINT or settings.trust_checkpoint:
                 raise InputError(
-                    f"{folder}: is an exported model, all of whose folds are used; -f, -chk and --trust-checkpoint go "
-                    "with a trained model's folder"
+                    f"{folder}: is an exported model, which always uses all its folds; -f, -chk and "
+                    "--trust-checkpoint are "
+                    "for a trained model's folder"
                 )
             return cls.from_exported(Exported.read(folder), settings, profile=profile, second_stage=second_stage)
         try:
@@ -250,7 +251,7 @@ class Segmenter:
         if members and self.settings.windows != "all":
             raise InputError(f"--save_members needs --windows all, not {self.settings.windows}")
         if receivers and self.settings.windows != "all":
-            raise InputError(f"scores need --windows all, not {self.settings.windows}, which leaves windows out")
+            raise InputError(f"scores need --windows all; {self.settings.windows} leaves windows out")
         apart = members or any(receiver.apart for receiver in receivers)
         count = len(self.models) if apart and len(self.models) > 1 else 1
         maps = count + 1 if members and count > 1 else 1

@@ -204,7 +204,7 @@ def check_resampling(configuration_manager: Any) -> None:
     kwargs = configuration_manager.configuration["resampling_fn_probabilities_kwargs"]
     if name == NO_RESAMPLING:
         if configuration_manager.configuration["resampling_fn_data"] != NO_RESAMPLING:
-            raise InputError(f"the plans resample images, but predictions with {name}; they would not fit the images")
+            raise InputError(f"the plans resample images, but predictions with {name}; these would not fit the images")
         return
     linear_in_plane = kwargs.get("order", 3) == 1 if name == SEPARABLE[0] else kwargs.get("mode", "linear") == "linear"
     nearest_between = (

@@ -163,7 +163,7 @@ def _write_network(model: Model, folder: Path, segmenter: Segmenter, export: Exp
     try:
         converted = convert(model, network, shape)
     except RuntimeError as error:
-        raise InputError(f"{model}: OpenVINO does not convert this network ({error})") from error
+        raise InputError(f"{model}: OpenVINO cannot convert this network ({error})") from error
     save(converted, folder / NETWORK, half=export.weights == "half")
     runtime = OpenVinoRuntime(folder / NETWORK, precision="fp32", two_d=False)
     _compare(to_host(runtime(noise)), expected, f"{model}: OpenVINO", LARGEST_DIFFERENCE[export.weights])
@@ -197,7 +197,8 @@ def _compare(found: np.ndarray, expected: np.ndarray, what: str, limit: float) -
     log.info("%s differs from PyTorch by %.2g of the scores' deviation on a window of noise", what, difference)
     if not difference <= limit:
         raise InputError(
-            f"{what} computes other scores than PyTorch: they differ by {difference:.3g} of their deviation, expected "
+            f"{what} computes different scores than PyTorch: they differ by {difference:.3g} of their deviation, "
+            "expected "
             f"at most {limit:g}; the network cannot be exported"
         )
 
@@ -210,7 +211,9 @@ def _stages(segmenter: Segmenter | CascadeSegmenter) -> list[Segmenter]:
 def _trained(segmenter: Segmenter) -> Sequence[Model]:
     models = [model for model in segmenter.models if isinstance(model, Model)]
     if len(models) != len(segmenter.models):
-        raise InputError(f"{segmenter.models[0].folder}: was exported already; expected a trained model's folder")
+        raise InputError(
+            f"{segmenter.models[0].folder}: is already an exported model; expected a trained model's folder"
+        )
     return models
 
 

@@ -44,7 +44,7 @@ MANIFEST, CHECKSUMS, COARSE, FIRST_STAGE = "exported.json", "checksums.json", "c
 
 NETWORK = "network.xml"
 
-AGAIN = "copy the folder again, or write it anew with flare-export"
+AGAIN = "copy the folder again, or write it again with flare-export"
 
 OF_MANIFEST: dict[str, Any] = {
     "kind": {KIND},
@@ -119,7 +119,7 @@ class Exported:
         wrong = [f"{name} is not in {CHECKSUMS}" for name in sorted(needed - set(known))]
         for name, digest in known.items():
             if not _is_inside(name):
-                wrong.append(f"{CHECKSUMS} names {name!r}, which is outside")
+                wrong.append(f"{CHECKSUMS} names {name!r}, which is outside the folder")
                 continue
             try:
                 wrong += [] if file_digest(self.folder / name) == digest else [f"{name} was changed"]
@@ -138,12 +138,12 @@ class Exported:
         if settings.backend == "torch" or settings.device not in ("auto", "cpu"):
             other = "--backend torch" if settings.backend == "torch" else f"-device {settings.device}"
             raise InputError(
-                f"{self.folder}: is an exported model, which OpenVINO runs on the CPU; leave {other} out, or give the "
+                f"{self.folder}: is an exported model, which OpenVINO runs on the CPU; leave out {other}, or give the "
                 "trained model's own folder"
             )
         precision = self.manifest["precision"] if settings.precision == "auto" else settings.precision
         if precision == "bf16" and not BF16_FLAGS & cpu_flags():
-            log.warning("%s: was exported for bf16, which this CPU does not have; fp32 is used", self.folder)
+            log.warning("%s: was exported for bf16, which this CPU lacks; fp32 is used", self.folder)
             precision = "auto"
         if settings.precision == "fp32" and self.manifest["weights"] == "half":
             log.warning(
@@ -222,13 +222,13 @@ class ExportedModel:
             reason = " ".join(str(error).split())[:300]
             raise InputError(
                 f"{self.network}: cannot be run by the OpenVINO that is installed here ({reason}); it was made with "
-                f"{self.source.manifest['made_with'].get('openvino', 'an unknown one')}: pip install -U openvino"
+                f"version {self.source.manifest['made_with'].get('openvino', 'unknown')}: pip install -U openvino"
             ) from error
         window = (1, self.network_channels, *(how.patch[1:] if how.two_d else how.patch))
         if (runtime.window, runtime.scores) != (window, (1, self.labels.heads, *window[2:])):
             raise InputError(
-                f"{self.network}: takes windows of {runtime.window} and gives {runtime.scores[1]} scores, expected "
-                f"{window} and {self.labels.heads} by plans.json and dataset.json; {AGAIN}"
+                f"{self.network}: takes windows of {runtime.window} and gives {runtime.scores[1]} scores, but "
+                f"plans.json and dataset.json say {window} and {self.labels.heads}; {AGAIN}"
             )
         return runtime
 

@@ -236,7 +236,7 @@ def _is_there(case: InputCase, *, output: Path, members: bool, forms: Sequence[F
                 return False
     for path in damaged:
         if path.exists():
-            log.warning("%s: %s is damaged or of another scan; it is predicted again", case.name, path)
+            log.warning("%s: %s is damaged or belongs to another scan; it is predicted again", case.name, path)
     return not damaged
 
 
@@ -341,4 +341,4 @@ def _describe(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"cannot be read or written ({error.strerror or error})"
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''} (more with --verbose)"
+    return f"{type(error).__name__}: {lines[0] if lines else ''} (details with --verbose)"

@@ -127,7 +127,7 @@ def find_inputs(
         elif not path.exists():
             raise InputError(f"{path}: no such file or folder")
         elif suffix_of(path) is None:
-            raise InputError(f"{path}: is no image file; expected one of {', '.join(SUFFIXES)}")
+            raise InputError(f"{path}: is not an image file; expected one of {', '.join(SUFFIXES)}")
         else:
             files.append(path)
     cases += _files(files, channels)
@@ -168,7 +168,7 @@ def _folder(
     )
     if not may_be_empty and not found.cases and not found.refused and not found.clashes:
         if found.left:
-            raise InputError(f"{folder}: nothing that can be predicted:{told(found.left)}")
+            raise InputError(f"{folder}: nothing to predict:{told(found.left)}")
         seen = sorted(path.name for path in folder.iterdir())[:3] or "nothing"
         raise InputError(f"{folder}: no image named <case>_0000{ending} and no DICOM series; found {seen}")
     return found

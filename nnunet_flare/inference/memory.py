@@ -118,7 +118,7 @@ def affordable(case: str, limit_gb: float | None, policies: Sequence[str], wante
         if held + wanted(policy).total <= limit:
             if policy != policies[0]:
                 log.warning(
-                    "%s: --windows %s would need more than %.3g GB; all windows are visited instead",
+                    "%s: --windows %s would need more than %.3g GB; all windows are predicted instead",
                     case,
                     policies[0],
                     limit_gb,
@@ -128,7 +128,7 @@ def affordable(case: str, limit_gb: float | None, policies: Sequence[str], wante
     raise CaseError(
         case,
         f"needs about {least / GIGABYTE:.2f} GB, --max_memory allows {limit_gb:g} GB; {held / GIGABYTE:.2f} GB of it "
-        "are the program and the model",
+        "for the program and the model",
     )
 
 
@@ -176,7 +176,7 @@ def sums_device(device: Device, gpu_memory_gb: float | None, sums: int) -> Devic
         return device
     if sums_fit_on_gpu(sums, gpu_room(device, gpu_memory_gb)):
         return device
-    log.info("sums of %.2f GB go to the CPU", sums / GIGABYTE)
+    log.info("the sums of scores (%.2f GB) are kept on the CPU", sums / GIGABYTE)
     return CPU
 
 
@@ -192,7 +192,7 @@ def keep_to(device: Device, gpu_memory_gb: float) -> int:
     allowed = limit - beside_allocator(device)
     if limit <= CONTEXT[0]:
         raise InputError(
-            f"--gpu_memory {gpu_memory_gb:g}: the CUDA context alone takes about {CONTEXT[0] / GIGABYTE:g} GB of the "
+            f"--gpu_memory {gpu_memory_gb:g}: the CUDA context alone needs about {CONTEXT[0] / GIGABYTE:g} GB of the "
             "card; give more, or use -device cpu"
         )
     torch.cuda.set_per_process_memory_fraction(min(1.0, max(0, allowed) / total), of_torch(device))

@@ -108,7 +108,7 @@ class Model:
         except RuntimeError as error:
             lines = [line.strip() for line in str(error).splitlines()[1:]]
             raise InputError(
-                f"{self.member}: holds the weights of another network than {self.member.folder / 'plans.json'} "
+                f"{self.member}: its weights do not fit the network that {self.member.folder / 'plans.json'} "
                 f"describes ({len(lines)} differences, the first: {lines[0] if lines else error})"
             ) from error
         return network.requires_grad_(False).eval()
@@ -141,7 +141,7 @@ def open_model(member: Member, *, trust_checkpoint: bool = False, second_stage: 
     name = checkpoint["init_args"]["configuration"]
     if name not in plans["configurations"]:
         raise InputError(
-            f"{member}: was trained with the configuration {name}, but {folder / 'plans.json'} has "
+            f"{member}: was trained with configuration {name}, but {folder / 'plans.json'} has "
             f"{sorted(plans['configurations'])}"
         )
     manager = PlansManager(plans)
@@ -175,7 +175,7 @@ def find_folds(folder: Path, folds: Sequence[Fold] | None, checkpoint: str) -> l
         InputError: when there is no such folder, or no fold has the checkpoint.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such model folder; expected one with plans.json, dataset.json and fold_*")
+        raise InputError(f"{folder}: no such model folder; expected a folder with plans.json, dataset.json and fold_*")
     if folds:
         return [_fold(fold) for fold in folds]
     there = {path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{checkpoint}")}
@@ -209,7 +209,10 @@ def _check_supported(model: Model) -> None:
     if reader not in READERS:
         raise InputError(f"{where}: reads images with {reader}; flare-predict reads volumes ({', '.join(READERS)})")
     if max(model.label_manager.all_labels) > 255:
-        raise InputError(f"{where}: has label ids up to {max(model.label_manager.all_labels)}; label maps are uint8")
+        raise InputError(
+            f"{where}: has label ids up to {max(model.label_manager.all_labels)}; expected at most 255, "
+            "as label maps are uint8"
+        )
     check_resampling(configuration)
 
 
@@ -243,7 +246,7 @@ def _from_trainer(model: Model) -> nn.Module:
             f"{model.member}: trained by {model.trainer_name}, which is not installed here ({error})"
         ) from error
     except (AssertionError, TypeError) as error:  # something else in nnU-Net's modules has this name
-        raise InputError(f"{model.member}: {model.trainer_name} is the name of no trainer") from error
+        raise InputError(f"{model.member}: {model.trainer_name!r} is not the name of a trainer") from error
     if trainer is None:
         raise InputError(f"{model.member}: trained by {model.trainer_name}, which is not installed here")
     configuration = model.configuration_manager

@@ -54,7 +54,7 @@ class Networks:
         self._said = False
         choose_backend(settings.backend, self.device)  # refused now and not at the first scan
         if settings.gpu_memory_gb is not None and self.device.type != "cuda":
-            raise InputError(f"--gpu_memory goes with -device cuda; -device {settings.device} is {self.device} here")
+            raise InputError(f"--gpu_memory needs -device cuda; -device {settings.device} is {self.device} here")
 
     def load(self) -> None:
         """Build the networks now; on the CPU from now on where the GPU has no room for them, which is said."""
@@ -111,8 +111,8 @@ class Networks:
         """
         if self._built_in not in (None, os.getpid()):
             raise InputError(
-                f"the networks were built in process {self._built_in}, of which this one is a fork: their threads did "
-                "not come along, and it would wait for ever. Open the model in each process, and start processes with "
+                f"the networks were built in process {self._built_in}, of which this one is a fork: threads do not "
+                "survive a fork, so it would wait for ever. Open the model in each process, and start processes with "
                 "multiprocessing's 'spawn'"
             )
         with self._lock:
@@ -122,7 +122,7 @@ class Networks:
                 return known
             axes = [model.mirroring_axes for model in self._models]
             if not self._built and self._settings.tta == "mirror" and not any(axes):
-                log.warning("trained without mirroring, so that --tta mirror changes nothing")
+                log.warning("the model was trained without mirroring; --tta mirror has no effect")
             if device.type == "cuda" and self._settings.gpu_memory_gb is not None:
                 keep_to(device, self._settings.gpu_memory_gb)
             with self._profile.stage("model"):

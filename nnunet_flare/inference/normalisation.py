@@ -50,7 +50,9 @@ def _of_rgb(values: np.ndarray, mask: np.ndarray | None, intensities: Mapping[st
         ValueError: for other values.
     """
     if values.min() < 0 or values.max() > 255:
-        raise ValueError(f"values from {values.min():g} to {values.max():g}; the model takes 8-bit pictures, 0 to 255")
+        raise ValueError(
+            f"values from {values.min():g} to {values.max():g}; the model expects 8-bit pictures, 0 to 255"
+        )
     values /= 255.0
     return values
 

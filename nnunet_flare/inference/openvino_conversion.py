@@ -69,7 +69,9 @@ def save(converted: Any, path: Path, *, half: bool) -> None:
         silent_openvino().save_model(converted, str(path), compress_to_fp16=half)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        raise OSError(errno.EIO, f"OpenVINO cannot write it, perhaps the disk is full ({reason})", str(path)) from error
+        raise OSError(
+            errno.EIO, f"OpenVINO cannot write the network, perhaps the disk is full ({reason})", str(path)
+        ) from error
 
 
 def window_shape(model: Model, patch: Sequence[int], *, two_d: bool) -> list[int]:

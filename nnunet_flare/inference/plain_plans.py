@@ -104,8 +104,9 @@ def check_plain(plans: dict[str, Any], configuration: Any, where: str) -> None:
         needs.append(f"the label manager {plans['label_manager']}")
     if needs:
         raise InputError(
-            f"{where}: needs {', '.join(dict.fromkeys(needs))}, which an exported model does not have; predict it from "
-            "its own folder"
+            f"{where}: needs {', '.join(dict.fromkeys(needs))}, which an exported model cannot have; predict from the "
+            "trained "
+            "model's own folder"
         )
     check_resampling(configuration)
 

@@ -43,7 +43,7 @@ Coarse = Union[Path, str, "FlarePredictor"]
 
 
 class FlarePredictor(nnUNetPredictor):
-    """A drop-in ``nnUNetPredictor``: stock's methods work on it, with our windows, precision and loading."""
+    """A drop-in replacement of ``nnUNetPredictor``: stock's methods work, with our windows, precision and loading."""
 
     def __init__(
         self,
@@ -109,23 +109,23 @@ class FlarePredictor(nnUNetPredictor):
         """Open the folds of a trained model (all numbered ones by default).
 
         Args:
-            folder: a trained model's, ``Trainer__Plans__configuration``.
-            folds: to average.
-            checkpoint: file name.
-            step_size: distance of windows as a share of the patch.
+            folder: folder of a trained model, ``Trainer__Plans__configuration``.
+            folds: the folds to average.
+            checkpoint: file name of the checkpoint.
+            step_size: step between windows as a share of the patch.
             tta: ``none``, ``mirror`` or ``crop-rotate``.
-            device: ``cpu``, ``cuda``, ``mps``, or ``auto``: CUDA where PyTorch finds it.
+            device: ``cpu``, ``cuda``, ``mps``, or ``auto``: CUDA if PyTorch finds it, else the CPU.
             precision: ``auto``, ``fp32``, ``fp16`` or ``bf16``.
             backend: ``auto``, ``torch`` or ``openvino``.
             windows: ``all``, ``skip-empty`` or ``huang``.
-            max_memory_gb: of the whole process; scans that need more are refused.
-            gpu_memory_gb: of the GPU to keep to, CUDA's context included.
+            max_memory_gb: limit for the whole process; scans that need more are refused.
+            gpu_memory_gb: limit for GPU memory, CUDA's context included.
             roi: a coarse model that finds the organs' box: its folder, the name of a configuration trained beside this
-                model, or a predictor. :meth:`predict` then sees that part of a scan alone.
+                model, or a predictor. :meth:`predict` then sees only that part of a scan.
             roi_rule: what counts for the box: ``union``, ``fosun`` or ``sztu``.
-            roi_margin_mm: around the box.
-            trust_checkpoint: open checkpoints that hold more than data, and build networks of other packages than
-                nnU-Net's and ours, as the plans name them; both can run any program.
+            roi_margin_mm: margin around the box.
+            trust_checkpoint: load checkpoints that hold more than data, and build networks from packages other than
+                nnU-Net and this one, if the plans name them; both can run any program.
 
         Raises:
             InputError: when something is missing, damaged or unknown.
@@ -161,7 +161,7 @@ class FlarePredictor(nnUNetPredictor):
         windows: str = "all",
         trust_checkpoint: bool = False,
     ) -> FlarePredictor:
-        """Open members of any folders that share preprocessing and labels.
+        """Open members from any folders with the same preprocessing and labels.
 
         Raises:
             InputError: when something is missing, damaged or unknown, or two members do not fit together.
@@ -189,7 +189,7 @@ class FlarePredictor(nnUNetPredictor):
         return self._segmenter
 
     def predict(self, image: Image | Sequence[Image], *, spacing_mm: Sequence[float] | None = None) -> np.ndarray:
-        """The label map (Z, Y, X), uint8, on the image's own grid.
+        """Predict an image: its label map (Z, Y, X), uint8, on the image's own grid.
 
         Args:
             image: a path, a ``Volume``, a SimpleITK image, or an array (Z, Y, X); a list of them for several channels.
@@ -208,12 +208,12 @@ class FlarePredictor(nnUNetPredictor):
     def predict_members(
         self, data: np.ndarray | torch.Tensor, *, only: Sequence[int] | None = None
     ) -> MembersPrediction:
-        """Every member's label map and the mean of their softmax, for a preprocessed scan (C, z, y, x), float32.
+        """The label map of every member and their mean softmax, for a preprocessed scan (C, z, y, x), float32.
 
-        ``only``: the classes that the members were trained for; the softmax of the others counts as background.
+        ``only`` lists the classes that the members were trained for; the softmax of the others counts as background.
 
         Raises:
-            InputError: for a predictor with a coarse model, which crops stored scans.
+            InputError: for a predictor with a coarse model, which only takes stored scans.
         """
         self._refuse_preprocessed()
         found = self.segmenter.predict_members(_as_array(data), only=only)
@@ -225,7 +225,7 @@ class FlarePredictor(nnUNetPredictor):
         use_folds: Sequence[Fold] | str | None,
         checkpoint_name: str = DEFAULT_CHECKPOINT,
     ) -> None:
-        """As stock's; numbered folds are found when ``use_folds`` is None, else ``all``."""
+        """As in stock nnU-Net. Without ``use_folds``: all numbered folds, or fold ``all`` if there are none."""
         folds = [use_folds] if isinstance(use_folds, str) else use_folds
         self._adopt(
             Segmenter.from_model_folder(
@@ -234,14 +234,14 @@ class FlarePredictor(nnUNetPredictor):
         )
 
     def predict_logits_from_preprocessed_data(self, data: torch.Tensor) -> torch.Tensor:
-        """As stock's: the folds' averaged logits (K, z, y, x) on the CPU, in single precision."""
+        """As in stock nnU-Net: the averaged logits of the folds (K, z, y, x) on the CPU, in single precision."""
         if self._segmenter is None:  # after stock's manual_initialization with a network
             return super().predict_logits_from_preprocessed_data(data)
         self._refuse_preprocessed()
         return torch.from_numpy(self._segmenter.logits(_as_array(data)))
 
     def predict_sliding_window_return_logits(self, input_image: torch.Tensor) -> torch.Tensor:
-        """As stock's, for the folds that were opened."""
+        """As in stock nnU-Net, for the folds that were opened."""
         if self._segmenter is None:
             return super().predict_sliding_window_return_logits(input_image)
         self._refuse_preprocessed()
@@ -250,8 +250,9 @@ class FlarePredictor(nnUNetPredictor):
     def _refuse_preprocessed(self) -> None:
         if self._roi is not None:
             raise InputError(
-                "a predictor with roi= crops scans before preprocessing, so that it takes stored scans only: use "
-                "predict(image), or open the model without roi="
+                "a predictor with roi= crops scans before preprocessing, so it takes only stored scans; use "
+                "predict(image), "
+                "or open the model without roi="
             )
 
     @classmethod

@@ -170,7 +170,7 @@ def network_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequen
     if min(found) < 1 or float(np.prod(found, dtype=float)) > MAX_NETWORK_VOXELS:
         raise ValueError(
             f"shape {tuple(shape)} at spacing {tuple(spacing)} mm becomes {found} at the model's "
-            f"{tuple(target)} mm, which cannot be predicted; check the spacing"
+            f"{tuple(target)} mm, which is too large to predict; check the spacing"
         )
     return found
 

@@ -68,7 +68,7 @@ class Probabilities:
         try:
             _take_room(self._file, size, self._folder)
         except OSError as error:
-            reason = f"its probabilities take {size / 1e9:.1f} GB in {self._folder} while they are made"
+            reason = f"its probabilities need {size / 1e9:.1f} GB in {self._folder} while they are written"
             raise CaseError(self._case, f"{reason} ({error.strerror})") from error
         if not view.has_regions:  # what lies outside is background, as stock fills it
             part = self._mapped()[0]
@@ -135,7 +135,7 @@ def probabilities_form(output: Path, model: Path) -> Form:
         there = output / name
         if there.exists() and there.read_bytes() != text.encode():
             raise InputError(
-                f"--save_probabilities: {there} is there already and is another model's; choose another -o"
+                f"--save_probabilities: {there} already exists and belongs to another model; choose another -o"
             )
     reader = model_reader(model)
 

@@ -74,10 +74,10 @@ def prepare_scan(
     for number, volume in enumerate(volumes[1:], start=1):
         difference = geometry_difference(volumes[0], volume)
         if difference is not None:
-            raise CaseError(case, f"channels 0000 and {number:04d} lie on different grids: {difference}")
+            raise CaseError(case, f"channels 0000 and {number:04d} are on different grids: {difference}")
         rounding = rounding_difference(volumes[0], volume)
         if rounding is not None:
-            found.append(f"channels 0000 and {number:04d} lie on nearly the same grid: {rounding}")
+            found.append(f"channels 0000 and {number:04d} are on nearly the same grid: {rounding}")
     turn = turn_for_reader(reader_of_plans(plans_manager.plans), volumes[0])
     try:
         prepared = preprocess(

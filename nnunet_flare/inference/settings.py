@@ -33,7 +33,7 @@ class PredictionSettings:
             if limit is not None and not limit > 0:
                 raise InputError(f"--{name} {limit}: expected a number of gigabytes above 0")
         if self.gpu_memory_gb is not None and not self.device.startswith(("cuda", "auto")):
-            raise InputError(f"--gpu_memory goes with -device cuda, not {self.device}")
+            raise InputError(f"--gpu_memory needs -device cuda, not {self.device}")
         if not 0 < self.step_size <= 1:
             raise InputError(f"step size {self.step_size}: expected a number above 0 and at most 1")
         if self.tta not in TTA:

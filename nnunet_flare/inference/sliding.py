@@ -39,7 +39,7 @@ class Slider:
         self.patch = (1, *patch) if self.two_d else patch
         self.batch = max(1, BATCH_VOXELS // math.prod(patch)) if self.two_d else 1
         if settings.windows == "huang" and (self.two_d or self._labels.has_regions):
-            raise InputError("--windows huang is made for 3-D models with exclusive labels; use all or skip-empty")
+            raise InputError("--windows huang is only for 3-D models with exclusive labels; use all or skip-empty")
 
     @property
     def heads(self) -> int:

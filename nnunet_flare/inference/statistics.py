@@ -76,7 +76,7 @@ class Statistics:
         self._read_at: tuple[int, int] | None = None
         self._cases: dict[str, Any] = {}
         if (folder / CSV).exists() and not (folder / JSON).exists():
-            raise InputError(f"--statistics: {folder / CSV} is there already, without {JSON} of this command; move it")
+            raise InputError(f"--statistics: {folder / CSV} already exists without the {JSON} of this command; move it")
         self._known()
 
     def form(self) -> Form:
@@ -124,7 +124,7 @@ class Statistics:
             return {}
         state = (found.st_mtime_ns, found.st_size)
         if state != self._read_at:
-            self._cases = read_json(path, DOCUMENT, remedy="move it away, the cases are measured anew")["cases"]
+            self._cases = read_json(path, DOCUMENT, remedy="move it away, then the cases are measured again")["cases"]
             self._read_at = state
         return self._cases
 

@@ -78,6 +78,6 @@ def open_runtime(model: Model, how: Execution) -> Forward:
             return OpenVinoRuntime(source, precision=how.precision, two_d=how.two_d)
         except RuntimeError as error:
             if not how.fall_back:
-                raise InputError(f"{model.member}: OpenVINO does not run this network ({error})") from error
-            log.warning("OpenVINO does not run this network (%s); PyTorch does", str(error).splitlines()[0])
+                raise InputError(f"{model.member}: OpenVINO cannot run this network ({error})") from error
+            log.warning("OpenVINO cannot run this network (%s); PyTorch runs it", str(error).splitlines()[0])
     return TorchRuntime(network, device=how.device, precision=how.precision, two_d=how.two_d)

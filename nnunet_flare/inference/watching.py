@@ -79,7 +79,7 @@ class Arrivals:
             self.inputs = inputs = self._find()
         except (InputError, OSError) as error:  # a network folder may be gone for a while
             if str(error) != self._trouble:
-                log.warning("cannot look for scans: %s", error)
+                log.warning("the folder cannot be searched for scans: %s", error)
             self._trouble = str(error)
             return [], [], {}
         self._trouble = None

@@ -146,7 +146,9 @@ def _unpacked_export(
     """The folder of the only exported model in a file; its checksums are compared when it is opened."""
     asked = [option for option, word in wanted.items() if word is not None]
     if asked:
-        raise InputError(f"{path}: holds an exported model, of which {' '.join(asked)} choose nothing; leave them out")
+        raise InputError(
+            f"{path}: holds an exported model; leave out {' '.join(asked)}, which choose among trained ones"
+        )
     if len(prefixes) > 1:
         raise InputError(
             f"{path}: holds {len(prefixes)} exported models, {', '.join('/'.join(p) or '.' for p in prefixes)}; "
@@ -171,10 +173,10 @@ def _check_names(archive: zipfile.ZipFile, path: Path) -> None:
         parts = PurePosixPath(name).parts
         odd = PureWindowsPath(name).drive or name.startswith(("/", "\\")) or "\\" in name or ".." in parts
         if odd or "\0" in name:
-            raise InputError(f"{path}: holds {name!r}, which would be written elsewhere; not unpacked")
+            raise InputError(f"{path}: holds {name!r}, which would be written outside the folder; not unpacked")
         kind = info.external_attr >> 16
         if kind and stat.S_IFMT(kind) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise InputError(f"{path}: holds {name!r}, which is a link or no plain file; not unpacked")
+            raise InputError(f"{path}: holds {name!r}, which is a link or not a regular file; not unpacked")
         if str(PurePosixPath(name)) in seen and not info.is_dir():
             raise InputError(f"{path}: holds {name!r} twice; not unpacked")
         seen.add(str(PurePosixPath(name)))
@@ -262,7 +264,7 @@ def _check_sizes(members: Sequence[zipfile.ZipInfo], path: Path) -> None:
         info.file_size > LARGEST_DOCUMENT for info in members if info.filename.endswith(".json")
     )
     if too_large or total > max(SMALL, LARGEST_RATIO * packed):
-        raise InputError(f"{path}: its {packed} bytes would become {total}; a model does not, not unpacked")
+        raise InputError(f"{path}: its {packed} bytes would unpack to {total}, which no model does; not unpacked")
 
 
 def _unpacked(

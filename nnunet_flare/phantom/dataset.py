@@ -89,24 +89,22 @@ def write_phantom(
         if count < 0:
             raise InputError(f"phantom: {name} is {count}, expected 0 or more")
     if labelled + partial == 0:
-        raise InputError(
-            "phantom: no labelled and no partial case, so there is nothing to train on; ask for at least 1"
-        )
+        raise InputError("phantom: no labelled and no partial case; training needs at least 1")
     if junk > unlabelled:
         raise InputError(f"phantom: {junk} junk scans do not fit among {unlabelled} unlabelled ones")
     domains = [domain] if isinstance(domain, str) else list(domain)
     if not domains:
-        raise InputError("phantom: no domain for the cases that are not labelled; expected at least one")
+        raise InputError("phantom: no domain for unlabelled and test cases; expected at least one")
     others = [name for name in domains if domain_of(name).modality != "ct"]
     for name, count in (("partial", partial), ("junk", junk)):
         if others and count:
             raise InputError(
-                f"phantom: {count} {name} with domain {', '.join(others)}; training cases and junk are CTs, ask for 0"
+                f"phantom: {count} {name} with domain {', '.join(others)}; training cases and junk are CTs; ask for 0"
             )
     given = domain if isinstance(domain, str) else domains
     settings = {**counts, "lesions": lesions, "size": list(size), "seed": seed, "domain": given, "junk": junk}
     if _is_written(out, settings):
-        logger.info("%s: the phantom is there already, with the same settings", out)
+        logger.info("%s: the phantom already exists, with the same settings", out)
         return
     write_json(out / RECORD, {"version": VERSION, "complete": False, "settings": settings})
     remove_leftovers(out, below=True)  # nnU-Net would take one in imagesTr for a case
@@ -124,13 +122,13 @@ def _is_written(out: Path, settings: dict[str, Any]) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not record.is_file():
-        raise InputError(f"{out}: is not empty and holds no {RECORD}; choose another folder for the phantom")
+        raise InputError(f"{out}: is not empty and has no {RECORD}; choose another folder for the phantom")
     document = read_json(record, {"version": int, "settings": dict, "complete": bool}, remedy=f"delete {out}")
     found = {"version": document.get("version"), **document.get("settings", {})}
     differing = [key for key, value in {"version": VERSION, **settings}.items() if found.get(key) != value]
     if differing:
         told = ", ".join(f"{key} {found.get(key)!r}" for key in differing)
-        raise InputError(f"{out}: holds a phantom of other settings ({told}); choose another folder or delete it")
+        raise InputError(f"{out}: holds a phantom with other settings ({told}); choose another folder or delete it")
     return bool(document["complete"])
 
 

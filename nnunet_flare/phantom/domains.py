@@ -168,7 +168,7 @@ def domain_of(name: str) -> Domain:
         InputError: for any other name.
     """
     if name not in DOMAINS:
-        raise InputError(f"phantom domain {name!r} is unknown; known are {', '.join(DOMAINS)}")
+        raise InputError(f"phantom domain {name!r} is unknown; expected one of {', '.join(DOMAINS)}")
     return DOMAINS[name]
 
 

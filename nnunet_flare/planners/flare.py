@@ -224,8 +224,8 @@ def plan_dataset(
     configurations = plans["configurations"]
     if configuration not in configurations:
         raise InputError(
-            f"{planner_class.__name__} plans no configuration '{configuration}' for {planner.dataset_name}, "
-            f"only {', '.join(configurations)}"
+            f"{planner_class.__name__} plans no configuration '{configuration}' for {planner.dataset_name}; "
+            f"it plans {', '.join(configurations)}"
         )
     identifier = f"{planner.plans_identifier}_{configuration}"
     is_renamed = plans_name is not None and configurations[configuration].get("data_identifier") != identifier

@@ -129,7 +129,7 @@ def _set_architecture(configuration: dict[str, Any], given: Mapping[str, Any], p
     strides = given["arch_kwargs"]["strides"]
     if len(strides[0]) != len(patch_size):
         raise InputError(
-            f"plan.network: is a network of {len(strides[0])} dimensions, the configuration has {len(patch_size)}"
+            f"plan.network: the network has {len(strides[0])} dimensions, the configuration {len(patch_size)}"
         )
     divisors = [math.prod(stride[axis] for stride in strides) for axis in range(len(patch_size))]
     configuration["architecture"] = deepcopy(dict(given))
@@ -144,12 +144,13 @@ def _set_topology(configuration: dict[str, Any], patch_size: Sequence[int], limi
     if stages is not None and found.stages < stages:
         raise InputError(
             f"plan.stages: found {stages}, but a patch of {list(patch_size)} voxels at {configuration['spacing']} mm "
-            f"has room for {found.stages}; take fewer stages or a larger patch"
+            f"allows {found.stages}; take fewer stages or a larger patch"
         )
     if found.stages < MIN_STAGES:
         raise InputError(
-            f"plan.patch_size: a patch of {list(patch_size)} voxels at {configuration['spacing']} mm has room for "
-            f"{found.stages} resolution stages, but training needs {MIN_STAGES}; take a larger patch or finer spacing"
+            f"plan.patch_size: a patch of {list(patch_size)} voxels at {configuration['spacing']} mm allows "
+            f"{found.stages} resolution "
+            f"stages, but training needs {MIN_STAGES}; take a larger patch or a finer spacing"
         )
     configuration["patch_size"] = list(found.patch_size)
     arch["strides"] = [list(stride) for stride in found.strides]
@@ -206,4 +207,4 @@ def _check(**given: Any) -> None:
             continue
         lowest = MIN_STAGES if key in ("stages", "max_stages") else 1
         if not all(number >= lowest and number % 1 == 0 for number in numbers):
-            raise InputError(f"plan.{key}: found {value!r}, expected whole numbers of at least {lowest}")
+            raise InputError(f"plan.{key}: found {value!r}, expected whole numbers, {lowest} or more")

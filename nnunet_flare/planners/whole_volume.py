@@ -109,7 +109,7 @@ class nnUNetPlannerFlareCoarse(nnUNetPlannerFlare, ResEncUNetPlanner):
         if overwrite_target_spacing is not None:
             raise InputError(
                 f"{type(self).__name__}: found a target spacing ({list(overwrite_target_spacing)}), but its networks "
-                "see every scan at one size; leave the spacing out, or change plan.patch_size"
+                "see every scan at the same size; leave out the spacing, or change plan.patch_size"
             )
         super().__init__(
             dataset_name_or_id, gpu_memory_target_in_gb, preprocessor_name, plans_name, None, suppress_transpose=True

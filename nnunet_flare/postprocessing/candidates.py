@@ -85,7 +85,9 @@ def candidates(labels: LabelSet, minimum_mm3: Mapping[Organ, float]) -> list[Can
         Candidate("close gaps", every, closing),
         Candidate("keep the slices of the great vessels", vessels, field, by_organ=False),
         Candidate("erase components below a tenth of their organ", erasable, components),
-        Candidate("give gallbladder inside the liver to it", inside[:2] if len(inside) > 1 else (), enclosed, False),
+        Candidate(
+            "give gallbladder inside the liver to the liver", inside[:2] if len(inside) > 1 else (), enclosed, False
+        ),
         Candidate("keep the largest component", erasable, largest),
         Candidate("keep the largest components of all organs together", every, pooled, by_organ=False),
         Candidate("fill holes", every, holes),

@@ -68,7 +68,7 @@ def postprocess_folder(
     """
     files, left = label_files(source, besides=[target])
     if target.exists() and any(target.resolve() == path.parent.resolve() for path in files):
-        raise InputError(f"-o {target}: is the folder of the input; choose another, so that nothing is processed twice")
+        raise InputError(f"-o {target}: is the input folder; choose another, so that nothing is processed twice")
     if images is not None and not images.is_dir():
         raise InputError(f"--image {images}: no such folder of images")
     pictures = [] if images is None else [_image_of(stem_of(path), images) for path in files]
@@ -127,7 +127,8 @@ def _on_grid_of_image(labels: Volume, case: str, images: Path) -> Volume:
     if image.array.shape != labels.array.shape:
         raise CaseError(
             case,
-            f"label map of shape (z, y, x) {labels.array.shape}, but {path} is of {image.array.shape}; expected equal",
+            f"label map has shape (z, y, x) {labels.array.shape}, but {path} has {image.array.shape}; expected the "
+            "same",
         )
     return image.with_array(labels.array)
 

@@ -94,7 +94,7 @@ def label_set(labels: str | Mapping[str, Any]) -> LabelSet:
 
 def _read_entry(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
-        raise InputError(f"labels {path}: neither a label set ({', '.join(LABEL_SETS)}) nor a dataset.json that exists")
+        raise InputError(f"labels {path}: not a label set ({', '.join(LABEL_SETS)}) and not an existing dataset.json")
     document = load_json(path)
     try:
         return document["labels"]

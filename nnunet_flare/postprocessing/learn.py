@@ -81,7 +81,7 @@ def _volumes_mm3(path: Path, *, labels: LabelSet) -> dict[str, float]:
     counts = slice_counts(volume.array.astype(np.uint8)).sum(axis=0)
     if labels.ignored is not None and labels.ignored < counts.size and counts[labels.ignored]:
         unknown = int(counts[labels.ignored])
-        raise CaseError(case, f"{unknown} voxels are not annotated ('ignore'), so that its organs' volumes are unknown")
+        raise CaseError(case, f"{unknown} voxels are not annotated ('ignore'), so its organ volumes are unknown")
     found = {name: sum(counts[i] for i in ids if i < counts.size) for name, ids in labels.structures.items()}
     return {name: float(count * volume.voxel_mm3) for name, count in found.items() if count}
 

@@ -90,7 +90,7 @@ class Pipeline:
         if spacing_mm is None or len(spacing_mm) != 3 or not all(np.isfinite(s) and s > 0 for s in spacing_mm):
             raise InputError(
                 f"pipeline {self.name}: spacing (z, y, x) is {spacing_mm}, expected three numbers of mm above 0; "
-                "volumes cannot be told without it"
+                "volumes cannot be computed without it"
             )
         unknown = sorted(set(_ids_of(labels)) - self.labels.allowed)
         if unknown:
@@ -160,7 +160,7 @@ def _read(name_or_path: str | Path) -> tuple[str, Any]:
         return str(name_or_path), parse_yaml(file.read_text(encoding="utf-8"), str(name_or_path))
     path = Path(name_or_path)
     if not path.is_file():
-        raise InputError(f"pipeline {name_or_path}: neither built in ({', '.join(BUILT_IN)}) nor a file")
+        raise InputError(f"pipeline {name_or_path}: not built in ({', '.join(BUILT_IN)}) and not a file")
     return str(path), load_yaml(path)
 
 

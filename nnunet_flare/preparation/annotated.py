@@ -43,9 +43,9 @@ def read_annotated(path: Path, cases: Collection[str], organs: Collection[Organ]
         if len(cells) > len(columns):
             problems.append(f"line {line}: {len(cells)} cells, expected {len(columns)}; separate organs by spaces")
         elif case not in cases:
-            problems.append(f"line {line}: '{case}' is no training case of this download")
+            problems.append(f"line {line}: '{case}' is not a training case of this download")
         elif case in found:
-            problems.append(f"line {line}: {case} is there twice")
+            problems.append(f"line {line}: {case} is listed twice")
         elif unknown or not words:
             names = ", ".join(organ.name for organ in organs)
             problems.append(f"line {line}: {case}: found {unknown or 'nothing'}, expected ids or names of {names}")
@@ -65,7 +65,7 @@ def role_of(case: str, present: Collection[int], stated: tuple[int, ...] | None,
     annotated = tuple(sorted(present)) if stated is None else stated
     unstated = sorted(set(present) - set(annotated))
     if unstated:
-        raise CaseError(case, f"its label map holds {unstated}, but only {list(annotated)} are stated as annotated")
+        raise CaseError(case, f"its label map holds {unstated}, but only {list(annotated)} are given as annotated")
     return Case() if set(annotated) == set(all_ids) else Case("partial", annotated)
 
 

@@ -78,7 +78,9 @@ def _note(prepared: PreparedDataset, download: Download) -> None:
     if download.copies:
         prepared.notes.append(f"{download.copies} file(s) lie in the download more than once; each is taken once")
     if download.archives:
-        prepared.notes.append(f"{len(download.archives)} archive(s) were not opened, the first {download.archives[0]}")
+        prepared.notes.append(
+            f"{len(download.archives)} archive(s) were not unpacked, the first is {download.archives[0]}"
+        )
 
 
 def _dataset_folder(raw: Path, number: int, layout: Layout) -> Path:
@@ -87,13 +89,13 @@ def _dataset_folder(raw: Path, number: int, layout: Layout) -> Path:
     folder = raw / f"Dataset{number:03d}_{layout.name}"
     for path in (raw, folder):
         if os.path.lexists(path) and not path.is_dir():
-            raise InputError(f"{path}: is there already and is no folder; remove it, or choose another id with -d")
+            raise InputError(f"{path}: exists and is not a folder; remove it, or choose another id with -d")
     others = [p.name for p in raw.glob(f"Dataset{number:03d}_*") if p != folder] if raw.is_dir() else []
     if others:
         raise InputError(f"-d {number}: {raw} holds {others[0]} under that id; choose another with -d")
     record = folder / RECORD
     if folder.is_dir() and any(folder.iterdir()) and not record.is_file():
-        raise InputError(f"{folder}: is there already and was not made by prepare; choose another id with -d")
+        raise InputError(f"{folder}: exists and was not made by prepare; choose another id with -d")
     if record.is_file() and not str(_record(folder).get("origin", "")).startswith(f"{layout.name} "):
         raise InputError(f"{folder}: was made from {_record(folder).get('origin')}; choose another id with -d")
     return folder
@@ -121,7 +123,7 @@ def _enter(
     try:
         if group == "training" and layout.partial:
             if not finding.present and scan.case not in stated:
-                prepared.notes.append(f"{scan.case}: its label map is empty, so it is taken as unlabelled")
+                prepared.notes.append(f"{scan.case}: its label map is empty, so it counts as unlabelled")
                 group, label = "unlabelled", None
             else:
                 ids = [organ.id for organ in layout.organs]

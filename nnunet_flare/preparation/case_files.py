@@ -70,7 +70,7 @@ class CaseFiles:
         told = {(rule.group, rule.domain): path for path in reversed(scans) for rule in [self.rules[path]]}
         if len(told) > 1:
             listed = " and ".join(f"{path} ({domain}, {group})" for (group, domain), path in told.items())
-            return f"one scan in folders of {len(told)} kinds: {listed}; remove all but one"
+            return f"the same scan in folders of {len(told)} kinds: {listed}; remove all but one"
         if label is not None and scans and self.rules[label].group == "training" != self.rules[scans[0]].group:
             group = self.rules[scans[0]].group
             return f"{label} is a training label map, and the scan of this name, {scans[0]}, is for {group}; remove one"
@@ -98,16 +98,18 @@ def decide(case: str, files: CaseFiles, download: Download) -> None:
         download.problems[case] = contradiction
         return
     for path in others:
-        download.unknown[path] = f"another file than {images[0]}, which is taken for '{case}'; remove one"
+        download.unknown[path] = f"differs from {images[0]}, which is used for '{case}'; remove one"
     for what, paths in (("scans", images), ("label maps", labels)):
         if len(paths) > 1:
             listed = " and ".join(map(str, paths))
-            download.problems[case] = f"{len(paths)} {what} of this name: {listed}; remove or rename all but one"
+            download.problems[case] = (
+                f"{len(paths)} different {what} with this name: {listed}; remove or rename all but one"
+            )
             return
     if not images:
-        download.problems[case] = f"{labels[0]}: a label map without its scan {case}_0000{FILE_ENDING}"
+        download.problems[case] = f"{labels[0]}: label map without its scan {case}_0000{FILE_ENDING}"
     elif rule.group == "training" and not labels:
-        download.problems[case] = f"{images[0]}: a training scan without its label map {case}{FILE_ENDING}"
+        download.problems[case] = f"{images[0]}: training scan without its label map {case}{FILE_ENDING}"
     else:
         label = labels[0] if labels and rule.group in ("training", "validation") else None
         pseudo = _one_each(case, files.pseudo, download)

@@ -32,9 +32,13 @@ def write_dataset_json(prepared: PreparedDataset, layout: Layout, labels: Mappin
         "name": layout.name,
         "description": f"MICCAI {layout.name} challenge, prepared by nnunet-flare",
     }
-    there = read_json(path, dict, remedy="restore it, or remove it to have it written anew") if path.is_file() else {}
+    there = (
+        read_json(path, dict, remedy="restore it, or remove it and prepare writes it again") if path.is_file() else {}
+    )
     changed = {key: value for key, value in there.items() if key != COUNT and ours.get(key) != value}
     write_json(path, {**ours, **changed})
     if changed:
         keys = ", ".join(changed)
-        prepared.notes.append(f"{path}: {keys} changed by hand and kept; remove the file to have it written anew")
+        prepared.notes.append(
+            f"{path}: {keys} changed by hand; your changes are kept. Remove the file and prepare writes it again"
+        )

@@ -51,7 +51,7 @@ def find_download(folder: Path, layout: Layout, *, besides: Path | None = None) 
         wrong = [f" {len(download.problems)} case(s) cannot be taken, the first: {case}: {reason}."
                  for case, reason in sorted(download.problems.items())[:1]]  # fmt: skip
         raise InputError(
-            f"--{layout.year} {folder}: no scan {layout.example} with its label map below it.{packed}{''.join(wrong)} "
+            f"--{layout.year} {folder}: no scan {layout.example} with a label map in it.{packed}{''.join(wrong)} "
             "Expected the challenge's own names; for other data make an nnU-Net dataset"
         )
     return download
@@ -76,13 +76,13 @@ def _check_kind(folder: Path, paths: list[Path], layout: Layout) -> None:
     signed = [other for other in LAYOUTS if any(re.search(other.signs, path) for path in inside)]
     if signed and layout not in signed:
         flags = " or ".join(other.flags for other in signed)
-        raise InputError(f"--{layout.year} {folder}: this is not {layout.name}; its names are those of {flags}")
+        raise InputError(f"--{layout.year} {folder}: this is not {layout.name}; its file names are those of {flags}")
     others = {other.task for other in signed if other.task is not None} - {layout.task}
     if layout.task is not None and others:
         found = " and ".join(f"task {task}" for task in sorted(others))
         raise InputError(
-            f"--{layout.year} {folder}: holds files of {found} too, whose scans cannot be told from those of task "
-            f"{layout.task}; give the folder of task {layout.task} alone"
+            f"--{layout.year} {folder}: holds files of {found} too, whose scans have the same names as those of "
+            f"task {layout.task}; give the folder of task {layout.task} alone"
         )
 
 
@@ -139,4 +139,4 @@ def _why_unknown(inside: Path, layout: Layout) -> str:
     folders = _folders(inside)
     if layout.targets and re.search(r"unlab|validation|coreset", folders):
         return f"a scan of an unknown modality; expected one of {', '.join(layout.targets)} in its folder's name"
-    return f"no file name or folder of {layout.name}"
+    return f"not a file name or folder of {layout.name}"

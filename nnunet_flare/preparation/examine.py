@@ -92,14 +92,14 @@ def examine(scan: DownloadedScan, *, allowed: Sequence[int], reader: str) -> Cas
             present = tuple(int(value) for value in np.flatnonzero(np.bincount(label.array.ravel())) if value)
             difference = None if image is None else geometry_difference(image, label)
             if difference:
-                problems.append(f"{scan.label}: another grid than its scan: {difference}")
+                problems.append(f"{scan.label}: not on the grid of its scan: {difference}")
             elif image is not None:
                 nearly = rounding_difference(image, label)
         except CaseError as error:
             problems.append(error.reason)
     odd = tuple(oddities(image, is_ct=scan.domain == "CT")) if image is not None and not problems else ()
     if nearly and not problems:
-        odd = (*odd, f"its label map lies nearly on its grid: {nearly}")
+        odd = (*odd, f"its label map is only nearly on its grid: {nearly}")
     pseudo = {} if image is None else _unusable(scan, image, allowed=allowed, reader=reader)
     return CaseFinding(stamp(scan), tuple(problems), odd, present, pseudo)
 
@@ -115,7 +115,7 @@ def _unusable(scan: DownloadedScan, image: Volume, *, allowed: Sequence[int], re
             continue
         difference = geometry_difference(image, labels)
         if difference:
-            found[team] = f"{path}: another grid than its scan: {difference}"
+            found[team] = f"{path}: not on the grid of its scan: {difference}"
     return found
 
 

@@ -219,6 +219,7 @@ def layout_of(year: str, task: int | None = None) -> Layout:
     if None in of_year:
         raise InputError(f"--task {task}: {year.upper()} has one task; leave it out")
     raise InputError(
-        f"--{year}: which task? Add --task 1 (pan-cancer lesions), --task 2 (organs, on a laptop) or --task 3 (organs "
+        f"--{year}: no task given; add --task 1 (pan-cancer lesions), --task 2 (organs, on a laptop) or --task 3 "
+        "(organs "
         "in MR and PET)"
     )

@@ -26,7 +26,7 @@ def place(source: Path, target: Path, case: str, *, copy: bool = False) -> None:
         if is_same(source, target):
             return
         raise CaseError(
-            case, f"{target}: is another file than {source}; nothing is overwritten, remove it to take that"
+            case, f"{target}: exists and differs from {source}; nothing is overwritten. Remove it to use the new file"
         )
     if not copy:
         link_or_copy(source, target)
@@ -46,7 +46,9 @@ def place_empty(scan: Path, target: Path, case: str, *, reader: str) -> None:
     if target.exists():
         there = read_labels(target, case, reader=reader)
         if there.array.any() or geometry_difference(volume, there):
-            raise CaseError(case, f"{target}: is no empty label map on the grid of {scan}; remove it to have it made")
+            raise CaseError(
+                case, f"{target}: is not an empty label map on the grid of {scan}; remove it and prepare writes it"
+            )
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     write_labels(target, np.zeros(volume.array.shape, dtype=np.uint8), volume)

@@ -60,5 +60,5 @@ def name_strangers(prepared: PreparedDataset) -> None:
         for case, path in strangers(prepared.dataset / folder, cases):
             key = f"{folder}/{case}" if folder.startswith(PSEUDO) else case
             also = "" if folder.startswith((PSEUDO, "labels")) else " and its label map"
-            why = f"{path} is from an earlier call and its case is not used any more; remove it{also}"
+            why = f"{path} is from an earlier call, and its case is no longer used; remove it{also}"
             prepared.set_aside[key] = "; ".join(filter(None, (prepared.set_aside.get(key), why)))

@@ -24,9 +24,11 @@ def write_roles(prepared: PreparedDataset) -> None:
     known = read_record(record)
     there = read_table(path).cases if path.is_file() else prepared.roles
     if there != prepared.roles and _sha256(path) != known.get(TABLE_KEY):
-        prepared.notes.append(f"{path} was changed by hand and is kept; remove it to have it written anew")
+        prepared.notes.append(f"{path} was changed by hand and is kept; remove it and prepare writes it again")
         for case in sorted(prepared.roles.keys() - there.keys()):
-            prepared.set_aside[case] = f"{path}, which was changed by hand, does not name it; add it, or remove that"
+            prepared.set_aside[case] = (
+                f"{path}, which was changed by hand, does not name it; add it, or remove the table"
+            )
         return
     write_table(path, prepared.roles)
     write_json(record, {**known, TABLE_KEY: _sha256(path)})

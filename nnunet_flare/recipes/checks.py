@@ -33,7 +33,10 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.loops:
         check_loops(recipe)
     elif recipe.fusion.teachers:
-        raise ValueError("fusion.teachers: the union of several loops asks teachers; this recipe has no 'loops'")
+        raise ValueError(
+            "fusion.teachers: only the union of several loops uses teachers, and this recipe has no 'loops'; leave it "
+            "out"
+        )
     for number in range(recipe.final_round + 2):  # the final training and its fine-tuning too
         recipe.settings(number, run=None)
     for number in range(recipe.final_round):
@@ -42,7 +45,7 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.selection.absent is not None and not any(map(recipe.judges_agreement, range(recipe.final_round))):
         raise ValueError(
             f"selection.absent: found {recipe.selection.absent!r}, but no round compares members organ by organ; "
-            "leave it out"
+            "leave out the key"
         )
     if recipe.members.start == "member":
         check_going_on(recipe)
@@ -78,19 +81,21 @@ def check_pretrained_keys(recipe: Recipe) -> None:
         raise ValueError(f"training.pretrained_part: found {part!r} without training.pretrained_weights; give both")
     if part is not None and plugin.learns_from(recipe.trainer) is None:
         raise ValueError(
-            f"training.pretrained_part: found {part!r}, but {recipe.trainer} is stock's, which takes all but the "
-            "heads; leave it out"
+            f"training.pretrained_part: found {part!r}, but {recipe.trainer} is a stock trainer, which always takes "
+            "all but the heads; leave it out"
         )
     others = {"final.plan": recipe.final.plan, **({} if recipe.roi is None else {"roi.plan": recipe.roi.plan})}
     for key, plan in others.items():
         if plan.network is not None:
-            raise ValueError(f"{key}.network: only the rounds start from weights that are given; expected plan.network")
+            raise ValueError(f"{key}.network: only the rounds start from given weights; expected plan.network")
     if recipe.plan.network is None:
         return
     if weights is None:
         raise ValueError("plan.network: found 'pretrained' without training.pretrained_weights; give both")
     if recipe.planner == GIVEN_MODEL:
-        raise ValueError(f"plan.network: found 'pretrained', but planner {GIVEN_MODEL} takes another model's network")
+        raise ValueError(
+            f"plan.network: found 'pretrained', but planner {GIVEN_MODEL} takes the network of the given model"
+        )
 
 
 def check_domains(recipe: Recipe) -> None:
@@ -129,12 +134,13 @@ def check_online(recipe: Recipe) -> None:
     for key, found, expected in values:
         if found != expected:
             raise ValueError(
-                f"{key}: found {found!r}, but trainer {recipe.trainer} learns from the unlabelled scans in one "
-                f"training, without labelling them before; expected {expected!r}"
+                f"{key}: found {found!r}, but trainer {recipe.trainer} learns from the unlabelled scans directly, "
+                "without "
+                f"labelling them; expected {expected!r}"
             )
     stream = stream_key(recipe.trainer)
     if "unlabelled" in (recipe.training.get(str(stream)) or {}):
-        raise ValueError(f"training.{stream}.unlabelled: is set by the loop and cannot be given here")
+        raise ValueError(f"training.{stream}.unlabelled: is set by the loop and cannot be set here")
 
 
 def check_loops(recipe: Recipe) -> None:
@@ -188,12 +194,12 @@ def check_selection(recipe: Recipe, number: int) -> None:
     if rule.needs == "checkpoints" and recipe.members.kind != "checkpoints":
         raise ValueError(
             f"selection.rule: found '{rule.name}', which compares the checkpoints of one training, but members.kind "
-            f"is '{recipe.members.kind}'; expected 'checkpoints'"
+            f"is '{recipe.members.kind}'; expected members.kind=checkpoints"
         )
     if recipe.selection.complete and recipe.fusion.uncertain_organs == "ignore":
         raise ValueError(
             "selection.complete: refuses cases that lack an organ, but fusion.uncertain_organs is 'ignore', which "
-            "judges organ by organ; expected one of the two"
+            "judges organ by organ; use only one of the two"
         )
     if rule.needs == "rounds":
         _check_round_change(recipe, number)
@@ -207,8 +213,8 @@ def check_selection(recipe: Recipe, number: int) -> None:
     ):
         if given != needed:
             raise ValueError(
-                f"{key}: found {given!r}, but members.count=1 gives no agreement to judge by in round "
-                f"{number}; expected {needed!r}, or more members"
+                f"{key}: found {given!r}, but with members.count=1 there is no agreement to judge by "
+                f"in round {number}; expected {needed!r}, or more members"
             )
 
 
@@ -240,8 +246,9 @@ def check_start(recipe: Recipe) -> None:
     ):
         if not fits:
             raise ValueError(
-                f"{key}: found {given!r}, but final.start is 'member', whose network the final training then has; "
-                "expected none, or final.start=scratch"
+                f"{key}: found {given!r}, but with final.start=member the final training has the member's network; "
+                "expected "
+                "none, or final.start=scratch"
             )
 
 
@@ -251,7 +258,7 @@ def check_going_on(recipe: Recipe) -> None:
     if several:
         raise ValueError(
             f"members.start: found 'member', but round {several[0]} has several members, which would agree because "
-            "they started from one network; expected members.count=1, or members.start=scratch"
+            "they all started from the same network; expected members.count=1, or members.start=scratch"
         )
     if recipe.loops:
         raise ValueError("members.start: found 'member', but each loop trains other organs; expected 'scratch'")

@@ -23,7 +23,7 @@ def shipped_recipes() -> list[str]:
 
 
 def load_recipe(name_or_path: str, settings: Mapping[str, str] | None = None) -> Recipe:
-    """A shipped recipe by name or the user's own by path, with ``--set`` values applied.
+    """Load a shipped recipe by name or your own by path, and apply ``--set`` values.
 
     Args:
         name_or_path: name of a shipped recipe, or a ``.yaml`` file.
@@ -45,7 +45,7 @@ def load_recipe(name_or_path: str, settings: Mapping[str, str] | None = None) ->
     else:
         hint = did_you_mean(name_or_path, shipped_recipes())
         raise InputError(
-            f"no recipe '{name_or_path}'{hint or ';'} there are {', '.join(shipped_recipes())}, or give a .yaml file"
+            f"no recipe '{name_or_path}'{hint or ';'} there are {', '.join(shipped_recipes())}, or give a YAML file"
         )
     if not isinstance(document, dict):
         raise InputError(f"{where}: expected keys and values, found {type(document).__name__}")

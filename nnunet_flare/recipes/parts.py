@@ -98,7 +98,8 @@ class PlanChanges(Part):
     batch_size: int | None = Field(None, ge=1, le=10_000)
     dropout: float | None = Field(None, ge=0, lt=1, description="after every convolution, in all trainings of the run")
     network: Literal["pretrained"] | None = Field(
-        None, description="pretrained: network and patch of training.pretrained_weights, for which the rest is planned"
+        None,
+        description="pretrained: take network and patch from training.pretrained_weights and plan the rest for them",
     )
 
     @model_validator(mode="after")
@@ -106,7 +107,7 @@ class PlanChanges(Part):
         keys = ("base_features", "max_features", "stages", "convs_per_stage", "dropout")
         given = [key for key in keys if getattr(self, key) is not None]
         if self.network is not None and given:
-            raise ValueError(f"network: found 'pretrained' beside {', '.join(given)}, which would change that network")
+            raise ValueError(f"network: found 'pretrained' beside {', '.join(given)}, which would change its network")
         return self
 
     def changes(self) -> dict[str, Any]:
@@ -124,7 +125,8 @@ class Members(Part):
     count: _Count = Field(5, description="one number, or one per round")
     at: tuple[_Share, ...] = ()
     start: Literal["scratch", "member"] = Field(
-        "scratch", description="from the second round on: new weights, or those of the round before (one member only)"
+        "scratch",
+        description="from the second round on: new weights, or the weights of the round before (one member only)",
     )
 
     @model_validator(mode="after")
@@ -132,7 +134,7 @@ class Members(Part):
         if self.kind == "checkpoints" and len(self.at) < 2:
             raise ValueError("members of kind 'checkpoints' need at least two fractions in 'at'")
         if self.kind == "folds" and self.at:
-            raise ValueError("'at' belongs to members of kind 'checkpoints'")
+            raise ValueError("'at' is only for members of kind 'checkpoints'")
         return self
 
 
@@ -143,7 +145,8 @@ class Predict(Part):
     tta: Tta = "mirror"
     precision: Precision = "auto"
     backend: Backend = Field(
-        "torch", description="on the CPU; OpenVINO is faster, but converts every checkpoint of every round first"
+        "torch",
+        description="backend on the CPU; OpenVINO is faster, but first converts every checkpoint of every round",
     )
 
 
@@ -169,14 +172,14 @@ class Selection(Part):
     top_fraction: _Fractions = None
     absent: Absent | None = Field(
         None,
-        description="what members count that both lack an organ: one (the papers'), skip, zero, or expected: as much "
-        "as the labelled cases make its absence likely; None: the rule's own",
+        description="agreement on an organ that both members lack: one (as in the papers), skip, zero, or expected: "
+        "how likely the labelled cases make its absence; None: the rule's default",
     )
     per_organ: dict[str, _Unit] = {}
-    keep_odd: bool = Field(False, description="take scans that are odd (not CT-like values, strange spacing) too")
-    complete: bool = Field(False, description="take only cases whose pseudo-label has every organ")
+    keep_odd: bool = Field(False, description="also take odd scans (values unlike a CT, unusual spacing)")
+    complete: bool = Field(False, description="only take cases whose pseudo-label has every organ")
     per_domain: bool = Field(
-        False, description="top_fraction of the scans of each domain, so that none fills the others' places"
+        False, description="take top_fraction of each domain, so that no domain crowds out the others"
     )
 
     def in_round(self, number: int) -> RoundSelection:
@@ -198,16 +201,18 @@ def _pattern(text: str) -> str:
     try:
         re.compile(text)
     except re.error as error:
-        raise ValueError(f"found {text!r}, no regular expression: {error}") from error
+        raise ValueError(f"found {text!r}, which is not a regular expression: {error}") from error
     return text
 
 
 class Domains(Part):
     """What says of an unlabelled scan which domain (a modality, a site) it belongs to; a recipe may ask for none."""
 
-    table: str | None = Field(None, min_length=1, description="CSV with the columns case and domain; goes before names")
+    table: str | None = Field(
+        None, min_length=1, description="CSV with the columns case and domain; has priority over names"
+    )
     names: dict[str, Annotated[str, Field(min_length=1), AfterValidator(_pattern)]] = Field(
-        {}, description="for each domain a regular expression that is found in its scans' names and in no others'"
+        {}, description="for each domain a regular expression that matches the names of its scans and no others"
     )
 
     def __bool__(self) -> bool:
@@ -222,21 +227,23 @@ class Fusion(Part):
     """
 
     method: Literal["mean-softmax", "last"] = "mean-softmax"
-    components: Literal["all", "largest"] = Field("all", description="largest: one component of each organ stays")
+    components: Literal["all", "largest"] = Field("all", description="largest: keep one component of each organ")
     min_component_mm3: float = Field(
-        10.0, ge=0, le=1e9, description="with 'largest': above this, or the organ is removed"
+        10.0, ge=0, le=1e9, description="with 'largest': smallest component to keep; below it the organ is removed"
     )
     teachers: tuple[str, ...] = Field(
-        (), description="folders of label maps <case>.nii.gz that the union of several loops must agree with"
+        (), description="folders of label maps <case>.nii.gz; the union of several loops must agree with them"
     )
-    id_maps: tuple[str, ...] = Field((), description="one for all teachers or one each, see flare-pseudolabel merge")
+    id_maps: tuple[str, ...] = Field(
+        (), description="id maps, one for all teachers or one each; see flare-pseudolabel merge"
+    )
     on_disagree: Literal["ignore", "zero", "first"] = Field(
-        "ignore", description="what a voxel becomes on which loops and teachers differ; first: the loops' label"
+        "ignore", description="label of voxels where loops and teachers differ; first: the loops' label"
     )
     uncertain_organs: Literal["drop-case", "ignore"] = Field(
-        "drop-case", description="ignore: keep a case whose other organs are certain, leave the uncertain ones out"
+        "drop-case", description="ignore: keep the case and leave out its uncertain organs"
     )
-    min_certain_organs: _Unit = Field(0.5, description="with 'ignore': smallest share of organs that are certain")
+    min_certain_organs: _Unit = Field(0.5, description="with 'ignore': smallest share of certain organs in a case")
 
 
 def _chain(given: Augmentation | tuple[Augmentation, ...], number: int) -> Augmentation:
@@ -272,14 +279,14 @@ class Roi(Part):
     training: dict[str, Any] = {}
     augmentation: AugmentationSettings = AugmentationSettings(labelled="weak", partial="weak")
     model: str | None = Field(None, min_length=1)
-    rule: RoiRule = Field("union", description="what of the coarse map counts as organ")
+    rule: RoiRule = Field("union", description="what counts as organ in the coarse label map")
     margin_mm: float | None = Field(
         None,
         ge=0,
         le=10_000,
-        description="around the box in unlabelled scans; default: the plans' own of labelled ones, or 40",
+        description="margin around the box in unlabelled scans (default: as the plans have for labelled ones, or 40)",
     )
-    test_margin_mm: float = Field(20.0, ge=0, le=10_000, description="around the box in held-out scans (--eval)")
+    test_margin_mm: float = Field(20.0, ge=0, le=10_000, description="margin around the box in held-out scans (--eval)")
 
 
 class Loop(Part):
@@ -293,8 +300,9 @@ class Loop(Part):
     all_but: tuple[_Size, ...] = ()
     absence: Literal["taught", "open"] = Field(
         "taught",
-        description="open: pseudo-labels say where these organs are, but not where they are not (of lesions in scans "
-        "that nobody searched for them)",
+        description="open: pseudo-labels show where these organs are, not where they are absent (for example lesions "
+        "in scans "
+        "that nobody has searched for them)",
     )
 
     @model_validator(mode="after")
@@ -327,9 +335,9 @@ class Final(Part):
     plan: PlanChanges = PlanChanges()
     num_epochs: int | None = Field(None, ge=1, le=MAX_EPOCHS, description="default: as the last round")
     start: Literal["scratch", "member"] = Field(
-        "scratch", description="new weights, or those of a member of the last round"
+        "scratch", description="new weights, or the weights of a member of the last round"
     )
-    training: dict[str, Any] = Field({}, description="keys of training that the final training has otherwise")
+    training: dict[str, Any] = Field({}, description="keys of training that differ in the final training")
     augmentation: AugmentationSettings | None = None
     finetune: FineTuning | None = None
 
@@ -352,10 +360,10 @@ def without_teacher(document: Any, planner: str) -> Any:
     if teacher in (None, {"planner": None}) or not isinstance(final, dict):
         return rest  # what is wrong with 'final' is said where it is read
     if not isinstance(teacher, dict) or set(teacher) != {"planner"}:
-        raise ValueError(f"teacher: found {teacher!r}, expected the key planner alone")
+        raise ValueError(f"teacher: found {teacher!r}, expected only the key planner")
     if final.get("planner") is not None:
         raise ValueError(
             f"teacher.planner: found {teacher['planner']!r}, but final.planner is {final['planner']!r}; then 'planner' "
-            "is the teacher's: give planner and final.planner, or teacher.planner alone"
+            "is the teacher's planner: give planner and final.planner, or only teacher.planner"
         )
     return {**rest, "planner": teacher["planner"], "final": {**final, "planner": rest.get("planner", planner)}}

@@ -80,7 +80,7 @@ class Recipe(Part):
     planner: ClassName = "nnUNetPlannerFlare"
     configuration: ConfigurationName = "3d_fullres"
     trainer: ClassName = "nnUNetTrainerFlareST"
-    rounds: int = Field(1, ge=1, le=100, description="how many times the unlabelled cases are labelled and selected")
+    rounds: int = Field(1, ge=1, le=100, description="how often the unlabelled cases are labelled and selected")
     plan: PlanChanges = PlanChanges()
     members: Members = Members()
     training: dict[str, Any] = {}

@@ -111,7 +111,9 @@ def gather(run: Run) -> RunReport:
 
 def _row(run: Run, entry: Entry, organs: Collection[str], ranges: dict[str, tuple[float, float]]) -> Row:
     path = run.paths.case(entry.round, entry.case)
-    remedy = f"remove it, and its volumes are left out; or flare-pseudolabel retry -o {run.root} labels the case again"
+    remedy = (
+        f"remove it, and its volumes are left out; or label the case again with flare-pseudolabel retry -o {run.root}"
+    )
     labelled = read_labelled_case(path, remedy=remedy) if path.is_file() else LabelledCase()
     volumes = {organ: float(mm3) / 1000 for organ, mm3 in labelled.volume_mm3.items() if organ in organs}
     absent = tuple(o for o in entry.agreement if o in organs and not _is_present(entry, labelled, o))
@@ -159,7 +161,7 @@ def _validation_dice(run: Run, number: int) -> float | None:
     values = []
     for path in run.round(number).model.glob("fold_[0-9]*/validation/summary.json"):
         shape = {"foreground_mean": {"Dice": object}}
-        value = read_json(path, shape, remedy="remove it, and the report leaves it out")["foreground_mean"]["Dice"]
+        value = read_json(path, shape, remedy="remove it, and the report works without it")["foreground_mean"]["Dice"]
         if isinstance(value, (int, float)) and np.isfinite(value):  # NaN where no validation case has an organ
             values.append(float(value))
     return float(np.mean(values)) if values else None

@@ -64,7 +64,7 @@ def check_comparable(a: Run, b: Run) -> None:
         InputError: when both are the same run, or are of different datasets.
     """
     if a.root.resolve() == b.root.resolve():
-        raise InputError(f"--compare {b.root}: is the run itself; give another one")
+        raise InputError(f"--compare {b.root}: is the run itself; give another run")
     if a.settings.dataset != b.settings.dataset:
         raise InputError(
             f"--compare {b.root}: is a run on {b.settings.dataset}, this one on {a.settings.dataset}; their cases and "

@@ -21,6 +21,6 @@ def viewer_files() -> dict[str, str]:
     except ModuleNotFoundError as error:
         raise InputError(
             "report --view3d: the viewer NiiVue is not installed. From a checkout of nnunet-flare: "
-            "pip install ./packaging/niivue. Without --view3d the report needs nothing more"
+            "pip install ./packaging/niivue. Without --view3d the report does not need it"
         ) from error
     return {f"niivue/{name}": package.joinpath(name).read_text(encoding="utf-8") for name in FILES}

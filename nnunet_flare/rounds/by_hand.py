@@ -60,9 +60,9 @@ def score_folders(
     if compare not in COMPARISONS:
         raise InputError(f"--compare {compare}: expected one of {', '.join(COMPARISONS)}")
     if compare == "rounds" and absent != "one":
-        raise InputError(f"--absent {absent}: --compare rounds counts changed voxels, of no single organ; leave it out")
+        raise InputError(f"--absent {absent}: --compare rounds counts changed voxels over all organs; leave it out")
     if len(folders) < 2:
-        raise InputError(f"score: agreement needs at least two member folders, got {len(folders)}")
+        raise InputError(f"score: found {len(folders)} folder, expected at least two to compare")
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"score: {folder}: no such folder")
@@ -157,7 +157,7 @@ def select_from_scores(
     if not 0 <= threshold <= 1:
         raise InputError(f"--threshold {threshold:g}: expected a number from 0 to 1")
     if top_fraction is not None and not 0 < top_fraction <= 1:
-        raise InputError(f"--top_fraction {top_fraction:g}: expected a number above 0, at most 1")
+        raise InputError(f"--top_fraction {top_fraction:g}: expected a number above 0 and at most 1")
     if not scores.is_file():
         raise InputError(f"{scores}: no such file; flare-pseudolabel score writes one")
     check_document(output, TABLES, [scores])
@@ -166,7 +166,7 @@ def select_from_scores(
     if "case" not in columns or not organs or len(set(columns)) < len(columns):
         raise InputError(f"{scores}: columns {columns}, expected case, one per organ, {', '.join(FIXED_COLUMNS)}")
     if RULES[rule].copies:
-        raise InputError(f"--rule {rule}: labels changed copies of each scan, which needs a run; take another rule")
+        raise InputError(f"--rule {rule}: labels changed copies of each scan and needs a run; choose another rule")
     holds_changes = MEAN_CHANGE in columns
     if RULES[rule].needs != "nothing" and holds_changes != (RULES[rule].table == "rounds"):
         held, wanted = ("changes between rounds", "agreements") if holds_changes else ("agreements", "changes")
@@ -191,7 +191,7 @@ def select_from_scores(
             raise InputError(f"{scores}, line {line}: {error}; expected one number per organ") from error
         if not row["case"] or row["case"] in cases:
             first = f" (first in line {cases[row['case']]})" if row["case"] in cases else ""
-            raise InputError(f"{scores}, line {line}: case '{row['case']}' is empty or there twice{first}")
+            raise InputError(f"{scores}, line {line}: case '{row['case']}' is empty or listed twice{first}")
         if any(value < 0 or (value > 1 and not holds_changes) for value in values):
             expected = "a change below 0" if holds_changes else "agreement outside 0 to 1"
             raise InputError(f"{scores}, line {line}: {expected}")

@@ -1,4 +1,4 @@
-"""What a run is to be made of, and the checks of it: each a function in :data:`CHECKS`, all problems told at once."""
+"""The input of a run and its checks: each check is a function in :data:`CHECKS`, and all problems are told at once."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ class RunInput:
         request: what the user asked for.
         recipe: the recipe.
         raw: folder of the labelled dataset.
-        preprocessed: its folder in nnUNet_preprocessed, which may not be there yet.
+        preprocessed: its folder in nnUNet_preprocessed, which may not exist yet.
         document: its dataset.json.
         labelled: ids of its labelled and partial cases.
-        is_new: whether no run stands in the run's folder yet.
+        is_new: whether the run's folder has no run yet.
         is_sound: whether nothing is wrong with the labelled cases.
-        sources: files of the unlabelled scans by id; empty where they cannot be listed.
+        sources: files of the unlabelled scans by id; empty if they cannot be listed.
         init_folds: folds of the given model that are members.
     """
 
@@ -128,7 +128,7 @@ class _Problems:
         """Raise what was collected, one message as it is."""
         if len(self._messages) > 1:
             numbered = [f"{number}. {message}" for number, message in enumerate(self._messages, start=1)]
-            raise InputError(f"{len(numbered)} things must be mended first:\n" + "\n".join(numbered))
+            raise InputError(f"{len(numbered)} problems must be fixed first:\n" + "\n".join(numbered))
         if self._messages:
             raise InputError(self._messages[0])
 
@@ -138,7 +138,7 @@ def _check_ids(given: RunInput) -> None:
     shared = sorted(set(given.sources) & set(given.labelled))
     if shared:
         raise InputError(
-            f"-u {given.request.unlabelled}: {len(shared)} case ids are labelled cases too ({', '.join(shared[:5])}). "
+            f"-u {given.request.unlabelled}: {len(shared)} case ids are also labelled cases ({', '.join(shared[:5])}). "
             "Rename the unlabelled files, or remove them if they are the same scans"
         )
 
@@ -201,7 +201,9 @@ def _check_coarse_model(given: RunInput) -> None:
         return
     folder = Path(roi.model)
     if not (folder / "plans.json").is_file() or not any(folder.glob("fold_*/checkpoint_final.pth")):
-        raise InputError(f"roi.model: {folder} is no trained model's folder (plans.json, fold_*/checkpoint_final.pth)")
+        raise InputError(
+            f"roi.model: {folder} is not a trained model's folder (plans.json, fold_*/checkpoint_final.pth)"
+        )
     model = load_json(folder / "dataset.json")
     there = len(model.get("channel_names", ())) if isinstance(model, dict) else 0
     if there != channels:
@@ -234,8 +236,8 @@ def _check_trainers(given: RunInput) -> None:
     for key, training in weights.items():
         if has_regions(labels) and training.get("class_weights") is not None:
             problems.append(
-                f"{key}.class_weights: found {training['class_weights']!r}, but dataset.json has regions, whose loss "
-                "weighs no classes; leave it out (--set training.class_weights=null)"
+                f"{key}.class_weights: found {training['class_weights']!r}, but dataset.json has regions, and their "
+                "loss has no class weights; leave it out (--set training.class_weights=null)"
             )
     if problems:
         raise InputError(f"recipe {recipe.name}: {'; '.join(problems)}")
@@ -250,7 +252,7 @@ def _labelled(raw: Path, document: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def check_init_members(request: Request, folds: Sequence[str], recipe: Recipe) -> None:
-    """Refuse given models that the recipe's rule could not judge the labels of.
+    """Refuse given models whose labels the recipe's rule cannot judge.
 
     Raises:
         InputError: for one model where the rule needs agreement, for several folds where checkpoints are compared, and
@@ -260,7 +262,7 @@ def check_init_members(request: Request, folds: Sequence[str], recipe: Recipe) -
     if request.init_model is not None and recipe.is_online:
         raise InputError(
             f"--init_model {request.init_model}: recipe {recipe.name} has no round that a given model could label; "
-            "start the training from its weights with --set training.pretrained_weights=CHECKPOINT"
+            "start from its weights with --set training.pretrained_weights=CHECKPOINT"
         )
     if request.init_model is None or rule.needs == "nothing":
         return
@@ -283,7 +285,7 @@ def _init_folds(request: Request, document: Mapping[str, Any], recipe: Recipe) -
     folder = request.init_model
     if folder is None:
         if request.init_map is not None:
-            raise InputError(f"--init_map {request.init_map}: maps the labels of --init_model, which was not given")
+            raise InputError(f"--init_map {request.init_map}: maps the labels of --init_model; give that too")
         return []
     checkpoint = "checkpoint_final.pth"
     if not (folder / "plans.json").is_file() or not (folder / "dataset.json").is_file():
@@ -295,7 +297,7 @@ def _init_folds(request: Request, document: Mapping[str, Any], recipe: Recipe) -
     elif not isinstance(there, dict) or outputs_of(model) != outputs_of(document):
         raise InputError(
             f"--init_model {folder}: its labels are {there}, the dataset's {document['labels']}; give --init_map with "
-            "their ids, or start from its weights alone with --set training.pretrained_weights=CHECKPOINT"
+            "their ids, or start only from its weights with --set training.pretrained_weights=CHECKPOINT"
         )
     found = sorted(p.parent.name.removeprefix("fold_") for p in folder.glob(f"fold_*/{checkpoint}"))
     numbered = [fold for fold in found if fold != "all"]

@@ -36,7 +36,7 @@ def roles_of(raw: Path, cases: Sequence[str], labels: Mapping[str, Any]) -> dict
     roles = {case: Case() if table is None else table[case] for case in cases}
     found = [case.role for case in roles.values()]
     if "partial" in found and "labelled" not in found:
-        log.info("%s: no fully labelled case; %d partial cases train alone", raw.name, found.count("partial"))
+        log.info("%s: no fully labelled case; only the %d partial cases train", raw.name, found.count("partial"))
     return roles
 
 
@@ -66,7 +66,7 @@ def check_loop_data(
         ids = loop.ids(organs)
         shared = [i for i in ids if i in owner]
         if shared:
-            problems.append(f"loop {loop.name}: labels {shared} are those of loop {owner[shared[0]]} too")
+            problems.append(f"loop {loop.name}: labels {shared} also belong to loop {owner[shared[0]]}")
         owner |= dict.fromkeys(ids, loop.name)
         parted = [f"{n} {list(r)}" for n, r in organs_of(labels).items() if set(r) & set(ids) and set(r) - set(ids)]
         if parted:

@@ -90,7 +90,7 @@ def run_demo(output: Path, *, seed: int) -> Demo:
         everything = pool.submit(_train_arm, run, "all", [entry for entry in entries if entry.label_sha256])
     arms = {
         f"ensemble of the {len(recipe.member_folds(0))} supervised members": _measured(run, 0),
-        "supervised control (same iterations, same augmentation)": _measure_arm(run, control.result()),
+        "supervised control (same iterations and augmentation)": _measure_arm(run, control.result()),
         "all pseudo-labels": _measure_arm(run, everything.result()),
         "selected half": _measured(run, run.final.number),
     }
@@ -158,7 +158,7 @@ def _table(
         "",
     ]
     lines += table([[name, f"{values['mean']:.3f}"] for name, values in arms.items()], align="lr")
-    lines += ["", "Rank correlation (Spearman) of agreement with the pseudo-labels' true Dice"]
+    lines += ["", "Rank correlation (Spearman) of agreement and true Dice of the pseudo-labels"]
     rows = [[rule, "-" if value is None else f"{value:.2f}"] for rule, value in spearman.items()]
     lines += table(rows, align="lr")
     return "\n".join([*lines, "", f"time: {duration(seconds)}"])

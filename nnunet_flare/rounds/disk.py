@@ -66,6 +66,6 @@ def check_disk(run: Run, sources: Mapping[str, Sequence[Path]]) -> None:
         free = shutil.disk_usage(place).free
         if size > free:
             raise FlareError(
-                f"{place}: the run needs about {size / 1e9:.1f} GB there, {free / 1e9:.1f} GB are free. "
-                "Free disk space, or set nnUNet_preprocessed and nnUNet_results to larger disks"
+                f"{place}: the run needs about {size / 1e9:.1f} GB there, and {free / 1e9:.1f} GB are "
+                "free. Make room, or set nnUNet_preprocessed and nnUNet_results to larger disks"
             )

@@ -44,7 +44,7 @@ def do_task(run: Run, task: Task) -> None:
         missing = [need for need in task.needs if not is_marked(run.paths.done(need))]
         if missing:
             raise InputError(
-                f"task {task.name} needs {', '.join(missing)} first; flare-pseudolabel status shows the order"
+                f"task {task.name} needs {', '.join(missing)} first; flare-pseudolabel status shows the order of tasks"
             )
         started = time.time()
         with _marked(run, task):
@@ -164,8 +164,8 @@ def _memory_advice(log_file: Path) -> str:
     if "CUDA out of memory" not in last_lines(log_file, 30):
         return ""
     return (
-        ". It ran out of GPU memory: end what else uses the GPU, then run the same command again; or start a run under "
-        "another --name with a smaller plan.patch_size, or plan.batch_size=1"
+        ". It ran out of GPU memory. End other programs on the GPU and run the same command again, or start a run with "
+        "another --name and a smaller plan.patch_size, or plan.batch_size=1"
     )
 
 
@@ -190,7 +190,7 @@ STAGES: dict[str, Callable[[Run, Task], dict[str, Any]]] = {
 
 def _round(run: Run, task: Task) -> Round:
     if task.round is None:
-        raise ValueError(f"{task.name} belongs to no round")
+        raise ValueError(f"{task.name} does not belong to a round")
     return run.round(task.round)
 
 

@@ -1,4 +1,4 @@
-"""What leaves a run: a round as a plain nnU-Net dataset, the ledger as CSV; the final model in ``share.py``."""
+"""Export from a run: a round as an nnU-Net dataset, the ledger as CSV. The final model: ``share.py``."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def check_dataset(run: Run, number: int | None, dataset_id: int) -> DatasetExpor
         raise InputError(f"export --round {number}: expected 1 to {run.final.number}; round 0 is the dataset itself")
     if run.round(number).loop is not None:
         raise InputError(
-            f"export --round {number}: belongs to a loop, whose label maps hold some organs only; export the final "
+            f"export --round {number}: belongs to a loop, whose label maps have only some organs; export the final "
             f"round, {run.final.number}"
         )
     source = number if run.recipe.loops else number - 1  # loops are merged when the final round is built
@@ -73,13 +73,13 @@ def check_dataset(run: Run, number: int | None, dataset_id: int) -> DatasetExpor
     raw = run.raw.parent
     taken_id = [p.name for p in raw.glob(f"Dataset{dataset_id:03d}_*")]
     if taken_id:
-        raise InputError(f"export --dataset {dataset_id}: {raw / taken_id[0]} is there already; choose another id")
+        raise InputError(f"export --dataset {dataset_id}: {raw / taken_id[0]} exists already; choose another id")
     taken = [entry for entry in read_decisions(run.paths, source) if entry.decision == "taken"]
     ignoring = [entry.case for entry in taken if entry.ignored]
     if any(not run.paths.members(source, case).is_file() for case in ignoring):
         raise InputError(
-            f"export --round {number}: {len(ignoring)} cases have ignored organs, which are drawn from the members' "
-            f"label maps, and those are gone ({run.paths.round(source) / 'members'}; removed by clean?)"
+            f"export --round {number}: {len(ignoring)} cases have ignored organs; these are drawn from the members' "
+            f"label maps, and those are missing ({run.paths.round(source) / 'members'}; removed by clean?)"
         )
     name = f"Dataset{dataset_id:03d}_{run.settings.dataset.split('_', 1)[1]}_{run.settings.name}_r{number}"
     return DatasetExport(number, source, taken, raw / name)

@@ -123,7 +123,7 @@ def _checked(request: MergeRequest) -> list[IdMap | None]:
     if (request.partial is None) != (not request.annotated):
         problems.append("--partial and --annotated belong together")
     if request.partial is None and not request.teachers:
-        problems.append("nothing to merge: give --partial DIR, --teacher DIR, or both")
+        problems.append("nothing to merge; give --partial DIR, --teacher DIR, or both")
     if not request.teachers:
         for option, value in (
             ("--on_disagree", request.on_disagree),
@@ -134,7 +134,7 @@ def _checked(request: MergeRequest) -> list[IdMap | None]:
             if value:
                 problems.append(f"{option} needs --teacher")
     if request.union_of and request.on_disagree:
-        problems.append("--union and --on_disagree exclude each other: a union has no disagreement")
+        problems.append("give only one of --union and --on_disagree; a union has no disagreement")
     for option, ids in (("--union", request.union_of), ("--protect", request.protect)):
         unknown = sorted(set(ids) - (set(request.label_ids) - {0}))
         if unknown:
@@ -142,9 +142,9 @@ def _checked(request: MergeRequest) -> list[IdMap | None]:
     folders = [request.base, *request.teachers, *([] if request.partial is None else [request.partial])]
     problems += [f"{folder}: no such folder" for folder in folders if not folder.is_dir()]
     if request.output.resolve() in {folder.resolve() for folder in folders}:
-        problems.append(f"-o {request.output}: is one of the folders to merge; give another one")
+        problems.append(f"-o {request.output}: is one of the folders to merge; give another folder")
     if request.ignore_label > 255:
-        problems.append("label ids up to 254 are supported")
+        problems.append("label ids above 254 are not supported")
     words = list(request.id_maps) or [NO_MAP]
     if len(words) not in (1, max(1, len(request.teachers))):
         problems.append(f"--id_map: {len(words)} maps for {len(request.teachers)} teachers; give one, or one for each")
@@ -193,7 +193,9 @@ def _merge_case(
         truth = maps.read(job.truth)
         unexpected = sorted(set(truth[truth > 0].tolist()) - set(annotated))
         if unexpected:
-            raise CaseError(job.case, f"{job.truth}: holds the ids {unexpected}, annotated are only {list(annotated)}")
+            raise CaseError(
+                job.case, f"{job.truth}: holds the ids {unexpected}, but only {list(annotated)} are annotated"
+            )
     merged = merge(
         sources,
         truth=truth,

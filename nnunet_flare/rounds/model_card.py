@@ -20,8 +20,8 @@ OF_DATASET = ("name", "description", "reference", "release", "licence", "license
 """What nnU-Net's dataset.json may say about the data."""
 
 WITHOUT_COARSE = (
-    "It was trained on unlabelled scans that a coarse model had cropped to the organs. That model is not in this file: "
-    "the command predicts whole scans."
+    "It was trained on unlabelled scans that a coarse model had cropped to the organs. The coarse model is not in this "
+    "file, so the command predicts whole scans."
 )
 
 OF_THE_MACHINE = ("roi.model", "fusion.teachers", "fusion.id_maps")
@@ -62,7 +62,7 @@ def model_card(run: Run, *, trainer: str, licence: str) -> str:
             "",
             *_made_with(run),
             "",
-            "Not a medical device. Look at its results before you use them.",
+            "Not a medical device. Check its results before you use them.",
             "",
         ]
     )
@@ -115,7 +115,11 @@ def _ledger(run: Run, entries: Sequence[Entry]) -> Iterator[str]:
         means = [entry.mean_organ for entry in here if entry.mean_organ is not None]
         cells = [run.round(number).name, *map(str, counts), f"{np.mean(means):.3f}" if means else "–"]
         yield f"| {' | '.join(cells)} |"
-    yield from ("", "Agreement is the mean Dice between the members that labelled a scan; it is no accuracy.", "")
+    yield from (
+        "",
+        "Agreement is the mean Dice between the members that labelled a scan; it is not a measure of accuracy.",
+        "",
+    )
 
 
 def _scores(run: Run, number: int) -> Iterator[str]:

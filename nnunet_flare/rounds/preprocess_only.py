@@ -53,8 +53,9 @@ def preprocess_ahead(
     """
     if recipe.roi is not None and recipe.roi.model is None:
         raise InputError(
-            f"recipe {recipe.name}: unlabelled scans are cropped by the coarse model that the run trains first: "
-            "only the run can preprocess them. Start it, or give a trained coarse model with --set roi.model=FOLDER"
+            f"recipe {recipe.name}: the run first trains a coarse model that crops the unlabelled scans, so "
+            "only the run can preprocess them. Start the run, or give a trained coarse model with --set "
+            "roi.model=FOLDER"
         )
     with TemporaryDirectory() as scratch:
         request = Request(

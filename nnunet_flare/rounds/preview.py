@@ -94,22 +94,22 @@ def _by_arithmetic(run: Run, seconds: Mapping[str, float | None], total: float) 
     unknown = [task for task, each in seconds.items() if each is None]
     lines = [
         f"training: {roughly(total) if total else 'unknown time'} on {GPU}, by arithmetic: nnU-Net's own hours there, "
-        "times what this network computes more. Other GPUs differ by a factor of two or more"
+        "scaled by what this network computes. Other GPUs differ by a factor of two or more"
     ]
     if unknown:
-        lines.append(f"not counted: trainings whose plans the data decide (task {', '.join(unknown)})")
+        lines.append(f"not counted: trainings whose plans depend on the data (task {', '.join(unknown)})")
     if not has_device(run.settings.device):
-        lines.append(f"device: none of kind {run.settings.device} is here; a dry run needs none, the run does")
+        lines.append(f"device: no {run.settings.device} device here; the dry run needs none, the run does")
     recipe, bases = run.recipe, [base for base in (run.base, run.final_base, run.coarse_base) if base is not None]
     if all(base.plans_file.is_file() for base in bases):
         return lines
     if recipe.roi is not None and recipe.roi.model is None:
-        lines.append("once the run has planned the data set, the same dry run times an iteration on its device")
+        lines.append("after the run has planned the dataset, this dry run times an iteration on its device")
     else:
         is_shipped = recipe.name in shipped_recipes() and load_recipe(recipe.name).hash == recipe.hash
         same = "" if is_shipped else "with the same --recipe and --set; "
         lines.append(f"next: {_preprocess_command(run)}")
-        lines.append(f"      ({same}it needs no GPU, and the same dry run then times an iteration where the device is)")
+        lines.append(f"      ({same}it needs no GPU; then this dry run times an iteration on the device)")
     return lines
 
 
@@ -162,7 +162,7 @@ def training_seconds(settings: TrainingSettings, iteration_seconds: float) -> fl
 def _preparation(run: Run, sources: Mapping[str, Sequence[Path]]) -> str:
     """Time in which the final model's own plans preprocess the scans, from one timed scan of middle size."""
     base = run.final_base
-    start = f"the final model's plans ({base.plans_name}) preprocess every taken scan once more"
+    start = f"the final model's plans ({base.plans_name}) preprocess every taken scan again"
     if not base.plans_file.is_file():
         return f"{start}; its time is not known before task {base.task} is done"
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager

@@ -147,17 +147,16 @@ class TimeLeft:
     def words(self) -> str:
         """For people."""
         if self.unknown.get("train"):
-            return (
-                "time left: not known before the first epoch of a training is over; "
-                "the run command with --dry-run estimates it"
-            )
+            return "time left: known after the first epoch of a training; run with --dry-run estimates it before"
         more = ", ".join(f"{count} x {stage}" if count > 1 else stage for stage, count in self.unknown.items())
         if not self.seconds:
-            return f"time left: not known yet ({more})" if more else "time left: what runs takes longer than usual"
+            return (
+                f"time left: not known yet ({more})" if more else "time left: the running tasks take longer than usual"
+            )
         finish = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + self.seconds / max(1, self.at_once)))
         tasks = "one task" if self.at_once < 2 else f"{self.at_once} tasks"
         note = f" (without {more}: not measured yet)" if more else ""
-        return f"time left: about {duration(self.seconds)} of computing, {tasks} at a time until {finish}{note}"
+        return f"time left: about {duration(self.seconds)} of computing, {tasks} at a time, until {finish}{note}"
 
 
 def time_left(run: Run, tasks: Mapping[str, Task], states: Mapping[str, State]) -> TimeLeft:

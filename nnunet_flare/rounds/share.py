@@ -1,4 +1,4 @@
-"""The final model as stock nnU-Net's own: a folder, or the zip file that its installing command takes."""
+"""The final model for stock nnU-Net: a folder, or the zip file that its install command takes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nnunet_flare.trainers.settings import KEY
 TRAINER = "nnUNetTrainer"
 CHECKPOINT = "checkpoint_final.pth"
 LICENCE_UNKNOWN = (
-    "Not given when this file was made (`export --license FILE`). Ask who trained the model before you pass it on: the "
+    "Not given when this file was made (`export --license FILE`). Ask who trained the model before you pass it on; the "
     "licence of the data may forbid it."
 )
 
@@ -53,7 +53,7 @@ def stock_model(run: Run) -> StockModel:
     shape = {"architecture": {"network_class_name": str}}
     network = resolve(plans, name, path, shape=shape)["architecture"]["network_class_name"]
     if network.startswith("nnunet_flare."):
-        raise InputError(f"{model}: its network {network} is part of this package; stock nnU-Net cannot build it")
+        raise InputError(f"{model}: its network {network} is part of nnunet-flare; stock nnU-Net cannot build it")
     for configuration in plans["configurations"].values():
         configuration.pop(KEY, None)
     dataset = _without_files(read_dataset(model / "dataset.json"))
@@ -68,7 +68,7 @@ def final_checkpoint(run: Run) -> Path:
     """The checkpoint of the final training.
 
     Raises:
-        InputError: when that is not done.
+        InputError: when the final training is not done.
     """
     final = run.rounds[-1]
     source = final.model / "fold_all" / CHECKPOINT
@@ -87,7 +87,7 @@ def _without_files(dataset: dict[str, Any]) -> dict[str, Any]:
 
 
 def export_stock_model(run: Run, folder: Path) -> Path:
-    """Write the final model so that a machine without this package predicts with it: the trainer becomes stock's.
+    """Write the final model under the name of stock's trainer, so that it works without this package.
 
     Raises:
         InputError: as :func:`stock_model`, and for a folder that holds something.
@@ -112,10 +112,10 @@ def export_stock_model(run: Run, folder: Path) -> Path:
 def export_zip(run: Run, path: Path, *, licence: Path | None = None) -> Path:
     """Write the final model as one file that ``nnUNetv2_install_pretrained_model_from_zip`` takes, with its card.
 
-    The optimiser's state stays behind: it is half of a checkpoint, and only going on with the training needs it.
+    The optimiser's state is left out: it is half of a checkpoint, and only resuming the training needs it.
 
     Args:
-        run: whose final training is done.
+        run: a run with a finished final training.
         path: a new ``.zip`` file.
         licence: text of the licence of the weights.
 
@@ -149,7 +149,7 @@ def check_zip(path: Path, *, licence: Path | None = None) -> None:
     """Whether :func:`export_zip` may write there.
 
     Raises:
-        InputError: for another ending, a file that is there, and a licence that is not.
+        InputError: for a wrong ending, an existing file, or a missing licence file.
     """
     if path.suffix.lower() != ".zip":
         raise InputError(f"export --zip {path}: expected a name that ends with .zip")

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked run that was not started: what ``--dry-run`` shows and :func:`start_run` writes."""
+    """A checked run that is not started yet: ``--dry-run`` shows it, :func:`start_run` writes it."""
 
     run: Run
     labelled: tuple[str, ...]
@@ -35,7 +35,7 @@ class Plan:
 
 
 def plan_run(request: Request, recipe: Recipe, folders: Mapping[str, Path]) -> Plan:
-    """Check all input; nothing is written.
+    """Check all input and write nothing.
 
     Raises:
         InputError: all problems of the input at once.
@@ -69,7 +69,7 @@ def plan_run(request: Request, recipe: Recipe, folders: Mapping[str, Path]) -> P
 
 
 def start_run(plan: Plan) -> Run:
-    """Write the manifest and freeze the unlabelled cases; an existing run with the same settings is returned.
+    """Write the manifest and freeze the unlabelled cases, or return the existing run with the same settings.
 
     Raises:
         InputError: when the folder or the name belongs to another run.
@@ -122,7 +122,9 @@ def _default_plans_name(planner: str, request: Request) -> str:
     if planner != GIVEN_MODEL:
         return default_plans_name(planner)
     if request.init_model is None:
-        raise InputError(f"planner {GIVEN_MODEL}: takes the plans of a trained model; give its folder, --init_model")
+        raise InputError(
+            f"planner {GIVEN_MODEL}: takes the plans of a trained model; give its folder with --init_model"
+        )
     plans, _ = model_plans(request.init_model, trusted=request.trust_checkpoint)
     return str(plans.get("plans_name", "plans"))
 
@@ -159,11 +161,11 @@ def _report_late_files(run: Run, folder: Path, channels: int) -> None:
     try:
         now = set(find_sources(folder, channels))
     except InputError as error:
-        log.warning("%s; the run goes on with what it has linked", error)
+        log.warning("%s; the run goes on with the scans that it has linked", error)
         return
     if now - frozen:
         names = ", ".join(sorted(now - frozen)[:5])
-        log.warning("%d unlabelled scans appeared after the start and are left out: %s", len(now - frozen), names)
+        log.warning("%d unlabelled scans were added after the start and are left out: %s", len(now - frozen), names)
     if frozen - now:
         names = ", ".join(sorted(frozen - now)[:5])
-        log.warning("%d unlabelled scans are gone since the start: %s", len(frozen - now), names)
+        log.warning("%d unlabelled scans were removed since the start: %s", len(frozen - now), names)

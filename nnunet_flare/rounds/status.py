@@ -47,7 +47,7 @@ def status(run: Run) -> str:
         *_time_rows(run, tasks, states),
     ]
     left = read_left(run.paths.unlabelled)
-    lines += [f"{len(left)} file(s) of -u were not taken; the first: {min(left)}"] if left else []
+    lines += [f"{len(left)} file(s) of -u were not used; the first: {min(left)}"] if left else []
     failed = [name for name, state in states.items() if state == "failed"]
     for name in failed:
         document = read_json(run.paths.failed(name), FAILED, remedy=f"flare-pseudolabel retry -o {run.root}")
@@ -58,10 +58,10 @@ def status(run: Run) -> str:
     under_way = executor.status(run)
     lines += under_way
     if failed and not under_way:
-        lines.append(f"Mend the cause, then: flare-pseudolabel retry -o {run.root}")
+        lines.append(f"Fix the cause, then: flare-pseudolabel retry -o {run.root}")
     elif "running" not in states.values() and not executor.owns(run) and set(states.values()) != {"done"}:
         lines.append(
-            "Nothing works on this run now. It goes on with the same run command, or with: "
+            "No process is working on this run. To go on, type the same run command, or: "
             f"flare-pseudolabel retry -o {run.root}"
         )
     return "\n".join(lines)

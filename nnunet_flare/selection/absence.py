@@ -43,5 +43,5 @@ def with_absence(
         left = 1.0 - np.asarray(absent, dtype=float)
         return np.where(left > 0, found / np.where(left > 0, left, 1.0), np.nan)
     if presence is None:
-        raise ValueError("absent 'expected' needs the probability that each organ is there")
+        raise ValueError("absent 'expected' needs the probability that each organ is present")
     return np.asarray(found + absent * (1.0 - presence))

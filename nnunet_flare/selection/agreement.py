@@ -77,7 +77,7 @@ def pairwise_dice(
         ValueError: for fewer than two maps, differing shapes or ids out of range.
     """
     if len(labels) < 2:
-        raise ValueError(f"agreement needs at least two label maps, got {len(labels)}")
+        raise ValueError(f"found {len(labels)} label map, expected at least two to compare")
     if len({array.shape for array in labels}) != 1:
         raise ValueError(f"label maps differ in shape: {[array.shape for array in labels]}")
     members = len(labels)

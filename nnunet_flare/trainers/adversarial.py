@@ -88,11 +88,13 @@ class nnUNetTrainerFlareAdversarial(LearnsFromUnlabelled):
         where = f"{self.plans_manager.plans_name}.json, configuration '{self.configuration_name}'"
         if manager.has_ignore_label:
             raise InputError(
-                f"{type(self).__name__}: dataset.json has an ignore label, expected a label for every voxel, which is "
-                "what the discriminator compares"
+                f"{type(self).__name__}: dataset.json has an ignore label, expected a label for every voxel, as the "
+                "discriminator compares these"
             )
         if len(self.configuration_manager.patch_size) != 3:
-            raise InputError(f"{where}: is 2-D, but {type(self).__name__} has a 3-D discriminator; train a 3-D one")
+            raise InputError(
+                f"{where}: is 2-D, but {type(self).__name__} has a 3-D discriminator; train a 3-D configuration"
+            )
 
     def _build_loss(self) -> torch.nn.Module:
         """The soft Dice, with a cross-entropy beside it where ``class_weights`` are set; with stock's weights of the
@@ -226,7 +228,9 @@ class nnUNetTrainerFlareAdversarial(LearnsFromUnlabelled):
         state = checkpoints.added_state(checkpoint)
         if not state:
             if self.current_epoch < self.num_epochs:
-                self.print_to_log_file("This checkpoint has no discriminator: it starts anew.")
+                self.print_to_log_file(
+                    "This checkpoint has no discriminator: the discriminator starts from random weights."
+                )
             return
         self._unwrapped_discriminator().load_state_dict(state["discriminator_weights"])
         self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])

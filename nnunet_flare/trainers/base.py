@@ -139,7 +139,7 @@ class FlareTrainer(nnUNetTrainer):
         if self.device.type == "cpu":
             self._set_threads()
         elif self.device.type == "cuda" and self.settings.cuda_precision == "bf16" and not _computes_bf16(self.device):
-            raise InputError("flare.cuda_precision: found 'bf16', which this GPU does not compute in; expected 'fp16'")
+            raise InputError("flare.cuda_precision: found 'bf16', which this GPU does not support; expected 'fp16'")
         if self.settings.seed is not None:
             seed_everything(self.derived_seed("initialize"))
         super().initialize()
@@ -181,7 +181,9 @@ class FlareTrainer(nnUNetTrainer):
         self.print_to_log_file(f"Started from {whole if part == 'all' else taken}.")
         patch = tuple(self.configuration_manager.patch_size)
         if given.patch_size not in (None, patch):
-            self.print_to_log_file(f"They are of patches of {given.patch_size} voxels, this training's are {patch}.")
+            self.print_to_log_file(
+                f"They were trained on patches of {given.patch_size} voxels, this training has {patch}."
+            )
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
         """Stock's SGD, Adam or AdamW; the rate is a closed formula of the epoch, so that ``--c`` resumes it exactly."""
@@ -441,9 +443,9 @@ class FlareTrainer(nnUNetTrainer):
             self.print_to_log_file(f"This checkpoint is broken: {error}")
         found = checkpoints.newest_good(path.parent, besides=path)
         self.print_to_log_file(
-            "There is no other checkpoint that can be read: training starts anew."
+            "No other checkpoint can be read: training starts from the beginning."
             if found is None
-            else f"Continuing from the newest good checkpoint, {found.name}."
+            else f"Training continues from the newest good checkpoint, {found.name}."
         )
         return found
 

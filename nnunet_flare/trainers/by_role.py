@@ -51,9 +51,7 @@ MAX_REFERENCES = 50
 class CasesByRole(FlareTrainer):
     """A trainer that reads ``flare_cases.json``: who trains, who validates, what is drawn and augmented how."""
 
-    partial_note: ClassVar[str] = (
-        "This trainer takes the organs that partial cases have no annotation of for background."
-    )
+    partial_note: ClassVar[str] = "This trainer treats organs that a partial case does not annotate as background."
     """What the log says where partial cases train."""
 
     def take_settings(self) -> None:
@@ -87,7 +85,7 @@ class CasesByRole(FlareTrainer):
             splits_file = Path(self.preprocessed_dataset_folder_base, "splits_final.json")
             if not splits_file.is_file():
                 write_json(splits_file, new_splits(true_cases))
-            splits = read_json(splits_file, SPLITS, remedy="remove it to have it made anew")
+            splits = read_json(splits_file, SPLITS, remedy="remove it, then it is made again")
         return fold_cases(
             self.fold,
             splits,
@@ -124,11 +122,12 @@ class CasesByRole(FlareTrainer):
             self.print_to_log_file(self.partial_note)
         if not validation:
             self.print_to_log_file(
-                "No labelled or partial case validates this fold: the validation loss is that of training patches, no "
+                "This fold has no labelled or partial validation case: the validation loss comes from training "
+                "patches, no "
                 "Dice is reported and the final validation is skipped."
             )
         elif set(validation) & set(training):
-            self.print_to_log_file("Validation cases are training cases too: their figures flatter.")
+            self.print_to_log_file("The validation cases are training cases too, so their Dice is too high.")
         return self._dataset(training), self._dataset(validation or training)
 
     # ------------------------------------------------------------------ loaders
@@ -241,7 +240,7 @@ class CasesByRole(FlareTrainer):
         reader = infer_dataset_class(self.preprocessed_dataset_folder)
         cases = sorted(reader.get_identifiers(folder)) if Path(folder).is_dir() else []
         if not cases:
-            raise InputError(f"flare.references: {folder} has no preprocessed scan whose histogram could be matched")
+            raise InputError(f"flare.references: {folder} has no preprocessed scan to match histograms to")
         scans = reader(folder, cases[:: -(-len(cases) // MAX_REFERENCES)])
         arrays = (torch.from_numpy(np.asarray(scans.load_case(case)[0], np.float32)) for case in scans.identifiers)
         return [torch.stack([landmarks(channel) for channel in array]) for array in arrays]
@@ -256,7 +255,9 @@ class CasesByRole(FlareTrainer):
             path = join(self.preprocessed_dataset_folder, f"{case}.pkl")
             properties = load_pickle(path)
             if WINDOWS_KEY not in properties:
-                raise InputError(f"{path}: no '{WINDOWS_KEY}'; an older version preprocessed it, do so again")
+                raise InputError(
+                    f"{path}: no '{WINDOWS_KEY}'; an older version preprocessed this case, preprocess it again"
+                )
             noted.append(properties[WINDOWS_KEY])
         return common_windows(noted)
 

@@ -44,7 +44,7 @@ def read_to_resume(path: Path) -> dict[str, Any]:
     try:
         damaged = _damaged_record(path)
         if damaged is not None:
-            raise ValueError(f"record {damaged} has another checksum than when it was written")
+            raise ValueError(f"the checksum of record {damaged} is wrong")
         checkpoint = torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # a damaged pickle can raise anything
         raise InputError(

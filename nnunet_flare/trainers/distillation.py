@@ -97,7 +97,7 @@ class nnUNetTrainerFlareDistill(nnUNetTrainerFlareST):
         if np.any(np.asarray(own.patch_size) % strides):
             raise InputError(
                 f"teacher {model.member}: divides a patch by {strides.tolist()}, the student's patch "
-                f"{list(own.patch_size)} is no multiple of it; plan the student with another patch"
+                f"{list(own.patch_size)} is not a multiple of that; plan the student with another patch"
             )
 
     def compute_loss(self, output: Any, target: Any, batch: dict) -> torch.Tensor:
@@ -131,16 +131,14 @@ class nnUNetTrainerFlareDistill(nnUNetTrainerFlareST):
             if bool(torch.isfinite(taught).all()):
                 return taught
             self._teacher_overflowed = True
-            self.print_to_log_file(
-                "The teacher's scores overflow in half precision: from here on it computes in single precision."
-            )
+            self.print_to_log_file("The teacher's scores overflow in fp16: from here on it computes in fp32.")
         with torch.autocast(data.device.type, enabled=False):
             taught = self.teacher(data.float())
         if not bool(torch.isfinite(taught).all()):
             cases = ", ".join(map(str, batch["keys"]))
             raise FlareError(
-                f"teacher {self._teachers_name}: its scores of {cases} are not finite even in single precision, "
-                "expected numbers; its weights or the scans' arrays are damaged"
+                f"teacher {self._teachers_name}: its scores of {cases} are infinite or not a number even "
+                "in fp32; its weights or the scans' arrays are damaged"
             )
         return taught
 

@@ -54,7 +54,7 @@ def too_long_a_memory(decay: float, iterations: int) -> str | None:
     best = "0 (no average)" if longest <= 1 else f"{math.floor((1 - 1 / longest) * 1000) / 1000:g}"
     return (
         f"mean_teacher.decay {decay:g} averages the weights of about {memory:.0f} iterations, and the training has "
-        f"{iterations}: the model that is saved holds much of the weights of its start. Set decay to {best} at most"
+        f"{iterations}: the saved model still holds much of its first weights. Set decay to at most {best}"
     )
 
 
@@ -192,7 +192,7 @@ class nnUNetTrainerFlareMeanTeacher(LearnsFromUnlabelled):
             network.load_state_dict(state["student_weights"])
             self.average.updates = state["updates"]
         elif self.current_epoch < self.num_epochs:
-            self.print_to_log_file("This checkpoint has no student: the training goes on from the average.")
+            self.print_to_log_file("This checkpoint has no student: training continues from the average.")
 
 
 def __getattr__(name: str) -> type:

@@ -29,7 +29,9 @@ SMOOTH = 1e-5
 class nnUNetTrainerFlarePartial(nnUNetTrainerFlareST):
     """Self-training whose partial cases are silent about the organs that nobody annotated in them."""
 
-    partial_note = "What a partial case has no annotation of may be its background: the loss leaves that open."
+    partial_note = "Organs that a partial case does not annotate may lie in its background; the loss leaves that open."
+        "Where a partial case does not annotate an organ, its background may be that organ; the loss allows both."
+    )
 
     def _build_loss(self) -> nn.Module:
         """The marginal loss, with stock's weights of resolutions and classes."""

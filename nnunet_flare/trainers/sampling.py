@@ -43,8 +43,8 @@ def sampling_probabilities(
                 weights[group] *= share / total
     if weights.sum() <= 0:
         raise InputError(
-            f"{table.source or 'flare_cases.json'}: the weights of all {len(cases)} training cases are 0; "
-            "give at least one a weight above 0"
+            f"{table.source or 'flare_cases.json'}: all {len(cases)} training cases have weight 0; expected at "
+            "least one weight above 0"
         )
     if labelled_to_pseudo is None and np.all(weights == weights[0]):
         return None

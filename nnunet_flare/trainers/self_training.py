@@ -254,7 +254,9 @@ class nnUNetTrainerFlareST(CasesByRole):
                 for organ, is_missed in zip(organs, missed, strict=True)
                 if is_missed
             ]
-            self.print_to_log_file(f"Never predicted in this epoch's validation, but there: {', '.join(found)}")
+            self.print_to_log_file(
+                f"Organs that this epoch's validation never predicted although they are there: {', '.join(found)}"
+            )
 
     # ------------------------------------------------------------------ final validation
 
@@ -262,7 +264,7 @@ class nnUNetTrainerFlareST(CasesByRole):
         """Stock's validation of the fold's labelled and partial cases, the latter on their annotated organs."""
         _, validation = self.do_split()
         if not validation or not self.settings.final_validation:
-            why = "the settings say so" if validation else "no labelled or partial case validates this fold"
+            why = "the settings say so" if validation else "this fold has no labelled or partial validation case"
             self.print_to_log_file(f"Final validation skipped: {why}.")
             return
         super().perform_actual_validation(save_probabilities)

@@ -59,7 +59,7 @@ class TeacherSettings(BaseModel):
     fold: Annotated[int, Field(ge=0)] | Literal["all"] = "all"
     checkpoint: str = Field("checkpoint_final.pth", min_length=1)
     temperature: _Positive = Field(2.0, description="softens teacher and student alike")
-    weight: float = Field(0.5, ge=0, le=1, description="of the soft loss; the labels get the rest")
+    weight: float = Field(0.5, ge=0, le=1, description="weight of the soft loss; the labels get the rest")
 
 
 class StreamSettings(BaseModel):
@@ -68,33 +68,34 @@ class StreamSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     unlabelled: str | None = Field(
-        None, min_length=1, description="data folder of the scans; None: that of the configuration with _un behind it"
+        None, min_length=1, description="data folder of the scans; None: the configuration's folder with _un appended"
     )
     unlabelled_batch_size: int | None = Field(
-        None, ge=1, le=10_000, description="None: half the plan's batch, at least 1"
+        None, ge=1, le=10_000, description="unlabelled scans per batch; None: half the plans' batch size, at least 1"
     )
-    augmentation: Augmentation = Field("weak", description="of the unlabelled scans")
+    augmentation: Augmentation = Field("weak", description="augmentation of the unlabelled scans")
 
 
 class AdversarialSettings(StreamSettings):
     """What ``nnUNetTrainerFlareAdversarial`` needs besides: the discriminator and the course."""
 
-    augmentation: Augmentation = Field("shift", description="of the unlabelled scans")
-    noise_std: _NotNegative = Field(0.1, description="highest standard deviation of the noise on one of the two copies")
-    warmup: _Share = Field(0.1, description="share of the epochs, at the start, that are supervised only")
-    finish: _Share = Field(0.1, description="the same at the end")
+    augmentation: Augmentation = Field("shift", description="augmentation of the unlabelled scans")
+    noise_std: _NotNegative = Field(0.1, description="largest standard deviation of the noise on one of the two copies")
+    warmup: _Share = Field(0.1, description="share of the epochs at the start that are supervised only")
+    finish: _Share = Field(0.1, description="share of the epochs at the end that are supervised only")
     deep_supervision: bool = Field(False, description="True: the generator's loss counts lower resolutions too")
     poison_masks: bool = Field(False, description="True: the discriminator sees masks with random noise in them")
     discriminator_features: int = Field(
-        64, ge=1, le=100_000, description="channels of its streams; it ends with 8 times as many"
+        64, ge=1, le=100_000, description="channels of its first layers; the last have 8 times as many"
     )
-    discriminator_lr: _Positive = Field(1e-3, description="learning rate of the discriminator, constant")
+    discriminator_lr: _Positive = Field(1e-3, description="learning rate of the discriminator (constant)")
 
     @model_validator(mode="after")
     def _some_epochs_are_left(self) -> AdversarialSettings:
         if self.warmup + self.finish >= 1:
             raise ValueError(
-                f"warmup {self.warmup:g} and finish {self.finish:g}: expected shares that leave some epochs between"
+                f"warmup {self.warmup:g} and finish {self.finish:g}: expected shares that leave some epochs between "
+                "them"
             )
         return self
 
@@ -102,9 +103,11 @@ class AdversarialSettings(StreamSettings):
 class MeanTeacherSettings(StreamSettings):
     """What ``nnUNetTrainerFlareMeanTeacher`` needs besides: the average that teaches, and how much it counts."""
 
-    decay: float = Field(0.999, ge=0, lt=1, description="of the average of the weights, per iteration")
-    threshold: float = Field(0.9, ge=0, le=1, description="voxels of which the teacher is less sure are left out")
-    weight: _NotNegative = Field(1.0, description="of the loss on unlabelled scans beside that on labels")
+    decay: float = Field(0.999, ge=0, lt=1, description="decay of the average of the weights, per iteration")
+    threshold: float = Field(0.9, ge=0, le=1, description="voxels where the teacher is less certain are left out")
+    weight: _NotNegative = Field(
+        1.0, description="weight of the loss on unlabelled scans, relative to the loss on labels"
+    )
     ramp_up: float = Field(0.25, ge=0, le=1, description="share of the training over which the weight rises")
 
 
@@ -139,14 +142,14 @@ class TrainingSettings(BaseModel):
     )
     augmentation: AugmentationSettings = AugmentationSettings()
     references: str | None = Field(
-        None, min_length=1, description="data folder of the scans whose histograms the chain modality takes patches to"
+        None, min_length=1, description="data folder of the scans whose histograms the augmentation modality matches"
     )
-    mirroring: bool = Field(True, description="False: no mirroring, neither in training nor allowed at inference")
+    mirroring: bool = Field(True, description="False: no mirroring in training, and none allowed at inference")
     labelled_to_pseudo: tuple[_NotNegative, _NotNegative] | None = Field(
-        None, description="share of labelled and partial to pseudo samples; None: every case alike, times its weight"
+        None, description="ratio of labelled and partial to pseudo samples; None: every case alike, times its weight"
     )
     pseudo_folds: Literal["split", "all"] = Field(
-        "split", description="split: each fold trains on 4/5 of the pseudo cases"
+        "split", description="split: each fold trains on 4/5 of the pseudo cases; all: on all of them"
     )
     checkpoints_at: tuple[Fraction, ...] = Field(
         (), description="fractions of the training that are kept as checkpoints"
@@ -154,7 +157,9 @@ class TrainingSettings(BaseModel):
     optimizer: Literal["SGD", "Adam", "AdamW"] = "SGD"
     initial_lr: _Positive = 0.01
     weight_decay: _NotNegative = 3e-5
-    betas: tuple[_Momentum, _Momentum] = Field((0.9, 0.99), description="not of SGD; Fosun's and SZTU's values")
+    betas: tuple[_Momentum, _Momentum] = Field(
+        (0.9, 0.99), description="for optimizers other than SGD; values of Fosun and SZTU"
+    )
     lr_schedule: Literal["poly", "steps"] = Field(
         "poly", description="steps: x0.1 after 66 %, x0.05 after 86 % (Fosun)"
     )
@@ -170,16 +175,20 @@ class TrainingSettings(BaseModel):
     init_from: str | None = Field(
         None, min_length=1, description="checkpoint to start from, of nnU-Net, this package or nnssl"
     )
-    init_part: InitPart = Field("all", description="what is taken of init_from: but-head for other labels")
-    teacher: TeacherSettings | None = Field(None, description="of nnUNetTrainerFlareDistill; refused by the others")
+    init_part: InitPart = Field(
+        "all", description="which weights are taken from init_from: but-head if the labels differ"
+    )
+    teacher: TeacherSettings | None = Field(
+        None, description="settings of nnUNetTrainerFlareDistill; other trainers refuse them"
+    )
     adversarial: AdversarialSettings | None = Field(
-        None, description="of nnUNetTrainerFlareAdversarial, which without it takes the defaults; refused by the others"
+        None, description="settings of nnUNetTrainerFlareAdversarial (None: the defaults); other trainers refuse them"
     )
     mean_teacher: MeanTeacherSettings | None = Field(
-        None, description="of nnUNetTrainerFlareMeanTeacher, which without it takes the defaults; refused by the others"
+        None, description="settings of nnUNetTrainerFlareMeanTeacher (None: the defaults); other trainers refuse them"
     )
     ignore_label: int | None = Field(
-        None, ge=1, le=65_535, description="value in a round's labels that the loss leaves out"
+        None, ge=1, le=65_535, description="voxel value in a round's labels that the loss leaves out"
     )
     patience: int | None = Field(
         None,
@@ -190,16 +199,16 @@ class TrainingSettings(BaseModel):
     final_validation: bool = Field(True, description="False: the validation after training is skipped")
     cpu_precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast and channels-last on the CPU")
     cuda_precision: Literal["fp16", "bf16"] = Field(
-        "fp16", description="of the autocast on CUDA; fp16 is stock's, with a gradient scaler, bf16 needs none"
+        "fp16", description="autocast on CUDA; fp16 is stock's, with a gradient scaler; bf16 needs none"
     )
     save_every: int = Field(
         10, ge=1, le=MAX_EPOCHS, description="epochs between two checkpoint_latest; at least every 15 minutes anyway"
     )
     seed: int | None = Field(
-        None, ge=0, le=MAX_SEED, description="all random streams derive from (seed, round, fold, epoch)"
+        None, ge=0, le=MAX_SEED, description="all random numbers follow from seed, round, fold and epoch"
     )
     run: str | None = None
-    round: int | None = Field(None, ge=0, description="set by flare-pseudolabel: the round that this configuration is")
+    round: int | None = Field(None, ge=0, description="set by flare-pseudolabel: the round of this configuration")
     recipe_hash: str | None = None
 
     @field_validator("labelled_to_pseudo")
@@ -226,7 +235,7 @@ class TrainingSettings(BaseModel):
     def _checkpoints_are_reached(self) -> TrainingSettings:
         if self.patience is not None and self.checkpoints_at:
             raise ValueError(
-                f"patience {self.patience}: a training that may end early never reaches the checkpoints at "
+                f"patience {self.patience}: a training that ends early may not reach the checkpoints at "
                 f"{list(self.checkpoints_at)} of its length; give one of the two"
             )
         return self

@@ -40,8 +40,8 @@ def new_splits(true_cases: Sequence[str]) -> list[dict[str, list[str]]]:
     """
     if len(true_cases) < NUM_FOLDS:
         raise InputError(
-            f"{len(true_cases)} labelled and partial cases ({', '.join(sorted(true_cases)) or 'none'}) are fewer than "
-            f"the {NUM_FOLDS} folds. Train fold 'all', or write a splits_final.json with fewer folds"
+            f"{len(true_cases)} labelled and partial cases ({', '.join(sorted(true_cases)) or 'none'}) are too few "
+            f"for {NUM_FOLDS} folds. Train fold 'all', or write a splits_final.json with fewer folds"
         )
     return [
         {"train": [str(case) for case in split["train"]], "val": [str(case) for case in split["val"]]}

@@ -61,7 +61,7 @@ class LearnsFromUnlabelled(nnUNetTrainerFlareST):
         if absent or not present:
             found = f"lacks {', '.join(absent[:5])}" if absent else "holds no unlabelled scan"
             raise InputError(
-                f"{folder}: {found}, which {type(self).__name__} learns from; preprocess the unlabelled scans with "
+                f"{folder}: {found}, and {type(self).__name__} learns from them; preprocess the unlabelled scans with "
                 "flare-pseudolabel preprocess -d DATASET -u FOLDER"
             )
         return named or present

@@ -20,7 +20,7 @@ def test_after_ctrl_c_a_run_says_that_the_same_command_goes_on(monkeypatch, caps
     monkeypatch.setattr(pseudolabel.run, command, interrupt)
     assert pseudolabel.main([command, "-d", "1", "-u", "x"]) == 130
     assert capsys.readouterr().err == (
-        "flare-pseudolabel: interrupted; what is done is kept, and the same command goes on\n"
+        "flare-pseudolabel: interrupted; finished work is kept; the same command goes on from there\n"
     )
 
 

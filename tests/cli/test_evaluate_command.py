@@ -98,7 +98,7 @@ def test_a_missing_prediction_counts_as_the_chosen_rules_say(folders, capsys, la
         (["-ref", "{d}/ref"], "-pred"),
         (["-ref", "{d}/ref", "-pred", "{d}/none"], "no such folder"),
         (["-ref", "{d}/ref", "-pred", "{d}/good", "--labels", "flare99"], "flare99"),
-        (["--compare", "{d}/good", "{d}/good", "-ref", "{d}/ref"], "the same twice"),
+        (["--compare", "{d}/good", "{d}/good", "-ref", "{d}/ref"], "the same path twice"),
         (["--compare", "{d}/good", "{d}/bad"], "-ref"),
         (["--compare", "{d}/good.csv", "{d}/bad.csv"], "good.csv"),
     ],

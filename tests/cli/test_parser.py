@@ -68,6 +68,14 @@ def test_every_option_is_described_and_no_help_has_markup(monkeypatch):
     assert seen > 20
 
 
+def test_help_fits_a_terminal_of_80_columns_and_breaks_no_name(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for parser in parsers(monkeypatch):
+        lines = parser.format_help().splitlines()
+        assert [line for line in lines if line.endswith("-")] == [], parser.prog
+        assert [line for line in lines if len(line) > 80] == [], parser.prog
+
+
 def test_no_option_is_shown_in_two_spellings_but_nnunets_own(monkeypatch):
     for parser in parsers(monkeypatch):
         for action in parser._actions:

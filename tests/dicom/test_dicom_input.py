@@ -104,5 +104,5 @@ def test_positions_that_were_rounded_are_evenly_spaced(tmp_path, step, digits) -
 def test_a_missing_slice_is_found_all_the_same(tmp_path, step, missing) -> None:
     slices(tmp_path / "series", lambda z, one: setattr(one, "ImagePositionPatient", [0.0, 0.0, round(z * step, 1)]))
     (tmp_path / "series" / f"IM{missing:03d}.dcm").unlink()
-    with pytest.raises(CaseError, match="missing or doubled"):
+    with pytest.raises(CaseError, match="missing or duplicated"):
         read_scan(tmp_path / "series", "a")

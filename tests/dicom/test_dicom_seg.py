@@ -117,7 +117,7 @@ def test_a_series_without_frame_of_reference_is_set_aside(series, tmp_path):
         slice_ = pydicom.dcmread(path)
         del slice_.FrameOfReferenceUID
         slice_.save_as(path)
-    with pytest.raises(CaseError, match="cannot be referred to by a DICOM segmentation"):
+    with pytest.raises(CaseError, match="a DICOM segmentation cannot refer to it"):
         write_dicom_seg(tmp_path / "seg.dcm", np.zeros(SHAPE, np.uint8), series, NAMES, "case")
     assert not list(tmp_path.glob("*seg.dcm"))
 
@@ -126,7 +126,7 @@ def test_input_that_is_no_dicom_is_refused_before_anything_is_predicted(tmp_path
     model = models.write_model(tmp_path / "model")
     write_volume(tmp_path / "in" / "a_0000.nii.gz", scans.blobs((8, 20, 20)))
     assert run("-i", tmp_path / "in", "-o", tmp_path / "out", "-m", model, "--dicom-seg") == 2
-    assert "a_0000.nii.gz is no DICOM series folder" in capsys.readouterr().err
+    assert "a_0000.nii.gz is not a folder of a DICOM series" in capsys.readouterr().err
     assert not list(tmp_path.glob("out/*"))
 
 

@@ -108,4 +108,4 @@ def test_images_that_are_no_series_are_refused_at_once(tmp_path, capsys):
     model = models.write_model(tmp_path / "model")
     words = ["-i", tmp_path / "in", "-o", tmp_path / "out", "-m", model, "--rtstruct"]
     assert predict.main([str(word) for word in words]) == 2
-    assert "no DICOM series" in capsys.readouterr().err
+    assert "is not a folder of a DICOM series" in capsys.readouterr().err

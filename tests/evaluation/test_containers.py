@@ -223,8 +223,8 @@ def test_the_gpu_of_a_task_with_one_is_measured(lab):
     [
         ("broken", ["exit code 1", "the network is not there", "Traceback of it"]),
         ("hungry", ["exit code 137", "8g of memory"]),
-        ("empty", ["left no empty.nii.gz", "found: nothing", "predicting empty"]),
-        ("moved", ["not on the scan's grid", "(4, 6, 6)"]),
+        ("empty", ["wrote no empty.nii.gz", "found: nothing", "predicting empty"]),
+        ("moved", ["not on the grid of its scan", "(4, 6, 6)"]),
     ],
 )
 def test_a_container_without_a_good_label_map_is_told_with_its_last_lines(lab, capsys, case, told):
@@ -258,7 +258,7 @@ def test_what_is_no_scan_is_named_and_the_exit_code_says_so(lab, capsys):
         (["--container", "team"], "-i"),
         (["--container", "team", "-i", "{lab}/scans", "--", "true"], "--container"),
         (["--container", "team", "-i", "{lab}/scans", "--name", "a"], "--name"),
-        (["--cpus", "2", "--", "true"], "--cpus belongs to --container"),
+        (["--cpus", "2", "--", "true"], "--cpus needs --container"),
         (["--container", "team", "-i", "{lab}/scans", "--engine", "apptainer", "--shm-size", "1g"], "--shm-size"),
         (["--container", "team", "-i", "{lab}/scans", "--task", "1", "--gpu", "0"], "NVIDIA"),
         (["--container", "team", "-i", "{lab}/scans", "--engine", "podman"], "podman is"),
@@ -338,4 +338,4 @@ def test_a_container_that_is_never_seen_has_empty_cells_and_not_zeros(lab, capsy
         "Tree_RAM",
         "Integral_Tree_RAM_Time",
     }
-    assert "never seen" in capsys.readouterr().err
+    assert "none of its processes was seen" in capsys.readouterr().err

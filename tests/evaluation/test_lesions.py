@@ -113,7 +113,7 @@ def test_the_table_has_the_official_columns_and_the_score_of_a_map_with_organs_i
         "organs",
     }
     said = capsys.readouterr()
-    assert "organs: the prediction holds [3, 5], and lesion is 1 alone; such a map scores 0" in said.err
+    assert "organs: the prediction holds [3, 5], and lesion is 1 alone; such a label map scores 0" in said.err
     assert json.loads((folders / "o.json").read_text())["notes"][0].startswith("organs: ")
 
 
@@ -130,9 +130,7 @@ def test_false_positives_on_healthy_scans_stand_beside_the_scores(folders, capsy
     assert row["share"] == pytest.approx(2 / 3) and row["mean_ml"] == pytest.approx(10 * voxel_ml)
     assert row["largest_case"] == "healthy_some.nii.gz" and row["largest_ml"] == pytest.approx(24 * voxel_ml)
     said = capsys.readouterr().out
-    assert (
-        "Lesion: 2 of 3 scans without one in the reference have false positives (66.7%), 0.0160 ml on average" in said
-    )
+    assert "Lesion: 2 of 3 scans without it in the reference have false positives (66.7%), 0.0160 ml on average" in said
 
 
 def test_false_positives_of_an_earlier_call_do_not_stay_beside_other_scores(folders):

@@ -186,7 +186,7 @@ def test_an_unlisted_id_is_refused_where_the_map_says_so() -> None:
         ("name: x\nids: {1: 300}\nothers: refuse\n", "from 0 to 255"),
         ("name: x\nids: {1: 2}\nothers: keep\n", "expected refuse or background"),
         ("name: x\nids: []\nothers: refuse\n", "foreign id: our id"),
-        ("a: [", "no valid YAML"),
+        ("a: [", "not valid YAML"),
     ],
 )
 def test_a_wrong_id_map_is_refused_with_its_reason(tmp_path, text: str, message: str) -> None:

@@ -285,7 +285,7 @@ def test_what_stock_refuses_is_read_all_the_same_and_said(tmp_path: Path, name: 
         assert np.array_equal(volume.array, expected[0])
         assert volume.spacing_mm == pytest.approx(properties["spacing"])
         assert (volume.doubt is None) == reader.startswith("SimpleITK")
-        assert volume.doubt is None or f"nnU-Net's {reader} refuses the file" in volume.doubt
+        assert volume.doubt is None or f"nnU-Net's {reader} cannot read the file" in volume.doubt
 
 
 def test_ordinary_types_stay_as_they_are_stored(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_a_first_stage_that_is_missing_or_another_models_is_named(tmp_path, caps
     assert "labels differ" in capsys.readouterr().err
     plain = models.write_model(tmp_path / "plain")
     assert run("-i", tmp_path / "in", "-o", tmp_path / "out", "-m", plain, "--prev_stage", other) == 2
-    assert "no second stage" in capsys.readouterr().err
+    assert "not the second stage" in capsys.readouterr().err
 
 
 def test_models_that_do_not_resample(tmp_path):

@@ -121,7 +121,7 @@ def test_a_packed_exported_model_opens_too(room, tmp_path, capsys, model):
     np.testing.assert_array_equal(labels(room, tmp_path / "b", tmp_path / "model.zip"), expected)
     words = ("-i", room / "images", "-o", tmp_path / "c", "-m", tmp_path / "model.zip")
     assert run(predict, *words, "-c", "3d_fullres") == 2
-    assert "holds an exported model, of which -c choose nothing" in capsys.readouterr().err
+    assert "holds an exported model; leave out -c" in capsys.readouterr().err
 
 
 def pack(folder: Path, path: Path, *above: str) -> None:
@@ -350,12 +350,12 @@ def test_a_damaged_or_foreign_folder_is_refused_in_one_line(room, copy, tmp_path
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["-f", "0"], "all of whose folds are used; -f, -chk"),
-        (["-chk", "checkpoint_best.pth"], "all of whose folds are used; -f, -chk"),
-        (["--trust-checkpoint"], "--trust-checkpoint go with a trained model's folder"),
+        (["-f", "0"], "which always uses all its folds; -f, -chk"),
+        (["-chk", "checkpoint_best.pth"], "which always uses all its folds; -f, -chk"),
+        (["--trust-checkpoint"], "--trust-checkpoint are for a trained model's folder"),
         (["--backend", "torch"], "leave --backend torch out"),
         (["-device", "cuda"], "leave -device cuda out"),
-        (["--roi", "3d_lowres"], "is no trained model's folder"),
+        (["--roi", "3d_lowres"], "is not a trained model's folder"),
     ],
 )
 def test_options_of_trained_models_are_refused(room, whole, tmp_path, capsys, words, says):
@@ -374,7 +374,7 @@ def test_a_cpu_without_the_models_precision_falls_back_and_says_so(room, tmp_pat
         monkeypatch.setattr(module, "cpu_flags", lambda: frozenset({"avx2"}))
     segmenter = Segmenter.from_model_folder(tmp_path / "out", PredictionSettings())
     assert segmenter._networks.precision == "fp32"
-    assert "was exported for bf16, which this CPU does not have; fp32 is used" in caplog.text
+    assert "was exported for bf16, which this CPU lacks; fp32 is used" in caplog.text
     caplog.clear()
     for module in (exported, runtimes):
         monkeypatch.setattr(module, "cpu_flags", lambda: frozenset({"avx512_bf16"}))
@@ -407,7 +407,7 @@ def test_nothing_is_written_onto_what_is_there(room, whole, tmp_path, capsys):
         assert run(export, "-m", room / "regions", "-o", tmp_path / out) == 2
         assert says in capsys.readouterr().err
     assert run(export, "-m", whole, "-o", tmp_path / "again") == 2
-    assert "was exported already" in capsys.readouterr().err
+    assert "is already an exported model" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} - {"flare-cache"} == {"file", "full"}
 
 
@@ -418,7 +418,7 @@ def test_of_two_exports_into_one_folder_the_first_stays_and_the_second_says_so(r
 
     monkeypatch.setattr(export_model, "write_checksums", another_is_faster)
     assert run(export, "-m", room / "regions", "-o", tmp_path / "out", *EXACT) == 2
-    assert "another command wrote it meanwhile" in capsys.readouterr().err
+    assert "another command wrote it in the meantime" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out" / "exported.json").read_text() == "of the other"
 
@@ -439,7 +439,7 @@ def test_a_network_that_computes_something_else_after_conversion_is_not_written(
     call = export_model.OpenVinoRuntime.__call__
     monkeypatch.setattr(export_model.OpenVinoRuntime, "__call__", lambda self, window: call(self, window)[::-1].copy())
     assert run(export, "-m", room / "regions", "-o", tmp_path / "out") == 2
-    assert "computes other scores than PyTorch" in capsys.readouterr().err
+    assert "computes different scores than PyTorch" in capsys.readouterr().err
     assert not {path.name for path in tmp_path.iterdir()} - {"flare-cache"}
 
 

@@ -48,7 +48,7 @@ def test_auto_is_what_torch_finds_and_the_commands_default(tmp_path, monkeypatch
 
 def test_a_gpu_limit_where_auto_finds_no_gpu_is_refused(tmp_path):
     folder = models.write_model(tmp_path / "model")
-    with pytest.raises(InputError, match="--gpu_memory goes with -device cuda; -device auto is cpu here"):
+    with pytest.raises(InputError, match="--gpu_memory needs -device cuda; -device auto is cpu here"):
         Segmenter.from_model_folder(folder, PredictionSettings(device="auto", gpu_memory_gb=2.0))
 
 
@@ -165,7 +165,7 @@ def test_a_limit_of_gpu_memory_counts_the_context(card, free, reserved, beside):
 
 
 def test_a_limit_that_the_context_alone_takes_is_refused(card):
-    with pytest.raises(InputError, match=r"--gpu_memory 0.4: the CUDA context alone takes about 0.5 GB"):
+    with pytest.raises(InputError, match=r"--gpu_memory 0.4: the CUDA context alone needs about 0.5 GB"):
         memory.keep_to(CUDA, 0.4)
 
 
@@ -204,7 +204,7 @@ def test_a_network_that_does_not_fit_the_gpu_is_run_by_the_cpu_and_this_is_said(
         card.room = 100_000  # sums and scan lie on the CPU, one window fits
         predictor = FlarePredictor.from_model_folder(folder, backend="torch", precision="fp32", device="cuda")
         np.testing.assert_array_equal(predictor.predict(scans.blobs((10, 36, 40))), expected)
-    said = "the CPU predicts" if when == "loading" else "once more on the CPU"
+    said = "the CPU predicts" if when == "loading" else "predicted again on the CPU"
     assert said in caplog.text and "the GPU has 10.0 GB, 0.0 GB of it free" in caplog.text
 
 

@@ -155,7 +155,7 @@ def test_skipping_gives_way_to_a_limit_that_only_block_wise_sums_keep(tmp_path, 
     settings = PredictionSettings(windows="skip-empty", max_memory_gb=0.003, backend="torch", precision="fp32")
     segmenter = Segmenter.from_model_folder(folder, settings)
     labels, _ = segmenter.segment(segmenter.prepare([volume]))
-    assert "all windows are visited instead" in caplog.text
+    assert "all windows are predicted instead" in caplog.text
     everything = Segmenter.from_model_folder(folder, PredictionSettings(backend="torch", precision="fp32"))
     np.testing.assert_array_equal(labels, everything.segment(everything.prepare([volume]))[0])
     tight = Segmenter.from_model_folder(folder, PredictionSettings(max_memory_gb=0.0001, backend="torch"))
@@ -209,7 +209,7 @@ def test_out_of_gpu_memory_is_tried_again_with_sums_on_the_cpu(tmp_path, monkeyp
     else:
         np.testing.assert_array_equal(found, expected)
     assert went[:2] == ["cuda", "cpu"]
-    assert "out of GPU memory; once more with the sums on the CPU" in caplog.text
+    assert "out of GPU memory; predicted again with the sums on the CPU" in caplog.text
 
 
 def test_a_case_that_needs_too_much_memory_on_the_cpu_too_is_set_aside(tmp_path, monkeypatch, capsys):

@@ -53,13 +53,13 @@ def test_a_limit_is_kept_with_the_same_labels(model, tmp_path):
     words = ("-i", tmp_path / "long.nii.gz", "-m", model)
     blocks, _ = predict(*words, "-o", tmp_path / "blocks")
     whole, said = predict(*words, "-o", tmp_path / "whole", "--windows", "skip-empty")
-    assert "visited instead" not in said
+    assert "predicted instead" not in said
     assert whole > blocks + 300
     limit = blocks + 100
     kept, said = predict(
         *words, "-o", tmp_path / "kept", "--windows", "skip-empty", "--max_memory", f"{limit / 1024:.3f}"
     )
-    assert "all windows are visited instead" in said
+    assert "all windows are predicted instead" in said
     assert kept < limit
     expected, labels = (read_volume(tmp_path / name / "long.nii.gz").array for name in ("blocks", "kept"))
     assert len(np.unique(expected)) > 1

@@ -108,7 +108,7 @@ def test_half_precision_that_does_not_overflow_stays(tmp_path, half, caplog):
 def test_scores_that_are_infinite_in_single_precision_too_set_the_case_aside(tmp_path, monkeypatch, capsys):
     folder = models.write_model(tmp_path / "model")
     scale_first_convolution(folder, float("inf"))
-    with pytest.raises(CaseError, match="in single precision too"):
+    with pytest.raises(CaseError, match="even in fp32"):
         broken = segmenter(folder, "bf16")
         broken.segment(broken.prepare([scans.blobs((16, 36, 40))], "patient"))
     write_volume(tmp_path / "images" / "a_0000.nii.gz", scans.blobs((10, 36, 40)))

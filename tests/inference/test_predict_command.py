@@ -150,7 +150,7 @@ def test_postprocessing_is_applied_before_writing(model, images, tmp_path, capsy
     assert run(*words, "-o", tmp_path / "clean", "--postprocess", pipeline) == 0, capsys.readouterr().err
     raw, clean = (read_volume(tmp_path / d / "a.nii.gz").array for d in ("raw", "clean"))
     assert 0 < (clean == 1).sum() < (raw == 1).sum()
-    assert "neither built in" in refused(capsys, *words, "-o", tmp_path / "x", "--postprocess", "magic")
+    assert "not built in" in refused(capsys, *words, "-o", tmp_path / "x", "--postprocess", "magic")
 
 
 def test_step_size_decides_the_number_of_windows(model, images, tmp_path, capsys):
@@ -330,10 +330,10 @@ def test_model_faults_are_refused_in_one_line(images, tmp_path, capsys):
     path.write_bytes(whole[: len(whole) // 2])
     assert "truncated or damaged" in message(folder)
     torch.save({"weights": 1}, path)
-    assert "no checkpoint of an nnU-Net trainer" in message(folder)
+    assert "is not a checkpoint of an nnU-Net trainer" in message(folder)
     other = models.plans(features=(6, 8))
     torch.save(models.checkpoint(other, models.dataset_json(), fold=0, seed=0), path)
-    assert "another network" in message(folder)
+    assert "do not fit the network" in message(folder)
     torch.save(models.checkpoint(models.plans(), models.dataset_json(), fold=0, seed=0, trainer="MyTrainer"), path)
     assert "MyTrainer, which is not installed" in message(folder)
     (folder / "plans.json").write_text("{")
@@ -389,7 +389,7 @@ def test_nothing_to_predict_and_colliding_names_are_refused(model, images, tmp_p
     assert "no image named" in refused(capsys, "-i", tmp_path / "empty", "-o", tmp_path / "out", "-m", model)
     assert "no such file or folder" in refused(capsys, "-i", tmp_path / "x", "-o", tmp_path / "out", "-m", model)
     (tmp_path / "notes.txt").write_text("x")
-    assert "is no image file" in refused(capsys, "-i", tmp_path / "notes.txt", "-o", tmp_path / "out", "-m", model)
+    assert "is not an image file" in refused(capsys, "-i", tmp_path / "notes.txt", "-o", tmp_path / "out", "-m", model)
     write_volume(tmp_path / "a.nii.gz", scans.blobs(SMALL))
     assert "would both be written" in refused(
         capsys, "-i", images, tmp_path / "a.nii.gz", "-o", tmp_path / "out", "-m", model

@@ -118,7 +118,7 @@ def test_a_predictor_with_a_coarse_model_takes_no_preprocessed_scan(fine, coarse
 
 
 def test_what_the_coarse_model_cannot_be_is_refused(fine, coarse, tmp_path):
-    with pytest.raises(InputError, match="no trained model's folder"):
+    with pytest.raises(InputError, match="is not a trained model's folder"):
         FlarePredictor.from_model_folder(fine, roi=tmp_path / "nowhere", **EXACT)
     with pytest.raises(InputError, match="expected one of union, fosun, sztu"):
         FlarePredictor.from_model_folder(fine, roi=coarse, roi_rule="all", **EXACT)

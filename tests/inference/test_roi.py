@@ -258,7 +258,7 @@ def test_whole_volume_where_the_coarse_pass_finds_nothing(fine, coarse, images, 
         Segmenter, "network_labels", lambda self, scan, progress=None: np.zeros(scan.prepared.data.shape[1:], np.uint8)
     )
     assert run("-i", images, "-o", tmp_path / "out", "-m", fine, "--roi", coarse) == 0
-    assert "a: the coarse pass found nothing; the fine model sees the whole volume" in capsys.readouterr().err
+    assert "a: the coarse model found nothing; the fine model predicts the whole scan" in capsys.readouterr().err
     run("-i", images, "-o", tmp_path / "whole", "-m", fine)
     result, whole = (read_volume(tmp_path / folder / "a.nii.gz").array for folder in ("out", "whole"))
     np.testing.assert_array_equal(result, whole)

@@ -107,7 +107,7 @@ def test_somebody_elses_table_is_left_alone(model, images, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "statistics.csv").write_text("mine\n")
     assert run("-i", images, "-o", tmp_path / "out", "-m", model, "--statistics") == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists without" in capsys.readouterr().err
     assert (tmp_path / "out" / "statistics.csv").read_text() == "mine\n"
     (tmp_path / "out" / "statistics.json").write_text("[1]")
     assert run("-i", images, "-o", tmp_path / "out", "-m", model, "--statistics") == 2

@@ -88,7 +88,7 @@ def test_scans_are_predicted_as_they_come_and_damaged_ones_are_left_until_they_c
         assert (again := server.line())["case"] == "b" and again["outcome"] == "written"
         code, rest = server.end()
     assert code == 0 and rest == []
-    assert b"ended on request" in server.errors
+    assert b"stopped on request" in server.errors
     expected = tmp_path / "expected"
     words = ["-i", tmp_path / "in" / "a_0000.nii.gz", "-o", expected, "-m", model, "-device", "cpu"]
     assert predict.main([str(w) for w in (*words, "--backend", "torch", "--precision", "fp32")]) == 0
@@ -216,7 +216,7 @@ def test_a_folder_that_is_gone_for_a_while_is_no_end(arrivals, caplog):
     made, _, folder = arrivals
     folder.rename(folder.with_name("away"))
     assert names(made.look()) == names(made.look()) == ([], [], [])
-    assert len([record for record in caplog.records if "cannot look" in record.message]) == 1
+    assert len([record for record in caplog.records if "cannot be searched" in record.message]) == 1
     folder.with_name("away").rename(folder)
     path = folder / "a_0000.nii.gz"
     path.write_bytes(bytes(10))
@@ -227,7 +227,7 @@ def test_a_folder_that_is_gone_for_a_while_is_no_end(arrivals, caplog):
 @pytest.mark.parametrize(
     "words, expected",
     [
-        (["--watch", "in", "-num_parts", "2"], "folder of its own"),
+        (["--watch", "in", "-num_parts", "2"], "its own folder"),
         (["--watch", "missing"], "no such folder"),
         (["-i", "in", "--json_lines"], "go with --watch"),
     ],

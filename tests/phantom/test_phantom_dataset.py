@@ -122,7 +122,7 @@ def test_other_settings_in_the_same_folder_are_refused(phantom: Path) -> None:
 
 def test_a_folder_with_something_else_in_it_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(InputError, match=r"is not empty and holds no phantom\.json"):
+    with pytest.raises(InputError, match=r"is not empty and has no phantom\.json"):
         write_phantom(tmp_path, size=SIZE)
     assert files(tmp_path) == {"mine.txt": b"keep"}
 
@@ -150,7 +150,7 @@ def test_an_interrupted_phantom_is_completed(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"labelled": 0}, "nothing to train on"),
+        ({"labelled": 0}, "training needs at least 1"),
         ({"labelled": -1}, "labelled is -1"),
         ({"unlabelled": 1, "junk": 2}, "2 junk scans do not fit among 1"),
         ({"domain": "huge"}, "'huge' is unknown"),

@@ -264,7 +264,7 @@ def test_junk_is_junk() -> None:
 
 
 def test_an_unknown_domain_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match="'huge' is unknown; known are narrow, between, wide"):
+    with pytest.raises(InputError, match="'huge' is unknown; expected one of narrow, between, wide"):
         make_phantom(0, domain="huge")
 
 

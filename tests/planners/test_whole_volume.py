@@ -166,7 +166,7 @@ def test_a_changed_patch_changes_the_training_cases_too(dataset):
     assert found["median_image_size_in_voxels"] == [36, 53, 44]
     assert found["architecture"]["arch_kwargs"]["features_per_stage"][:2] == [4, 8]
     assert plans["configurations"]["3d_sztu"]["patch_size"] == [192, 192, 192]
-    with pytest.raises(InputError, match="see every scan at one size"):
+    with pytest.raises(InputError, match="see every scan at the same size"):
         whole_volume.nnUNetPlannerFlareFine(22, overwrite_target_spacing=[3, 1, 1])
 
 

@@ -188,7 +188,7 @@ def test_doctor_explains_a_target_install(bare: Environment, wheel: Path, tmp_pa
     bare.pip("install", "--target", str(tmp_path), "--no-deps", "--no-index", str(wheel))
     code = "from nnunet_flare.diagnosis import check_plugin as check; [print(f.level, f.text) for f in check()]"
     lines = bare.call(code, PYTHONPATH=str(tmp_path)).stdout.splitlines()
-    assert lines[0].startswith(f"problem the plugin is not active: {tmp_path} is no site folder of this Python")
+    assert lines[0].startswith(f"problem the plugin is not active: {tmp_path} is not a site folder of this Python")
     assert lines[1].endswith(f"export nnUNet_extTrainer={tmp_path / 'nnunet_flare' / 'ext'}")
     assert (tmp_path / "nnunet_flare" / "ext" / "flare_trainers.py").is_file()
 

@@ -199,7 +199,7 @@ def test_task_1_of_flare24_as_its_archives_unpack(tmp_path, raw, capsys):
         "covid_01": "labelled",
     }
     said = capsys.readouterr().out
-    assert "training                   2   (the whole challenge has 5000)" in said
+    assert "training                   2   (the full challenge has 5000)" in said
     assert "LUNG1-001: its label map is empty" in said
 
 
@@ -247,7 +247,7 @@ def test_task_1_of_flare26_with_copies_by_cancer_type_and_healthy_scans(tmp_path
     assert empty.array.shape == SHAPE and empty.array.max() == 0 and empty.spacing_mm == SPACING_MM
     said = capsys.readouterr().out
     assert "2 file(s) lie in the download more than once" in said
-    assert "healthy                    2   (the whole challenge has 172)" in said
+    assert "healthy                    2   (the full challenge has 172)" in said
     assert call("flare26", download, 1) == 0  # a second call changes nothing
 
 
@@ -281,7 +281,7 @@ def test_task_2_with_pseudo_labels_under_the_names_of_their_scans(tmp_path, raw,
     assert not (dataset / "unlabelled_domains.csv").exists()
     said = capsys.readouterr().out
     assert f"pseudo-labels aladdin5     3   {dataset / 'pseudo/aladdin5'}" in said
-    assert "unlabelled                 4   (the whole challenge has 2000)" in said
+    assert "unlabelled                 4   (the full challenge has 2000)" in said
 
 
 def test_the_folders_of_pseudo_labels_can_be_merged_at_once(tmp_path, raw):
@@ -301,7 +301,7 @@ def test_pseudo_labels_that_cannot_be_used_are_named_and_their_scans_are_used(tm
     write(team, {"Case_00001": (1, 4), "Case77": (1,)})
     assert call("flare24", download, 2) == 1
     said = capsys.readouterr().err
-    assert "set aside: pseudo/aladdin5/Case_00002: " in said and "another grid than its scan: spacing" in said
+    assert "set aside: pseudo/aladdin5/Case_00002: " in said and "not on the grid of its scan: spacing" in said
     assert f"{team / 'Case77.nii.gz'}: a pseudo-label of 'Case_00077', whose scan is not in this download" in said
     for name in ("Case1", "Case_00001"):
         assert f"{team / name}.nii.gz: one of 2 different pseudo-labels of 'Case_00001' by aladdin5" in said
@@ -338,7 +338,7 @@ def test_task_3_remembers_the_modality_of_every_unlabelled_scan(tmp_path, raw, c
     listing = list_scans(dataset / "unlabelled", 1)
     assert set(listing.cases) == set(domains) and not listing.not_taken
     said = capsys.readouterr().out
-    assert "of the unlabelled: 2 MR, 3 PET" in said and "imagesValMR" in said
+    assert "unlabelled by domain: 2 MR, 3 PET" in said and "imagesValMR" in said
     assert "note: 2 archive" not in said and "note: 1 file(s) lie in the download more than once" in said
 
 
@@ -408,12 +408,12 @@ def test_a_download_is_taken_for_what_it_is_and_the_flag_that_fits_is_named(tmp_
     with pytest.raises(InputError) as refused:
         find_download(tmp_path / name, layout)
     flags = [f"--{year} DIR" + (f" --task {task}" if task else "") for year, task in fitting]
-    assert str(refused.value).endswith(f"this is not {layout.name}; its names are those of {' or '.join(flags)}")
+    assert str(refused.value).endswith(f"this is not {layout.name}; its file names are those of {' or '.join(flags)}")
 
 
 def test_a_wrong_download_stops_before_anything_is_written(tmp_path, raw, capsys):
     assert call("flare25", write(tmp_path / "PancancerCTSeg", PANCANCER), 1) == 2
-    assert "this is not FLARE25Task1; its names are those of --flare26 DIR --task 1" in capsys.readouterr().err
+    assert "this is not FLARE25Task1; its file names are those of --flare26 DIR --task 1" in capsys.readouterr().err
     assert not raw.exists()
 
 
@@ -464,7 +464,7 @@ def test_a_case_of_two_kinds_of_folders_is_set_aside_and_keeps_no_half_of_itself
     assert call("flare25", download, 1) == 1
     said = capsys.readouterr().err
     for case in ("lesion_7", "FLARE23Ts_0057"):
-        assert f"set aside: {case}: one scan in folders of 2 kinds: " in said
+        assert f"set aside: {case}: the same scan in folders of 2 kinds: " in said
         assert str(download / f"train_unlabel/MSD-506/{case}_0000.nii.gz") in said
     label = download / "train_label/KiTS23-488/mela_0003.nii.gz"
     assert f"set aside: mela_0003: {label} is a training label map" in said
@@ -484,7 +484,7 @@ def test_copies_are_equal_byte_by_byte_whatever_their_size_and_time(tmp_path, ra
     for path in (one, other):
         os.utime(path, (0, 0))
     assert call("flare25", download, 1) == 1
-    assert f"set aside: case_00007: 2 scans of this name: {one} and {other}" in capsys.readouterr().err
+    assert f"set aside: case_00007: 2 different scans with this name: {one} and {other}" in capsys.readouterr().err
 
 
 def test_a_spare_scan_that_differs_from_the_one_that_is_taken_is_named(tmp_path, raw, capsys):
@@ -494,7 +494,7 @@ def test_a_spare_scan_that_differs_from_the_one_that_is_taken_is_named(tmp_path,
     assert call("flare25", download, 3) == 1
     said = capsys.readouterr()
     taken = download / "train_MRI_unlabeled/AMOS-833/amos_0507_0000.nii.gz"
-    assert f"not recognised: {spare}: another file than {taken}, which is taken for 'amos_0507'" in said.err
+    assert f"not recognised: {spare}: differs from {taken}, which is used for 'amos_0507'" in said.err
     assert "more than once" not in said.out
     assert (raw / "Dataset253_FLARE25Task3/unlabelled/amos_0507_0000.nii.gz").samefile(taken)
 
@@ -506,7 +506,7 @@ def test_a_link_to_nothing_beside_a_scan_sets_its_case_aside_alone(tmp_path, raw
         (download / f"train_label/AAA/{case}_0000.nii.gz").symlink_to(tmp_path / "nothing")
     assert call("flare25", download, 1) == 1
     said = capsys.readouterr().err
-    assert "set aside: lesion_7: 2 scans of this name" in said and "set aside: alone: " in said
+    assert "set aside: lesion_7: 2 different scans with this name" in said and "set aside: alone: " in said
     assert found(raw / "Dataset251_FLARE25Task1")["imagesTr"] == ["case_00007"]
 
 
@@ -540,14 +540,14 @@ def test_an_empty_map_on_the_grid_of_an_earlier_scan_is_not_kept_for_a_new_one(t
     (dataset / "imagesHealthy/train_1_a_0000.nii.gz").unlink()
     assert call("flare26", download, 1) == 1
     empty = dataset / "labelsHealthy/train_1_a.nii.gz"
-    assert f"set aside: train_1_a: {empty}: is no empty label map on the grid of {scan}" in capsys.readouterr().err
+    assert f"set aside: train_1_a: {empty}: is not an empty label map on the grid of {scan}" in capsys.readouterr().err
     empty.unlink()
     assert call("flare26", download, 1) == 0
     assert read_labels(empty).array.shape == (3, *SHAPE[1:])
     lesion = np.ones((3, *SHAPE[1:]), dtype=np.uint8)
     write_labels(empty, lesion, read_volume(scan))  # somebody drew one
     assert call("flare26", download, 1) == 1
-    assert f"{empty}: is no empty label map" in capsys.readouterr().err and read_labels(empty).array.all()
+    assert f"{empty}: is not an empty label map" in capsys.readouterr().err and read_labels(empty).array.all()
 
 
 def test_a_case_table_outlives_a_call_that_was_interrupted(tmp_path, raw, monkeypatch):
@@ -592,7 +592,7 @@ def test_what_was_changed_by_hand_in_dataset_json_is_kept(tmp_path, raw, capsys)
     assert call("flare24", download, 3) == 0
     kept = {"channel_names": {"0": "MR"}, "licence": "CC BY", "numTraining": 2}
     assert json.loads(path.read_text()) == {**json.loads(first), **kept}
-    assert f"{path}: channel_names, licence changed by hand and kept" in capsys.readouterr().out
+    assert f"{path}: channel_names, licence changed by hand; your changes are kept" in capsys.readouterr().out
     assert check_dataset(path.parent) == []
 
 
@@ -609,4 +609,4 @@ def test_a_file_where_the_dataset_should_be_is_refused(tmp_path, raw, capsys, pl
     path.parent.mkdir(exist_ok=True)
     path.write_text("")
     assert call("flare25", download, 1) == 2
-    assert f"{path}: is there already and is no folder" in capsys.readouterr().err
+    assert f"{path}: exists and is not a folder" in capsys.readouterr().err

@@ -96,7 +96,7 @@ def test_flare22_becomes_a_dataset_and_a_folder_of_unlabelled_scans(flare22, raw
     assert check_dataset(dataset) == []
     assert not (dataset / "flare_cases.json").exists()  # every label map is complete
     said = capsys.readouterr().out
-    assert "unlabelled                 4   (the whole challenge has 2000)" in said
+    assert "unlabelled                 4   (the full challenge has 2000)" in said
     assert f"run -d Dataset022_FLARE22 -u {dataset / 'unlabelled'} --eval {dataset / 'imagesVal'}" in said
 
 
@@ -170,7 +170,7 @@ def test_a_label_map_on_another_grid_is_set_aside(flare22, raw, patient, capsys)
     path = flare22 / "Training/FLARE22_LabeledCase50/labels/FLARE22_Tr_0002.nii.gz"
     write_labels(path, np.where(labels == 14, 0, labels), shifted)
     assert call("flare22", flare22) == 1
-    assert "another grid than its scan: origin" in capsys.readouterr().err
+    assert "not on the grid of its scan: origin" in capsys.readouterr().err
 
 
 def test_a_second_call_opens_only_what_was_changed_or_bad(flare22, raw, patient, monkeypatch):
@@ -377,7 +377,7 @@ def test_every_file_that_looks_like_an_image_is_taken_or_listed(flare22, raw, pa
     assert len(listed) == 5
     for path in (*strange, flare22 / "Training" / "slice"):
         assert any(f": {path}: " in line for line in listed)
-    assert "1 archive(s) were not opened" in said.out
+    assert "1 archive(s) were not unpacked" in said.out
     assert len(names(raw / "Dataset022_FLARE22" / "unlabelled")) == 4
 
 

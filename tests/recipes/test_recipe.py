@@ -69,7 +69,7 @@ def test_the_users_own_recipe_is_a_file(tmp_path):
     path.write_text("name: mine\nsummary: s\npaper: p\nrounds: 2\n")
     assert load_recipe(str(path), {"rounds": "3"}).rounds == 3
     path.write_text("name: [unclosed")
-    with pytest.raises(InputError, match="no valid YAML"):
+    with pytest.raises(InputError, match="not valid YAML"):
         load_recipe(str(path))
     path.write_text("- a\n- b\n")
     with pytest.raises(InputError, match="expected keys and values"):
@@ -96,7 +96,9 @@ def test_members_and_selection_can_differ_by_round_and_the_last_entry_goes_on():
 
 
 def test_every_round_of_one_member_needs_a_rule_that_asks_for_no_agreement():
-    with pytest.raises(InputError, match=r"members.count=1 gives no agreement to judge by in round 1; expected 'all'"):
+    with pytest.raises(
+        InputError, match=r"with members.count=1 there is no agreement to judge by in round 1; expected 'all'"
+    ):
         load_recipe("uncertainty", {"members.count": "[5, 1]"})
     load_recipe("uncertainty", {"members.count": "[5, 1]", "rounds": "1"})  # round 1 is the final training
 

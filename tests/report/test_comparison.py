@@ -79,7 +79,7 @@ def test_two_runs_are_compared_on_one_page(tmp_path, capsys):
     differing = decided_otherwise(gather(one), gather(other))
     decisions = [{row.entry.case: row.entry.decision for row in gather(run).rows} for run in (one, other)]
     assert [case for case, *_ in differing] == [c for c in CASES[:8] if decisions[0][c] != decisions[1][c]] != []
-    assert f"{len(differing)} of 8 cases that both have judged" in page.read_text()
+    assert f"{len(differing)} of 8 cases that both runs judged" in page.read_text()
 
 
 def test_settings_that_differ_are_listed(tmp_path):
@@ -92,7 +92,7 @@ def test_runs_that_cannot_be_compared_are_refused_before_a_page_is_written(tmp_p
     run = fake_run(tmp_path, cases=CASES, rounds=1, pictured=0)
     with pytest.raises(InputError, match="is the run itself"):
         write_comparison(run, run)
-    for other, said in ((run.root, "is the run itself"), (tmp_path, "is no run folder")):
+    for other, said in ((run.root, "is the run itself"), (tmp_path, "is not a run folder")):
         assert main(["report", "-o", str(run.root), "--pictures", "0", "--compare", str(other)]) == 2
         printed = capsys.readouterr()
         assert said in printed.err and printed.out == ""

@@ -333,7 +333,7 @@ def test_without_webgl_the_view_says_so_and_the_slices_stay(page):
         page.refresh()
         open_case(page, "case_0001")
         find(page, "#solid").click()
-        wait_for(page, "#view-message", "no WebGL 2")
+        wait_for(page, "#view-message", "needs WebGL 2")
         wait_for_slices(page)
         screenshot(page, "without webgl")
         find(page, "#slices").click()

@@ -88,10 +88,10 @@ def test_a_wrong_file_changes_nothing(run):
 def test_decisions_that_come_too_late_are_said(run, caplog):
     caplog.set_level(logging.INFO, "nnunet_flare")
     decide(run, "case_000,reject,,")
-    assert "honoured from round 1 on" in caplog.text
+    assert "applied from round 1 on" in caplog.text
     write_json(run.paths.done("select-r1"), {"task": "select-r1", "seconds": 1.0})
     decide(run, "case_000,reject,,")
-    assert "no round of this run is left to select" in caplog.text
+    assert "this run has no selection left" in caplog.text
 
 
 def test_retry_reads_the_decisions_before_anything_runs(run, tmp_path, capsys):

@@ -354,8 +354,8 @@ def page(kills: list[Kill], *, seed: int, made_with: str) -> str:
         "",
         f"Written by `make soak` ({made_with}; seed {seed}). A tiny loop on synthetic scans is killed with",
         "`kill -9` while one of its tasks works, resumed with the same command, killed again, and so on to its end.",
-        "*Survived*: the run ended with every case once, with the decisions, scores and label hashes of a run that",
-        "nobody disturbed, and with the same weights in every trained network.",
+        "*Survived* means that the run ended with every case once, with the decisions, scores and label hashes of an",
+        "undisturbed run, and with the same weights in every trained network.",
         "",
         "| killed | tries | survived |",
         "|---|---|---|",
@@ -363,7 +363,7 @@ def page(kills: list[Kill], *, seed: int, made_with: str) -> str:
         "",
         "## Every kill",
         "",
-        "| kill | loop | who | task | s after it began to write | survived |",
+        "| kill | loop | killed process | task | seconds after it began to write | survived |",
         "|---|---|---|---|---|---|",
     ]
     for k in kills:

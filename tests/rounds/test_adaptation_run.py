@@ -36,7 +36,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
         folders = phantom(folder, monkeypatch, labelled=2, unlabelled=4, test=2, domain=DOMAINS)
         odd = folder / "unlabelled" / "FLAREPhantom_Un_pet_0003_0000.nii.gz"
         odd.rename(odd.with_name("scan3_0000.nii.gz"))
-        with pytest.raises(InputError, match=r"no domain is known of 1 scan\(s\): scan3. Asked were mr: "):
+        with pytest.raises(InputError, match=r"no domain is known for 1 scan\(s\): scan3. Searched: mr: "):
             started(folder, folders, "adaptation", TINY)
         write_csv(folder / "domains.csv", [("case", "domain"), ("scan3", "pet")])
         settings = {**TINY, "domains.table": str(folder / "domains.csv")}

@@ -147,12 +147,12 @@ def test_rejected_and_odd_scans_take_no_part(finished: Run, tmp_path: Path, capl
         with caplog.at_level(logging.INFO):
             keep_reviews(finished, decisions)
             assert build_round(finished, finished.round(0))["unlabelled"] == 1
-        assert "the training leaves out those that were rejected" in caplog.text
+        assert "the training leaves out the rejected ones" in caplog.text
         assert "1 of 4 unlabelled scans take part" in caplog.text
         roles = {case: entry["role"] for case, entry in read_json(table)["cases"].items()}
         assert [case for case, role in roles.items() if role == "unlabelled"] == [UNLABELLED[2]]
         write_json(state_file(finished.unlabelled_data, UNLABELLED[2]), {**state, "odd": ["spacing"]})
-        with pytest.raises(TaskError, match=r"none takes part.*selection.keep_odd=true"):
+        with pytest.raises(TaskError, match=r"none of .* takes part.*selection.keep_odd=true"):
             build_round(finished, finished.round(0))
     finally:
         for case in UNLABELLED[1:]:

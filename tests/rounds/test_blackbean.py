@@ -168,7 +168,7 @@ def test_a_dry_run_counts_the_time_and_disk_of_the_students_preprocessing(finish
     folders = {name: Path(folder) for name, folder in finished.settings.folders.items()}
     text = preview(plan_run(request, finished.recipe, folders))
     assert "0.00 GB  arrays for the final model" in text
-    assert "(nnUNetPlansFlareTiny_blackbean-final) preprocess every taken scan once more: about" in text
+    assert "(nnUNetPlansFlareTiny_blackbean-final) preprocess every taken scan again: about" in text
     assert "plan-final" in text
     assert "nnUNetv2_train 22 3d_fullres_blackbean_r3 all -tr nnUNetTrainerFlareST" in text
     assert "-p nnUNetPlansFlareTiny_blackbean-final -device cpu" in text
@@ -245,6 +245,6 @@ def test_a_student_that_learns_from_logits_has_the_teachers_input_or_is_refused_
     assert os.path.samefile(run.round(1).data / f"{unlabelled}.b2nd", run.unlabelled_data / f"{unlabelled}.b2nd")
     own = {**soft, "name": "own", "final.planner": "nnUNetPlannerFlareTiny"}
     other = started(folder, folders, "distill", own, init_model=model)
-    with pytest.raises(TaskError, match=r"expects other input than .* \(spacing.*final.planner=given-model"):
+    with pytest.raises(TaskError, match=r"expects a different input than .* \(spacing.*final.planner=given-model"):
         do_all(other, monkeypatch)
     assert not other.paths.done("label-r0-p0").is_file()

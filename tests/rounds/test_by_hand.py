@@ -40,7 +40,7 @@ def test_score_and_select_work_on_plain_folders(tiny_loop, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("case,liver\na,0.5\na,0.6\n", "line 3: case 'a' is empty or there twice"),
+        ("case,liver\na,0.5\na,0.6\n", "line 3: case 'a' is empty or listed twice"),
         ("case,liver\na,many\n", "line 2"),
         ("case,liver\na,1.5\n", "outside 0 to 1"),
         ("name,liver\na,1\n", "expected case"),

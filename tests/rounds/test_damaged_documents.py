@@ -42,7 +42,7 @@ KINDS: dict[str, Callable[[Any], bytes]] = {
     "empty": lambda document: b"",
     "half": lambda document: json.dumps(document).encode()[: len(json.dumps(document)) // 2],
     "zeros": lambda document: bytes(len(json.dumps(document))),
-    "no text": lambda document: b"\xff\xfe\x00{",
+    "not text": lambda document: b"\xff\xfe\x00{",
     "a list": lambda document: b"[]",
     "null": lambda document: b"null",
     "a number": lambda document: b"12",
@@ -316,7 +316,7 @@ def test_what_a_task_can_make_anew_is_made_anew(building, monkeypatch, spoil, ag
 
 def test_damaged_plans_are_refused_with_a_remedy(building):
     building.plans_file.write_text('{"configurations": ')
-    with pytest.raises(InputError, match="restore it from a copy, or remove it: flare-pseudolabel retry then plans"):
+    with pytest.raises(InputError, match="restore it from a copy, or remove it and flare-pseudolabel retry plans"):
         forget_damaged(building)
 
 

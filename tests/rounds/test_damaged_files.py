@@ -122,7 +122,7 @@ def test_cases_that_are_not_whole_after_preprocessing_stop_the_run_and_say_how_m
     run, _ = planned
     cut(run.base_data / "b.b2nd")
     monkeypatch.setattr(plans, "_preprocess", lambda run, base: None)
-    with pytest.raises(TaskError, match=r"1 of 2 labelled cases are not whole .*b\.b2nd.* GB free; make room"):
+    with pytest.raises(TaskError, match=r"1 of 2 labelled cases are incomplete .*b\.b2nd.* GB free; make room"):
         plans.plan_and_preprocess(run)
 
 
@@ -138,7 +138,7 @@ def test_preprocessing_whose_workers_die_names_the_disk(tmp_path, monkeypatch):
 
     monkeypatch.setattr(stock, "preprocess_dataset", die)
     monkeypatch.setattr(plans, "raw_cases", lambda run: ["a"])
-    with pytest.raises(TaskError, match=r"6 feet under.*lacked disk space or memory.* GB free"):
+    with pytest.raises(TaskError, match=r"6 feet under.*ran out of disk space or memory.* GB free"):
         plans._preprocess(run, run.base)
 
 

@@ -44,7 +44,7 @@ def test_workers_that_a_task_forks_end_at_once_when_nnunet_asks_them_to(run):
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
     assert main(["status", "-o", str(tmp_path)]) == 2
-    assert "no run folder" in capsys.readouterr().err
+    assert "is not a run folder" in capsys.readouterr().err
     (tmp_path / "run.json").write_text("{}")
     assert main(["status", "-o", str(tmp_path)]) == 2
     assert "damaged" in capsys.readouterr().err

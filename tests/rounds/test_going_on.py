@@ -30,5 +30,5 @@ def test_each_generation_starts_from_the_weights_of_the_one_before(
 
 def test_several_members_of_one_network_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = phantom(tmp_path, monkeypatch, labelled=2, unlabelled=1, test=0)
-    with pytest.raises(InputError, match="would agree because they started from one network"):
+    with pytest.raises(InputError, match="would agree because they all started from the same network"):
         started(tmp_path, folders, "uncertainty", {"members.start": "member"})

@@ -45,8 +45,8 @@ def test_a_map_of_every_class_is_taken(tmp_path: Path) -> None:
     ("ids", "says"),
     [
         ({1: 2, 4: 1, 5: 1}, r"does not list \{'kidney_left': 2, 'kidney_right': 3\} of --init_model model"),
-        ({**IDS, 4: 7}, r"maps to \[7\], which the dataset's labels do not have"),
-        ({**IDS, 1: 0}, "does not know spleen, which its pseudo-labels would teach to be absent"),
+        ({**IDS, 4: 7}, r"maps to \[7\], which are not labels of the dataset"),
+        ({**IDS, 1: 0}, "does not know spleen, so its pseudo-labels would teach that they are absent"),
     ],
 )
 def test_a_map_with_gaps_is_refused(tmp_path: Path, ids: dict[int, int], says: str) -> None:
@@ -115,7 +115,7 @@ def test_a_given_model_labels_through_the_map(tmp_path: Path, monkeypatch: pytes
     ids = {i: i % last + 1 for i in range(1, last + 1)}
     settings = {"planner": "given-model", **dict.fromkeys(("plan.spacing_mm", "plan.patch_size"), "null")}
     settings |= dict.fromkeys(("plan.base_features", "plan.stages"), "null")
-    with pytest.raises(InputError, match="give --init_map with their ids, or start from its weights"):
+    with pytest.raises(InputError, match="give --init_map with their ids, or start only from its weights"):
         started(tmp_path, folders, "distill", settings, init_model=copy)
     mapped = started(
         tmp_path, folders, "distill", settings, init_model=copy, init_map=id_map(tmp_path, ids), **held_out

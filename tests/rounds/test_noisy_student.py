@@ -81,7 +81,7 @@ def test_a_single_member_trains_on_all_cases_and_several_on_folds() -> None:
     ],
 )
 def test_what_needs_agreement_is_refused_for_a_single_member(key: str, value: str) -> None:
-    with pytest.raises(InputError, match=rf"{key}: found .*members.count=1 gives no agreement"):
+    with pytest.raises(InputError, match=rf"{key}: found .*members.count=1 there is no agreement"):
         load_recipe("noisy_student", {key: value})
     load_recipe("noisy_student", {key: value, "members.count": "2"})
 

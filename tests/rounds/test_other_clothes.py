@@ -99,7 +99,7 @@ def test_files_anywhere_in_another_format_make_a_sound_data_set(finished: Run) -
 
 def test_a_scan_that_lacks_a_channel_is_set_aside_and_named(finished: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert LACKING not in {scan.case for scan in read_list(finished.paths.unlabelled)}
-    assert "no file of the channel(s) lacking_0001" in read_left(finished.paths.unlabelled)[LACKING]
+    assert "has no file of channel(s) lacking_0001" in read_left(finished.paths.unlabelled)[LACKING]
     assert main(["status", "-o", str(finished.root)]) in (0, 1)
     assert LACKING in capsys.readouterr().out
 

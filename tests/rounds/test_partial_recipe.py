@@ -62,7 +62,7 @@ def test_what_loops_cannot_have_is_refused(settings: dict[str, str], message: st
 
 
 def test_teachers_need_loops() -> None:
-    with pytest.raises(InputError, match=r"fusion.teachers: the union of several loops"):
+    with pytest.raises(InputError, match=r"fusion.teachers: only the union of several loops"):
         load_recipe("uncertainty", {"fusion.teachers": "[a]"})
 
 
@@ -261,7 +261,7 @@ def test_loops_and_teachers_that_do_not_fit_the_data_are_refused_all_at_once(ref
     loops_given = "[{name: organs, all_but: [14]}, {name: tumour, organs: [14, 15]}, {name: again, organs: [1, 14]}]"
     error = refused({"loops": loops_given, "fusion.teachers": f"[{teachers}]"})
     assert "labels [15] are not in dataset.json" in error
-    assert "loop again: labels [1, 14] are those of loop organs too" in error
+    assert "loop again: labels [1, 14] also belong to loop organs" in error
     assert error.count("[99]") == 2 and str(good) not in error
     assert f"{tmp_path / 'empty'}: has no label map of any case" in error
     assert f"{tmp_path / 'missing'}: no such folder" in error
@@ -291,7 +291,7 @@ def test_a_dataset_without_a_fully_labelled_case_starts_and_says_so(tmp_path: Pa
         write_table(raw / "flare_cases.json", {**known, case: Case("partial", organs)})
     with caplog.at_level(logging.INFO):
         run = started(tmp_path, folders, "partial", {})
-    assert "no fully labelled case; 2 partial cases train alone" in caplog.text
+    assert "no fully labelled case; only the 2 partial cases train" in caplog.text
     do_all(run, monkeypatch, until=lambda name: name == "train-r0-fall")
     table = table_of(run, 0)
     assert sorted(entry.annotated for entry in table.values()) == [(1,), ORGANS]

@@ -32,10 +32,13 @@ BEFORE = {"training.pretrained_weights": "w.pth"}
         ({"training.pretrained_part": "encoder"}, "without training.pretrained_weights; give both"),
         ({"plan.network": "pretrained"}, "plan.network: found 'pretrained' without training.pretrained_weights"),
         ({**BEFORE, "plan.network": "pretrained", "plan.stages": "4"}, "network: found 'pretrained' beside stages"),
-        ({**BEFORE, "final.plan.network": "pretrained"}, "final.plan.network: only the rounds start from weights"),
+        (
+            {**BEFORE, "final.plan.network": "pretrained"},
+            "final.plan.network: only the rounds start from given weights",
+        ),
         ({**BEFORE, "trainer": "nnUNetTrainer", "training.pretrained_part": "all"}, "nnUNetTrainer is stock's"),
         ({"training.init_part": "all"}, "training.init_part: is set by the loop"),
-        ({**BEFORE, "plan.network": "pretrained", "planner": "given-model"}, "takes another model's network"),
+        ({**BEFORE, "plan.network": "pretrained", "planner": "given-model"}, "takes the network of the given model"),
     ],
 )
 def test_keys_that_make_no_sense_together_are_refused(changes: dict[str, str], says: str) -> None:

@@ -56,7 +56,7 @@ def left(run: Run):
 
 def test_with_everything_to_do_no_time_is_claimed(run):
     text = status(run)
-    assert "time left: not known before the first epoch of a training is over" in " ".join(text.split())
+    assert "time left: known after the first epoch of a training" in " ".join(text.split())
     assert "0.1 s of computing" not in text and "--dry-run" in text
 
 
@@ -101,7 +101,7 @@ def test_a_last_task_that_takes_longer_than_those_before_is_said_to(run):
     for name in tasks[:-1]:
         done(run, name, 0.0)
     with LockFile(run.paths.task_lock(tasks[-1]), "task"):
-        assert status(run).splitlines()[-1] == "time left: what runs takes longer than usual"
+        assert status(run).splitlines()[-1] == "time left: the running tasks take longer than usual"
 
 
 def test_a_task_whose_process_is_gone_is_said_to_have_stopped(run):
@@ -112,7 +112,7 @@ def test_a_task_whose_process_is_gone_is_said_to_have_stopped(run):
     lock.write_text(re.sub(r'"pid": \d+', '"pid": 4194303', text))
     assert task_state(run, graph(run)["train-r0-f0"]) == "stopped"
     told = status(run)
-    assert "stopped" in told and "Nothing works on this run now. It goes on with the same run command" in told
+    assert "stopped" in told and "No process is working on this run. To go on, type the same run command" in told
 
 
 def test_the_driver_tells_the_first_epoch_and_then_seldom(run, caplog):

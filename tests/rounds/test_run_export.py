@@ -32,7 +32,7 @@ def test_a_round_is_exported_as_a_dataset_that_stock_nnunet_accepts(run):
     assert document["numTraining"] == 7 and document["labels"] == read_json(run.raw / "dataset.json")["labels"]
     roles = {case: entry["role"] for case, entry in read_json(target / "flare_cases.json")["cases"].items()}
     assert sorted(roles.values()) == ["labelled"] * 4 + ["pseudo"] * 3
-    with pytest.raises(InputError, match="there already"):
+    with pytest.raises(InputError, match="exists already"):
         export_dataset(run, 1, 77)
     with pytest.raises(InputError, match="expected 1 to 1"):
         export_dataset(run, 5, 78)
@@ -48,7 +48,7 @@ def test_two_exports_of_one_dataset_at_once_leave_one_whole_dataset(run, monkeyp
         write(*words)
 
     monkeypatch.setattr(export, "write_label_map", another_one_meanwhile)
-    with pytest.raises(InputError, match="another command wrote it meanwhile"):
+    with pytest.raises(InputError, match="another command wrote it in the meantime"):
         export_dataset(run, 1, 77)
     (target,) = others
     document = read_json(target / "dataset.json")

@@ -170,7 +170,7 @@ def test_a_model_that_was_exported_before_is_not_replaced(tmp_path: Path, export
     earlier = tmp_path / name
     earlier.parent.mkdir(exist_ok=True)
     earlier.write_text("of another run")
-    with pytest.raises(InputError, match=f"{tmp_path / 'model.zip'}: is there already"):
+    with pytest.raises(InputError, match=f"{tmp_path / 'model.zip'}: already exists"):
         export(cast(Run, None), tmp_path / "model.zip")  # refused before the run is looked at
     assert earlier.read_text() == "of another run" and [p for p in tmp_path.rglob("*") if p.is_file()] == [earlier]
 

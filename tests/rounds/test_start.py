@@ -91,7 +91,7 @@ def test_a_label_map_on_another_grid_than_its_scan_is_refused(data, capsys):
 def test_a_scan_that_is_labelled_and_unlabelled_is_refused(data, capsys):
     scan = sorted((raw(data) / "imagesTr").iterdir())[0]
     (data / "unlabelled" / scan.name).write_bytes(scan.read_bytes())
-    assert "labelled cases too" in refused(data, capsys)
+    assert "also labelled cases" in refused(data, capsys)
 
 
 def test_two_files_of_one_id_are_refused(data, capsys):
@@ -142,16 +142,14 @@ def test_an_ignore_label_that_is_not_the_highest_is_refused(data, capsys):
 
 
 def test_more_folds_than_labelled_cases_are_refused_with_what_to_set(data, capsys):
-    assert "has 2 labelled case(s), but members.count=5 folds need 5" in refused(
-        data, capsys, settings=("members.count=5",)
-    )
+    assert "has 2 labelled case(s), but members.count=5 needs 5" in refused(data, capsys, settings=("members.count=5",))
     case = min((raw(data) / "labelsTr").iterdir())
     for path in [case, *(raw(data) / "imagesTr").glob(f"{case.name.removesuffix('.nii.gz')}_*")]:
         path.unlink()
     path = raw(data) / "dataset.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "numTraining": 1}))
     error = refused(data, capsys, "--dry-run", settings=("members.count=5",))
-    assert "1 labelled case(s), but members.count=5 folds need 5" in error and "members.kind=checkpoints" in error
+    assert "1 labelled case(s), but members.count=5 needs 5" in error and "members.kind=checkpoints" in error
 
 
 def test_a_name_with_other_letters_is_refused(data, capsys):
@@ -212,7 +210,7 @@ def test_a_dry_run_needs_no_gpu_and_says_the_hours_and_how_to_go_on(data, capsys
     (one,) = {re.search(r"about (\S+) h$", line).group(1) for line in text.splitlines() if line.startswith("train-")}
     assert 7 <= float(one) <= 11
     assert re.search(r"^training: about \d+(\.\d)? days on an NVIDIA A100, by arithmetic", text, re.M)
-    assert "device: none of kind cuda is here; a dry run needs none, the run does" in text
+    assert "device: no cuda device here; the dry run needs none, the run does" in text
     assert f"next: flare-pseudolabel preprocess -d Dataset022_FLAREPhantom -u {data / 'unlabelled'} --recipe" in text
     assert main(command) == 2
     assert "-device cpu" in capsys.readouterr().err
@@ -244,7 +242,7 @@ def test_every_recipe_has_its_hours_before_anything_is_planned(data, capsys, mon
         re.search(r", about \S+ (s|min|h|days)$", line) for line in text.splitlines() if line.startswith("train-")
     )
     has_coarse_model = name in ("adversarial", "selective")
-    assert ("once the run has planned the data set" in text) == has_coarse_model
+    assert ("after the run has planned the dataset" in text) == has_coarse_model
     assert ("next: flare-pseudolabel preprocess" in text) != has_coarse_model
 
 
@@ -380,7 +378,7 @@ def test_all_that_is_wrong_is_said_at_once(data, capsys):
     given = write_given_model(data, "checkpoint_final.pth", "checkpoint_2of3.pth", "checkpoint_3of3.pth")
     coarse = f"roi.model={data / 'coarse'}"
     error = refused(data, capsys, "--recipe", "selective", "--init_model", str(given), settings=("rounds=1", coarse))
-    assert "4 things must be mended first" in error
+    assert "4 problems must be fixed first" in error
     for part in (label.name, "no image", "no fold_all/checkpoint_1of3.pth (after 36% of the training)", "roi.model"):
         assert part in error, part
 
@@ -397,7 +395,7 @@ def test_a_given_training_with_its_checkpoints_makes_the_members_of_round_0(data
 
 def test_scans_that_a_coarse_model_crops_cannot_be_preprocessed_ahead_of_its_training(data, capsys):
     assert main(["preprocess", "-d", "22", "-u", str(data / "unlabelled"), "--recipe", "selective"]) == 2
-    assert "by the coarse model that the run trains first" in capsys.readouterr().err
+    assert "the run first trains a coarse model" in capsys.readouterr().err
     assert not list((data / "nnUNet_preprocessed").rglob("*.b2nd"))
 
 

@@ -102,9 +102,9 @@ def test_the_two_questions_have_two_answers(folder):
     assert "-0.030 (-0.030 to -0.030) |" in total.split(row)[1].splitlines()[0]
     assert "Above the control: all pseudo-labels." in papers
     assert "Below the control: all pseudo-labels; uncertainty" in total.split("## By organ")[0]
-    assert "Not told apart from the control: uncertainty" in papers
+    assert "Not distinguishable from the control: uncertainty" in papers
     assert "Not measured yet: three supervised folds together; oracle" in papers
-    assert "400 optimiser steps a network" in papers
+    assert "400 optimiser steps per network" in papers
 
 
 def test_labels_that_arms_share_are_ranked_once(folder):

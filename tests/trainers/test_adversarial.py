@@ -487,7 +487,10 @@ def test_a_training_without_a_saved_discriminator_says_that_it_starts_anew(data:
     trainer.run_training()
     longer = adversarial(data, num_epochs=3, continued=True)
     maybe_load_checkpoint(longer, continue_training=True, validation_only=False)
-    assert "This checkpoint has no discriminator: it starts anew." in Path(longer.log_file).read_text()
+    assert (
+        "This checkpoint has no discriminator: the discriminator starts from random weights."
+        in Path(longer.log_file).read_text()
+    )
     ended = adversarial(data, num_epochs=2, continued=True)
     log = Path(ended.log_file)
     before = log.read_text()

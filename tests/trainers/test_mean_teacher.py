@@ -360,7 +360,7 @@ def test_a_training_without_a_saved_student_goes_on_from_the_average_and_says_so
     trainer.run_training()
     longer = trainer_of(data, num_epochs=3, continued=True)
     maybe_load_checkpoint(longer, continue_training=True, validation_only=False)
-    assert "This checkpoint has no student: the training goes on from the average." in Path(longer.log_file).read_text()
+    assert "This checkpoint has no student: training continues from the average." in Path(longer.log_file).read_text()
     for one, other in zip(longer.network.parameters(), trainer.average.network.parameters(), strict=True):
         assert torch.equal(one, other)
 

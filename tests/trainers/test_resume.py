@@ -150,7 +150,7 @@ def test_a_broken_latest_falls_back_to_the_newest_good_one(data: Any) -> None:
     again = resumed(data, "killed")
     log = Path(again.log_file).read_text()
     assert "checkpoint_latest.pth" in log
-    assert "Continuing from the newest good checkpoint" in log
+    assert "Training continues from the newest good checkpoint" in log
     assert 1 <= again.current_epoch <= 3
     again.run_training()
     assert_same_training(undisturbed, again)
@@ -161,7 +161,7 @@ def test_when_no_checkpoint_can_be_read_training_starts_anew_and_says_so(data: A
     for path in Path(killed.output_folder).glob("*.pth"):
         path.write_bytes(b"broken")
     again = resumed(data, "killed")
-    assert "training starts anew" in Path(again.log_file).read_text()
+    assert "training starts from the beginning" in Path(again.log_file).read_text()
     assert again.current_epoch == 0
     again.run_training()
     undisturbed = data.trainer(results="undisturbed", **SETTINGS)

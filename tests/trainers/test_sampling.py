@@ -59,7 +59,7 @@ def test_a_group_without_cases_leaves_all_to_the_other() -> None:
 
 
 def test_weights_that_leave_nothing_to_draw_are_refused() -> None:
-    with pytest.raises(InputError, match="weights of all 1 training cases are 0"):
+    with pytest.raises(InputError, match="all 1 training cases have weight 0"):
         sampling_probabilities(["a"], CaseTable({"a": Case(weight=0.0)}), None)
 
 

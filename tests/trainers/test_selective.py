@@ -270,7 +270,7 @@ def test_the_common_window_clips_no_case_and_has_the_median_unit():
 def test_an_organ_shift_in_hu_knows_the_unit_of_volumes_with_their_own_z_score(data):
     configuration = data.plans["configurations"]["3d_fullres"]
     configuration["normalization_schemes"] = ["FlareClip500Normalization"]
-    with pytest.raises(InputError, match=r"no 'windows'; an older version preprocessed it"):
+    with pytest.raises(InputError, match=r"no 'windows'; an older version preprocessed this case"):
         data.trainer(name=NAME, **settings())._windows()
     for number, case in enumerate([*CASES, *PSEUDO]):
         path = data.data / f"{case}.pkl"

@@ -61,7 +61,7 @@ def test_the_log_counts_each_role(tiny: Any) -> None:
     trainer.get_tr_and_val_datasets()
     assert "Training on 4 labelled, 5 pseudo, 1 partial cases" in log_of(trainer)
     assert "validating on 4 labelled, 1 partial cases" in log_of(trainer)
-    assert "Validation cases are training cases too" in log_of(trainer)
+    assert "The validation cases are training cases too" in log_of(trainer)
 
 
 def test_a_rounds_own_table_comes_first(tiny: Any) -> None:
@@ -101,7 +101,7 @@ def test_a_table_in_the_raw_folder_counts_and_must_agree(tiny: Any) -> None:
 def test_too_few_labelled_cases_for_the_folds_is_refused(tiny: Any) -> None:
     tiny.add(*TRUE[:3], *PSEUDO)
     tiny.table(dict.fromkeys(PSEUDO, "pseudo"))
-    with pytest.raises(InputError, match="fewer than the 5 folds"):
+    with pytest.raises(InputError, match="too few for 5 folds"):
         tiny.trainer(fold=0).do_split()
 
 
@@ -259,7 +259,7 @@ def test_the_log_names_organs_that_an_epochs_validation_never_predicted(tiny: An
     said: list[str] = []
     trainer.print_to_log_file = lambda *words, **_: said.append(" ".join(map(str, words)))
     trainer.on_validation_epoch_end([counts([5, 0], [0, 0], [1, 4]), counts([0, 0], [2, 0], [1, 0])])
-    assert said == ["Never predicted in this epoch's validation, but there: spleen"]
+    assert said == ["Organs that this epoch's validation never predicted although they are there: spleen"]
     said.clear()
     trainer.on_validation_epoch_end([counts([5, 0], [0, 0], [1, 0])])  # no spleen there
     trainer.on_validation_epoch_end([counts([5, 0], [0, 3], [1, 4])])  # predicted, in the wrong place

@@ -20,7 +20,7 @@ def test_new_splits_are_stocks_over_the_true_cases() -> None:
 
 
 def test_fewer_cases_than_folds_is_refused_with_a_way_out() -> None:
-    with pytest.raises(InputError, match=r"4 labelled and partial cases .* fewer than the 5 folds.*fold 'all'"):
+    with pytest.raises(InputError, match=r"4 labelled and partial cases .* too few for 5 folds.*fold 'all'"):
         new_splits(TRUE[:4])
     assert len(new_splits(TRUE[:5])) == 5
 

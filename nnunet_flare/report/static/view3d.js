@@ -25,7 +25,7 @@ window.FLARE_VIEW = (() => {
   async function viewerOn(canvas, onPlace) {
     if (viewer) return viewer;
     if (!document.createElement("canvas").getContext("webgl2")) {
-      throw new Error("This browser shows no WebGL 2, which the 3-D view needs. These slices show the same labels.");
+      throw new Error("The 3-D view needs WebGL 2, which this browser does not show. These slices show the same labels.");
     }
     await script("niivue/niivue.umd.js");
     const made = new niivue.Niivue({

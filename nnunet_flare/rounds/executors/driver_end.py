@@ -23,7 +23,7 @@ def cancel_driver(run: Run) -> str:
     """
     owner = living_owner(run.paths.driver_lock)
     if owner is None:
-        return f"nothing to cancel: no driver works on the run in {run.root}"
+        return f"nothing to cancel: no driver is working on the run in {run.root}"
     host, number = str(owner.get("host")), owner.get("pid")
     if not is_judged_by_number(owner) or not isinstance(number, int):
         where = "in the container or session that started it" if host == socket.gethostname() else "there"

@@ -84,17 +84,17 @@ class LocalExecutor:
 
 
 def run_local(run: Run, gpus: Sequence[str] = (), *, cpu_tasks: int = 1, timeout_s: float | None = None) -> None:
-    """Run every task that is not done, as far as what it needs succeeds.
+    """Run every task that is not done, except tasks that need a failed one.
 
     Args:
         run: the run.
-        gpus: the GPUs to use, as CUDA_VISIBLE_DEVICES names them; empty on a machine without.
-        cpu_tasks: how many tasks that hold no GPU run at once.
+        gpus: the GPUs to use, named as in CUDA_VISIBLE_DEVICES; empty on a machine without a GPU.
+        cpu_tasks: how many tasks without a GPU run at once.
         timeout_s: a task that takes longer is ended and counts as failed; None: no limit.
 
     Raises:
         LockedError: when another driver works on this run.
-        TaskError: naming each failed task with its last lines, after everything that does not need it is done.
+        TaskError: names each failed task with its last lines, after all tasks that do not need it are done.
     """
     with LockFile(run.paths.driver_lock, f"the run in {run.root}"):
         for marker in run.root.glob("tasks/*.failed.json"):
@@ -260,8 +260,8 @@ def usable_gpus(options: Options) -> list[str]:
     gpus = visible_gpus(options.num_gpus)
     if len(gpus) < options.gpus_each:
         raise InputError(
-            f"-device cuda: this machine shows {len(gpus)} GPU(s), a training needs {options.gpus_each} "
-            "(training.num_gpus). Use -device cpu on a machine without"
+            f"-device cuda: this machine has {len(gpus)} GPU(s), a training needs {options.gpus_each} "
+            "(training.num_gpus). Without a GPU use -device cpu"
         )
     return gpus
 
@@ -283,7 +283,7 @@ def visible_gpus(wanted: int | None) -> list[str]:
 
         gpus = [str(number) for number in range(torch.cuda.device_count())]
     if wanted is not None and wanted > len(gpus):
-        raise FlareError(f"-num_gpus {wanted}: this machine shows {len(gpus)} GPU(s)")
+        raise FlareError(f"-num_gpus {wanted}: this machine has {len(gpus)} GPU(s)")
     return gpus[:wanted]
 
 

@@ -78,8 +78,8 @@ class Queued:
 
 STATE = {"options": {str: dict}, "submissions": [{"token": str, "tasks": [str], "job": (str, None)}]}
 REMEDY = (
-    "take the run's jobs out of the queue with scancel, remove the file, and give flare-pseudolabel run with "
-    "--executor slurm again"
+    "remove the run's jobs from the queue with scancel, remove the file, and run flare-pseudolabel run with --executor "
+    "slurm again"
 )
 
 
@@ -97,7 +97,7 @@ class SlurmExecutor:
         """Submit what is neither done nor in the queue, as :func:`submit` does."""
         jobs = submit(run, stored_options(run) if self._options is None else self._options)
         again = f"flare-pseudolabel status -o {shlex.quote(str(run.root))}"
-        return f"{len(jobs)} jobs submitted; nothing of ours has to stay alive. {again}"
+        return f"{len(jobs)} jobs submitted; no process has to stay alive here. {again}"
 
     def wait(self, run: Run) -> bool:
         """No: Slurm does the work."""
@@ -116,7 +116,7 @@ class SlurmExecutor:
     @staticmethod
     def cancel(run: Run) -> str:
         """Take every job out of the queue."""
-        return f"{cancel(run)} tasks were taken out of Slurm's queue"
+        return f"{cancel(run)} tasks were removed from Slurm's queue"
 
     @staticmethod
     def status(run: Run) -> list[str]:
@@ -196,8 +196,8 @@ def leave(run: Run) -> None:
     jobs = queue(run)
     if jobs:
         raise InputError(
-            f"{len(jobs)} tasks of the run in {run.root} are in Slurm's queue. Let them end, or first "
-            f"flare-pseudolabel cancel -o {shlex.quote(str(run.root))}"
+            f"{len(jobs)} tasks of the run in {run.root} are in Slurm's queue. Let them end, or cancel "
+            f"them: flare-pseudolabel cancel -o {shlex.quote(str(run.root))}"
         )
     state_file(run).unlink()
 
@@ -218,7 +218,7 @@ def queue_rows(run: Run) -> list[str]:
             ended = _how_ended(last[task.name]) if task.name in last else "was never submitted"
             lines.append(f"ENDED {task.name} without a result: {ended}")
     if gone:
-        lines.append(f"{len(gone)} tasks are neither done nor in the queue. Mend the cause, then:")
+        lines.append(f"{len(gone)} tasks are neither done nor in the queue. Fix the cause, then:")
         lines.append(f"  flare-pseudolabel retry -o {shlex.quote(str(run.root))}")
     return lines
 
@@ -337,7 +337,7 @@ def _sbatch(
     except TaskError as error:
         raise TaskError(
             f"Slurm refused the job of {', '.join(submission.tasks)}: {error}. {earlier} jobs were submitted before "
-            "it and stay in the queue; mend --slurm and run the same command again, or use flare-pseudolabel cancel"
+            "it and stay in the queue; correct --slurm and run the same command again, or use flare-pseudolabel cancel"
         ) from error
     job = printed.strip().partition(";")[0]  # 12;cluster where there are several
     if not job.isdigit():
@@ -376,7 +376,7 @@ def _how_ended(job: str) -> str:
             continue
         if found:
             return f"job {job} {found[1]}, exit code {found[2]}"
-    return f"job {job} is not known to Slurm any more"
+    return f"job {job} is no longer known to Slurm"
 
 
 def _call(command: Sequence[str]) -> str:
@@ -389,9 +389,7 @@ def _call(command: Sequence[str]) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
     except FileNotFoundError as error:
-        raise InputError(
-            f"{command[0]} was not found: run this on a machine where Slurm's commands work (a login node)"
-        ) from error
+        raise InputError(f"{command[0]} was not found; use a machine with Slurm's commands (a login node)") from error
     except subprocess.TimeoutExpired as error:
         raise TaskError(f"{command[0]} did not answer within {COMMAND_SECONDS:.0f} s") from error
     if done.returncode != 0:

@@ -56,7 +56,7 @@ def run_job(run: Run, task: Task) -> int:
         problem = _requeue()
         if problem is None:
             return 0
-        tail = f"the walltime was reached and the job could not be put back into the queue: {problem}"
+        tail = f"the walltime was reached, and the job could not be put back into the queue: {problem}"
     write_json(run.paths.failed(task.name), {"task": task.name, "exit_code": code, "last_lines": tail})
     log.error("%s: failed with exit code %d; see %s", task.name, code, path)
     return code if code > 0 else 128 - code
@@ -67,7 +67,7 @@ def _requeue() -> str | None:
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         return "SLURM_JOB_ID is not set"
-    log.info("job %s: walltime near, back into the queue", job)
+    log.info("job %s: the walltime is near; back into the queue", job)
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
     return None if done.returncode == 0 else (done.stderr.strip() or f"exit code {done.returncode}")
 
@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
         run = load_run_to_write(Path(root))
         task = stand_in(run, name)
         if task is None:
-            log.info("%s: not needed any more, the run ended early", name)
+            log.info("%s: not needed, the run ended early", name)
             return 0
         return run_job(run, task)
     except FlareError as error:

@@ -79,7 +79,7 @@ def parse_options(words: Sequence[str]) -> dict[str, dict[str, Any]]:
                 key, equals, value = part.partition("=")
                 if not equals or not key:
                     raise InputError(
-                        f"--slurm {word}: '{part}' is no key=value; expected partition=, time=, gres=, cpus=, mem=, "
+                        f"--slurm {word}: '{part}' is not key=value; expected partition=, time=, gres=, cpus=, mem=, "
                         "extra=, or a .yaml file with a block per stage (needed for values with commas)"
                     )
                 blocks.setdefault(EVERY, {})[key] = value

@@ -37,7 +37,7 @@ class Teller:
         try:
             self._read(run, running, now)
         except (FlareError, OSError, ValueError, LookupError) as error:  # no run ends for what is said of it
-            log.debug("how far the trainings are cannot be told: %s", error)
+            log.debug("the progress of the trainings cannot be read: %s", error)
             self.words, self.part_done = ", ".join(running), 0.0
         return True
 
@@ -60,5 +60,5 @@ class Teller:
         if told and left is not None:
             log.info("%s", left.words())
         if left is not None and left.seconds and not left.unknown.get("train"):
-            words.append(f"about {duration(left.seconds)} of computing left")
+            words.append(f"about {duration(left.seconds)} of computing time left")
         self.words = ", ".join(words)

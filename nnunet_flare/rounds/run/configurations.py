@@ -36,7 +36,7 @@ INPUT_KEYS = (
 
 def read_plans(path: Path, shape: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A plans file, checked to have configurations and what ``shape`` names besides."""
-    remedy = "restore it from a copy, or remove it: flare-pseudolabel retry then plans anew"
+    remedy = "restore it from a copy, or remove it and flare-pseudolabel retry plans again"
     plans: dict[str, Any] = read_json(path, {"configurations": {str: dict}, **(shape or {})}, remedy=remedy)
     return plans
 
@@ -69,7 +69,10 @@ def resolve(plans: dict[str, Any], name: str, where: Path, shape: Mapping[str, A
         found = {**configurations[wanted], **found}
         parent = found.pop("inherits_from", None)
         if parent in left:
-            raise InputError(f"{where}: configuration '{wanted}' inherits from '{parent}' and that from it; restore it")
+            raise InputError(
+                f"{where}: configuration '{wanted}' and '{parent}' inherit from each other; restore the file from a "
+                "copy"
+            )
         left += [] if parent is None else [str(parent)]
     problem = shapes.mismatch(found, shape or {}, f"configurations.{name}")
     if problem is not None:
@@ -101,12 +104,12 @@ def check_base(run: Run, base: Base) -> None:
         TaskError: naming the plans file and what to do.
     """
     path = run.paths.done(base.task)
-    remedy = f"remove it, and flare-pseudolabel retry -o {run.root} looks at the plans again"
+    remedy = f"remove it, and flare-pseudolabel retry -o {run.root} checks the plans again"
     marker = read_json(path, {"result": {"base_hash": str}}, remedy=remedy)
     found = configuration_hash(base_configuration(base))
     if found != marker["result"]["base_hash"]:
         raise TaskError(
-            f"{base.plans_file}: configuration '{base.configuration}' was planned anew since this run started "
+            f"{base.plans_file}: configuration '{base.configuration}' was planned again after this run started "
             f"(hash {marker['result']['base_hash']} then, {found} now). Start a new run with another --name, "
             "or restore the plans"
         )

@@ -23,7 +23,7 @@ def dataset_json(run: Run) -> dict[str, Any]:
 
 def read_dataset(path: Path) -> dict[str, Any]:
     """A dataset.json, checked to have what the loop reads of it."""
-    in_raw = "restore it from a copy; where it is the copy in nnUNet_preprocessed, copy it from nnUNet_raw"
+    in_raw = "restore it from a copy; the one in nnUNet_preprocessed is a copy of the one in nnUNet_raw"
     document: dict[str, Any] = read_json(path, DATASET, remedy=in_raw)
     return document
 

@@ -95,7 +95,7 @@ def _problem(
 ) -> str | None:
     """What is wrong with a row, or None."""
     if row["case"] not in cases:
-        return f"'{row['case']}' is no unlabelled case of this run"
+        return f"'{row['case']}' is not an unlabelled case of this run"
     if word not in WORDS:
         return f"{row['case']}: decision '{row['decision']}', expected one of {', '.join(WORDS)}"
     if word == "organ-wrong" and row["organ"] not in organs:
@@ -121,11 +121,11 @@ def keep_reviews(run: Run, path: Path) -> int:
         if each.labels_cases and not is_marked(run.paths.done(f"select-r{each.number}"))
     ]
     if run.recipe.is_online and not is_marked(run.paths.done("build-r0")):
-        log.info("decisions on %d cases: the training leaves out those that were rejected", len(new))
+        log.info("decisions on %d cases: the training leaves out the rejected ones", len(new))
     elif left:
-        log.info("decisions on %d cases, honoured from round %d on", len(new), left[0])
+        log.info("decisions on %d cases, applied from round %d on", len(new), left[0])
     else:
-        log.warning("decisions on %d cases are kept, but no round of this run is left to select", len(new))
+        log.warning("decisions on %d cases are kept, but this run has no selection left", len(new))
     return len(merged)
 
 

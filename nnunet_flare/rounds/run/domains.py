@@ -70,7 +70,7 @@ def domains_of(cases: Iterable[str], given: Domains) -> dict[str, str]:
         asked = [f"domains.table {given.table}"] if given.table is not None else []
         asked += [f"{name}: {pattern}" for name, pattern in given.names.items()]
         problems.append(
-            f"no domain is known of {_told(unknown)}. Asked were {'; '.join(asked)}. Add them to the table or to "
+            f"no domain is known for {_told(unknown)}. Searched: {'; '.join(asked)}. Add them to the table or to "
             "domains.names, or take them out of the folder"
         )
     if problems:

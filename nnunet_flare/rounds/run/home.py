@@ -48,15 +48,15 @@ def check_home(root: Path, settings: RunSettings) -> None:
     home = other_home(root, settings)
     if home is not None:
         raise InputError(
-            f"{root}: {words(root, settings, home)}. Work on {home}; or remove or rename that folder first, then this "
-            "one is the run; or start a new run with another --name"
+            f"{root}: {words(root, settings, home)}. Work on {home}; or remove or rename that folder, then this one "
+            "is the run; or start a new run with another --name"
         )
     owner, place = _owner(settings), str(root.resolve())
     if owner is None or owner.get("run_dir") == place:
         if owner is None:
             write_owner(settings, root, str(settings.recipe["name"]), _manifest(root).get("token"))
         return
-    log.warning("the run in %s was in %s before; that it moved is noted", root, owner.get("run_dir"))
+    log.warning("the run in %s was in %s before; the move is noted", root, owner.get("run_dir"))
     write_json(owner_file(settings), {**owner, "run_dir": place})
 
 
@@ -65,8 +65,7 @@ def words(root: Path, settings: RunSettings, home: Path) -> str:
     tokens = {_manifest(place).get("token") for place in (root, home)}
     what = "has the name of the run" if len(tokens - {None}) == 2 else "is a copy of the run"
     return (
-        f"this folder {what} in {home}; both would write the same plans, data and models, so that this "
-        "one can only be read"
+        f"this folder {what} in {home}; both would write the same plans, data and models, so this one can only be read"
     )
 
 
@@ -89,9 +88,9 @@ def _owner(settings: RunSettings) -> dict[str, Any] | None:
     try:
         document = read_json(path)
     except (FlareError, OSError, ValueError) as error:
-        raise InputError(f"{path}: damaged ({error}); remove it, and the next command writes it anew") from error
+        raise InputError(f"{path}: damaged ({error}); remove it, and the next command writes it again") from error
     if not isinstance(document, dict):
-        raise InputError(f"{path}: expected an object; remove it, and the next command writes it anew")
+        raise InputError(f"{path}: expected an object; remove it, and the next command writes it again")
     return document
 
 

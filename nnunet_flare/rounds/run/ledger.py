@@ -155,7 +155,7 @@ def read_ledger(paths: RunPaths) -> list[Entry]:
     ) as error:  # in use, or for reading only
         log.warning("%s: left as it is (%s)", paths.ledger, error)
     except (sqlite3.DatabaseError, ValueError, TypeError) as error:
-        log.info("%s: made anew from the rounds' decisions.json (%s)", paths.ledger, error)
+        log.info("%s: made again from the rounds' decisions.json (%s)", paths.ledger, error)
         held = {}
         rebuild(paths)
     together = {**held, **decided}

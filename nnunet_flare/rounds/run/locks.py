@@ -173,7 +173,9 @@ class LockFile:
                 owner = self._owner()
                 if owner and owner.get("token") != self._token:
                     log.error(
-                        "%s: %s took this lock over; this process ends, so that no two write", self.what, _name(owner)
+                        "%s: %s took this lock over; this process ends, so that two never write",
+                        self.what,
+                        _name(owner),
                     )
                     os.kill(os.getpid(), signal.SIGTERM)
                     return

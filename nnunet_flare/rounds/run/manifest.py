@@ -1,4 +1,4 @@
-"""What a run is: its manifest ``run.json``, written once at the start and compared when it is resumed."""
+"""A run: its manifest ``run.json`` is written once at the start, and compared when the run is resumed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ MANIFEST = {
         "init_folds?": [str],
     },
 }
-REMEDY = "restore it from a copy, or remove it and give the same flare-pseudolabel run command again"
+REMEDY = "restore it from a copy, or remove it and type the same flare-pseudolabel run command again"
 STOP = {"last_labelled_round": int}
 PACKAGES = ("nnunet-flare", "nnunetv2", "torch", "numpy", "batchgeneratorsv2", "blosc2", "SimpleITK")
 
@@ -60,10 +60,10 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
-        """A run as it stands on disk, to read.
+        """Open a run on disk for reading.
 
         Raises:
-            InputError: when the folder holds no run, or its manifest is damaged.
+            InputError: when the folder is not a run, or its manifest is damaged.
         """
         return load_run(Path(folder))
 
@@ -72,7 +72,7 @@ class Run:
         return case_rows(self.paths)
 
     def current(self) -> Run:
-        """The run with the early stop that its folder says by now."""
+        """The run with the early stop that its folder has now."""
         stop = self.paths.stop
         if not stop.is_file():
             return self.as_planned()
@@ -104,19 +104,19 @@ class Run:
 
     @property
     def base(self) -> Base:
-        """What the rounds build on."""
+        """Plans and configuration of the rounds."""
         return Base(self.preprocessed, self.settings.plans_name, *self._base_parts(final=False), "plan")
 
     @property
     def final_base(self) -> Base:
-        """What the final model builds on: the same, unless the recipe gives it plans of its own."""
+        """Plans and configuration of the final model: those of the rounds, unless the recipe gives it its own."""
         if self.settings.final_plans_name is None:
             return self.base
         return Base(self.preprocessed, self.settings.final_plans_name, *self._base_parts(final=True), "plan-final")
 
     @property
     def coarse_base(self) -> Base | None:
-        """What the coarse model builds on; None where the run trains none."""
+        """Plans and configuration of the coarse model; None if the run trains none."""
         roi, name = self.recipe.roi, self.settings.coarse_plans_name
         if roi is None or name is None:
             return None
@@ -130,10 +130,10 @@ class Run:
 
     @property
     def coarse_model(self) -> Path:
-        """The coarse model's folder: the given one, else the one that the run trains.
+        """The folder of the coarse model: the given one, or the one that the run trains.
 
         Raises:
-            InputError: where the recipe has no coarse model.
+            InputError: if the recipe has no coarse model.
         """
         roi = self.recipe.roi
         if roi is None:
@@ -185,7 +185,7 @@ class Run:
         """One round.
 
         Raises:
-            ValueError: for a number that the run has no round of.
+            ValueError: if the run has no round with this number.
         """
         final, recipe = self._final_number, self.recipe
         if not 0 <= number <= final + (recipe.final.finetune is not None):
@@ -217,7 +217,7 @@ class Run:
         )
 
     def environment(self) -> dict[str, str]:
-        """The environment of the run's child processes: nnU-Net's folders as at the start of the run."""
+        """The environment of the run's child processes, with nnU-Net's folders as at the start of the run."""
         trusted = {TRUST_VARIABLE: "1"} if self.settings.trust_checkpoint else {}
         return safe_environment({**os.environ, **self.settings.folders, **trusted})
 
@@ -266,14 +266,18 @@ def read_manifest(root: Path) -> Run:
     """
     path = RunPaths(root).manifest
     if not path.is_file():
-        raise InputError(f"{root} is no run folder: {path.name} is missing. Start one with flare-pseudolabel run")
+        raise InputError(f"{root} is not a run folder: {path.name} is missing. Start a run with flare-pseudolabel run")
     document = read_json(path, MANIFEST, remedy=REMEDY)
     if document["version"] != VERSION:
         raise InputError(f"{path}: version {document['version']}, this package reads {VERSION}")
     given = {**document["settings"], "init_folds": tuple(document["settings"].get("init_folds", ()))}
     unknown = sorted(given.keys() - RunSettings.__dataclass_fields__.keys())
     if unknown or given["shards"] < 1 or not DATASET.fullmatch(given["dataset"]) or not given["name"]:
-        wrong = f"unknown settings {unknown}" if unknown else "no run has such a dataset, name or number of shards"
+        wrong = (
+            f"unknown settings {unknown}"
+            if unknown
+            else "dataset, name or number of shards is not one that a run can have"
+        )
         raise InputError(f"{path}: {wrong}; the file is damaged: {REMEDY}")
     settings = RunSettings(**given)
     return Run(root, settings, recipe_from(settings.recipe, f"{path}, recipe"))
@@ -298,7 +302,7 @@ def claim_name(settings: RunSettings, root: Path) -> None:
     """
     owner = owner_file(settings)
     if owner.is_file():
-        other = Path(read_json(owner, {"run_dir": str}, remedy=f"remove it, if {root} has that name")["run_dir"])
+        other = Path(read_json(owner, {"run_dir": str}, remedy=f"remove it if {root} has that name")["run_dir"])
         if other.resolve() != root.resolve() and RunPaths(other).manifest.is_file():
             raise InputError(
                 f"the name '{settings.name}' on {settings.dataset} belongs to the run in {other}, not to {root}. "

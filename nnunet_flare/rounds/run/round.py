@@ -1,4 +1,4 @@
-"""A round of a run as a value: what it trains on, by which trainer, into which folder, with which members."""
+"""A round of a run as a value: its training data, trainer, model folder and members."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ the round before as well. The final training follows the last labelling; a fine-
 
 @dataclass(frozen=True)
 class Base:
-    """Plans and configuration that trainings build on: those of the rounds, the final model's or the coarse model's.
+    """Plans and configuration of trainings: those of the rounds, of the final model, or of the coarse model.
 
-    ``task`` is the task that plans it and preprocesses the labelled cases; ``changes`` are the recipe's to the plan.
+    ``task`` plans it and preprocesses the labelled cases; ``changes`` are the recipe's changes of the plan.
     """
 
     preprocessed: Path
@@ -42,15 +42,15 @@ class Round:
     """One round.
 
     Attributes:
-        number: 0, 1, ...; paths, tasks and tables are named by it.
-        planned: the number that the recipe's settings go by; another one where an early stop moved the final training.
+        number: 0, 1, ...; paths, tasks and tables have it in their names.
+        planned: the round number for the recipe's settings; it differs if an early stop moved the final training.
         kind: what it learns from.
-        loop: the loop over some of the organs that it belongs to, in recipes that have loops.
-        base: plans and configuration that it builds on.
+        loop: its loop over some of the organs, in recipes with loops.
+        base: its plans and configuration.
         trainer: class name of its trainer.
         configuration: name of its configuration in the plans.
         data: folder of its training data.
-        model: its model folder, named by stock nnU-Net; of round 0 the given model where there is one.
+        model: its model folder, named as in stock nnU-Net; in round 0 the given model, if any.
         members: (fold, checkpoint file) of every member of its ensemble.
     """
 
@@ -72,7 +72,7 @@ class Round:
 
     @property
     def learns_from(self) -> int | None:
-        """The round whose labels it trains on; None where it trains on annotations alone."""
+        """The round whose labels it trains on; None if it trains only on annotations."""
         return self.number - 1 if self.number and self.kind in ("self-training", "final") else None
 
     @property
@@ -82,5 +82,5 @@ class Round:
 
     @property
     def name(self) -> str:
-        """In tables: ``r0``, ``final``, ``tuned``."""
+        """Its name in tables: ``r0``, ``final``, ``tuned``."""
         return {"final": "final", "fine-tuning": "tuned"}.get(self.kind, f"r{self.number}")

@@ -38,7 +38,7 @@ def read_table(path: Path) -> dict[str, list[Source]]:
     if not path.is_file():
         return {}
     try:
-        cases: dict[str, list[Source]] = read_json(path, TABLE, remedy="the arrays' times are compared instead")[
+        cases: dict[str, list[Source]] = read_json(path, TABLE, remedy="the times of the arrays are compared instead")[
             "cases"
         ]
     except InputError as error:

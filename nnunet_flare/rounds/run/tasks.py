@@ -48,7 +48,7 @@ def train_arguments(run: Run, task: Task, *, resume: bool = False) -> list[str]:
     """Arguments of ``nnUNetv2_train`` for a training task; ``resume``: go on from the checkpoint that is there."""
     recipe = run.recipe
     if task.stage != "train" or task.fold is None:
-        raise ValueError(f"{task.name} is no training")
+        raise ValueError(f"{task.name} is not a training")
     dataset = str(int(run.settings.dataset[len("Dataset") :][:3]))
     device = ["-device", run.settings.device]
     if task.round is None:

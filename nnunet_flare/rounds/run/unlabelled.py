@@ -23,7 +23,7 @@ from nnunet_flare.rounds.run.sources import stamp_of
 log = logging.getLogger(__name__)
 
 TABLE = "flare_unlabelled.json"
-REMEDY = "restore it from a copy, or remove it and give the same flare-pseudolabel run command again"
+REMEDY = "restore it from a copy, or remove it and type the same flare-pseudolabel run command again"
 LIST = {
     "cases": [{"case": str, "source": str, "images": [str], "size_bytes": int, "domain?": str}],
     "not_taken?": {str: str},
@@ -56,7 +56,7 @@ def find_sources(folder: Path, channels: int) -> dict[str, list[Path]]:
     """
     found = _listing(folder, channels)
     if found.clashes:
-        raise InputError(f"-u {folder}: {len(found.clashes)} case id(s) given twice:{told(found.clashes)}")
+        raise InputError(f"-u {folder}: {len(found.clashes)} case id(s) are given twice:{told(found.clashes)}")
     if not found.cases:
         raise InputError(
             f"-u {folder}: no image ({', '.join(SUFFIXES)}) and no folder of DICOM files in it; expected unlabelled "
@@ -108,7 +108,7 @@ def freeze(
         target.mkdir(parents=True, exist_ok=True)
     remove_leftovers(target)
     table = preprocessed / TABLE
-    shape, remedy = {"cases": {str: {"source": str}}}, "remove it; runs keep lists of their own"
+    shape, remedy = {"cases": {str: {"source": str}}}, "remove it; runs keep their own lists"
     known = read_json(table, shape, remedy=remedy)["cases"] if table.is_file() else {}
     cases = []
     for case, files in sources.items():
@@ -203,7 +203,7 @@ def read_scans(case: UnlabelledCase, reader: str = SITK) -> list[Volume]:
             raise CaseError(
                 case.case,
                 f"{image}: channel {channel} is missing: its file ({os.path.realpath(image)}) is gone or could not be "
-                "converted, as the log of the start says; give it again",
+                "converted (see the log of the start); restore it",
             )
         path = image if image.exists() else Path(case.source)
         volume = read_scan(path, case.case, reader=reader)

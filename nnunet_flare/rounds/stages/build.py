@@ -159,8 +159,9 @@ def _stream(run: Run) -> list[str]:
     log.info("%d of %d unlabelled scans take part in the training", len(kept), len(read_list(run.paths.unlabelled)))
     if not kept:
         raise TaskError(
-            f"{folder}: of {len(ready)} unlabelled scans that could be read none takes part, the others being odd or "
-            "rejected. flare-pseudolabel status names them; --set selection.keep_odd=true takes odd ones"
+            f"{folder}: none of {len(ready)} readable unlabelled scans takes part: all are odd or rejected. "
+            "flare-pseudolabel status names "
+            "them; --set selection.keep_odd=true takes odd ones"
         )
     return kept
 
@@ -212,8 +213,8 @@ def check_labels(run: Run, number: int, taken: Sequence[Entry]) -> None:
             path.unlink()
         run.paths.done(f"select-r{number}").unlink(missing_ok=True)
         raise TaskError(
-            f"round {number}: the labels of {len(damaged)} cases are damaged or not the ones that were judged "
-            f"({', '.join(damaged[:5])}). They were removed; run the same command again to label them anew"
+            f"round {number}: the labels of {len(damaged)} cases are damaged or changed since they were judged "
+            f"({', '.join(damaged[:5])}). They were removed; run the same command again to label them again"
         )
 
 

@@ -67,7 +67,7 @@ def check_held_out(
     if left:
         names = "\n  ".join(sorted({*left}))
         raise InputError(
-            f"--eval {images}: expected <case>_0000{file_ending} only; move, rename or remove these:\n  {names}"
+            f"--eval {images}: expected only <case>_0000{file_ending}; move, rename or remove these:\n  {names}"
         )
     files = {case: TrainingCase(tuple(found), labels / f"{case}{file_ending}") for case, found in cases.items()}
     if allowed is None:
@@ -132,7 +132,7 @@ def score_folder(
         prediction = read_labels(predictions / f"{case}{file_ending}", case).array
         reference = read_labels(references / f"{case}{file_ending}", case).array
         if prediction.shape != reference.shape:
-            raise CaseError(case, f"prediction of shape {prediction.shape}, label map of shape {reference.shape}")
+            raise CaseError(case, f"the prediction has shape {prediction.shape}, the label map {reference.shape}")
         maps = annotated_alone(reference, prediction, ignore_id(labels))
         count = max(int(maps[0].max()), int(maps[1].max()), *label_ids(labels)) + 1
         dice = pairwise_dice(maps, count, list(organs.values())).per_organ

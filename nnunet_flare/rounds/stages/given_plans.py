@@ -47,7 +47,7 @@ def model_plans(model: Path, *, trusted: bool = False) -> tuple[dict[str, Any], 
         )
     configuration = resolve(plans, name, path)
     if configuration.get("previous_stage") is not None:
-        raise InputError(f"--init_model {model}: is the second stage of a cascade, which cannot label scans alone")
+        raise InputError(f"--init_model {model}: is the second stage of a cascade and cannot label scans alone")
     check_plans(plans, configuration, path, trusted=trusted)
     check_plans_name(plans.get("plans_name", "plans"), path)
     return plans, configuration
@@ -79,8 +79,9 @@ def check_soft_teacher(run: Run) -> None:
     different = [key for key in SAME_INPUT if ours.get(key) != theirs.get(key)]
     if different:
         raise TaskError(
-            f"{run.settings.init_model} expects other input than {base.plans_name} gives ({', '.join(different)}), but "
-            f"{run.final.trainer} learns from its logits. Start a new run with final.planner=given-model and "
+            f"{run.settings.init_model} expects a different input than {base.plans_name} gives "
+            f"({', '.join(different)}), "
+            f"but {run.final.trainer} learns from its logits. Start a new run with final.planner=given-model and "
             "final.plan.* for the size of the student, or with final.trainer=nnUNetTrainerFlareST for its labels alone"
         )
 

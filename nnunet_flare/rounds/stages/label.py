@@ -188,7 +188,7 @@ def _check_input(run: Run, model: Path, predictor: Labeller) -> None:
     ]
     if different:
         raise TaskError(
-            f"{model} expects other input than {run.settings.plans_name} gives: {'; '.join(different)}. "
+            f"{model} expects a different input than {run.settings.plans_name} gives: {'; '.join(different)}. "
             "Use the planner and plan.* keys that the model was trained with"
         )
 

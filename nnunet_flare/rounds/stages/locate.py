@@ -62,7 +62,7 @@ def wanted(run: Run) -> Roi:
         InputError: where it has none.
     """
     if run.recipe.roi is None:
-        raise InputError(f"{run.root}: recipe {run.recipe.name} has no 'roi', so that nothing is located")
+        raise InputError(f"{run.root}: recipe {run.recipe.name} has no 'roi', so there is nothing to locate")
     return run.recipe.roi
 
 
@@ -113,7 +113,7 @@ def _locate(run: Run, coarse: Segmenter, case: UnlabelledCase) -> dict[str, Any]
     scan = coarse.prepare(volumes, case.case)
     found = organs_box(coarse, scan, rule=wanted(run).rule, margin_mm=margin_mm(run))
     if found is None:
-        log.warning("%s: the coarse model found nothing; the whole scan is taken", case.case)
+        log.warning("%s: the coarse model found nothing; the whole scan is used", case.case)
         return {"box": None}
     turn = turn_for_reader(reader, volumes[0])
     return {"box": turned(found, volumes[0].array.shape, turn)}

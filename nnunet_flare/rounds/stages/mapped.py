@@ -36,7 +36,8 @@ def check_id_map(name: str, theirs: Any, ours: Mapping[str, Any], recipe: Recipe
     id_map = load_id_map(name)
     if has_regions(ours):
         raise InputError(
-            f"--init_map {name}: the dataset has regions ({dict(ours)}), expected labels of one id; leave it out"
+            f"--init_map {name}: the dataset has regions ({dict(ours)}), expected labels with one id each; leave out "
+            "--init_map"
         )
     ours = {organ: ids[0] for organ, ids in organs_of(ours).items()}
     if not isinstance(theirs, dict) or not all(type(value) is int for value in theirs.values()):
@@ -49,12 +50,13 @@ def check_id_map(name: str, theirs: Any, ours: Mapping[str, Any], recipe: Recipe
     known = {id_map.ids[i] for i in theirs.values() if i in id_map.ids} - {0}
     strange = sorted(known - set(ours.values()))
     if strange:
-        raise InputError(f"--init_map {name}: maps to {strange}, which the dataset's labels do not have: {dict(ours)}")
+        raise InputError(f"--init_map {name}: maps to {strange}, which are not labels of the dataset: {dict(ours)}")
     unknown = [organ for organ, i in ours.items() if i > 0 and i not in known]
     if unknown:
         raise InputError(
-            f"--init_map {name}: {where} does not know {', '.join(unknown)}, which its pseudo-labels would teach to be "
-            "absent; give a model of all organs, or start from its weights with training.pretrained_weights"
+            f"--init_map {name}: {where} does not know {', '.join(unknown)}, so its pseudo-labels would teach that "
+            "they "
+            "are absent; give a model of all organs, or start from its weights with training.pretrained_weights"
         )
     trainer = recipe.final.trainer or recipe.trainer
     if plugin.learns_from(trainer) == plugin.TEACHER or recipe.final.start == "member":

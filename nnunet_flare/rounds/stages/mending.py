@@ -55,7 +55,7 @@ def forget_damaged(run: Run) -> None:
 def _forget(run: Run, makers: Sequence[str], reason: str, *paths: Path) -> None:
     markers = [run.paths.done(name) for name in makers]
     if paths or any(marker.is_file() for marker in markers):
-        log.warning("%s: made anew by %s", reason, ", ".join(makers) or "nobody; it is removed")
+        log.warning("%s: made again by %s", reason, ", ".join(makers) or "nobody; it is removed")
     for path in (*paths, *markers):
         path.unlink(missing_ok=True)
 

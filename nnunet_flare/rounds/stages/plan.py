@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 FINGERPRINT = "dataset_fingerprint.json"
 SPLITS = "splits_final.json"
 ALONE = (
-    "members.kind=checkpoints and members.at=[0.5, 0.75, 1.0], which compares the checkpoints of one training (with "
-    "selection.rule=mean-organ), or members.count=1 and selection.rule=all, which takes what one network says"
+    "members.kind=checkpoints and members.at=[0.5, 0.75, 1.0], to compare the checkpoints of one training (with "
+    "selection.rule=mean-organ), or members.count=1 and selection.rule=all, to take all labels of one network"
 )
 """What to set for a single labelled case."""
 
@@ -59,7 +59,7 @@ def planner_class(planner: str) -> Any:
     folder = os.path.join(nnunetv2.__path__[0], "experiment_planning")
     found = find_class_by_name.recursive_find_python_class(folder, planner, "nnunetv2.experiment_planning")
     if found is None:
-        raise InputError(f"planner '{planner}': nnU-Net finds no planner of that name; see flare-doctor")
+        raise InputError(f"planner '{planner}': nnU-Net finds no planner with that name; see flare-doctor")
     check_name("planner", planner, "planner")
     return found
 
@@ -92,7 +92,7 @@ def plan_and_preprocess(run: Run, base: Base | None = None) -> str:
             problems = _not_whole(base, labelled)
             if problems:
                 raise TaskError(
-                    f"{len(problems)} of {len(labelled)} labelled cases are not whole after preprocessing; the first: "
+                    f"{len(problems)} of {len(labelled)} labelled cases are incomplete after preprocessing; the first: "
                     f"{problems[0]}. {_room(base)}"
                 )
         else:
@@ -155,8 +155,8 @@ def _preprocess(run: Run, base: Base) -> None:
         )
     except RuntimeError as error:  # stock writes through memory maps: on a full disk its workers die without a word
         raise TaskError(
-            f"preprocessing the labelled cases failed ({error}). Worker processes that end without an error mostly "
-            f"lacked disk space or memory. {_room(base)}"
+            f"preprocessing the labelled cases failed ({error}). Worker processes that end without an error usually "
+            f"ran out of disk space or memory. {_room(base)}"
         ) from error
 
 
@@ -165,7 +165,7 @@ def _preprocess_changed(run: Run, base: Base, files: dict[str, Any], changed: di
     if not changed:
         return
     names = "; ".join(f"{case} ({', '.join(found)})" for case, found in sorted(changed.items()))
-    log.warning("%s: changed since they were preprocessed, made anew: %s", base.data.name, names)
+    log.warning("%s: changed since they were preprocessed, so preprocessed again: %s", base.data.name, names)
     arguments = (files, base.data, base.plans_file, base.configuration, dataset_json(run))
     preprocess_cases(sorted(changed), *arguments, workers=num_processes(len(changed)))
 
@@ -181,7 +181,8 @@ def _provide_dataset_json(run: Run, base: Base, configuration: dict[str, Any]) -
     if found != needed:
         raise InputError(
             f"{base.plans_file}: configuration '{base.configuration}' normalises {found} channel(s), "
-            f"{run.settings.dataset} has {needed}; move plans of a dataset with as many, or remove it to plan anew"
+            f"{run.settings.dataset} has {needed}; use plans of a dataset with as many channels, or remove the file "
+            "to plan again"
         )
     copy = run.preprocessed / "dataset.json"
     if not copy.is_file():
@@ -203,7 +204,7 @@ def _refresh_dataset_json(run: Run) -> bool:
     if new["channel_names"] != old["channel_names"]:
         raise TaskError(
             f"{raw}: has the channels {new['channel_names']}, but the plans in {run.preprocessed} were made for "
-            f"{old['channel_names']}. Plan the dataset anew (remove that folder), or restore dataset.json"
+            f"{old['channel_names']}. Plan the dataset again (remove that folder), or restore dataset.json"
         )
     log.warning("%s changed since the dataset was planned; it is copied again", raw)
     write_json(copy, new)
@@ -264,17 +265,17 @@ def check_folds(recipe: Recipe, cases: int, splits: Path, *, starts_given: bool)
     if not count:
         return
     if splits.is_file():
-        folds = len(read_json(splits, shapes.SPLITS, remedy="remove it to have it made anew"))
+        folds = len(read_json(splits, shapes.SPLITS, remedy="remove it, then it is made again"))
         if folds < count:
             raise InputError(
                 f"{splits} has {folds} folds, members.count is {count}. "
-                f"Set members.count={folds}, or remove that file to have it made anew"
+                f"Set members.count={folds}, or remove that file, then it is made again"
             )
     elif cases < count:
         remedy = f"members.count={cases}" if cases > 1 else ALONE
         raise InputError(
-            f"{splits.parent.name} has {cases} labelled case(s), but members.count={count} folds need {count}, each "
-            f"left out of one training. Set {remedy}; or label more cases"
+            f"{splits.parent.name} has {cases} labelled case(s), but members.count={count} needs {count}, one to "
+            f"leave out of each training. Set {remedy}; or label more cases"
         )
 
 

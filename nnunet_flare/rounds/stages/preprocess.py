@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 CT = "ct"
 """Name of a channel, in small letters, that nnU-Net takes for CT numbers."""
 
-NOTHING_FOUND = "the coarse model found no organ; the whole scan is taken"
+NOTHING_FOUND = "the coarse model found no organ; the whole scan is used"
 
 
 def state_file(folder: Path, case: str) -> Path:
@@ -84,7 +84,7 @@ def _preprocess_missing(run: Run) -> dict[str, int]:
     changed = {case.case: names for case in cases if (names := _changed(case, folder, boxes.get(case.case)))}
     if changed:
         shown = "; ".join(f"{case} ({', '.join(names)})" for case, names in changed.items())
-        log.warning("unlabelled scans changed since they were preprocessed, made anew: %s", shown)
+        log.warning("unlabelled scans changed since they were preprocessed, so preprocessed again: %s", shown)
     todo = [
         case
         for case in cases

@@ -38,7 +38,8 @@ def with_pretrained_network(run: Run, changes: Mapping[str, Any]) -> dict[str, A
     given = read_pretrained(path, trust=run.settings.trust_checkpoint)
     if given.architecture is None:
         raise InputError(
-            f"{path}: does not say what network its weights are of; leave plan.network out, and plan the same network "
+            f"{path}: does not say which network its weights belong to; leave out plan.network, and plan the same "
+            "network "
             "with planner and plan.*"
         )
     if not run.settings.trust_checkpoint:

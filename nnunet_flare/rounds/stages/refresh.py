@@ -78,8 +78,8 @@ def _make(
         array, seg, properties = preprocessor.run_case(images, label, plans, manager, dataset)
     except Exception as error:  # what a file does to the readers has nothing in common
         raise TaskError(
-            f"{case}: changed since it was preprocessed and cannot be preprocessed anew ({type(error).__name__}: "
-            f"{error}); mend {', '.join([*images, label])}"
+            f"{case}: changed since it was preprocessed and cannot be preprocessed again ({type(error).__name__}: "
+            f"{error}); fix {', '.join([*images, label])}"
         ) from error
     (data / f"{case}.pkl").unlink(missing_ok=True)  # a case that is half made anew is not whole
     write_array(data / f"{case}.b2nd", array.astype(np.float32, copy=False), manager.patch_size)

@@ -49,7 +49,7 @@ def select_round(run: Run, of: Round) -> dict[str, Any]:
     for row, column in np.argwhere(np.isnan(table) & ~judgement.skipped):
         if not rule.rule.judges_agreement and documents[judged[row]].members < 2:
             continue  # one member has no agreement, and these rules ask for none
-        log.warning("%s: agreement of %s could not be computed; it counts as 0", judged[row], organs[column])
+        log.warning("%s: the agreement of %s could not be computed and counts as 0", judged[row], organs[column])
     eligible = [row for row, case in enumerate(judged) if rule.keep_odd or not documents[case].odd]
     decisions: dict[str, Decision] = {}
     uncertain: dict[str, list[str]] = {}

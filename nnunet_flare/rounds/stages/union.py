@@ -125,7 +125,7 @@ def make_union(run: Run, data: Path) -> MergedCases:
             labelled.append(LabelledScan(job.case, images, job.target, outcome.sha256, arrays))
     failed = preprocess_scans(run, run.final_base, data, labelled)
     if not set(merged) - set(failed) and jobs:
-        raise TaskError(f"no case of the union is left; the first: {entries[0].case}: {entries[0].reason}")
+        raise TaskError(f"the union has no case left; the first: {entries[0].case}: {entries[0].reason}")
     by_case = {entry.case: entry for entry in entries}
     for case, reason in failed.items():
         del merged[case]

@@ -78,7 +78,7 @@ def test_after_an_early_stop_the_loops_end_well(tmp_path):
     done = shell(script, tmp_path, program="sh")
     assert done.returncode == 0, done.stderr
     assert [line["task"] for line in notes(run)] == ["train-r1-fall"]
-    assert "select-r1: not needed any more" in done.stdout
+    assert "select-r1: not needed, the run ended early" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["run", *HOSTILE])

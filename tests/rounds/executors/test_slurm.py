@@ -76,7 +76,7 @@ def test_a_yaml_file_gives_each_stage_its_own(tmp_path, run, fake_slurm):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["partition"], "no key=value"),
+        (["partition"], "is not key=value"),
         (["nodes=3"], "nodes"),
         (["cpus=0"], "cpus"),
         (["time=tomorrow"], "time"),
@@ -216,13 +216,13 @@ def test_status_names_a_job_that_ended_without_a_result(run, fake_slurm, capsys)
     assert f"flare-pseudolabel retry -o {run.root}" in printed
     fake_slurm.break_down("scontrol", "sacct")
     assert main(["status", "-o", str(run.root)]) == 0
-    assert "job 100 is not known to Slurm any more" in capsys.readouterr().out
+    assert "job 100 is no longer known to Slurm" in capsys.readouterr().out
 
 
 def test_cancel_takes_every_job_out(run, fake_slurm, capsys):
     slurm.submit(run, {})
     assert main(["cancel", "-o", str(run.root)]) == 0
-    assert f"{len(graph(run))} tasks were taken out" in capsys.readouterr().out
+    assert f"{len(graph(run))} tasks were removed" in capsys.readouterr().out
     assert not any(status for job in fake_slurm.jobs.values() for status in job["elements"].values())
 
 
@@ -341,4 +341,4 @@ def test_a_job_of_a_folder_that_is_no_run_says_so(tmp_path):
         text=True,
         check=False,
     )
-    assert done.returncode == 2 and "no run folder" in done.stderr
+    assert done.returncode == 2 and "is not a run folder" in done.stderr

@@ -39,7 +39,7 @@ def test_a_spreadsheets_byte_order_mark_and_line_ends_are_taken(tmp_path):
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        ("d,accept,,", "line 2: 'd' is no unlabelled case of this run"),
+        ("d,accept,,", "line 2: 'd' is not an unlabelled case of this run"),
         ("a,maybe,,", "line 2: a: decision 'maybe', expected one of accept, reject, organ-wrong"),
         ("a,organ-wrong,,", "line 2: a: organ '', expected one of liver, spleen"),
         ("a,organ-wrong,heart,", "line 2: a: organ 'heart', expected one of liver, spleen"),
@@ -61,7 +61,7 @@ def test_all_mistakes_are_named_at_once(tmp_path):
 def test_files_that_are_no_such_table_are_refused(tmp_path):
     with pytest.raises(InputError, match="line 1: no column case, decision"):
         read(tmp_path, "case;decision\n")
-    with pytest.raises(InputError, match="no CSV in UTF-8"):
+    with pytest.raises(InputError, match="not CSV in UTF-8"):
         read(tmp_path, "case,decision\nä,accept\n", "latin-1")
     with pytest.raises(InputError, match="no such file"):
         read_reviews(tmp_path / "missing.csv", CASES, ORGANS)

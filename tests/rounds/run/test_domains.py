@@ -34,8 +34,8 @@ def test_scans_of_unknown_or_two_domains_are_all_named() -> None:
         domains_of(["mr_1", "strange_1", "mrpet_2", "strange_2"], given)
     text = str(caught.value)
     assert "patterns of two domains fit 1 scan(s): mrpet_2 (mr and pet)" in text
-    assert "no domain is known of 2 scan(s): strange_1, strange_2. Asked were mr: mr; pet: pet" in text
-    with pytest.raises(InputError, match=r"no domain is known of 13 scan\(s\): .* and 3 more"):
+    assert "no domain is known for 2 scan(s): strange_1, strange_2. Searched: mr: mr; pet: pet" in text
+    with pytest.raises(InputError, match=r"no domain is known for 13 scan\(s\): .* and 3 more"):
         domains_of([f"case_{n}" for n in range(13)], given)
 
 
@@ -59,7 +59,7 @@ def test_a_table_that_cannot_be_used_says_where(tmp_path: Path, text: str, messa
         ({"domains": "{}"}, "domains: found None, but selection.per_domain is true; expected a table or names"),
         ({"selection.top_fraction": "null"}, "selection.top_fraction: found None, but selection.per_domain"),
         ({"fusion.uncertain_organs": "ignore"}, "fusion.uncertain_organs: found 'ignore'"),
-        ({"domains.names": "{mr: '('}"}, "domains.names.mr: found '.', no regular expression"),
+        ({"domains.names": "{mr: '('}"}, "domains.names.mr: found '.', which is not a regular expression"),
     ],
 )
 def test_what_selection_by_domain_needs_is_asked_of_the_recipe(settings: dict[str, str], message: str) -> None:

@@ -58,8 +58,8 @@ def test_a_teacher_plans_the_rounds_and_leaves_the_student_the_recipes_plan() ->
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"teacher.planer": "nnUNetPlannerFlareBig"}, "teacher: found .*, expected the key planner alone"),
-        ({"teacher": "nnUNetPlannerFlareBig"}, "teacher: found .*, expected the key planner alone"),
+        ({"teacher.planer": "nnUNetPlannerFlareBig"}, "teacher: found .*, expected only the key planner"),
+        ({"teacher": "nnUNetPlannerFlareBig"}, "teacher: found .*, expected only the key planner"),
         ({"teacher.planner": "a", "final.planner": "b"}, "teacher.planner: found 'a', but final.planner is 'b'"),
         ({"teacher.planner": "a", "final.start": "member"}, "final.planner: found 'nnUNetPlannerFlareFine', but"),
         ({"teacher.planner": "[1]"}, "planner: found"),
@@ -155,7 +155,7 @@ def test_the_final_training_goes_on_from_the_first_member_of_the_last_round(tmp_
 )
 def test_a_member_s_weights_are_not_forced_on_another_network(change: dict[str, str]) -> None:
     key = next(iter(change)).replace(".base_features", "")
-    with pytest.raises(InputError, match=rf"{key}: found .*, but final.start is 'member'"):
+    with pytest.raises(InputError, match=rf"{key}: found .*, but with final.start=member"):
         load_recipe("uncertainty", {"final.start": "member", **change})
 
 

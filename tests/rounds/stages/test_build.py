@@ -99,6 +99,6 @@ def test_a_truncated_label_array_is_found_and_made_anew(run):
     content = path.read_bytes()
     path.unlink()
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(TaskError, match="label them anew"):
+    with pytest.raises(TaskError, match="label them again"):
         build_round(run, run.round(1))
     assert not run.paths.case(0, taken).is_file()

@@ -34,5 +34,5 @@ def test_a_given_model_labels_in_round_0_when_it_expects_the_same_input_and_is_r
     plans["configurations"][run.recipe.configuration]["spacing"] = [3.0, 1.0, 1.0]
     write_json(model / "plans.json", plans)
     given.paths.case(0, case).unlink()
-    with pytest.raises(TaskError, match=r"expects other input .*spacing \[3.0, 1.0, 1.0\] there"):
+    with pytest.raises(TaskError, match=r"expects a different input .*spacing \[3.0, 1.0, 1.0\] there"):
         label_shard(given, given.round(0), 0, 1)

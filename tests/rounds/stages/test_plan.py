@@ -20,7 +20,7 @@ def run(copied_run: Run) -> Run:
 
 def test_fewer_cases_than_folds_is_said_before_training(run):
     (run.preprocessed / "splits_final.json").unlink()
-    with pytest.raises(InputError, match=r"4 labelled case\(s\), but members.count=5 folds need 5"):
+    with pytest.raises(InputError, match=r"4 labelled case\(s\), but members.count=5 needs 5"):
         plan_and_preprocess(changed(run, members={"count": 5}))
 
 
@@ -33,7 +33,7 @@ def test_plans_made_anew_stop_the_run(run):
     plans = read_json(run.plans_file)
     plans["configurations"][run.recipe.configuration]["patch_size"] = [8, 8, 8]
     write_json(run.plans_file, plans)
-    with pytest.raises(TaskError, match="planned anew"):
+    with pytest.raises(TaskError, match="planned again"):
         build_round(run, run.round(1))
 
 

@@ -53,7 +53,7 @@ def test_bad_and_odd_scans_are_set_aside_or_flagged_one_by_one(run, monkeypatch)
     reasons = {name: failure(run.unlabelled_data, name) for name in makers}
     said = {"nan": "NaN", "infinite": "infinite", "constant": "empty", "one_slice": "fewer than 2 voxels"}
     said |= {"empty_file": "0 bytes", "missing": "no such file", "flat": "dimensions", "series": "4"}
-    said |= {"far_too_long": "the spacing is wrong", "huge": "cannot be predicted; check the spacing"}
+    said |= {"far_too_long": "the spacing is wrong", "huge": "too large to predict; check the spacing"}
     for name, word in said.items():
         assert word in reasons[name] and f"{name}_0000.nii.gz" in reasons[name], (name, reasons[name])
     assert reasons["picture"] is None and "8-bit picture" in odd(run.unlabelled_data, "picture")[0]

@@ -180,7 +180,7 @@ def test_a_corrected_unlabelled_scan_is_preprocessed_anew(run, caplog, noted):
     after = read_array(run.unlabelled_data / f"{case.case}.b2nd")
     assert not np.array_equal(before, after)
     np.testing.assert_allclose(after, before[:, :, ::-1], atol=1e-3)
-    assert f"made anew: {case.case} (" in caplog.text
+    assert f"preprocessed again: {case.case} (" in caplog.text
     assert (run.unlabelled_data / f"{other.case}.b2nd").stat().st_mtime_ns == kept
 
 
@@ -233,7 +233,7 @@ def test_dataset_level_copies_follow_the_raw_dataset(run, caplog):
     assert read_json(run.preprocessed / "dataset.json")["labels"] == labels
     assert f"{cases[0]} (dataset.json)" in caplog.text
     write_json(run.raw / "dataset.json", {**document, "channel_names": {"0": "MR"}})
-    with pytest.raises(TaskError, match="Plan the dataset anew"):
+    with pytest.raises(TaskError, match="Plan the dataset again"):
         plan_and_preprocess(run)
 
 
@@ -242,5 +242,5 @@ def test_the_command_preprocess_makes_corrected_cases_anew(run, capsys):
     erase_liver(run, case)
     words = ["preprocess", "-d", "22", "-u", run.settings.unlabelled_dir, "--recipe", "demo", "--name", "tiny"]
     assert main([*words, "--set", *TINY]) == 1  # for the truncated scan
-    assert f"made anew: {case} ({case}.nii.gz)" in capsys.readouterr().err
+    assert f"preprocessed again: {case} ({case}.nii.gz)" in capsys.readouterr().err
     assert not (read_array(run.base_data / f"{case}_seg.b2nd") == LIVER).any()

@@ -50,7 +50,7 @@ def test_agreement_that_could_not_be_computed_counts_as_zero_and_is_logged(run, 
     select(changed(run, selection={"rule": "min-organ", "threshold": 0.01, "top_fraction": None}))
     entry = {e.case: e for e in read_ledger(run.paths)}[case]
     assert entry.decision == "refused" and entry.min_organ == 0.0
-    assert f"{case}: agreement of pancreas could not be computed" in caplog.text
+    assert f"{case}: the agreement of pancreas could not be computed" in caplog.text
 
 
 def test_odd_scans_are_kept_out_unless_asked(run):

@@ -21,7 +21,7 @@ def test_stability_judges_checkpoints_of_one_training_only():
     recipe = load_recipe("uncertainty", CHECKPOINTS)
     assert recipe.member_folds(0) == ["all"]
     assert recipe.member_checkpoints(0)[-1] == "checkpoint_3of3.pth", "the last member is the end of the training"
-    with pytest.raises(InputError, match=r"selection\.rule: found 'stability'.*expected 'checkpoints'"):
+    with pytest.raises(InputError, match=r"selection\.rule: found 'stability'.*expected members.kind=checkpoints"):
         load_recipe("uncertainty", {"selection.rule": "stability"})
 
 
