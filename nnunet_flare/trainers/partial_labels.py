@@ -58,6 +58,7 @@ class nnUNetTrainerFlarePartial(nnUNetTrainerFlareST):
         annotated = self._organs_of(batch["keys"], "annotated")
         positive = self._organs_of(batch["keys"], "positive")
         shape = (len(batch["keys"]), len(self.label_manager.foreground_labels))
+        tables: tuple[torch.Tensor, ...]
         if annotated is None or positive is None:
             tables = (torch.ones(shape, dtype=torch.bool, device=device),)
         else:
