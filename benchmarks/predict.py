@@ -302,7 +302,7 @@ def table(name: str, result: dict[str, Any]) -> str:
     for variant, row in rows.items():
         cells = [f"{variant:22}"]
         for key in keys:
-            ratio = f"{rows['stock'][key] / row[key]:6.1f}x" if "stock" in rows else " " * 7
+            ratio = f"{rows['stock'][key] / row[key]:6.1f}x" if "stock" in rows and row[key] else " " * 7
             cells.append(f"{row[key]:8.1f} {ratio}")
         cells.append(f"{row['without_network_s']:11.1f} s" if "without_network_s" in row else " " * 13)
         if "equal_voxels" in row:

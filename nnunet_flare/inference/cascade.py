@@ -15,7 +15,7 @@ import numpy as np
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.images import Volume
 from nnunet_flare.inference.choices import DEFAULT_CHECKPOINT, Fold
-from nnunet_flare.inference.core import Segmenter
+from nnunet_flare.inference.core import Segmenter, stored_there
 from nnunet_flare.inference.devices import CPU
 from nnunet_flare.inference.exported import AGAIN, FIRST_STAGE, MANIFEST, is_exported
 from nnunet_flare.inference.forms import Receiver
@@ -25,6 +25,7 @@ from nnunet_flare.inference.preprocessing import OUTSIDE, STOCK_PREPROCESSOR, ou
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.inference.scans import PreparedScan
 from nnunet_flare.inference.settings import PredictionSettings
+from nnunet_flare.inference.spare import Views
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +75,7 @@ class CascadeSegmenter:
         if second.configuration_manager.preprocessor_name != STOCK_PREPROCESSOR:
             name = second.configuration_manager.preprocessor_name
             raise InputError(f"{other.folder}: is a cascade's second stage that preprocesses with {name}")
-        self.first, self.second = first, second
+        self.first, self.second = self.stages = first, second
         self.models, self.settings, self.profile = second.models, second.settings, second.profile
         self.reader, self.channels = second.reader, second.channels
         self.value_oddities = second.value_oddities
@@ -84,13 +85,14 @@ class CascadeSegmenter:
         self.first.load()
         self.second.load()
 
-    def prepare(self, volumes: Sequence[Volume], case: str = "image") -> CascadeScan:
-        """Check a scan's channels and bring them to both networks' grids.
+    def prepare(self, volumes: Sequence[Volume], case: str = "image", there: Views | None = None) -> CascadeScan:
+        """Check a scan's channels and bring them to both networks' grids; ``there`` as for :class:`Segmenter`.
 
         Raises:
             CaseError: when the scan cannot be predicted with these models.
         """
-        first, second = self.first.prepare(volumes, case), self.second.prepare(volumes, case)
+        there = there or stored_there(volumes, self.stages).part()
+        first, second = (stage.prepare(volumes, case, there) for stage in self.stages)
         forward = list(self.second.plans_manager.transpose_forward)
         arrays = [second.turn.apply(volume.array).transpose(forward) for volume in volumes]
         outside = outside_nonzero(arrays, second.prepared.properties["bbox_used_for_cropping"])

@@ -19,10 +19,11 @@ from nnunet_flare.images import Volume
 from nnunet_flare.images.readers import library
 from nnunet_flare.inference.cascade import CascadeSegmenter
 from nnunet_flare.inference.choices import ROI_RULES
-from nnunet_flare.inference.core import Segmenter
+from nnunet_flare.inference.core import Segmenter, stored_there
 from nnunet_flare.inference.forms import Receiver, View
 from nnunet_flare.inference.roi import MARGIN_MM, Box, find_box, to_image_box, widened
 from nnunet_flare.inference.scans import PreparedScan
+from nnunet_flare.inference.spare import Spare
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +33,12 @@ SLICES = (0.0, 0.0, 1.0)
 
 @dataclass(frozen=True, eq=False)
 class CroppableScan:
-    """A scan as the coarse model sees it, with its stored voxels for the fine one."""
+    """A scan as the coarse model sees it, with its stored voxels for the fine one, ``there`` on a GPU."""
 
     volumes: tuple[Volume, ...]
     coarse: PreparedScan
     oddities: tuple[str, ...]
+    there: Spare
 
     @property
     def name(self) -> str:
@@ -100,8 +102,9 @@ class RoiSegmenter:
                 raise CaseError(
                     case, f"{doubt}; the coarse model uses {self.coarse.reader}, the fine one {self.fine.reader}"
                 )
-        coarse = self.coarse.prepare(volumes, case)
-        return CroppableScan(tuple(volumes), coarse, self.fine.value_oddities(volumes))
+        there = stored_there(volumes, (self.coarse, *self.fine.stages))
+        coarse = self.coarse.prepare(volumes, case, there.part())
+        return CroppableScan(tuple(volumes), coarse, self.fine.value_oddities(volumes), there)
 
     def windows(self, scan: CroppableScan) -> int:
         """How many windows the coarse pass takes; those of the fine one, known only after it, come on top."""
@@ -130,7 +133,9 @@ class RoiSegmenter:
         profile.share("volume seen by the fine model", share)
         if self._on_crop is not None:
             self._on_crop(scan.name, crops)
-        fine: Any = self.fine.prepare(crops, scan.name)
+        inside = tuple(slice(low, high) for low, high in box)
+        fine: Any = self.fine.prepare(crops, scan.name, scan.there.part(lambda channel: channel[inside]))
+        scan.there.give_up()
         placed = [_Placed(receiver, scan.grid, box) for receiver in receivers]
         labels, others = self.fine.segment(fine, members=members, progress=progress, receivers=placed)
         return pasted(labels, box, shape), [pasted(one, box, shape) for one in others]

@@ -22,21 +22,31 @@ from nnunet_flare.inference.arrays import Array, fetched, to_host
 from nnunet_flare.inference.attempts import Way
 from nnunet_flare.inference.augment import central_crop
 from nnunet_flare.inference.choices import DEFAULT_CHECKPOINT, Fold
-from nnunet_flare.inference.devices import Device
+from nnunet_flare.inference.devices import CPU, Device
 from nnunet_flare.inference.export import SliceExporter
 from nnunet_flare.inference.exported import Exported, is_exported
 from nnunet_flare.inference.forms import Receiver
 from nnunet_flare.inference.labels import Labels
-from nnunet_flare.inference.memory import FLOAT_BYTES, Need, affordable, need, sums_device, volume_device
+from nnunet_flare.inference.memory import (
+    FLOAT_BYTES,
+    Need,
+    affordable,
+    need,
+    sums_device,
+    unless_memory_is_short,
+    volume_device,
+)
 from nnunet_flare.inference.networks import Networks
 from nnunet_flare.inference.opened import Opened, check_same_task, check_stands_alone
 from nnunet_flare.inference.places import place_at, place_of
+from nnunet_flare.inference.preprocessing import prepares_stored
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.inference.runtimes import averaged, stacked
 from nnunet_flare.inference.scans import PreparedScan, prepare_scan, value_oddities
 from nnunet_flare.inference.scores import ScoreExporter
 from nnunet_flare.inference.settings import PredictionSettings
 from nnunet_flare.inference.sliding import Slider
+from nnunet_flare.inference.spare import Spare, Views
 from nnunet_flare.inference.windows import Forward
 
 if TYPE_CHECKING:
@@ -154,6 +164,11 @@ class Segmenter:
         return cls(models, settings, profile)
 
     @property
+    def stages(self) -> tuple[Segmenter, ...]:
+        """The models that see a scan one after the other: this one."""
+        return (self,)
+
+    @property
     def labels(self) -> Labels:
         """What the network's outputs stand for."""
         return self.models[0].labels
@@ -197,8 +212,13 @@ class Segmenter:
         """The members' networks on the chosen device, in the chosen precision."""
         return self._networks.forwards(self._networks.device, self._networks.precision)
 
-    def prepare(self, volumes: Sequence[Volume], case: str = "image") -> PreparedScan:
+    def prepare(self, volumes: Sequence[Volume], case: str = "image", there: Views | None = None) -> PreparedScan:
         """Check a scan's channels and bring them to the network's grid.
+
+        Args:
+            volumes: one per channel.
+            case: its name, for messages.
+            there: their arrays on the GPU, where they lie there already.
 
         Raises:
             CaseError: when the scan cannot be predicted with this model.
@@ -212,6 +232,7 @@ class Segmenter:
             configuration_manager=self.configuration_manager,
             profile=self.profile,
             device_for=self._device_for,
+            there=there,
         )
 
     def _device_for(self, needed: int) -> Device:
@@ -430,3 +451,15 @@ class Segmenter:
         return SliceExporter(
             scan.shape, scan.prepared.properties, self.plans_manager, self.configuration_manager, self.labels
         )
+
+
+def stored_there(volumes: Sequence[Volume], segmenters: Sequence[Segmenter]) -> Spare:
+    """A scan's channels on the GPU, once for several models; none where they have no room or would save nothing."""
+    needed = sum(max(volume.array.nbytes, FLOAT_BYTES * volume.array.size) for volume in volumes)
+    saves = all(prepares_stored(segmenter.configuration_manager) for segmenter in segmenters)
+    device = segmenters[-1]._device_for(needed) if saves else CPU
+    if device.type == "cpu":
+        return Spare()
+    from nnunet_flare.inference.torch_arrays import upload
+
+    return Spare(unless_memory_is_short(device, lambda: [upload(volume.array, device) for volume in volumes]))

@@ -55,6 +55,13 @@ def of_torch(device: Any) -> Any:
     return torch.device(str(device))
 
 
+def gpu_number(device: Any) -> int:
+    """PyTorch's number of a GPU, the current one's where none was named: not all of its calls take ``cuda`` alone."""
+    import torch
+
+    return torch.cuda.current_device() if device.index is None else int(device.index)
+
+
 def _has_cuda() -> bool:
     try:
         import torch

@@ -19,8 +19,9 @@ from typing import TypeVar
 
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.inference.arrays import Array, to_host
-from nnunet_flare.inference.devices import CPU, Device, of_torch
+from nnunet_flare.inference.devices import CPU, Device, gpu_number
 from nnunet_flare.inference.slabs import WEIGHED_SLICES
+from nnunet_flare.inference.spare import give_up_all
 from nnunet_flare.inference.windows import goes_by_rows
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,9 @@ GIGABYTE = 2**30
 
 CHUNK_BYTES = 2**26
 """What is worked on at a time on a GPU where a whole scan need not be there in single precision."""
+
+SHORT_OF_MEMORY = ("CUDA error: out of memory", "_STATUS_ALLOC_FAILED", "unable to find an engine to execute")
+"""What CUDA and its libraries say; the last is cuDNN's, when no algorithm gets the memory that it wants."""
 
 CONTEXT = (GIGABYTE // 2, GIGABYTE)
 """Least and most that a CUDA context with its kernels is taken to hold on the card."""
@@ -159,7 +163,7 @@ def gpu_room(device: Device, gpu_memory_gb: float | None) -> int:
     """Bytes of a GPU that may still be taken: what is free, and what PyTorch's allocator keeps without using it."""
     import torch
 
-    at = of_torch(device)
+    at = gpu_number(device)
     held = torch.cuda.memory_allocated(at)
     free = torch.cuda.mem_get_info(at)[0] + torch.cuda.memory_reserved(at) - held
     return free if gpu_memory_gb is None else max(0, min(free, keep_to(device, gpu_memory_gb) - held))
@@ -188,14 +192,15 @@ def keep_to(device: Device, gpu_memory_gb: float) -> int:
     """
     import torch
 
-    limit, (_, total) = int(gpu_memory_gb * GIGABYTE), torch.cuda.mem_get_info(of_torch(device))
+    at, limit = gpu_number(device), int(gpu_memory_gb * GIGABYTE)
+    _, total = torch.cuda.mem_get_info(at)
     allowed = limit - beside_allocator(device)
     if limit <= CONTEXT[0]:
         raise InputError(
             f"--gpu_memory {gpu_memory_gb:g}: the CUDA context alone needs about {CONTEXT[0] / GIGABYTE:g} GB of the "
             "card; give more, or use -device cpu"
         )
-    torch.cuda.set_per_process_memory_fraction(min(1.0, max(0, allowed) / total), of_torch(device))
+    torch.cuda.set_per_process_memory_fraction(min(1.0, max(0, allowed) / total), at)
     return max(0, allowed)
 
 
@@ -207,8 +212,9 @@ def beside_allocator(device: Device) -> int:
     """
     import torch
 
-    free, total = torch.cuda.mem_get_info(of_torch(device))
-    return min(max(total - free - torch.cuda.memory_reserved(of_torch(device)), CONTEXT[0]), CONTEXT[1])
+    at = gpu_number(device)
+    free, total = torch.cuda.mem_get_info(at)
+    return min(max(total - free - torch.cuda.memory_reserved(at), CONTEXT[0]), CONTEXT[1])
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -217,7 +223,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return False
     text = str(error)
     is_torchs = type(error).__name__ == "OutOfMemoryError"  # by name, since PyTorch need not be there
-    return is_torchs or "CUDA error: out of memory" in text or "_STATUS_ALLOC_FAILED" in text
+    return is_torchs or any(part in text for part in SHORT_OF_MEMORY)
 
 
 def unless_memory_is_short(device: Device, work: Callable[[], Result]) -> Result | None:
@@ -245,9 +251,10 @@ def there_or_on_cpu(array: Array, work: Callable[[Array], Result]) -> Result:
 
 
 def free_gpu_memory() -> None:
-    """Give back what PyTorch's allocator keeps for later."""
+    """Give up what only saves copies, and give back what PyTorch's allocator keeps for later."""
     import torch
 
+    give_up_all()
     torch.cuda.empty_cache()
 
 
@@ -258,10 +265,11 @@ def gpu_figures(device: Device) -> str:
     import torch
 
     try:
-        free, total = torch.cuda.mem_get_info(of_torch(device))
+        at = gpu_number(device)
+        free, total = torch.cuda.mem_get_info(at)
     except RuntimeError:  # no room even for a context
         return ""
-    held = torch.cuda.memory_allocated(of_torch(device))
+    held = torch.cuda.memory_allocated(at)
     return (
         f" (the GPU has {total / GIGABYTE:.1f} GB, {free / GIGABYTE:.1f} GB of it free; the network and its windows "
         f"held {held / GIGABYTE:.1f} GB)"

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from nnunet_flare.inference.memory import CHUNK_BYTES, FLOAT_BYTES, unless_memor
 from nnunet_flare.inference.places import place_at
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.inference.resampling import NO_RESAMPLING, Normalise, is_ours, resample_image
+from nnunet_flare.inference.spare import Views
 
 STOCK_PREPROCESSOR = "DefaultPreprocessor"
 
@@ -57,6 +58,8 @@ class Channel:
     scheme: str
     intensities: Mapping[str, Any]
     normalise: Normalise
+    there: Array | None = None
+    """The same on the GPU, where it lies there already."""
 
 
 @dataclass(eq=False)
@@ -84,6 +87,7 @@ def preprocess(
     configuration_manager: Any,
     profile: Profile | None = None,
     device_for: DeviceFor = lambda needed: CPU,
+    there: Views | None = None,
 ) -> Prepared:
     """Bring a scan to the network's grid.
 
@@ -94,6 +98,7 @@ def preprocess(
         configuration_manager: stock nnU-Net's.
         profile: gets the time of both stages; of a preprocessor that is not stock's, of all of it as one.
         device_for: where a scan is normalised and resampled that needs so many bytes there.
+        there: the channels on the GPU, where they lie there already.
 
     Raises:
         InputError: when the plans ask for a preprocessor or normalisation that is not stock nnU-Net's.
@@ -119,6 +124,11 @@ def preprocess(
     channels_inside = [
         _channel(array[inside], k, plans_manager, configuration_manager, mask) for k, array in enumerate(arrays)
     ]
+    if there is not None:
+        channels_inside = [
+            replace(channel, there=one.permute(forward)[inside])
+            for channel, one in zip(channels_inside, there, strict=True)
+        ]
     shape_before = tuple(channels_inside[0].array.shape)
     properties["shape_after_cropping_and_before_resampling"] = shape_before
     target = target_spacing(spacing, configuration_manager.spacing)
@@ -146,6 +156,13 @@ def preprocess(
             else:
                 into[...] = resample_image(normalise(array), shape, spacing, target, configuration_manager)
     return Prepared(data, properties)
+
+
+def prepares_stored(configuration_manager: Any) -> bool:
+    """Whether a GPU is given the voxels as they are stored, and neither the CPU's normalised ones nor a grid's."""
+    configuration = configuration_manager.configuration
+    voxelwise = VOXELWISE.issuperset(configuration_manager.normalization_schemes)
+    return voxelwise and configuration_manager.preprocessor_name == STOCK_PREPROCESSOR and is_ours(configuration)
 
 
 def bytes_needed(channels: Sequence[np.ndarray], shape: Sequence[int]) -> int:

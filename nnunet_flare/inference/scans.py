@@ -12,9 +12,12 @@ from nnunet_flare.errors import CaseError
 from nnunet_flare.images import Volume, check_values, geometry_difference, oddities, rounding_difference
 from nnunet_flare.images.orientation import Turn, turn_for_reader
 from nnunet_flare.images.readers import reader_of_plans
+from nnunet_flare.inference.arrays import Array
 from nnunet_flare.inference.devices import CPU
+from nnunet_flare.inference.places import place_of
 from nnunet_flare.inference.preprocessing import DeviceFor, Prepared, preprocess
 from nnunet_flare.inference.profile import Profile
+from nnunet_flare.inference.spare import Views
 
 CT_SCHEMES = frozenset({"CTNormalization", "FlareClip500Normalization", "FlareClip325Normalization"})
 """Normalisations of models that were trained on CT numbers."""
@@ -49,6 +52,7 @@ def prepare_scan(
     configuration_manager: Any,
     profile: Profile,
     device_for: DeviceFor = lambda needed: CPU,
+    there: Views | None = None,
 ) -> PreparedScan:
     """Check a scan's channels and bring them to the network's grid.
 
@@ -61,6 +65,7 @@ def prepare_scan(
         configuration_manager: stock nnU-Net's.
         profile: gets the time of every stage.
         device_for: as :func:`nnunet_flare.inference.preprocessing.preprocess`.
+        there: the volumes' arrays on the GPU, where they lie there already.
 
     Raises:
         CaseError: when the scan cannot be predicted with this model.
@@ -87,6 +92,7 @@ def prepare_scan(
             configuration_manager,
             profile,
             device_for,
+            None if there is None else [_turned(one, turn) for one in there],
         )
     except ValueError as error:
         raise CaseError(case, str(error)) from error
@@ -97,6 +103,13 @@ def prepare_scan(
         )
     nothing = np.broadcast_to(np.uint8(0), volumes[0].array.shape)
     return PreparedScan(prepared, turn, volumes[0].with_array(nothing), tuple(found), case)
+
+
+def _turned(there: Array, turn: Turn) -> Array:
+    """As ``turn.apply``, of a tensor on a GPU, which knows no negative steps."""
+    turned = there.permute(turn.axes)
+    reversed_axes = [axis for axis, is_flipped in enumerate(turn.flipped) if is_flipped]
+    return place_of(turned).flip(turned, reversed_axes) if reversed_axes else turned
 
 
 def value_oddities(volumes: Sequence[Volume], plans_manager: Any, configuration_manager: Any) -> tuple[str, ...]:

@@ -67,7 +67,7 @@ def resampled_there(
 def _uploaded(channel: Channel, device: Device) -> tuple[torch.Tensor, Normalise]:
     """A channel on the device and what is left of its normalisation."""
     if channel.scheme == "NoNormalization":
-        return upload(channel.array, device), torch.Tensor.float
+        return _as_stored(channel, device), torch.Tensor.float
     if channel.scheme != "CTNormalization":
         return upload(channel.normalise(channel.array), device), torch.Tensor.float
     values = channel.intensities
@@ -77,7 +77,11 @@ def _uploaded(channel: Channel, device: Device) -> tuple[torch.Tensor, Normalise
     def of_ct(stored: torch.Tensor) -> torch.Tensor:
         return stored.to(torch.float32, copy=True).clamp_(low, high).sub_(mean).div_(deviation)
 
-    return upload(channel.array, device), of_ct
+    return _as_stored(channel, device), of_ct
+
+
+def _as_stored(channel: Channel, device: Device) -> torch.Tensor:
+    return upload(channel.array, device) if channel.there is None else channel.there
 
 
 def _resample_slices(image: torch.Tensor, result: torch.Tensor, order: int, normalise: Normalise) -> None:

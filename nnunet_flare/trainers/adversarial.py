@@ -193,11 +193,11 @@ class nnUNetTrainerFlareAdversarial(LearnsFromUnlabelled):
         return {UNLABELLED_LOSS: loss.detach(), WINNER_SCORE: choice.score.mean()}
 
     def _judging(self) -> AbstractContextManager[Any]:
-        """The precision of the discriminator: as the generator's on a GPU, where a gradient scaler skips bad steps.
+        """The precision of the discriminator: as the generator's where a gradient scaler skips bad steps, else single.
 
-        On the CPU single: in bf16 many of its gradients are infinite, and training ends in NaN.
+        In bf16, which has no scaler, many of its gradients are infinite, and training ends in NaN.
         """
-        return self._autocast() if self.device.type == "cuda" else nullcontext()
+        return nullcontext() if self.grad_scaler is None else self._autocast()
 
     def _probabilities(self, data: torch.Tensor) -> torch.Tensor:
         """The generator's probabilities at full resolution, the background's included, float32."""

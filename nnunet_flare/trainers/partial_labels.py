@@ -30,8 +30,6 @@ class nnUNetTrainerFlarePartial(nnUNetTrainerFlareST):
     """Self-training whose partial cases are silent about the organs that nobody annotated in them."""
 
     partial_note = "Organs that a partial case does not annotate may lie in its background; the loss leaves that open."
-        "Where a partial case does not annotate an organ, its background may be that organ; the loss allows both."
-    )
 
     def _build_loss(self) -> nn.Module:
         """The marginal loss, with stock's weights of resolutions and classes."""
@@ -61,6 +59,7 @@ class nnUNetTrainerFlarePartial(nnUNetTrainerFlareST):
         device, labels = highest(output).device, self.label_manager.foreground_labels
         annotated = self._organs_of(batch["keys"], "annotated", organs=labels)
         positive = self._organs_of(batch["keys"], "positive", organs=labels)
+        tables: tuple[torch.Tensor, ...]
         if annotated is None or positive is None:
             shape = (len(batch["keys"]), len(labels))
             tables = (torch.ones(shape, dtype=torch.bool, device=device),)

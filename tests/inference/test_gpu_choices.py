@@ -11,6 +11,7 @@ import pytest
 import small_scans as scans
 import torch
 from pretend_gpu import gpu
+from torch.cuda._utils import _get_device_index
 
 from nnunet_flare.cli import predict
 from nnunet_flare.errors import FlareError, InputError
@@ -145,7 +146,9 @@ def card(monkeypatch) -> SimpleNamespace:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (found.free, found.total))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device=None: found.reserved)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device=None: found.reserved)
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda s, device: found.shares.append(s))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    share_of = lambda share, device: found.shares.append(share + 0 * _get_device_index(device))  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", share_of)  # takes no GPU without a number
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     return found
 
@@ -173,6 +176,7 @@ ERRORS = {
     "allocator": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     "context": RuntimeError("CUDA error: out of memory"),
     "library": RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    "no algorithm": RuntimeError("GET was unable to find an engine to execute this computation"),
 }
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import model_folders as models
 import numpy as np
@@ -16,6 +17,7 @@ from test_overflow import scale_first_convolution
 
 from nnunet_flare.images import read_labels, write_volume
 from nnunet_flare.inference.arrays import to_host
+from nnunet_flare.inference.coarse_to_fine import RoiSegmenter
 from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.inference.settings import PredictionSettings
 
@@ -64,6 +66,28 @@ def test_single_precision_is_the_cpus_but_for_ties(model, what, options):
         np.testing.assert_allclose(found, expected, atol=1e-4)
     else:
         assert len(np.unique(expected)) > 1 and (found != expected).mean() < 1e-4
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="names and limits of a GPU")
+@pytest.mark.parametrize("options", [{"device": "cuda:0"}, {"gpu_memory_gb": 2.0}])
+def test_a_gpu_that_is_named_or_limited_gives_the_same(model, options):
+    expected = result("a label map", model, "cpu", precision="fp32")
+    try:
+        found = result("a label map", model, **{"device": DEVICE, "precision": "fp32", **options})
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert (found != expected).mean() < 1e-4
+
+
+def test_a_crop_that_is_cut_out_there_gives_the_same(model):
+    """Coarse to fine, where the volume goes over once."""
+    found = {}
+    for device in ("cpu", DEVICE):
+        both = [segmenter(model, device, precision="fp32") for _ in range(2)]
+        with patch.object(RoiSegmenter, "box", lambda *_: ((4, 27), (8, 50), (10, 65))):
+            roi = RoiSegmenter(*both)
+            found[device] = roi.segment(roi.prepare([scans.blobs((30, 60, 70))]))[0]
+    assert (found[DEVICE] != found["cpu"]).mean() < 1e-4 and len(np.unique(found["cpu"])) > 1
 
 
 @pytest.mark.parametrize("what", ["a label map", "the members' label maps"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,8 @@ from pretend_gpu import Gpu, gpu
 
 from nnunet_flare.inference import memory, preprocessing, sliding, torch_planes, torch_resampling
 from nnunet_flare.inference.arrays import to_host
+from nnunet_flare.inference.cascade import CascadeSegmenter, open_any
+from nnunet_flare.inference.coarse_to_fine import RoiSegmenter
 from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.inference.devices import CPU
 from nnunet_flare.inference.export import labels_on_image_grid
@@ -153,6 +156,101 @@ def test_a_pseudo_label_is_made_there(model: Path) -> None:
     assert scan.prepared.data.nbytes <= sizes["uploads"] < scan.prepared.data.nbytes + 80_000
     assert counts["downloads"] == MEMBERS + 2
     assert sizes["downloads"] == (MEMBERS + 1) * fused.size + written.size
+
+
+BOX = ((4, 17), (8, 40), (10, 45))
+TILTED = (0.0, 0.0, 1.0, -1.0, 0.0, 0.0, 0.0, -1.0, 0.0)
+STORED_OTHERWISE = {"transpose": (2, 0, 1), "spacing": (2.0, 4.0, 2.0), "reader": "NibabelIOWithReorient"}
+
+
+def coarse_to_fine(tmp_path: Path, device: str, **plan: Any) -> RoiSegmenter:
+    fine, coarse = tmp_path / "fine", tmp_path / "coarse"
+    if not fine.is_dir():
+        models.write_model(fine, plan=models.plans(**plan), seed=2)
+        spacing = tuple(1.5 * step for step in plan.get("spacing", (4.0, 2.0, 2.0)))
+        models.write_model(coarse, plan=models.plans(**{**plan, "spacing": spacing}))
+    return RoiSegmenter(opened(coarse, device), opened(fine, device))
+
+
+def cascade(folder: Path, device: str) -> CascadeSegmenter:
+    found = open_any(folder, PredictionSettings(device=device, backend="torch", precision="fp32"))
+    assert isinstance(found, CascadeSegmenter)
+    return found
+
+
+def voxels_uploaded(card: Gpu) -> list[int]:
+    """Sizes of the arrays of int16 that go over from now on, which scans are and nothing else is."""
+    sizes: list[int] = []
+    real = card.upload
+
+    def upload(tensor: torch.Tensor, dtype: torch.dtype, *, free: bool) -> Any:
+        sizes.extend([tensor.numel()] if tensor.dtype == torch.int16 else [])
+        return real(tensor, dtype, free=free)
+
+    card.upload = upload  # type: ignore[method-assign]
+    return sizes
+
+
+@pytest.mark.parametrize("plan", [{}, STORED_OTHERWISE], ids=["as stored", "turned"])
+def test_a_scan_goes_over_once_for_both_models(tmp_path: Path, plan: dict[str, Any]) -> None:
+    """Coarse to fine, the crop is cut out there; however the models turn it."""
+    volume = scans.blobs(SHAPE)
+    volume = replace(volume, direction=TILTED) if plan else volume
+    segmenter = coarse_to_fine(tmp_path, "cpu", **plan)
+    with patch.object(RoiSegmenter, "box", lambda *_: BOX):
+        expected = segmenter.segment(segmenter.prepare([volume]))[0]
+        with gpu() as card:
+            sizes = voxels_uploaded(card)
+            segmenter = coarse_to_fine(tmp_path, "cuda", **plan)
+            scan = segmenter.prepare([volume])
+            found = segmenter.segment(scan)[0]
+            assert sizes == [int(np.prod(SHAPE))]
+            assert scan.there.part() is None, "it is no longer needed"
+    assert_equal_but_for_ties(found, expected)
+
+
+def test_a_scan_goes_over_once_for_both_stages_of_a_cascade(tmp_path: Path) -> None:
+    volume, folder = scans.blobs(SHAPE), models.write_cascade(tmp_path)
+    segmenter = cascade(folder, "cpu")
+    expected = segmenter.segment(segmenter.prepare([volume]))[0]
+    with gpu() as card:
+        sizes = voxels_uploaded(card)
+        segmenter = cascade(folder, "cuda")
+        found = segmenter.segment(segmenter.prepare([volume]))[0]
+        assert sizes == [int(np.prod(SHAPE))]
+    assert_equal_but_for_ties(found, expected)
+
+
+def test_a_scan_that_would_be_normalised_on_the_cpu_is_not_kept(tmp_path: Path) -> None:
+    volume = scans.blobs(SHAPE)
+    with gpu() as card, patch.object(RoiSegmenter, "box", lambda *_: BOX):
+        sizes = voxels_uploaded(card)
+        segmenter = coarse_to_fine(tmp_path, "cuda", normalisation="ZScoreNormalization")
+        segmenter.segment(segmenter.prepare([volume]))
+        assert sizes == []
+
+
+def test_a_scan_that_is_kept_is_given_up_where_memory_is_short(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    volume = scans.blobs(SHAPE)
+    segmenter = coarse_to_fine(tmp_path, "cpu")
+    box = lambda self, scan, told: (self.coarse.network_labels(scan.coarse), BOX)[1]  # noqa: E731
+    with patch.object(RoiSegmenter, "box", box):
+        expected = segmenter.segment(segmenter.prepare([volume]))[0]
+        with gpu() as card:
+            segmenter = coarse_to_fine(tmp_path, "cuda")
+            segmenter.load()
+            scan = segmenter.prepare([volume])
+            kept = scan.there.part()
+            assert kept is not None and kept[0].numel() == volume.array.size
+            del kept
+            card.fails_at = {card.allocations + 8}
+            found = segmenter.segment(scan)[0]
+            assert "out of GPU memory" in caplog.text and scan.there.part() is None
+            card.room = card.live + 2 * volume.array.nbytes  # half of it is no room for a scan
+            assert segmenter.prepare([volume]).there.part() is None
+    assert_equal_but_for_ties(found, expected)
 
 
 @pytest.mark.parametrize("windows", ["plain", "mirrored"])

@@ -218,6 +218,16 @@ def test_who_is_in_training_mode_when(data: Any) -> None:
     ]
 
 
+@pytest.mark.parametrize(("scaler", "precision"), [("stock's", torch.float16), (None, None)], ids=["fp16", "bf16"])
+def test_without_a_gradient_scaler_the_discriminator_computes_in_single_precision(
+    data: Any, scaler: Any, precision: Any
+) -> None:
+    """On a GPU too, where bf16 has none: its infinite gradients would not be skipped."""
+    trainer = adversarial(data, cuda_precision="fp16" if scaler else "bf16")
+    trainer.device, trainer.grad_scaler = torch.device("cuda"), scaler
+    assert getattr(trainer._judging(), "fast_dtype", None) == precision
+
+
 def test_on_the_cpu_the_discriminator_computes_in_single_precision_whatever_the_generator_does(data: Any) -> None:
     trainer = started(data, cpu_precision="bf16")
     seen: dict[str, set[torch.dtype]] = {"generator": set(), "discriminator": set()}
