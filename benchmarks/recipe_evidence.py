@@ -112,7 +112,7 @@ def _setting(results: Results) -> str:
     hours = sum(found["seconds"] for found in every) / 3600
     return (
         f"{cases['labelled']} labelled, {cases['unlabelled']} unlabelled and {cases['test']} test scans of "
-        f"{' x '.join(map(str, first['size']))} voxels in each of {len(seeds)} seed(s); {_listed(steps)} optimiser "
+        f"{' x '.join(map(str, first['size']))} voxels in each of {len(seeds)} seeds; {_listed(steps)} optimiser "
         "steps per network. Differences are computed per test case; the intervals (95 %) come from a bootstrap over "
         f"seeds and cases. Measured on {machine['machine']}, one thread per training, {machine['cores']} cores; "
         f"{hours:.1f} hours of tasks in all arms together.\n"
