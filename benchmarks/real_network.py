@@ -1,12 +1,14 @@
 """What the fast ways cost a network that knows its organs: precision, skipped windows, a box, steps, mirroring.
 
     flare-export -m MODEL -o EXPORTED --precision fp32
-    python benchmarks/real_network.py -m EXPORTED
+    python benchmarks/real_network.py -m EXPORTED [--int8]
 
 Every way is compared with fp32, all windows, step 0.9, no mirroring: mean Dice of the organs to its label map and to
 the reference labels, windows, and CPU seconds (user and system) of all but reading and writing. The ways take turns on
 a scan within one process. On a machine that others use too CPU seconds rise with its load, so that only the ratios
 within one scan say something. ``roi`` uses the same network on a grid of 1.5 times the spacing as the coarse model.
+``--int8`` (NNCF: ``pip install 'nncf>=3.4'``) adds the network in int8, the rest of it in single precision, calibrated
+on windows of all shared scans but the one that is predicted. ``pointwise`` leaves depthwise convolutions as they are.
 """
 
 from __future__ import annotations
@@ -17,12 +19,14 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import prediction_setting as setting
+from quantised import calibration_windows, quantised, require_nncf
+from shown_command import shown_command
 from trained_models import mean_dice
 
 from nnunet_flare.files import write_json
@@ -40,6 +44,9 @@ SHARED = Path(os.environ.get("FLARE_SHARED_DATA", Path(__file__).resolve().paren
 SCANS = {"chaos3": ("chaos3_ct", "chaos3_liver_gt"), "ts_torso3mm": ("ts_torso3mm_ct", "ts_torso3mm_flare13")}
 """Case to image and reference labels in the shared data."""
 
+CALIBRATING = [*(image for image, _ in SCANS.values()), "ts_slab512_ct"]
+"""Images that calibrate int8 where they are not predicted themselves."""
+
 REFERENCE = "fp32"
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -51,6 +58,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "bf16, step 0.5": {"precision": "bf16", "step_size": 0.5},
     "bf16, mirroring": {"precision": "bf16", "tta": "mirror"},
 }
+
+INT8 = {"int8": False, "int8, pointwise": True}
+"""Way to whether only pointwise convolutions are reduced. OpenVINO does not compile all of it with bfloat16 beside."""
+
+COARSE = "coarse"
 
 COARSER = 1.5
 
@@ -67,12 +79,23 @@ def coarser(model: Path, folder: Path) -> Path:
     return folder
 
 
-def opened(model: Path, coarse: Path, name: str) -> tuple[Any, Profile]:
-    """What predicts in one way, its networks built, and its profile."""
-    profile, settings = Profile(), PredictionSettings(**WAYS[name])
-    one: Any = Segmenter.from_model_folder(model, settings, profile=profile)
+def in_int8(model: Path, folder: Path, case: str, ways: Sequence[str]) -> dict[str, Path]:
+    """The model in int8 in each of those ways, which has not seen the case."""
+    images = [name for name in CALIBRATING if name != SCANS[case][0]]
+    windows = calibration_windows(model, [read_volume(SHARED / f"{name}.nii.gz") for name in images])
+    return {
+        name: quantised(model, folder / name.replace(", ", "_"), windows, only_pointwise=only_pointwise)
+        for name, only_pointwise in INT8.items()
+        if name in ways
+    }
+
+
+def opened(models: Mapping[str, Path], name: str) -> tuple[Any, Profile]:
+    """What predicts in one way, its networks built, and its profile; models by way, fp32 for every other one."""
+    profile, settings = Profile(), PredictionSettings(**WAYS.get(name, WAYS[REFERENCE]))
+    one: Any = Segmenter.from_model_folder(models.get(name, models[REFERENCE]), settings, profile=profile)
     if name.endswith("roi"):
-        one = RoiSegmenter(Segmenter.from_model_folder(coarse, settings, profile=profile), one)
+        one = RoiSegmenter(Segmenter.from_model_folder(models[COARSE], settings, profile=profile), one)
     one.load()
     return one, profile
 
@@ -92,10 +115,12 @@ def compare(model: Path, case: str, ways: Sequence[str], rounds: int) -> Iterato
     expected: np.ndarray | None = None
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        coarse = coarser(model, Path(temporary) / "coarse")
+        models = {REFERENCE: model, COARSE: coarser(model, Path(temporary) / COARSE)}
+        if set(INT8) & set(ways):
+            models |= in_int8(model, Path(temporary), case, ways)
         for _ in range(rounds):
             for name in ways:
-                labels, windows, seconds = measured(*opened(model, coarse, name), case, volume)
+                labels, windows, seconds = measured(*opened(models, name), case, volume)
                 expected = labels if expected is None else expected  # fp32 comes first
                 seconds = min(seconds, rows.get(name, {}).get("cpu_s", seconds))
                 rows[name] = {
@@ -114,16 +139,21 @@ def main() -> None:
     parser.add_argument("-m", "--model", type=Path, required=True, help="what flare-export --precision fp32 wrote")
     parser.add_argument("--scans", nargs="+", choices=SCANS, default=list(SCANS))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--int8", nargs="*", choices=INT8, help="also these (without names both); needs NNCF")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=RESULTS, help="scans that are not run now keep their figures")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="what is not run now keeps its figures")
     args = parser.parse_args()
+    int8 = [] if args.int8 is None else args.int8 or list(INT8)
+    if int8:
+        require_nncf()
     record = json.loads(args.output.read_text()) if args.output.is_file() else {}
-    record["command"] = f"python benchmarks/real_network.py -m EXPORTED --rounds {args.rounds}"
+    record["command"] = shown_command()
     record["hardware"] = setting.hardware()
-    ways = list(dict.fromkeys([REFERENCE, *args.ways]))
+    ways = list(dict.fromkeys([REFERENCE, *args.ways, *int8]))
     for case in args.scans:
         for rows in compare(args.model.resolve(), case, ways, args.rounds):
-            record.setdefault("scans", {})[case] = rows
+            kept = record.setdefault("scans", {}).setdefault(case, {})
+            kept.update(rows)
             write_json(args.output, record)
             print(case, list(rows)[-1], rows[list(rows)[-1]], flush=True)
 
