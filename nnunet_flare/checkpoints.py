@@ -71,11 +71,6 @@ def _load(path: Path, *, trust: bool) -> Any:
     mapped = _is_zip(path)  # the older format cannot be mapped
     if trust:
         return torch.load(path, map_location="cpu", weights_only=False, mmap=mapped)
-    if not hasattr(torch.serialization, "safe_globals"):
-        raise InputError(
-            f"{path}: torch {torch.__version__} cannot read it as weights only (it holds NumPy scalars); use "
-            "torch 2.5 or newer, or --trust-checkpoint if you know the file's origin"
-        )
     with torch.serialization.safe_globals(_allowed()):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
