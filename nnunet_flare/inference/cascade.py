@@ -71,7 +71,9 @@ class CascadeSegmenter:
                 )
         if second.configuration_manager.preprocessor_name != STOCK_PREPROCESSOR:
             name = second.configuration_manager.preprocessor_name
-            raise InputError(f"{other.folder}: is a cascade's second stage that preprocesses with {name}")
+            raise InputError(
+                f"{other.folder}: is a cascade's second stage that preprocesses with {name}, expected {STOCK_PREPROCESSOR}"
+            )
         self.first, self.second = first, second
         self.models, self.settings, self.profile = second.models, second.settings, second.profile
         self.reader, self.channels = second.reader, second.channels
