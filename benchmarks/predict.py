@@ -1,4 +1,5 @@
 """Whole prediction of one scan, stock nnU-Net against ``flare-predict``, alternating, in fresh processes.
+Untrained networks: *big* is Radboud's plan, *small* the FLARE22 winner's student.
 
     python benchmarks/predict.py --models small big --slices 160 400 --rounds 3
     python benchmarks/predict.py --parts defaults stages memory

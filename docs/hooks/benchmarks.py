@@ -33,6 +33,9 @@ WORDS = {
     "cpu": "processor time",
     "peak": "peak memory",
     "difference": "largest difference",
+    "same": "same windows on both sides, no mirroring",
+    "defaults": "default settings of both sides",
+    "first run, converts": "first run of ours, which converts the network",
 }
 LESS = ("s", "h", "mb", "gb", "hu", "mm", "seconds", "hours", "ratio", "difference")
 MORE = ("dice", "dsc", "nsd", "spearman", "auc", "voxels")

@@ -74,7 +74,10 @@ class CascadeSegmenter:
                 )
         if second.configuration_manager.preprocessor_name != STOCK_PREPROCESSOR:
             name = second.configuration_manager.preprocessor_name
-            raise InputError(f"{other.folder}: is a cascade's second stage that preprocesses with {name}")
+            raise InputError(
+                f"{other.folder}: is a cascade's second stage that preprocesses with {name}, expected "
+                f"{STOCK_PREPROCESSOR}"
+            )
         self.first, self.second = self.stages = first, second
         self.models, self.settings, self.profile = second.models, second.settings, second.profile
         self.reader, self.channels = second.reader, second.channels

@@ -173,7 +173,7 @@ class Selection(Part):
     absent: Absent | None = Field(
         None,
         description="agreement on an organ that both members lack: one (as in the papers), skip, zero, or expected: "
-        "how likely the labelled cases make its absence; None: the rule's default",
+        "the probability of its absence, from the labelled cases; None: the rule's default",
     )
     per_organ: dict[str, _Unit] = {}
     keep_odd: bool = Field(False, description="also take odd scans (values unlike a CT, unusual spacing)")

@@ -50,7 +50,7 @@ def preview(plan: Plan, *, width: int | None = None) -> str:
     tell = (lambda cost: f"about {duration(cost)}") if is_timed else roughly
     lines = [
         f"{run.settings.dataset}: {len(plan.labelled)} labelled and {len(sources)} unlabelled cases, "
-        f"recipe {run.recipe.name}, into {run.root}",
+        f"recipe {run.recipe.name}, run folder {run.root}",
         "",
     ]
     total = 0.0
@@ -93,8 +93,8 @@ def _by_arithmetic(run: Run, seconds: Mapping[str, float | None], total: float) 
     """Hours where no iteration was timed, why it was not, and how to get there."""
     unknown = [task for task, each in seconds.items() if each is None]
     lines = [
-        f"training: {roughly(total) if total else 'unknown time'} on {GPU}, by arithmetic: nnU-Net's own hours there, "
-        "scaled by what this network computes. Other GPUs differ by a factor of two or more"
+        f"training: {roughly(total) if total else 'unknown time'} on {GPU}. This is an estimate: nnU-Net's own hours "
+        "on it, scaled to this network. Other GPUs differ by a factor of two or more"
     ]
     if unknown:
         lines.append(f"not counted: trainings whose plans depend on the data (task {', '.join(unknown)})")

@@ -209,7 +209,7 @@ def test_a_dry_run_needs_no_gpu_and_says_the_hours_and_how_to_go_on(data, capsys
     # Radboud's network computes 0.99 of what stock's of 128^3 does, which nnU-Net trains in 9 hours on that GPU.
     (one,) = {re.search(r"about (\S+) h$", line).group(1) for line in text.splitlines() if line.startswith("train-")}
     assert 7 <= float(one) <= 11
-    assert re.search(r"^training: about \d+(\.\d)? days on an NVIDIA A100, by arithmetic", text, re.M)
+    assert re.search(r"^training: about \d+(\.\d)? days on an NVIDIA A100\. This is an estimate", text, re.M)
     assert "device: no cuda device here; the dry run needs none, the run does" in text
     assert f"next: flare-pseudolabel preprocess -d Dataset022_FLAREPhantom -u {data / 'unlabelled'} --recipe" in text
     assert main(command) == 2
