@@ -102,7 +102,7 @@ print(counted, status("VmHWM") - before)
 
 def wide_model(folder: Path, network: str) -> Path:
     """A network with the features of nnU-Net's default plans at full resolution."""
-    plan = models.plans(patch=(64, 128, 128), features=(32, 64, 128))
+    plan = models.plans(patch=(32, 128, 128), features=(32, 64, 128))
     architecture = plan["configurations"]["3d_fullres"]["architecture"]
     if network == "residual encoder":
         arguments = architecture["arch_kwargs"]
