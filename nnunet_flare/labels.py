@@ -71,6 +71,15 @@ def label_names(dataset_json: Mapping[str, Any]) -> dict[int, str]:
     return dict(sorted((label, name) for name, label in drawn_ids(dataset_json).items()))
 
 
+def drawn_parts(dataset_json: Mapping[str, Any]) -> dict[int, tuple[int, ...]]:
+    """The ids of a label map that are part of the organ or region of :func:`label_names`, by its id there.
+
+    A region holds those of the regions in it, too: a kidney with its tumour, which is drawn over it.
+    """
+    parts = _foreground(dataset_json["labels"])
+    return {label: parts[name] for name, label in drawn_ids(dataset_json).items()}
+
+
 def _foreground(labels: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """The organs and regions in the order of dataset.json, which is that of a network's outputs for regions."""
     named = {name: ids_of(value) for name, value in labels.items() if name != IGNORE}

@@ -63,22 +63,25 @@ def forms_of(args: argparse.Namespace, cases: Sequence[InputCase], dataset: dict
     Raises:
         InputError: when one of them cannot be made.
     """
-    from nnunet_flare.labels import label_names
+    from nnunet_flare.labels import drawn_parts, label_names
 
-    names = label_names(dataset)
+    names, parts = label_names(dataset), drawn_parts(dataset)
     found: list[Form] = []
     if args.statistics:
         from nnunet_flare.inference.statistics import Statistics
 
-        found.append(Statistics(args.output, names, ct=is_ct(dataset)).form())
+        found.append(Statistics(args.output, names, ct=is_ct(dataset), parts=parts).form())
     if args.preview:
         from nnunet_flare.inference.previews import preview_form
 
         found.append(preview_form(args.output, names, ct=is_ct(dataset)))
-    if args.save_probabilities or args.uncertainty == "entropy":
-        option = "--save_probabilities" if args.save_probabilities else "--uncertainty"
-        if args.windows != "all":
-            raise InputError(f"{option} needs --windows all; {args.windows} leaves windows out")
+    wanting = {
+        "--save_members": args.save_members,
+        "--save_probabilities": args.save_probabilities,
+        "--uncertainty": args.uncertainty,
+    }
+    for option in (option for option, given in wanting.items() if given and args.windows != "all"):
+        raise InputError(f"{option} needs --windows all; {args.windows} leaves windows out")
     if args.save_probabilities:
         from nnunet_flare.inference.probabilities import probabilities_form
 
@@ -88,9 +91,9 @@ def forms_of(args: argparse.Namespace, cases: Sequence[InputCase], dataset: dict
 
         found.append(uncertainty_form(args.uncertainty, args.output))
     if args.dicom_seg:
-        found.append(_dicom_seg(args.output, cases, names))
+        found.append(_dicom_seg(args.output, cases, names, parts))
     if args.rtstruct:
-        found.append(_rtstruct(args.output, cases, names))
+        found.append(_rtstruct(args.output, cases, names, parts))
     return found
 
 
@@ -100,7 +103,9 @@ def is_ct(dataset: dict[str, Any]) -> bool:
     return bool(channels) and str(channels.get("0", "")).casefold() == "ct"
 
 
-def _dicom_seg(output: Path, cases: Sequence[InputCase], names: dict[int, str]) -> Form:
+def _dicom_seg(
+    output: Path, cases: Sequence[InputCase], names: dict[int, str], parts: dict[int, tuple[int, ...]]
+) -> Form:
     """Writes DICOM segmentations; refused at once where a case is no DICOM series."""
     from nnunet_flare.dicom.segmentation import SUFFIX, check_installed, write_dicom_seg
     from nnunet_flare.inference.forms import Finished, Form
@@ -113,12 +118,20 @@ def _dicom_seg(output: Path, cases: Sequence[InputCase], names: dict[int, str]) 
         return output / f"{case.name}{SUFFIX}"
 
     def write(done: Finished, _: Any) -> None:
-        write_dicom_seg(file(done.case), done.labels, done.case.files[0], names, done.case.name)
+        write_dicom_seg(file(done.case), done.labels, done.case.files[0], names, done.case.name, parts)
 
-    return Form("DICOM segmentations", lambda case: (file(case),), write, lambda case: is_kept_dicom(file(case)))
+    return Form(
+        "DICOM segmentations",
+        lambda case: (file(case),),
+        write,
+        lambda case: is_kept_dicom(file(case)),
+        problem=lambda case: _no_series("--dicom_seg", case),
+    )
 
 
-def _rtstruct(output: Path, cases: Sequence[InputCase], names: dict[int, str]) -> Form:
+def _rtstruct(
+    output: Path, cases: Sequence[InputCase], names: dict[int, str], parts: dict[int, tuple[int, ...]]
+) -> Form:
     """Writes structure sets, as :func:`_dicom_seg` segmentations."""
     from nnunet_flare.dicom.rtstruct import FOLDER, SUFFIX, is_kept_rtstruct, write_rtstruct
     from nnunet_flare.dicom.segmentation import check_installed
@@ -131,14 +144,28 @@ def _rtstruct(output: Path, cases: Sequence[InputCase], names: dict[int, str]) -
         return output / FOLDER / f"{case.name}{SUFFIX}"
 
     def write(done: Finished, _: Any) -> None:
-        write_rtstruct(file(done.case), done.labels, done.case.files[0], names, done.case.name)
+        write_rtstruct(file(done.case), done.labels, done.case.files[0], names, done.case.name, parts)
 
-    return Form("structure sets", lambda case: (file(case),), write, lambda case: is_kept_rtstruct(file(case)))
+    return Form(
+        "structure sets",
+        lambda case: (file(case),),
+        write,
+        lambda case: is_kept_rtstruct(file(case)),
+        problem=lambda case: _no_series("--rtstruct", case),
+    )
 
 
 def _check_series(option: str, output: Path, cases: Sequence[InputCase]) -> None:
     for case in cases:
-        if not case.files[0].is_dir():
-            raise InputError(f"{option}: {case.files[0]} is not a folder of a DICOM series; leave out {option}")
+        problem = _no_series(option, case)
+        if problem is not None:
+            raise InputError(problem)
         if output.exists() and output.samefile(case.files[0]):
             raise InputError(f"-o {output}: is a DICOM series, and {option} would write into it; choose another folder")
+
+
+def _no_series(option: str, case: InputCase) -> str | None:
+    """Why a case, of those that --watch finds later too, has no DICOM form."""
+    if case.files[0].is_dir():
+        return None
+    return f"{option}: {case.files[0]} is not a folder of a DICOM series; leave out {option}"

@@ -39,7 +39,14 @@ DETACHED_STUDY = "1.2.840.10008.3.1.2.3.1"
 """The class of the study that a frame of reference belongs to (retired, and still expected)."""
 
 
-def write_rtstruct(path: Path, labels: np.ndarray, series: Path, names: Mapping[int, str], case: str) -> None:
+def write_rtstruct(
+    path: Path,
+    labels: np.ndarray,
+    series: Path,
+    names: Mapping[int, str],
+    case: str,
+    parts: Mapping[int, Sequence[int]] | None = None,
+) -> None:
     """Write a label map (Z, Y, X), as ``read_series`` orders the series, as closed contours in its slices, by rename.
 
     Args:
@@ -48,6 +55,7 @@ def write_rtstruct(path: Path, labels: np.ndarray, series: Path, names: Mapping[
         series: the folder of the series.
         names: of the label ids. Each is a region of interest, also where it is empty.
         case: for the error's text.
+        parts: what a region holds, as :func:`nnunet_flare.labels.drawn_parts`; without it each id stands alone.
 
     Raises:
         CaseError: when the series lacks what a structure set must refer to.
@@ -63,7 +71,9 @@ def write_rtstruct(path: Path, labels: np.ndarray, series: Path, names: Mapping[
     document = _document(sources)
     for number, (label, name) in enumerate(names.items(), start=1):
         document.StructureSetROISequence.append(_roi(number, name, sources[0].FrameOfReferenceUID))
-        document.ROIContourSequence.append(_contours(number, label, labels, sources))
+        held = [label] if parts is None else list(parts[label])
+        region = labels if held == [label] else np.where(np.isin(labels, held), np.uint8(label), np.uint8(0))
+        document.ROIContourSequence.append(_contours(number, label, region, sources))
         document.RTROIObservationsSequence.append(_observation(number))
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,14 @@ def check_installed(option: str = "--dicom_seg") -> None:
         raise InputError(f"{option} needs highdicom and pydicom: pip install 'nnunet-flare[dicom]'")
 
 
-def write_dicom_seg(path: Path, labels: np.ndarray, series: Path, names: Mapping[int, str], case: str) -> None:
+def write_dicom_seg(
+    path: Path,
+    labels: np.ndarray,
+    series: Path,
+    names: Mapping[int, str],
+    case: str,
+    parts: Mapping[int, Sequence[int]] | None = None,
+) -> None:
     """Write a label map (Z, Y, X), as ``read_series`` orders the series, as a DICOM SEG, by rename.
 
     Args:
@@ -62,6 +69,8 @@ def write_dicom_seg(path: Path, labels: np.ndarray, series: Path, names: Mapping
         series: the folder of the series.
         names: of the label ids, as :func:`nnunet_flare.labels.label_names` gives them.
         case: for the error's text.
+        parts: what a region holds, as :func:`nnunet_flare.labels.drawn_parts`; without it each id stands alone.
+            Segments overlap where regions do.
 
     Raises:
         CaseError: when the series lacks what a segmentation must refer to.
@@ -71,12 +80,10 @@ def write_dicom_seg(path: Path, labels: np.ndarray, series: Path, names: Mapping
 
     files = ordered_files(series, case)
     sources = [pydicom.dcmread(file, stop_before_pixels=True, force=True) for file in files]
-    number = np.zeros(256, np.uint8)
-    number[list(names)] = np.arange(1, len(names) + 1)
     try:
         document = highdicom.seg.Segmentation(
             source_images=sources,
-            pixel_array=number[labels],
+            pixel_array=_segments(labels, list(names), parts),
             segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
             segment_descriptions=[_description(at, name) for at, name in enumerate(names.values(), start=1)],
             series_instance_uid=highdicom.UID(),
@@ -95,6 +102,15 @@ def write_dicom_seg(path: Path, labels: np.ndarray, series: Path, names: Mapping
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         document.save_as(temporary)
+
+
+def _segments(labels: np.ndarray, ids: Sequence[int], parts: Mapping[int, Sequence[int]] | None) -> np.ndarray:
+    """Numbers of segments (Z, Y, X), or a mask of each (Z, Y, X, segments) where regions hold several ids."""
+    if parts is None or all(len(parts[label]) == 1 for label in ids):
+        number = np.zeros(256, np.uint8)
+        number[list(ids)] = np.arange(1, len(ids) + 1)
+        return number[labels]
+    return np.stack([np.isin(labels, list(parts[label])) for label in ids], axis=-1).astype(np.uint8)
 
 
 def _description(number: int, name: str) -> Any:

@@ -412,12 +412,24 @@ class Segmenter:
         """What ``work`` makes with the first of the window policies that keeps to the memory limits."""
         self._networks.load()
 
+        window = self._window_bytes(apart=heads > self.heads)
+
         def wanted(policy: str) -> Need:
-            return self._need(scan.shape, scan.grid.array.shape, heads, maps, policy, by_rows=by_rows)
+            found = self._need(scan.shape, scan.grid.array.shape, heads, maps, policy, by_rows=by_rows)
+            return found if window is None else replace(found, window=window)
 
         policy = affordable(scan.name, self.settings.max_memory_gb, policies, wanted)
         sums = wanted(policy).scores
         return self._attempt(scan.name, scan.prepared.data, sums, lambda forwards, way: work(forwards, way, policy))
+
+    def _window_bytes(self, *, apart: bool) -> int | None:
+        """What windows take on the CPU, where a limit asks; None where the scores tell, as of a network on a GPU."""
+        if self.settings.max_memory_gb is None or self._networks.device.type != "cpu":
+            return None
+        scores = FLOAT_BYTES * self.heads * math.prod(self.patch)
+        counted = self._networks.window_bytes(scores, apart=apart)
+        softmax = 2 * scores if self.settings.windows == "huang" else 0
+        return None if counted is None else counted + softmax
 
     def _on_best_device(self, data: Array, work: Callable[[list[Forward], Way], Result]) -> Result:
         """What ``work`` makes of a preprocessed scan (C, z, y, x)."""

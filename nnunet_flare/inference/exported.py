@@ -24,11 +24,10 @@ from nnunet_flare.inference.choices import PRECISIONS, ROI_RULES, TTA
 from nnunet_flare.inference.devices import CPU
 from nnunet_flare.inference.inputs import DOCUMENTS
 from nnunet_flare.inference.labels import Labels
-from nnunet_flare.inference.opened import Execution, network_channels
+from nnunet_flare.inference.opened import Execution, Runtime, network_channels
 from nnunet_flare.inference.plain_plans import SHAPE, PlainConfiguration, PlainPlans, check_plain
 from nnunet_flare.inference.runtimes import BF16_FLAGS, cpu_flags
 from nnunet_flare.inference.settings import PredictionSettings
-from nnunet_flare.inference.windows import Forward
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +211,7 @@ class ExportedModel:
         """Number of the network's input channels; the second stage of a cascade also sees each label of the first."""
         return network_channels(self)
 
-    def runtime(self, how: Execution) -> Forward:
+    def runtime(self, how: Execution) -> Runtime:
         """OpenVINO's; nothing else can run it."""
         from nnunet_flare.inference.openvino_runtime import OpenVinoRuntime
 

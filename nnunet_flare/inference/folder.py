@@ -22,7 +22,7 @@ from nnunet_flare.errors import CaseError, FlareError, InputError
 from nnunet_flare.files import name_problem
 from nnunet_flare.images import Volume, write_labels
 from nnunet_flare.images.readers import SITK
-from nnunet_flare.inference.forms import Finished, Form, Receiver, name_problem_of
+from nnunet_flare.inference.forms import Finished, Form, Receiver, problem_of
 from nnunet_flare.inference.inputs import InputCase, check_channel_count
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.kept import is_kept
@@ -146,7 +146,7 @@ def predict_cases(
     todo = []
     for case in cases:
         problem = name_problem(case.name, output, [f"{{}}{case.suffix}"], renamed=False)
-        problems = [problem, *(name_problem_of(case, form) for form in forms)]
+        problems = [problem, *(problem_of(case, form) for form in forms)]
         problem = next((one for one in problems if one is not None), None)
         if problem is not None:
             report.add_failed(case.name, problem)

@@ -94,6 +94,7 @@ class Form:
         wants_image: whether ``write`` needs the stored voxels.
         wants_members: whether ``write`` needs the members' label maps.
         of_folder: whether ``files`` are the same for all cases.
+        problem: why it cannot be made of a case, in words, or None; asked before the case is predicted.
     """
 
     what: str
@@ -104,12 +105,14 @@ class Form:
     wants_image: bool = False
     wants_members: bool = False
     of_folder: bool = False
+    problem: Callable[[InputCase], str | None] = lambda case: None
 
 
-def name_problem_of(case: InputCase, form: Form) -> str | None:
-    """Why a case's name is too long for the files of a form, in words; None where they all fit."""
-    if form.of_folder:
-        return None
+def problem_of(case: InputCase, form: Form) -> str | None:
+    """Why a form cannot be made of a case, or its name is too long for the files, in words; None where all is well."""
+    found = form.problem(case)
+    if found is not None or form.of_folder:
+        return found
     problems = (
         name_problem(case.name, path.parent, [f"{{}}{path.name[len(case.name) :]}"]) for path in form.files(case)
     )

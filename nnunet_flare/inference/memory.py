@@ -31,7 +31,10 @@ Result = TypeVar("Result")
 FLOAT_BYTES = 4
 
 WINDOW_COPIES = 4
-"""Scores of one window alive at once: the network's output, its float copy, their sum over folds and flips."""
+"""Scores of one window alive at once: the network's output, its float copy, their sum over folds and flips.
+
+This tells what windows take beside a network on a GPU. On the CPU intermediate results are most of it, which each
+network's runtime counts (:meth:`nnunet_flare.inference.networks.Networks.window_bytes`)."""
 
 GPU_SHARE = 0.5
 """Share of the GPU's memory that sums may take; the network's activations need the rest."""
@@ -50,7 +53,11 @@ CONTEXT = (GIGABYTE // 2, GIGABYTE)
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of one prediction beyond what the process holds already."""
+    """Bytes of one prediction beyond what the process holds already.
+
+    Not counted: the next scan, of a size that is not known, which is prepared meanwhile, and the network in single
+    precision, with which a scan is repeated where its scores overflow.
+    """
 
     sums: int
     window: int

@@ -27,8 +27,7 @@ from nnunet_flare.inference.choices import DEFAULT_CHECKPOINT, Fold
 from nnunet_flare.inference.export import check_resampling
 from nnunet_flare.inference.inputs import DOCUMENTS
 from nnunet_flare.inference.labels import Labels
-from nnunet_flare.inference.opened import Execution, check_stands_alone, network_channels
-from nnunet_flare.inference.windows import Forward
+from nnunet_flare.inference.opened import Execution, Runtime, check_stands_alone, network_channels
 
 STOCK_PLAN_TRAINER = re.compile(r"nnUNetTrainer(_\d+epochs?|NoMirroring|DA5|DAOrd0|NoDA)?")
 """Stock trainers that build the network of their plans unchanged."""
@@ -113,7 +112,7 @@ class Model:
             ) from error
         return network.requires_grad_(False).eval()
 
-    def runtime(self, how: Execution) -> Forward:
+    def runtime(self, how: Execution) -> Runtime:
         """What executes the network, see :class:`nnunet_flare.inference.opened.Opened`."""
         from nnunet_flare.inference.torch_runtime import open_runtime
 

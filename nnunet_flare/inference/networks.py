@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -12,8 +13,8 @@ from nnunet_flare.errors import InputError
 from nnunet_flare.inference.attempts import Way, attempt
 from nnunet_flare.inference.augment import flipped, flips_of
 from nnunet_flare.inference.devices import CPU, Device, named, open_device
-from nnunet_flare.inference.memory import free_gpu_memory, gpu_figures, is_out_of_memory, keep_to
-from nnunet_flare.inference.opened import Execution, Opened
+from nnunet_flare.inference.memory import FLOAT_BYTES, free_gpu_memory, gpu_figures, is_out_of_memory, keep_to
+from nnunet_flare.inference.opened import Execution, Opened, Runtime
 from nnunet_flare.inference.places import place_at
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.inference.runtimes import choose_backend, choose_precision
@@ -47,8 +48,8 @@ class Networks:
         self.device = open_device(settings.device)
         self.precision = choose_precision(settings.precision, self.device)
         self._built: dict[tuple[str, str], list[Forward]] = {}
-        self._runtimes: list[Forward] = []
-        self._cold: list[Forward] = []
+        self._runtimes: dict[tuple[str, str], list[Runtime]] = {}
+        self._cold: list[Runtime] = []
         self._lock = threading.Lock()
         self._built_in: int | None = None
         self._said = False
@@ -131,17 +132,38 @@ class Networks:
                     flipped(forward, flips_of(self._settings.tta, its, two_d=self._two_d))
                     for forward, its in zip(plain, axes, strict=True)
                 ]
-            self._runtimes += plain
+            self._runtimes[str(device), precision] = plain
             self._cold = plain
             self._built[str(device), precision] = made
             return made
+
+    def window_bytes(self, scores: int, *, apart: bool) -> int | None:
+        """Bytes that windows take on the CPU beyond what the process holds; None, which is said, where unknown.
+
+        Args:
+            scores: bytes of one network's scores of a window in single precision.
+            apart: whether the members' scores are kept apart.
+        """
+        self.forwards(CPU, self.precision)
+        runtimes = self._runtimes[str(CPU), self.precision]
+        shapes = [(1, model.network_channels, *self._patch) for model in self._models]
+        try:
+            found = [runtime.window_bytes(shape) for runtime, shape in zip(runtimes, shapes, strict=True)]
+        except RuntimeError as error:
+            log.warning("%s: %s; --max_memory counts scores alone for its windows", self._models[0], error)
+            return None
+        flips = [flips_of(self._settings.tta, model.mirroring_axes, two_d=self._two_d) for model in self._models]
+        is_flipped, folds = max(map(len, flips)) > 1, len(runtimes)
+        copies = (3 if is_flipped else 0) + (0 if folds == 1 else 2 * folds if apart else 2)
+        turned = FLOAT_BYTES * math.prod(shapes[0]) if is_flipped else 0
+        return sum(one.kept for one in found) + max(one.passing for one in found) + turned + copies * scores
 
     def release(self) -> None:
         """Give back what the networks' windows took on the CPU, until the next one; they stay ready."""
         from nnunet_flare.inference.openvino_runtime import OpenVinoRuntime
 
         with self._lock:
-            for runtime in self._runtimes:
+            for runtime in (one for some in self._runtimes.values() for one in some):
                 if isinstance(runtime, OpenVinoRuntime):
                     runtime.release()
 
@@ -153,7 +175,7 @@ class Networks:
         backend = choose_backend(self._settings.backend, self.device)
         log.info("device %s, precision %s, backend %s", named(self.device), self.precision, backend)
 
-    def _runtime(self, model: Opened, device: Device, precision: str) -> Forward:
+    def _runtime(self, model: Opened, device: Device, precision: str) -> Runtime:
         how = Execution(
             backend=choose_backend(self._settings.backend, device),
             fall_back=self._settings.backend == "auto",

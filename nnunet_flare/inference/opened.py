@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from nnunet_flare.errors import InputError
+from nnunet_flare.inference.arrays import Array
 from nnunet_flare.inference.devices import Device
 from nnunet_flare.inference.labels import Labels
-from nnunet_flare.inference.windows import Forward
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,29 @@ class Execution:
     precision: str
     patch: Sequence[int]
     two_d: bool
+
+
+class WindowBytes(NamedTuple):
+    """Bytes on the CPU: what a network's next window takes and keeps for those that follow, and what it gives back."""
+
+    kept: int
+    passing: int
+
+
+class Runtime(Protocol):
+    """A network that is ready: a :data:`nnunet_flare.inference.windows.Forward` whose memory can be told."""
+
+    def __call__(self, window: Array) -> Array:
+        """A window to its scores."""
+        ...
+
+    def window_bytes(self, window: Sequence[int]) -> WindowBytes:
+        """What the next window (1, C, z, y, x) takes beyond what the process holds, nothing computed for it.
+
+        Raises:
+            RuntimeError: when it cannot be told.
+        """
+        ...
 
 
 class Opened(Protocol):
@@ -77,7 +100,7 @@ class Opened(Protocol):
         """Axes that were mirrored in training."""
         ...
 
-    def runtime(self, how: Execution) -> Forward:
+    def runtime(self, how: Execution) -> Runtime:
         """What executes the network.
 
         Raises:

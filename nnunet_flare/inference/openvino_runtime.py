@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import numpy as np
 
 from nnunet_flare.inference.arrays import BFloat16
 from nnunet_flare.inference.cpus import thread_count
+from nnunet_flare.inference.opened import WindowBytes
+from nnunet_flare.inference.openvino_memory import bytes_of_window
 from nnunet_flare.inference.openvino_norms import average_in_blocks
 from nnunet_flare.inference.openvino_slabs import join_in_slabs
 
@@ -78,6 +82,11 @@ class OpenVinoRuntime:
         scores: np.ndarray = self._own.request.infer({0: array}, share_inputs=True, share_outputs=True)[0][0]
         scores = scores[:, None] if self._two_d else scores
         return BFloat16(scores.view(np.uint16)) if self._is_bf16 else scores
+
+    def window_bytes(self, window: Sequence[int]) -> WindowBytes:
+        """As :class:`nnunet_flare.inference.opened.Runtime`; ``window`` is copied once where it is a part of a scan."""
+        kept = 0 if hasattr(self._own, "request") else bytes_of_window(self._compiled)
+        return WindowBytes(kept=kept, passing=4 * math.prod(window))
 
     def release(self) -> None:
         """Give back the memory of windows and scores; the next call takes it again. No call may be under way."""
@@ -146,6 +155,11 @@ def silent_openvino() -> Any:
         finally:
             if sys.modules.get(REPORTING, ...) is None:
                 del sys.modules[REPORTING]
+    if not hasattr(openvino, "__version__") or not hasattr(openvino, "Core"):  # before 2023, or a folder of that name
+        where = list(getattr(openvino, "__path__", ())) or [getattr(openvino, "__file__", None)]
+        raise RuntimeError(
+            f"the package openvino in {where[0]} is too old, or something else of that name: pip install -U openvino"
+        )
     found = re.match(r"(\d+)\.(\d+)", str(openvino.__version__))
     if found is not None and (int(found[1]), int(found[2])) < OLDEST:
         oldest = ".".join(map(str, OLDEST))

@@ -7,7 +7,7 @@ prediction that writes into the same folder, and ``statistics.csv`` is made of i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,13 @@ ROW = {"id": int, "voxels": int, "volume_ml": float}
 DOCUMENT = {"cases": {str: {str: {**ROW, f"{HU}?": (float, None), f"{VALUE}?": (float, None)}}}}
 
 
-def organ_statistics(labels: np.ndarray, image: np.ndarray, voxel_mm3: float, ids: Mapping[int, str]) -> dict[str, Any]:
+def organ_statistics(
+    labels: np.ndarray,
+    image: np.ndarray,
+    voxel_mm3: float,
+    ids: Mapping[int, str],
+    parts: Mapping[int, Sequence[int]] | None = None,
+) -> dict[str, Any]:
     """Voxels, volume in ml and mean value of every organ, by its name.
 
     Args:
@@ -37,6 +43,7 @@ def organ_statistics(labels: np.ndarray, image: np.ndarray, voxel_mm3: float, id
         image: the scan on the same grid, in any real type.
         voxel_mm3: volume of a voxel.
         ids: the name of every label id.
+        parts: what a region holds, as :func:`nnunet_flare.labels.drawn_parts`; without it each id stands alone.
 
     Returns:
         ``{name: (id, voxels, ml, mean)}``; the mean of no voxel is None.
@@ -46,32 +53,37 @@ def organ_statistics(labels: np.ndarray, image: np.ndarray, voxel_mm3: float, id
         flat = plane.ravel()
         counts += np.bincount(flat, minlength=256)
         sums += np.bincount(flat, weights=values.ravel(), minlength=256)
-    return {
-        name: (
-            number,
-            int(counts[number]),
-            float(counts[number]) * voxel_mm3 / 1000,
-            float(sums[number] / counts[number]) if counts[number] else None,
-        )
-        for number, name in ids.items()
-    }
+    found = {}
+    for number, name in ids.items():
+        held = [number] if parts is None else list(parts[number])
+        voxels, total = int(counts[held].sum()), float(sums[held].sum())
+        found[name] = (number, voxels, voxels * voxel_mm3 / 1000, total / voxels if voxels else None)
+    return found
 
 
 class Statistics:
     """The table of a folder."""
 
-    def __init__(self, folder: Path, organs: Mapping[int, str], *, ct: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        organs: Mapping[int, str],
+        *,
+        ct: bool,
+        parts: Mapping[int, Sequence[int]] | None = None,
+    ) -> None:
         """Nothing is written yet.
 
         Args:
             folder: which need not be there yet.
             organs: the name of every label id.
             ct: whether values are CT numbers.
+            parts: as in :func:`organ_statistics`.
 
         Raises:
             InputError: when the folder holds something else under one of the names.
         """
-        self.folder, self._organs = folder, organs
+        self.folder, self._organs, self._parts = folder, organs, parts
         self.mean = HU if ct else VALUE
         self._read_at: tuple[int, int] | None = None
         self._cases: dict[str, Any] = {}
@@ -99,7 +111,7 @@ class Statistics:
         """Measure a case and write the tables with it."""
         assert finished.image is not None
         image: Volume = finished.image
-        found = organ_statistics(finished.labels, image.array, image.voxel_mm3, self._organs)
+        found = organ_statistics(finished.labels, image.array, image.voxel_mm3, self._organs, self._parts)
         rows = {
             name: {"id": number, "voxels": voxels, "volume_ml": round(ml, 4), self.mean: mean and round(mean, 3)}
             for name, (number, voxels, ml, mean) in found.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,7 @@ from nnunet_flare.errors import InputError
 from nnunet_flare.inference.arrays import Array
 from nnunet_flare.inference.devices import of_torch
 from nnunet_flare.inference.held import BENCHMARK, EXACT
-from nnunet_flare.inference.opened import Execution
-from nnunet_flare.inference.windows import Forward
+from nnunet_flare.inference.opened import Execution, Runtime, WindowBytes
 
 if TYPE_CHECKING:
     from nnunet_flare.inference.model import Model
@@ -39,13 +39,23 @@ class TorchRuntime:
     def __init__(self, network: nn.Module, *, device: Any, precision: str, two_d: bool = False) -> None:
         self._device, self._precision, self._two_d = of_torch(device), precision, two_d
         self._network = network.to(self._device, torch.float32)
+        self._has_run = False
 
     def __call__(self, window: Array) -> Array:
         if isinstance(window, np.ndarray):
             window = torch.from_numpy(np.ascontiguousarray(window))
         with torch.inference_mode():
             scores = self._scores(window.to(self._device, torch.float32))
+        self._has_run = True
         return scores.float().numpy() if self._device.type == "cpu" else scores
+
+    def window_bytes(self, window: Sequence[int]) -> WindowBytes:
+        """As :class:`nnunet_flare.inference.opened.Runtime`, on the CPU."""
+        from nnunet_flare.inference.torch_memory import FIRST_USE, bytes_of_window
+
+        shape = (*window[:2], *window[3:]) if self._two_d else window
+        counted = bytes_of_window(self._network, shape, autocast=HALF_TYPES.get(self._precision))
+        return WindowBytes(kept=0, passing=counted + (0 if self._has_run else FIRST_USE))
 
     def _scores(self, window: torch.Tensor) -> torch.Tensor:
         with ExitStack() as stack:
@@ -62,7 +72,7 @@ class TorchRuntime:
             return self._network(window)[0]
 
 
-def open_runtime(model: Model, how: Execution) -> Forward:
+def open_runtime(model: Model, how: Execution) -> Runtime:
     """What executes a model's network.
 
     Raises:
@@ -76,7 +86,7 @@ def open_runtime(model: Model, how: Execution) -> Forward:
         try:
             source = openvino_network(model, network, patch=how.patch, two_d=how.two_d)
             return OpenVinoRuntime(source, precision=how.precision, two_d=how.two_d)
-        except RuntimeError as error:
+        except (RuntimeError, ImportError) as error:  # of an installation that is not whole
             if not how.fall_back:
                 raise InputError(f"{model.member}: OpenVINO cannot run this network ({error})") from error
             log.warning("OpenVINO cannot run this network (%s); PyTorch runs it", str(error).splitlines()[0])

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -388,6 +389,11 @@ def test_an_openvino_that_is_missing_or_too_old_is_said(room, whole, tmp_path, m
     assert run(predict, *words) == 2
     assert "OpenVINO 2023.3 is too old, expected 2024.4 or newer" in capsys.readouterr().err
     monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "openvino", types.ModuleType("openvino"))  # before 2023, or a folder of that name
+        assert run(predict, *words) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert "is too old, or something else of that name: pip install -U openvino" in line
     find = runtimes.importlib.util.find_spec
     monkeypatch.setattr(
         runtimes.importlib.util, "find_spec", lambda name, *more: None if name == "openvino" else find(name, *more)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from pathlib import Path
 
 import model_folders as models
 import numpy as np
@@ -14,7 +15,7 @@ from pretend_gpu import gpu
 from nnunet_flare.cli import predict
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.images import write_volume
-from nnunet_flare.inference import memory
+from nnunet_flare.inference import memory, torch_memory
 from nnunet_flare.inference.arrays import HOST
 from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.inference.devices import CPU
@@ -90,6 +91,95 @@ def test_the_estimate_of_the_sums_is_what_is_really_made(tmp_path, monkeypatch, 
     assert 4 * int(np.prod(sums)) + total <= needs[0].sums <= 1.02 * (4 * int(np.prod(sums)) + total)
 
 
+WIDE = (32, 64)
+"""Features of a network whose intermediate results are most of what its windows take."""
+
+
+def limited(folder, **options) -> Segmenter:
+    settings = PredictionSettings(max_memory_gb=64, **{"backend": "torch", "precision": "fp32", **options})
+    return Segmenter.from_model_folder(folder, settings)
+
+
+def needed(segmenter: Segmenter, scan, monkeypatch) -> memory.Need:
+    """What is compared with the limit when a scan is predicted, and the scan predicted."""
+    needs = []
+    noted = lambda case, limit, policies, wanted: (needs.append(wanted(policies[0])), policies[0])[1]  # noqa: E731
+    with monkeypatch.context() as patched:
+        patched.setattr("nnunet_flare.inference.core.affordable", noted)
+        segmenter.segment(scan)
+    return needs[0]
+
+
+def test_intermediate_results_of_the_network_are_counted(tmp_path, monkeypatch):
+    """By hand, at the decoder's last convolution: what it joins and makes, and both again in oneDNN's order."""
+    folder = models.write_model(tmp_path / "model", plan=models.plans(patch=(16, 64, 64), features=WIDE))
+    segmenter = limited(folder)
+    scan = segmenter.prepare([scans.blobs((16, 64, 64), spacing=(4.0, 2.0, 2.0))])
+    voxels, joined, made, skipped, lower = 16 * 64 * 64, 64, 32, 32, 64 / 4
+    by_hand = 4 * voxels * (2 * (joined + made) + skipped + lower)
+    window = needed(segmenter, scan, monkeypatch).window - torch_memory.FIRST_USE
+    assert by_hand <= window <= 1.2 * by_hand
+    again = needed(segmenter, scan, monkeypatch).window  # the libraries are there now
+    assert again == window
+    half = limited(folder, precision="bf16")
+    assert 0.5 * by_hand <= needed(half, scan, monkeypatch).window - torch_memory.FIRST_USE < 0.9 * by_hand
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="resident memory is read as Linux tells it")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_openvino_keeps_for_windows_is_what_was_counted(tmp_path, monkeypatch, precision):
+    """Once: the second scan's windows lie where the first one's did."""
+    pytest.importorskip("openvino", reason="OpenVINO is not installed (extra: openvino)")
+    folder = models.write_model(tmp_path / "model", plan=models.plans(patch=(32, 96, 96), features=WIDE))
+    segmenter = limited(folder, backend="openvino", precision=precision)
+    segmenter.load()
+    (runtime,) = segmenter._forwards
+    window = np.zeros((1, 1, 32, 96, 96), np.float32)
+    counted = runtime.window_bytes(window.shape)
+    before = memory.process_bytes()
+    runtime(window)
+    took = memory.process_bytes() - before
+    assert took <= counted.kept <= 1.5 * took
+    assert runtime.window_bytes(window.shape).kept == 0
+    runtime.release()
+    assert runtime.window_bytes(window.shape).kept == counted.kept
+
+
+COPIES = {
+    "one network": ((0,), {}, {}, 0),
+    "folds": ((0, 1), {}, {}, 2),
+    "members apart": ((0, 1), {}, {"members": True}, 4),
+    "turned windows": ((0,), {"tta": "crop-rotate"}, {}, 3),
+}
+
+
+@pytest.mark.parametrize("what", COPIES)
+def test_scores_that_are_added_up_are_counted_beside_the_network(tmp_path, monkeypatch, what):
+    folds, options, words, copies = COPIES[what]
+    segmenter = limited(models.write_model(tmp_path / "model", folds=folds), **options)
+    segmenter.load()
+    passing = max(
+        one.window_bytes((1, 1, *segmenter.patch)).passing for one in segmenter._networks._runtimes["cpu", "fp32"]
+    )
+    voxels = int(np.prod(segmenter.patch))
+    turned = 4 * voxels if "tta" in options else 0
+    apart = "members" in words
+    found = segmenter._window_bytes(apart=apart)
+    assert found == passing + turned + copies * 4 * 4 * voxels
+
+
+def test_a_network_that_cannot_be_counted_is_said(tmp_path, monkeypatch, caplog):
+    def depends_on_values(self, x):
+        return x if float(x.sum()) > 0 else -x
+
+    segmenter = limited(models.write_model(tmp_path / "model"))
+    segmenter.load()
+    monkeypatch.setattr(torch.nn.LeakyReLU, "forward", depends_on_values)
+    scan = segmenter.prepare([scans.blobs((10, 36, 40))])
+    assert needed(segmenter, scan, monkeypatch).window == 4 * 4 * 4 * int(np.prod(segmenter.patch))
+    assert "its steps cannot be counted" in caplog.text and "--max_memory counts scores alone" in caplog.text
+
+
 def looking_twice(folder, device):
     settings = PredictionSettings(backend="torch", precision="fp32", tta="crop-rotate", device=device)
     return Segmenter.from_model_folder(folder, settings)
@@ -152,7 +242,15 @@ def test_skipping_gives_way_to_a_limit_that_only_block_wise_sums_keep(tmp_path, 
     folder = models.write_model(tmp_path / "model")
     volume = scans.blobs((60, 60, 60))
     monkeypatch.setattr(memory, "process_bytes", lambda: 0)
-    settings = PredictionSettings(windows="skip-empty", max_memory_gb=0.003, backend="torch", precision="fp32")
+    monkeypatch.setattr(torch_memory, "FIRST_USE", 0)
+    generous = limited(folder)
+    shapes = (generous.prepare([volume]).shape, volume.array.shape, generous.heads, 1)
+    generous.load()
+    blocks, whole = (generous._need(*shapes, policy).scores for policy in ("all", "skip-empty"))
+    rest = 2 * volume.array.size + generous._window_bytes(apart=False)
+    assert whole > 2 * blocks
+    limit = (rest + (blocks + whole) / 2) / memory.GIGABYTE
+    settings = PredictionSettings(windows="skip-empty", max_memory_gb=limit, backend="torch", precision="fp32")
     segmenter = Segmenter.from_model_folder(folder, settings)
     labels, _ = segmenter.segment(segmenter.prepare([volume]))
     assert "all windows are predicted instead" in caplog.text

@@ -76,3 +76,52 @@ def test_a_scan_of_1000_slices_and_14_classes_stays_under_8_gb(tmp_path):
     assert read_volume(tmp_path / "out" / "body.mha").array.shape == (1000, 512, 512)
     assert peak < 8 * 1024
     assert peak < 3.5 * 1024, f"{peak:.0f} MB; it was 2 GB once"
+
+
+WINDOW = """
+import sys
+from pathlib import Path
+import numpy as np
+from nnunet_flare.inference.core import Segmenter
+from nnunet_flare.inference.settings import PredictionSettings
+
+def status(key):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
+
+settings = PredictionSettings(backend=sys.argv[2], precision=sys.argv[3], max_memory_gb=64)
+segmenter = Segmenter.from_model_folder(Path(sys.argv[1]), settings)
+segmenter.load()
+counted = segmenter._window_bytes(apart=False)
+window = np.random.default_rng(0).normal(size=(1, 1, *segmenter.patch)).astype(np.float32)
+Path("/proc/self/clear_refs").write_text("5")
+before = status("VmRSS")
+segmenter._forwards[0](window.copy())
+print(counted, status("VmHWM") - before)
+"""
+
+
+def wide_model(folder: Path, network: str) -> Path:
+    """A network with the features of nnU-Net's default plans at full resolution."""
+    plan = models.plans(patch=(32, 128, 128), features=(32, 64, 128))
+    architecture = plan["configurations"]["3d_fullres"]["architecture"]
+    if network == "residual encoder":
+        arguments = architecture["arch_kwargs"]
+        architecture["network_class_name"] = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
+        arguments["n_blocks_per_stage"] = [1, 2, 2]
+        del arguments["n_conv_per_stage"]
+    return models.write_model(folder, plan=plan, labels=LABELS)
+
+
+@pytest.mark.parametrize("network", ["plain", "residual encoder"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_a_window_takes_what_was_counted(tmp_path, network, backend, precision):
+    """The first one, which is the dearest, in a process of its own."""
+    if backend == "openvino":
+        pytest.importorskip("openvino", reason="OpenVINO is not installed (extra: openvino)")
+    folder = wide_model(tmp_path / "model", network)
+    command = [sys.executable, "-c", WINDOW, str(folder), backend, precision]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    counted, took = map(int, done.stdout.split())
+    assert took <= counted <= 1.5 * took

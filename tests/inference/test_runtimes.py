@@ -242,6 +242,23 @@ def test_a_network_that_openvino_does_not_know_is_run_by_pytorch_or_refused(case
         logits(folder, data, backend="openvino", precision="fp32", folds=[0])
 
 
+@needs_openvino
+def test_an_openvino_that_is_not_whole_leaves_the_network_to_pytorch_or_is_refused(case, monkeypatch, caplog):
+    """As where a library that it needs is missing."""
+
+    def broken():
+        raise ImportError("libopenvino.so: cannot open shared object file")
+
+    folder, data = case
+    monkeypatch.setattr("nnunet_flare.inference.openvino_runtime.silent_openvino", broken)
+    monkeypatch.setattr(openvino_conversion, "silent_openvino", broken)
+    expected = logits(folder, data, backend="torch", precision="fp32", folds=[0])
+    assert torch.equal(logits(folder, data, backend="auto", precision="fp32", folds=[0]), expected)
+    assert "cannot open shared object file); PyTorch does" in caplog.text
+    with pytest.raises(InputError, match=r"OpenVINO does not run this network \(libopenvino.so"):
+        logits(folder, data, backend="openvino", precision="fp32", folds=[0])
+
+
 def test_choices_know_the_hardware(monkeypatch):
     monkeypatch.setattr(runtimes, "cpu_flags", lambda: frozenset({"avx2"}))
     assert runtimes.choose_precision("auto", CPU) == "fp32"

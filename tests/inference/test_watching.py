@@ -17,8 +17,10 @@ import pytest
 import small_scans as scans
 
 from nnunet_flare.cli import predict
+from nnunet_flare.cli.further_outputs import forms_of
 from nnunet_flare.images import read_volume, write_volume
-from nnunet_flare.inference.inputs import find_inputs
+from nnunet_flare.inference.folder import predict_cases
+from nnunet_flare.inference.inputs import InputCase, find_inputs
 from nnunet_flare.inference.watching import Arrivals
 
 SMALL = (10, 36, 40)
@@ -224,11 +226,23 @@ def test_a_folder_that_is_gone_for_a_while_is_no_end(arrivals, caplog):
     assert names(made.look()) == (["a"], [], [])
 
 
+def test_a_scan_without_the_form_that_is_asked_for_is_set_aside_before_it_is_predicted(tmp_path):
+    pytest.importorskip("highdicom", reason="highdicom (extra: dicom) is not installed")
+    pytest.importorskip("pydicom", reason="pydicom (extra: dicom) is not installed")
+    words = ["--watch", "in", "-o", str(tmp_path / "out"), "--dicom_seg", "--rtstruct"]
+    forms = forms_of(predict.parser().parse_args(words), [], models.dataset_json(), tmp_path)
+    case = InputCase("a", (tmp_path / "in" / "a.nii.gz",), ".nii.gz")
+    for form, option in zip(forms, ("--dicom_seg", "--rtstruct"), strict=True):
+        report = predict_cases([case], tmp_path / "out", lambda: pytest.fail("opened the model"), forms=[form])
+        assert report.failed == {"a": f"{option}: {case.files[0]} is no DICOM series folder; leave {option} out"}
+
+
 @pytest.mark.parametrize(
     "words, expected",
     [
         (["--watch", "in", "-num_parts", "2"], "its own folder"),
         (["--watch", "missing"], "no such folder"),
+        (["--watch", "in", "--save_members", "--windows", "skip-empty"], "--save_members needs --windows all"),
         (["-i", "in", "--json_lines"], "go with --watch"),
     ],
 )
