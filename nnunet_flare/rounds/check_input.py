@@ -219,7 +219,7 @@ def _check_names(folder: Path, *, trusted: bool) -> None:
 
 
 def _check_trainers(given: RunInput) -> None:
-    """The recipe's trainers can learn from an *ignore* label, and its weights are not of regions, where there are some."""
+    """The recipe's trainers can learn from an *ignore* label where there is one; regions have no weights of classes."""
     labels, recipe = given.document["labels"], given.recipe
     named = {"trainer": recipe.trainer, "final.trainer": recipe.final.trainer}
     problems = []
