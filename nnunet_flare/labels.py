@@ -114,7 +114,10 @@ def label_problems(document: Mapping[str, Any]) -> list[str]:
 
 
 def _order_problems(document: Mapping[str, Any]) -> list[str]:
-    """Whether regions that are drawn one over the other, in their order, give a label map that says the same."""
+    """Whether regions that are drawn one over the other, in their order, give a label map that says the same.
+
+    The first label, else region, that is not told again; the others mostly have the same cause.
+    """
     labels, order = document["labels"], document.get("regions_class_order")
     regions = list(_foreground(labels).items())
     names = [name for name, _ in regions]
@@ -122,17 +125,21 @@ def _order_problems(document: Mapping[str, Any]) -> list[str]:
         return [f"regions_class_order is missing; expected one label id for each of the regions {names}"]
     if not isinstance(order, list) or not all(type(label) is int for label in order) or len(order) != len(regions):
         return [f"regions_class_order is {order!r}, expected one label id for each of {len(regions)} regions {names}"]
-    problems = []
     for label in label_ids(labels):
         holding = [name for name, ids in regions if label in ids]
         drawn = [order[place] for place, (_, ids) in enumerate(regions) if label in ids][-1]
         told = [name for name, ids in regions if drawn in ids]
         if told != holding:
             said = f"only in {', '.join(told)}" if told else "in no region"
-            problems.append(
+            return [
                 f"regions_class_order {order}: a voxel of label {label} lies in {', '.join(holding)}, and would be "
                 f"drawn as {drawn}, which is {said}. Regions are drawn in the order of 'labels'. List larger regions "
-                "before "
-                "those inside them, and give each a label that no later region holds"
-            )
-    return problems
+                "before those inside them, and give each a label that no later region holds"
+            ]
+    for (name, ids), number in zip(regions, order, strict=True):
+        if number not in ids:
+            return [
+                f"regions_class_order {order}: draws {name} {list(ids)} as {number}, which then lies outside it; "
+                "expected for each region one of its own labels"
+            ]
+    return []

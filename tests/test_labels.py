@@ -9,6 +9,8 @@ import pytest
 from nnunet_flare.labels import drawn_ids, label_ids, label_names, label_problems, organs_of, sampled_groups
 
 BRATS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": [3]}
+PAIR = {"background": 0, "pair": [1, 2], "left": 1, "right": 2, "liver": 3}
+"""A pair that is neither left nor right shows where no label of it is as likely."""
 KITS = {"background": 0, "kidney": [1, 2, 3], "masses": [2, 3], "tumour": 2, "ignore": 4}
 
 
@@ -33,6 +35,8 @@ def test_labels_that_no_region_tells_apart_may_be_drawn_as_one() -> None:
         ),
         (BRATS, [1, 2], "expected one label id for each of 3 regions"),
         (BRATS, None, "regions_class_order is missing"),
+        (PAIR, [3, 1, 2, 3], "draws pair [1, 2] as 3, which then lies outside it"),
+        (PAIR, [7, 1, 2, 3], "draws pair [1, 2] as 7"),
         (dict(reversed(BRATS.items())), [3, 2, 1], "label 2 lies in core, whole, and would be drawn as 1"),
     ],
 )

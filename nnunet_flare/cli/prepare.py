@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"next: flare-pseudolabel run -d {made.dataset.name} -u {made.unlabelled}{scored if made.scored else ''} "
             "--dry-run"
         )
+        _say_recipes(made, layout.targets)
     return 1 if made.set_aside or made.not_recognised else 0
 
 
@@ -84,6 +86,20 @@ def _say_counts(made: PreparedDataset) -> None:
         print(f"  unlabelled by domain: {', '.join(f'{count} {domain}' for domain, count in sorted(domains.items()))}")
     for team, cases in sorted(made.pseudo.items()):
         print(f"  pseudo-labels {team:<8}{len(cases):>6}   {made.dataset / 'pseudo' / team}")
+
+
+def _say_recipes(made: PreparedDataset, targets: Sequence[str]) -> None:
+    """How a run learns from what was found beside the scans: their modalities, and published labels of them."""
+    from nnunet_flare.preparation.prepared import DOMAINS
+
+    if len(targets) > 1:
+        table = made.dataset / DOMAINS
+        print(f"  to adapt to {' and '.join(targets)}, add: --recipe adaptation --set domains.table={table}")
+    unlabelled = set(made.cases["unlabelled"])
+    teams = [team for team, cases in sorted(made.pseudo.items()) if unlabelled & set(cases)]
+    if teams:
+        folders = ", ".join(str(made.dataset / "pseudo" / team) for team in teams)
+        print(f'  with published labels as teachers, add: --recipe laptop --set "fusion.teachers=[{folders}]"')
 
 
 def _say_unknown(made: PreparedDataset) -> None:

@@ -281,6 +281,8 @@ def test_task_2_with_pseudo_labels_under_the_names_of_their_scans(tmp_path, raw,
     assert not (dataset / "unlabelled_domains.csv").exists()
     said = capsys.readouterr().out
     assert f"pseudo-labels aladdin5     3   {dataset / 'pseudo/aladdin5'}" in said
+    teachers = f"[{dataset / 'pseudo/aladdin5'}, {dataset / 'pseudo/blackbean'}]"
+    assert f'add: --recipe laptop --set "fusion.teachers={teachers}"\n' in said
     assert "unlabelled                 4   (the full challenge has 2000)" in said
 
 
@@ -339,6 +341,10 @@ def test_task_3_remembers_the_modality_of_every_unlabelled_scan(tmp_path, raw, c
     assert set(listing.cases) == set(domains) and not listing.not_taken
     said = capsys.readouterr().out
     assert "unlabelled by domain: 2 MR, 3 PET" in said and "imagesValMR" in said
+    assert (
+        f"to adapt to MR and PET, add: --recipe adaptation --set domains.table={dataset}/unlabelled_domains.csv" in said
+    )
+    assert "as teachers" not in said, "the published labels are of other scans than those that a run labels"
     assert "note: 2 archive" not in said and "note: 1 file(s) lie in the download more than once" in said
 
 

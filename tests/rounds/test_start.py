@@ -131,8 +131,10 @@ def test_what_a_trainer_cannot_learn_is_said_before_the_start(data, capsys):
     assert "training.class_weights: found 'inverse-sqrt-frequency', but dataset.json has regions" in refused(
         data, capsys
     )
-    settings = ("members.count=2", "training.class_weights=null", "trainer=nnUNetTrainerFlareSelective")
-    assert "nnUNetTrainerFlareSelective: learns exclusive classes" in refused(data, capsys, settings=settings)
+    settings = ("members.count=2", "training.class_weights=null", "final.trainer=nnUNetTrainerFlareAdversarial")
+    assert "final.trainer nnUNetTrainerFlareAdversarial: compares whole label maps" in refused(
+        data, capsys, settings=settings
+    )
 
 
 def test_an_ignore_label_that_is_not_the_highest_is_refused(data, capsys):

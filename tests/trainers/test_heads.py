@@ -18,10 +18,12 @@ from torch.nn import functional as F
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json, write_json
+from nnunet_flare.rounds.iteration_time import _adversarial_cost
 from nnunet_flare.trainers import adversarial_steps as steps
 from nnunet_flare.trainers.distillation import soft_loss
 from nnunet_flare.trainers.heads import Heads
 from nnunet_flare.trainers.known_regions import KnownRegionsLoss, RegionDice
+from nnunet_flare.trainers.settings import AdversarialSettings
 from nnunet_flare.trainers.soft_dice import SquaredSoftDice
 
 LABELS = {"background": 0, "all": [1, 2, 3], "pair": [2, 3], "spleen": 3}
@@ -328,6 +330,23 @@ def test_the_adversarial_steps_see_the_regions(data: Any, monkeypatch: pytest.Mo
     trainer.discriminator_step(batch)
     assert torch.equal(seen[0], batch["target"].float())
     torch.testing.assert_close(seen[1], guess)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_the_dry_run_costs_the_three_steps_on_regions(device: str) -> None:
+    class Network(torch.nn.Conv3d):
+        def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+            return [super().forward(image)]
+
+    document = {"labels": LABELS, "regions_class_order": list(ORDER)}
+    with torch.device(device):
+        network, image = Network(1, 3, 1), torch.randn((2, 1, 8, 16, 16))
+    done: list[str] = []
+    settings = AdversarialSettings(discriminator_features=2, warmup=0.25, finish=0.25)
+    cost = _adversarial_cost(
+        network, image, document, settings, 10.0, lambda step: (done.append("steps"), step(), 2)[-1]
+    )
+    assert done == ["steps"] and cost == 0.5 * 2 + 0.5 * 10
 
 
 # Distillation
