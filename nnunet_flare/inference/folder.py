@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from nnunet_flare.ahead import each_ahead
 from nnunet_flare.errors import CaseError, FlareError, InputError
 from nnunet_flare.files import name_problem
 from nnunet_flare.images import Volume, write_labels
@@ -166,7 +167,8 @@ def predict_cases(
     writer = ThreadPoolExecutor(1, "flare-write")
     try:
         keep_image = any(form.wants_image for form in forms)
-        ahead = _prefetch(todo, loader, model, partial(_load, reader=reader, profile=profile, keep_image=keep_image))
+        load = partial(_load, model=model, reader=reader, profile=profile, keep_image=keep_image)
+        ahead = each_ahead(todo, load, loader)
         segmenter = open_segmenter()
         model.set_result(segmenter)
         segmenter.load()  # while the first case is being prepared
@@ -255,27 +257,8 @@ def check_writable(folder: Path) -> None:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another -o") from error
 
 
-def _prefetch(
-    cases: Sequence[InputCase],
-    loader: ThreadPoolExecutor,
-    model: Future[PredictsScans],
-    load: Callable[[InputCase, Future[PredictsScans]], Any],
-) -> Iterator[tuple[InputCase, Future[Any]]]:
-    """Each case with its loading, the next one's already under way. The first loading starts at once."""
-
-    def following(current: Future[Any]) -> Iterator[tuple[InputCase, Future[Any]]]:
-        for case, after in zip(cases, [*cases[1:], None], strict=True):
-            current.exception()  # one scan waits at a time, no more
-            ahead = None if after is None else loader.submit(load, after, model)
-            yield case, current
-            if ahead is not None:
-                current = ahead
-
-    return following(loader.submit(load, cases[0], model))
-
-
 def _load(
-    case: InputCase, model: Future[PredictsScans], *, reader: str, profile: Profile, keep_image: bool
+    case: InputCase, *, model: Future[PredictsScans], reader: str, profile: Profile, keep_image: bool
 ) -> tuple[Any, Volume | None]:
     with profile.stage("read"):
         volumes = case.read(reader)

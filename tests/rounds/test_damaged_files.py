@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import pickle
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from nnunet_flare.rounds.stages import label as labelling
 from nnunet_flare.rounds.stages import plan as plans
 from nnunet_flare.rounds.stages import preprocess
 from nnunet_flare.rounds.stages.arrays import damage, write_array, write_properties
-from nnunet_flare.rounds.stages.label import _read_case
+from nnunet_flare.rounds.stages.case_arrays import read_unless_failed
 
 SHAPE = (1, 12, 16, 16)
 
@@ -160,7 +161,7 @@ def test_an_unlabelled_scan_whose_arrays_are_damaged_is_preprocessed_again(
 
     monkeypatch.setattr(preprocess, "_preprocess_case", again)
     monkeypatch.setattr(preprocess, "_documents", lambda run: ("", "", {}))
-    image, mask, properties = _read_case(run, UnlabelledCase("u", "u.nii.gz", ("u.nii.gz",), 1))
+    image, mask, properties = read_unless_failed(run, UnlabelledCase("u", "u.nii.gz", ("u.nii.gz",), 1))
     assert (image.shape, mask.shape, properties) == (SHAPE, SHAPE[1:], {"class_locations": {}})
     assert f"u{ending}" in caplog.text and "preprocessed again" in caplog.text
 
@@ -182,7 +183,9 @@ def test_a_scan_that_needs_more_gpu_memory_than_there_is_is_set_aside_with_that_
     write_case(run.unlabelled_data, "u")
     monkeypatch.setattr(labelling, "odd", lambda folder, case: [])
     case = UnlabelledCase("u", "u.nii.gz", ("u.nii.gz",), 1)
-    reason = labelling._label_case(run, run.round(0), case, NoRoom(), {"liver": 1}).failed
+    reading = Future()
+    reading.set_result(read_unless_failed(run, case))
+    reason = labelling._label_case(run, run.round(0), case, reading, NoRoom(), {"liver": 1}).failed
     assert "OutOfMemoryError" in reason and "Tried to allocate 7.81 GiB" in reason
 
 

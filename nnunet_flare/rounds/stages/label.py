@@ -1,9 +1,9 @@
 """Labelling the unlabelled cases of a round: one pass per case gives every member's label map and their agreement.
 
-A case is read once from its preprocessed array; the members' label maps and the mean of their softmax exist only in
-memory, and no probabilities are written. What is kept per case: the members' label maps on the network grid (small,
-for the report and for *ignore* labels), the training label and its pickle, the fused map on the image's grid, and last
-a JSON file with the agreement, whose presence says that the case is done.
+A case is read once from its preprocessed array, while the one before it is labelled. The members' label maps and the
+mean of their softmax exist only in memory, and no probabilities are written. What is kept per case: the members' label
+maps on the network grid (small, for the report and for *ignore* labels), the training label and its pickle, the fused
+map on the image's grid, and last a JSON file with the agreement, whose presence says that the case is done.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
+from nnunet_flare.ahead import each_ahead
 from nnunet_flare.disks import concerns_disk
 from nnunet_flare.errors import TaskError
 from nnunet_flare.files import holds, remove_leftovers, replacing
@@ -33,19 +35,18 @@ from nnunet_flare.labels import sampled_groups
 from nnunet_flare.rounds.run.configurations import INPUT_KEYS, base_configuration, read_plans
 from nnunet_flare.rounds.run.dataset import dataset_json, foreground_ids, organ_ids
 from nnunet_flare.rounds.run.labelled_case import LABELLED, LabelledCase, read_labelled_case, write_labelled_case
-from nnunet_flare.rounds.run.loops import TrainingScan, round_labels, round_organs, round_scans
+from nnunet_flare.rounds.run.loops import round_labels, round_organs, round_scans
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Round
 from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, shard
 from nnunet_flare.rounds.stages.arrays import (
     label_hash,
     network_spacing_mm,
-    read_array,
-    read_properties,
     write_array,
     write_properties,
 )
-from nnunet_flare.rounds.stages.preprocess import failure, odd, preprocess_again
+from nnunet_flare.rounds.stages.case_arrays import Arrays, read_unless_failed
+from nnunet_flare.rounds.stages.preprocess import failure, odd
 from nnunet_flare.selection.agreement import Agreement, membership, pairwise_dice
 from nnunet_flare.selection.change import label_change
 from nnunet_flare.selection.perturb import labels_of_copies, steadiness
@@ -156,13 +157,20 @@ def label_shard(run: Run, of: Round, part: int, parts: int) -> dict[str, int]:
     remove_leftovers(run.paths.label(number, "case", ending).parent)
     todo = [case for case in cases if not _is_labelled(run, number, case.case, ending)]
     if todo:
-        predictor = _load_labeller(run, of)
-        _check_input(run, of.model, predictor)
-        organs = round_organs(run, of)
-        for case in tqdm(todo, desc=f"round {number}: labelling", disable=None, unit="case"):
-            reason = failure(run.unlabelled_data, case.case)
-            labelled = LabelledCase(reason) if reason is not None else _label_case(run, of, case, predictor, organs)
-            write_labelled_case(run.paths.case(number, case.case), case.case, number, labelled)
+        loader = ThreadPoolExecutor(1, "flare-read")
+        try:
+            ahead = each_ahead(todo, partial(read_unless_failed, run), loader)
+            predictor = _load_labeller(run, of)  # while the first case is being read
+            _check_input(run, of.model, predictor)
+            organs, title = round_organs(run, of), f"round {number}: labelling"
+            for case, reading in tqdm(ahead, total=len(todo), desc=title, disable=None, unit="case"):
+                reason = failure(run.unlabelled_data, case.case)
+                labelled = (
+                    _label_case(run, of, case, reading, predictor, organs) if reason is None else LabelledCase(reason)
+                )
+                write_labelled_case(run.paths.case(number, case.case), case.case, number, labelled)
+        finally:
+            loader.shutdown(cancel_futures=True)
     failed = [c.case for c in cases if read_labelled(run, number, c.case).failed is not None]
     if cases and len(failed) == len(cases):
         first = read_labelled(run, number, failed[0]).failed
@@ -194,13 +202,18 @@ def _check_input(run: Run, model: Path, predictor: Labeller) -> None:
 
 
 def _label_case(
-    run: Run, of: Round, case: UnlabelledCase, predictor: Labeller, organs: Mapping[str, Sequence[int]]
+    run: Run,
+    of: Round,
+    case: UnlabelledCase,
+    reading: Future[Arrays],
+    predictor: Labeller,
+    organs: Mapping[str, Sequence[int]],
 ) -> LabelledCase:
     """Label one case and write its arrays; a case that fails says why."""
     started = time.monotonic()
     try:
         name, number = case.case, of.number
-        data, crop_mask_seg, properties = _read_case(run, case)
+        data, crop_mask_seg, properties = reading.result()
         only = None if of.loop is None else list(round_labels(run, of))
         prediction = predictor.predict_members(data, only=only)
         document = dataset_json(run)
@@ -285,26 +298,6 @@ def _change(run: Run, number: int, case: str) -> float | None:
     after = run.paths.label(number, case, ending)
     change = label_change(read_labels(before, case).array, read_labels(after, case).array)
     return None if np.isnan(change) else change
-
-
-def _read_case(run: Run, case: UnlabelledCase) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """A preprocessed scan (C, Z, Y, X), its mask of what was not cropped away (Z, Y, X) and its properties.
-
-    An unlabelled scan whose files are damaged (by a crash, a bad disk) is preprocessed again first.
-    """
-    if isinstance(case, TrainingScan):
-        return _read_arrays(run.base_data, case.case)
-    try:
-        return _read_arrays(run.unlabelled_data, case.case)
-    except OSError as error:
-        log.warning("%s: %s; it is preprocessed again", case.case, error)
-        preprocess_again(run, case)
-        return _read_arrays(run.unlabelled_data, case.case)
-
-
-def _read_arrays(folder: Path, case: str) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    labels = read_array(folder / f"{case}_seg.b2nd")[0]
-    return read_array(folder / f"{case}.b2nd"), labels, read_properties(folder / f"{case}.pkl")
 
 
 def _agreement(labels: Sequence[np.ndarray], num_labels: int, organs: Sequence[Sequence[int]]) -> Agreement | None:

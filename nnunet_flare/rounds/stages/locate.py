@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
+from nnunet_flare.ahead import each_ahead
 from nnunet_flare.cases import table_name, write_table
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.files import holds, write_json
-from nnunet_flare.images import check_values
+from nnunet_flare.images import Volume, check_values
 from nnunet_flare.recipes.parts import Roi
 from nnunet_flare.rounds.run.configurations import add_configuration, base_configuration, image_reader
 from nnunet_flare.rounds.run.dataset import base_table, raw_cases
@@ -74,13 +77,18 @@ def locate_shard(run: Run, part: int, parts: int) -> dict[str, int]:
     cases = shard(read_list(run.paths.unlabelled), part, parts)
     todo = [case for case in cases if not holds(run.paths.box(case.case), BOX)]
     if todo:
-        coarse = open_coarse(run)
-        for case in tqdm(todo, desc="locating the organs", disable=None, unit="scan"):
-            try:
-                document = _locate(run, coarse, case)
-            except CaseError as error:
-                document = {"failed": error.reason}
-            write_json(run.paths.box(case.case), {"case": case.case, **document})
+        loader = ThreadPoolExecutor(1, "flare-read")
+        try:
+            ahead = each_ahead(todo, partial(_read, image_reader(run)), loader)
+            coarse = open_coarse(run)  # while the first scan is being read
+            for case, reading in tqdm(ahead, total=len(todo), desc="locating the organs", disable=None, unit="scan"):
+                try:
+                    document = _locate(run, coarse, case.case, reading.result())
+                except CaseError as error:
+                    document = {"failed": error.reason}
+                write_json(run.paths.box(case.case), {"case": case.case, **document})
+        finally:
+            loader.shutdown(cancel_futures=True)
     documents = [read_box(run, case.case) for case in cases]
     failed = sum("failed" in document for document in documents)
     nothing = sum(document.get("box", ...) is None for document in documents)
@@ -102,20 +110,23 @@ def open_coarse(run: Run) -> Segmenter:
     return Segmenter.from_model_folder(run.coarse_model, settings)
 
 
-def _locate(run: Run, coarse: Segmenter, case: UnlabelledCase) -> dict[str, Any]:
-    from nnunet_flare.images.orientation import turn_for_reader
-    from nnunet_flare.inference.coarse_to_fine import organs_box
-
-    reader = image_reader(run)
+def _read(reader: str, case: UnlabelledCase) -> list[Volume]:
     volumes = read_scans(case, reader)
     for volume in volumes:
         check_values(volume, case.case)
-    scan = coarse.prepare(volumes, case.case)
+    return volumes
+
+
+def _locate(run: Run, coarse: Segmenter, case: str, volumes: Sequence[Volume]) -> dict[str, Any]:
+    from nnunet_flare.images.orientation import turn_for_reader
+    from nnunet_flare.inference.coarse_to_fine import organs_box
+
+    scan = coarse.prepare(volumes, case)
     found = organs_box(coarse, scan, rule=wanted(run).rule, margin_mm=margin_mm(run))
     if found is None:
-        log.warning("%s: the coarse model found nothing; the whole scan is used", case.case)
+        log.warning("%s: the coarse model found nothing; the whole scan is used", case)
         return {"box": None}
-    turn = turn_for_reader(reader, volumes[0])
+    turn = turn_for_reader(image_reader(run), volumes[0])
     return {"box": turned(found, volumes[0].array.shape, turn)}
 
 

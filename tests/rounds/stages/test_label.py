@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from dataclasses import replace
 
 import pytest
@@ -10,8 +11,11 @@ from changed_runs import labelled_cases
 
 from nnunet_flare.errors import TaskError
 from nnunet_flare.files import read_json, write_json
+from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.tasks import graph
+from nnunet_flare.rounds.stages import label
+from nnunet_flare.rounds.stages.arrays import read_array
 from nnunet_flare.rounds.stages.label import label_shard
 
 
@@ -36,3 +40,41 @@ def test_a_given_model_labels_in_round_0_when_it_expects_the_same_input_and_is_r
     given.paths.case(0, case).unlink()
     with pytest.raises(TaskError, match=r"expects a different input .*spacing \[3.0, 1.0, 1.0\] there"):
         label_shard(given, given.round(0), 0, 1)
+
+
+def written(run: Run, case: str) -> dict[str, bytes]:
+    """What a labelling writes of a case, but for how long it took; of blosc2 files what they hold."""
+    ending = read_json(run.preprocessed / "dataset.json")["file_ending"]
+    paths = (run.paths.members(0, case), run.paths.training_label(0, case))
+    arrays = {path.parent.name: read_array(path) for path in paths}
+    return {
+        "label map": run.paths.label(0, case, ending).read_bytes(),
+        "properties": run.paths.properties(0, case).read_bytes(),
+        "says": repr({**read_json(run.paths.case(0, case)), "seconds": 0}).encode(),
+        **{name: repr(array.shape).encode() + array.tobytes() for name, array in arrays.items()},
+    }
+
+
+def test_the_next_scan_is_read_while_one_is_labelled(run, monkeypatch):
+    """And what is written is the same, byte for byte."""
+    cases = labelled_cases(run)
+    before = {case: written(run, case) for case in cases}
+    for case in cases:
+        run.paths.case(0, case).unlink()
+    readings, labelled = threading.Semaphore(0), []
+    read, predict = label.read_unless_failed, Segmenter.predict_members
+
+    def noted(*arguments):
+        readings.release()
+        return read(*arguments)
+
+    def waits(segmenter, data, **options):
+        labelled.append(data)
+        for _ in range(2 if len(labelled) == 1 else len(labelled) < len(cases)):
+            assert readings.acquire(timeout=60), "the next reading has not begun"
+        return predict(segmenter, data, **options)
+
+    monkeypatch.setattr(label, "read_unless_failed", noted)
+    monkeypatch.setattr(Segmenter, "predict_members", waits)
+    assert label_shard(run, run.round(0), 0, 1)["labelled"] == len(labelled) == len(cases) > 2
+    assert {case: written(run, case) for case in cases} == before
