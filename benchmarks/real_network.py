@@ -7,8 +7,8 @@ Every way is compared with fp32, all windows, step 0.9, no mirroring: mean Dice 
 the reference labels, windows, and CPU seconds (user and system) of all but reading and writing. The ways take turns on
 a scan within one process. On a machine that others use too CPU seconds rise with its load, so that only the ratios
 within one scan say something. ``roi`` uses the same network on a grid of 1.5 times the spacing as the coarse model.
-``--int8`` (NNCF: ``pip install 'nncf>=3.4'``) adds the network in int8, the rest of it in single precision, calibrated
-on windows of all shared scans but the one that is predicted. ``pointwise`` leaves depthwise convolutions as they are.
+``--int8`` (NNCF: ``pip install 'nncf>=3.4'``) adds the network in int8, calibrated on windows of all shared scans but
+the one that is predicted: all convolutions, the rest in single precision, or the pointwise ones, the rest in bf16.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "bf16, mirroring": {"precision": "bf16", "tta": "mirror"},
 }
 
-INT8 = {"int8": False, "int8, pointwise": True}
-"""Way to whether only pointwise convolutions are reduced. OpenVINO does not compile all of it with bfloat16 beside."""
+INT8: dict[str, dict[str, Any]] = {"int8": {"precision": "fp32"}, "int8, pointwise": {"precision": "bf16"}}
+"""Ways of ``--int8``, and the precision of what is not int8. OpenVINO does not compile all of it beside bfloat16."""
 
 COARSE = "coarse"
 
@@ -84,15 +84,15 @@ def in_int8(model: Path, folder: Path, case: str, ways: Sequence[str]) -> dict[s
     images = [name for name in CALIBRATING if name != SCANS[case][0]]
     windows = calibration_windows(model, [read_volume(SHARED / f"{name}.nii.gz") for name in images])
     return {
-        name: quantised(model, folder / name.replace(", ", "_"), windows, only_pointwise=only_pointwise)
-        for name, only_pointwise in INT8.items()
+        name: quantised(model, folder / name.replace(", ", "_"), windows, only_pointwise=name.endswith("pointwise"))
+        for name in INT8
         if name in ways
     }
 
 
 def opened(models: Mapping[str, Path], name: str) -> tuple[Any, Profile]:
     """What predicts in one way, its networks built, and its profile; models by way, fp32 for every other one."""
-    profile, settings = Profile(), PredictionSettings(**WAYS.get(name, WAYS[REFERENCE]))
+    profile, settings = Profile(), PredictionSettings(**(WAYS | INT8)[name])
     one: Any = Segmenter.from_model_folder(models.get(name, models[REFERENCE]), settings, profile=profile)
     if name.endswith("roi"):
         one = RoiSegmenter(Segmenter.from_model_folder(models[COARSE], settings, profile=profile), one)
