@@ -354,8 +354,8 @@ def test_a_damaged_or_foreign_folder_is_refused_in_one_line(room, copy, tmp_path
         (["-f", "0"], "which always uses all its folds; -f, -chk"),
         (["-chk", "checkpoint_best.pth"], "which always uses all its folds; -f, -chk"),
         (["--trust-checkpoint"], "--trust-checkpoint are for a trained model's folder"),
-        (["--backend", "torch"], "leave --backend torch out"),
-        (["-device", "cuda"], "leave -device cuda out"),
+        (["--backend", "torch"], "leave out --backend torch"),
+        (["-device", "cuda"], "leave out -device cuda"),
         (["--roi", "3d_lowres"], "is not a trained model's folder"),
     ],
 )

@@ -142,10 +142,10 @@ def bad_zip(path: Path, name: str, content: bytes = b"x", *, mode: int = 0) -> P
 @pytest.mark.parametrize(
     "name, mode, expected",
     [
-        ("../../evil.json", 0, "elsewhere"),
-        ("T__P__3d/fold_0/../../../evil", 0, "elsewhere"),
-        ("/etc/evil", 0, "elsewhere"),
-        ("C:\\evil", 0, "elsewhere"),
+        ("../../evil.json", 0, "outside the folder"),
+        ("T__P__3d/fold_0/../../../evil", 0, "outside the folder"),
+        ("/etc/evil", 0, "outside the folder"),
+        ("C:\\evil", 0, "outside the folder"),
         ("T__P__3d/fold_1/checkpoint_final.pth", stat.S_IFLNK | 0o777, "link"),
         ("T__P__3d/fold_1", stat.S_IFIFO | 0o644, "link or not a regular file"),
         ("T__P__3d/plans.json", 0, "twice"),

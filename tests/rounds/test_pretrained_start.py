@@ -36,7 +36,7 @@ BEFORE = {"training.pretrained_weights": "w.pth"}
             {**BEFORE, "final.plan.network": "pretrained"},
             "final.plan.network: only the rounds start from given weights",
         ),
-        ({**BEFORE, "trainer": "nnUNetTrainer", "training.pretrained_part": "all"}, "nnUNetTrainer is stock's"),
+        ({**BEFORE, "trainer": "nnUNetTrainer", "training.pretrained_part": "all"}, "nnUNetTrainer is a stock trainer"),
         ({"training.init_part": "all"}, "training.init_part: is set by the loop"),
         ({**BEFORE, "plan.network": "pretrained", "planner": "given-model"}, "takes the network of the given model"),
     ],
