@@ -23,7 +23,7 @@ from nnunet_flare.inference.augment import central_crop
 from nnunet_flare.inference.choices import DEFAULT_CHECKPOINT, Fold
 from nnunet_flare.inference.devices import Device
 from nnunet_flare.inference.export import SliceExporter
-from nnunet_flare.inference.exported import Exported, is_exported
+from nnunet_flare.inference.exported import Exported, is_exported, refuse_without_manifest
 from nnunet_flare.inference.forms import Receiver
 from nnunet_flare.inference.labels import Labels
 from nnunet_flare.inference.memory import FLOAT_BYTES, Need, affordable, need, sums_device, volume_device
@@ -102,6 +102,7 @@ class Segmenter:
                     "with a trained model's folder"
                 )
             return cls.from_exported(Exported.read(folder), settings, profile=profile, second_stage=second_stage)
+        refuse_without_manifest(folder)
         try:
             from nnunet_flare.inference.model import Member, find_folds
         except ImportError as error:
