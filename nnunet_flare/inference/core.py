@@ -24,7 +24,7 @@ from nnunet_flare.inference.augment import central_crop
 from nnunet_flare.inference.choices import DEFAULT_CHECKPOINT, Fold
 from nnunet_flare.inference.devices import CPU, Device
 from nnunet_flare.inference.export import SliceExporter
-from nnunet_flare.inference.exported import Exported, is_exported
+from nnunet_flare.inference.exported import Exported, is_exported, refuse_without_manifest
 from nnunet_flare.inference.forms import Receiver
 from nnunet_flare.inference.labels import Labels
 from nnunet_flare.inference.memory import (
@@ -113,6 +113,7 @@ class Segmenter:
                     "for a trained model's folder"
                 )
             return cls.from_exported(Exported.read(folder), settings, profile=profile, second_stage=second_stage)
+        refuse_without_manifest(folder)
         try:
             from nnunet_flare.inference.model import Member, find_folds
         except ImportError as error:

@@ -67,6 +67,16 @@ def is_exported(folder: Path) -> bool:
     return (Path(folder) / MANIFEST).is_file()
 
 
+def refuse_without_manifest(folder: Path) -> None:
+    """Refuse a folder that ``flare-export`` wrote and that lost what says so.
+
+    Raises:
+        InputError: naming the file that is missing.
+    """
+    if not is_exported(folder) and any(Path(folder).glob(f"fold_*/{NETWORK}")):
+        raise InputError(f"{folder}: holds networks that flare-export wrote, but no {MANIFEST}; {AGAIN}")
+
+
 @dataclass(frozen=True)
 class Exported:
     """What an exported folder says about itself."""

@@ -67,7 +67,9 @@ def _model_document(path: Path) -> dict[str, Any]:
     try:
         document: dict[str, Any] = read_json(path, DOCUMENTS[path.name], remedy="copy it again")
     except InputError as error:
-        raise InputError(f"{error}; expected a trained model's folder (Trainer__Plans__configuration)") from error
+        raise InputError(
+            f"{error}; expected a trained model's folder (Trainer__Plans__configuration), or what flare-export wrote"
+        ) from error
     return document
 
 

@@ -10,6 +10,7 @@ import sys
 import types
 import zipfile
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import model_folders as models
@@ -300,6 +301,8 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / "plans.json").write_text((f / "plans.json").read_text().replace("4.0", "4.5", 1)),
         "plans.json was changed",
     ),
+    "no manifest": (lambda f: (f / "exported.json").unlink(), "that flare-export wrote, but no exported.json; copy"),
+    "no data set": (lambda f: (f / "dataset.json").unlink(), "dataset.json: no such file"),
     "empty manifest": (lambda f: (f / "exported.json").write_text(""), "exported.json: not readable as JSON"),
     "another program's": (
         lambda f: edit(f / "exported.json", lambda d: d.update(kind="something")),
@@ -390,7 +393,9 @@ def test_an_openvino_that_is_missing_or_too_old_is_said(room, whole, tmp_path, m
     assert "OpenVINO 2023.3 is too old, expected 2024.4 or newer" in capsys.readouterr().err
     monkeypatch.undo()
     with monkeypatch.context() as patched:
-        patched.setitem(sys.modules, "openvino", types.ModuleType("openvino"))  # before 2023, or a folder of that name
+        other = types.ModuleType("openvino")  # before 2023, or a folder of that name
+        other.__spec__ = ModuleSpec("openvino", None)
+        patched.setitem(sys.modules, "openvino", other)
         assert run(predict, *words) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert "is too old, or something else of that name: pip install -U openvino" in line
