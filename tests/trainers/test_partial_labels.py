@@ -334,7 +334,7 @@ def test_a_training_runs_and_says_what_it_does(tiny: Any) -> None:
     trainer.run_training()
     log = Path(trainer.log_file).read_text()
     assert "Training on 3 labelled, 1 partial cases" in log
-    assert "no annotation of are merged with its background" in log
+    assert "the loss leaves that open" in log
     assert "for background." not in log
     assert np.isfinite(trainer.logger.get_value("train_losses", step=-1))
     assert Path(trainer.output_folder, "checkpoint_final.pth").is_file()
