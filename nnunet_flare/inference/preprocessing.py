@@ -144,10 +144,10 @@ def preprocess(
             from nnunet_flare.inference.torch_resampling import resampled_there
 
             grids = (shape, spacing, target, configuration_manager.configuration)
-            there = unless_memory_is_short(device, lambda: resampled_there(channels_inside, *grids, device=device))
-            if there is not None:
-                profile.settle(there)
-                return Prepared(there, properties)
+            made = unless_memory_is_short(device, lambda: resampled_there(channels_inside, *grids, device=device))
+            if made is not None:
+                profile.settle(made)
+                return Prepared(made, properties)
         data = np.empty((len(arrays), *shape), np.float32)
         for into, channel in zip(data, channels_inside, strict=True):
             array, normalise = channel.array, channel.normalise

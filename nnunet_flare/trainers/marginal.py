@@ -76,7 +76,7 @@ class MarginalDice(nn.Module):
         logits: torch.Tensor,
         target: torch.Tensor,
         mask: torch.Tensor | None,
-        annotated: torch.Tensor,
+        annotated: torch.Tensor | None,
         positive: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See :class:`MarginalDiceCE`; ``logits`` are merged, ``mask`` (B, 1, ...) is False where voxels are ignored.
@@ -94,7 +94,10 @@ class MarginalDice(nn.Module):
         overlap = (probabilities * one_hot).sum(axes, dtype=torch.float32)
         predicted = (probabilities if mask is None else probabilities * mask).sum(axes, dtype=torch.float32)
         true = one_hot.sum(axes, dtype=torch.float32)
-        counted = (annotated if positive is None else annotated | (positive & (true > 0))).float()
+        if annotated is None:
+            counted = torch.ones_like(true)
+        else:
+            counted = (annotated if positive is None else annotated | (positive & (true > 0))).float()
         if self.batch_dice:
             if self.ddp:
                 overlap, predicted, true, counted = (
@@ -123,22 +126,28 @@ class MarginalDiceCE(nn.Module):
         self.ignore_label = ignore_label
 
     def forward(
-        self, logits: torch.Tensor, target: torch.Tensor, annotated: torch.Tensor, positive: torch.Tensor | None = None
+        self,
+        logits: torch.Tensor,
+        target: torch.Tensor,
+        annotated: torch.Tensor | None = None,
+        positive: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The loss of one resolution.
 
         Args:
             logits: (B, K, ...), background first.
             target: (B, 1, ...) label ids.
-            annotated: (B, K - 1) bool, whether an organ of a case is annotated.
+            annotated: (B, K - 1) bool, whether an organ of a case is annotated; None: all are, and nothing is merged.
             positive: (B, K - 1) bool, of further organs of which only the voxels that name them are known.
         """
         mask = None if self.ignore_label is None else target != self.ignore_label
         known = target if mask is None else torch.where(mask, target, torch.zeros_like(target))
-        known = drop_unannotated(known, annotated if positive is None else annotated | positive)
-        separate = annotated if positive is None else with_positives(annotated, positive, known)
+        separate = annotated
+        if annotated is not None:
+            known = drop_unannotated(known, annotated if positive is None else annotated | positive)
+            separate = annotated if positive is None else with_positives(annotated, positive, known)
         with torch.autocast(logits.device.type, enabled=False):
-            merged = merge_into_background(logits, separate)
+            merged = logits.float() if separate is None else merge_into_background(logits, separate)
             dice = self.dc(merged, known, mask, annotated, positive)
             if mask is None:
                 return dice + self.ce(merged, known[:, 0])
