@@ -54,18 +54,24 @@ class KnownRegionsLoss(nn.Module):
         self._lies_in = heads.regions_of(torch.tensor(labels).reshape(-1, 1))
 
     def forward(
-        self, logits: torch.Tensor, target: torch.Tensor, annotated: torch.Tensor, positive: torch.Tensor | None = None
+        self,
+        logits: torch.Tensor,
+        target: torch.Tensor,
+        annotated: torch.Tensor | None = None,
+        positive: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The loss of one resolution.
 
         Args:
             logits: (B, R, ...).
             target: (B, R, ...) region maps, with *ignore* (B, R + 1, ...).
-            annotated: (B, labels) bool, whether a label of a case is annotated.
+            annotated: (B, labels) bool, whether a label of a case is annotated; None: all are.
             positive: (B, labels) bool, of further labels of which only the voxels that name them are known.
         """
         truth = self.heads.certain(target, logits.shape[1])
         lies_in = self._lies_in.to(logits.device)
+        if annotated is None:
+            annotated = torch.ones((len(logits), len(lies_in)), dtype=torch.bool, device=logits.device)
         named = self._named(truth, annotated if positive is None else annotated | positive, lies_in)
         whole = ~(~annotated[:, :, None] & lies_in).any(1)
         known = named | whole.reshape(*whole.shape, *(1,) * (logits.ndim - 2))

@@ -105,7 +105,7 @@ class MarginalDice(KnownDice):
         logits: torch.Tensor,
         target: torch.Tensor,
         mask: torch.Tensor | None,
-        annotated: torch.Tensor,
+        annotated: torch.Tensor | None,
         positive: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See :class:`MarginalDiceCE`; ``logits`` are merged, ``mask`` (B, 1, ...) is False where voxels are ignored.
@@ -119,8 +119,11 @@ class MarginalDice(KnownDice):
             one_hot = one_hot.scatter_(1, target.long(), 1)[:, 1:]
             if mask is not None:
                 one_hot = one_hot * mask
-            counted = annotated
-            if positive is not None:
+            if annotated is None:
+                counted = torch.ones(one_hot.shape[:2], dtype=torch.bool, device=one_hot.device)
+            elif positive is None:
+                counted = annotated
+            else:
                 counted = annotated | (positive & one_hot.flatten(2).any(2))
         return self.mean_of(probabilities, one_hot, mask, counted)
 
@@ -141,22 +144,28 @@ class MarginalDiceCE(nn.Module):
         self.ignore_label = ignore_label
 
     def forward(
-        self, logits: torch.Tensor, target: torch.Tensor, annotated: torch.Tensor, positive: torch.Tensor | None = None
+        self,
+        logits: torch.Tensor,
+        target: torch.Tensor,
+        annotated: torch.Tensor | None = None,
+        positive: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The loss of one resolution.
 
         Args:
             logits: (B, K, ...), background first.
             target: (B, 1, ...) label ids.
-            annotated: (B, K - 1) bool, whether an organ of a case is annotated.
+            annotated: (B, K - 1) bool, whether an organ of a case is annotated; None: all are, and nothing is merged.
             positive: (B, K - 1) bool, of further organs of which only the voxels that name them are known.
         """
         mask = None if self.ignore_label is None else target != self.ignore_label
         known = target if mask is None else torch.where(mask, target, torch.zeros_like(target))
-        known = drop_unannotated(known, annotated if positive is None else annotated | positive)
-        separate = annotated if positive is None else with_positives(annotated, positive, known)
+        separate = annotated
+        if annotated is not None:
+            known = drop_unannotated(known, annotated if positive is None else annotated | positive)
+            separate = annotated if positive is None else with_positives(annotated, positive, known)
         with torch.autocast(logits.device.type, enabled=False):
-            merged = merge_into_background(logits, separate)
+            merged = logits.float() if separate is None else merge_into_background(logits, separate)
             dice = self.dc(merged, known, mask, annotated, positive)
             if mask is None:
                 return dice + self.ce(merged, known[:, 0])

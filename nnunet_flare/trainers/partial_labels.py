@@ -56,16 +56,14 @@ class nnUNetTrainerFlarePartial(nnUNetTrainerFlareST):
 
     def loss_on_labels(self, output: Any, target: Any, batch: dict) -> torch.Tensor:
         """The marginal loss of a batch; every resolution gets the same (B, labels) tables of what is known."""
-        device, labels = highest(output).device, self.label_manager.foreground_labels
+        labels = self.label_manager.foreground_labels
         annotated = self._organs_of(batch["keys"], "annotated", organs=labels)
         positive = self._organs_of(batch["keys"], "positive", organs=labels)
-        tables: tuple[torch.Tensor, ...]
-        if annotated is None or positive is None:
-            shape = (len(batch["keys"]), len(labels))
-            tables = (torch.ones(shape, dtype=torch.bool, device=device),)
-        else:
+        tables: tuple[torch.Tensor, ...] = ()
+        if annotated is not None and positive is not None:
             further = positive & ~annotated
-            tables = tuple(upload(np.stack([annotated, further] if further.any() else [annotated]), device))
+            known = np.stack([annotated, further] if further.any() else [annotated])
+            tables = tuple(upload(known, highest(output).device))
         levels = [[table] * len(output) for table in tables] if isinstance(output, (list, tuple)) else tables
         loss: torch.Tensor = self.loss(output, target, *levels)
         return loss

@@ -64,10 +64,11 @@ def test_two_epochs_are_trained_and_saved(tiny, name, precision):
 @pytest.mark.parametrize("name", sorted(TRAINERS))
 def test_the_first_loss_is_the_cpus_but_for_half_precision(tiny, name):
     write_cases(tiny)
+    settings = settings_of(tiny, name)  # once: a teacher is made of it
     common = {"num_epochs": 1, "iterations_per_epoch": 1, "validation_iterations": 1, "seed": 3}
     losses = []
     for device in (torch.device("cpu"), DEVICE):
-        trainer = on_the_gpu(tiny, name, device, **common, **settings_of(tiny, name))
+        trainer = on_the_gpu(tiny, name, device, **common, **settings)
         trainer.run_training()
         losses.append(float(trainer.logger.get_value("train_losses", step=0)))
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
