@@ -23,6 +23,8 @@ from statistics import mean
 from typing import Any
 
 from label_maps import ROOT, environment
+from recipe_statistics import dice as dice_of
+from recipe_statistics import difference
 from recipe_systems import Budget, System
 from recipes import THREADS, make_data, result, result_file, start, work
 
@@ -33,13 +35,16 @@ from nnunet_flare.rounds.run.tasks import graph
 
 RESULTS = ROOT / "benchmarks" / "results" / "adaptation"
 DOMAINS = ("mr", "pet")
-FULL = Budget(labelled=4, unlabelled=16, test=8, size=(32, 48, 64), epoch_steps=50)
+FULL = Budget(labelled=4, unlabelled=16, test=8, size=(32, 48, 64), epoch_steps=50, times=3)
 QUICK = Budget(labelled=3, unlabelled=4, test=2, size=(32, 48, 64), epoch_steps=1)
 SEEDS = (1, 2, 3)
 
 PLAN = {"planner": "nnUNetPlannerFlareModality"}
 ONE_MODEL = {**PLAN, "members.count": "1", "selection": "{rule: all}"}
 OTHER_CONTRASTS = {"augmentation": "{labelled: modality, pseudo: strong, partial: stock}"}
+
+CONTROLS = ("source_only", "source_contrasts")
+"""Arms that the others are compared with, test scan by test scan."""
 
 ARMS: tuple[System, ...] = (
     System("source_only", "CTs alone", "demo", ONE_MODEL, labels="labelled"),
@@ -78,11 +83,13 @@ def by_domain(document: dict[str, Any]) -> dict[str, float]:
 
 
 def summary(results: Path) -> dict[str, Any]:
-    """Every arm's Dice by modality: the mean of its seeds, and each seed."""
-    arms = []
+    """Dice of every arm, and its differences, with 95 % intervals; by modality the mean of its seeds, and each seed."""
+    arms, every = [], {}
     for arm in ARMS:
-        found = {int(path.stem.rpartition("seed")[2]): path for path in results.glob(f"{arm.name}_seed*.json")}
-        documents = [read_json(path) for _, path in sorted(found.items())]
+        paths = results.glob(f"{arm.name}_seed*.json")
+        every[arm.name] = {int(path.stem.rpartition("seed")[2]): read_json(path) for path in sorted(paths)}
+    for arm in ARMS:
+        documents = list(every[arm.name].values())
         if not documents:
             continue
         dice = [by_domain(document) for document in documents]
@@ -90,6 +97,8 @@ def summary(results: Path) -> dict[str, Any]:
             {
                 "arm": arm.title,
                 "seeds": len(documents),
+                "dice": str(dice_of(every, arm.name)),
+                **{f"minus_{name}": str(difference(every, arm.name, name)) for name in CONTROLS if name != arm.name},
                 **{f"dice_{name}": round(mean(each[name] for each in dice), 3) for name in DOMAINS},
                 **{f"dice_{name}_of_each_seed": [round(each[name], 3) for each in dice] for name in DOMAINS},
                 "networks": documents[0]["networks"],

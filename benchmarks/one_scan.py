@@ -68,7 +68,9 @@ def one_size(
         ]
         for name, options in ways.items()
     }
-    commands["stock"] = [*stock_predict(folder / "in", folder / "stock", stock, *SAME_WINDOWS), "-device", "cpu"]
+    folds = sorted(path.name.removeprefix("fold_") for path in stock.glob("fold_*"))
+    words = ["-f", *folds, *SAME_WINDOWS, "-device", "cpu"]
+    commands["stock"] = stock_predict(folder / "in", folder / "stock", stock, *words)
     runs: dict[str, list[Run]] = {name: [] for name in commands}
     for number in range(rounds):
         for name, command in commands.items():
