@@ -13,7 +13,7 @@ from typing import Any
 BYTES = {"bf16": 2, "f16": 2, "u8": 1, "i8": 1, "boolean": 1, "i64": 8, "f64": 8}
 """Of a value, by its type's name; of all others 4."""
 
-MORE, OVERHEAD = 1.04, 4 << 20
+MORE, OVERHEAD = 1.06, 12 << 20
 """What is lost between results as a factor, and what the libraries take at the first window besides."""
 
 

@@ -55,7 +55,7 @@ def test_a_limit_is_kept_with_the_same_labels(model, tmp_path):
     whole, said = predict(*words, "-o", tmp_path / "whole", "--windows", "skip-empty")
     assert "predicted instead" not in said
     assert whole > blocks + 300
-    limit = blocks + 100
+    limit = blocks + 150  # what libraries take at the first window is counted as of a large network
     kept, said = predict(
         *words, "-o", tmp_path / "kept", "--windows", "skip-empty", "--max_memory", f"{limit / 1024:.3f}"
     )
