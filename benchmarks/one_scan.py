@@ -4,7 +4,8 @@
 
 The model is exported, and predicts alone and behind a coarse copy of itself (``--roi``). Every run is a process in
 a new home. The scan is a real CT, as it is, and resampled along z to so many slices of the same extent. Wall
-time, CPU seconds and memory are those of ``predict.py``; stock uses the same windows (step 0.9, no mirroring).
+time, CPU seconds and memory are those of ``predict.py``, memory of a run of its own, because its sampling takes time
+from a command of seconds; stock uses the same windows (step 0.9, no mirroring).
 """
 
 from __future__ import annotations
@@ -48,11 +49,11 @@ def ways_of(model: Path, folder: Path) -> dict[str, list[str]]:
     return {"alone": ["-m", str(fine)], "roi": ["-m", str(fine), "--roi", str(coarser(fine, folder / "coarse"))]}
 
 
-def fresh(command: list[str], folder: Path) -> Run:
+def fresh(command: list[str], folder: Path, *, memory: bool) -> Run:
     """Run a command in a home that nothing was run in yet."""
     with tempfile.TemporaryDirectory(dir=folder) as home:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "NNUNET_FLARE_"))}
-        return measure(command, {**kept, "HOME": home, "nnUNet_compile": "f"})
+        return measure(command, {**kept, "HOME": home, "nnUNet_compile": "f"}, memory=memory)
 
 
 def one_size(
@@ -71,12 +72,15 @@ def one_size(
     folds = sorted(path.name.removeprefix("fold_") for path in stock.glob("fold_*"))
     words = ["-f", *folds, *SAME_WINDOWS, "-device", "cpu"]
     commands["stock"] = stock_predict(folder / "in", folder / "stock", stock, *words)
+    if not stock_rounds:
+        del commands["stock"]
+    watched = {name: fresh(command, folder, memory=True) for name, command in commands.items()}
     runs: dict[str, list[Run]] = {name: [] for name in commands}
     for number in range(rounds):
         for name, command in commands.items():
             if name != "stock" or number < stock_rounds:
-                runs[name].append(fresh(command, folder))
-    rows = {name: summary(done) for name, done in runs.items() if done}
+                runs[name].append(fresh(command, folder, memory=False))
+    rows = {name: {**summary(done), "peak_mb": watched[name].peak_mb} for name, done in runs.items()}
     for name in ways if stock_rounds else ():
         rows[name]["wall_of_stock"] = rows[name]["wall_s"] / rows["stock"]["wall_s"]
         _, dice = agreement(folder / "stock" / "case.nii.gz", folder / name / "case.nii.gz")
