@@ -66,8 +66,11 @@ def read_results(folder: Path) -> Results:
 
 
 def case_dice(document: Mapping[str, Any]) -> dict[str, float]:
-    """Mean Dice over the organs of every test case."""
-    return {case: float(np.mean(list(row.values()))) for case, row in document["dice"]["cases"].items()}
+    """Mean Dice of every test case over the organs that it has."""
+    return {
+        case: float(np.mean([value for value in row.values() if value is not None]))
+        for case, row in document["dice"]["cases"].items()
+    }
 
 
 def dice(results: Results, name: str) -> Interval:

@@ -217,7 +217,7 @@ class TestWhichTableATrainingUses:
 
     def test_a_round_without_one_is_refused(self, folders: tuple[Path, Path]) -> None:
         write_table(folders[0] / "flare_cases.json", {"a": Case()})
-        with pytest.raises(InputError, match=r"flare_cases\.3d_fullres_u_r1\.json: missing, but configuration"):
+        with pytest.raises(InputError, match=r"flare_cases\.3d_fullres_u_r1\.json: is missing, but configuration"):
             find_table(*folders, "3d_fullres_u_r1", is_round=True)
 
     def test_wrong_labels_are_found_in_every_table(self, folders: tuple[Path, Path]) -> None:

@@ -232,7 +232,7 @@ def test_an_unknown_or_ambiguous_dataset_is_refused(dataset: Path, tmp_path: Pat
     with pytest.raises(InputError, match=r"dataset 8: .* holds Dataset007_Small"):
         resolve_dataset("8", tmp_path)
     (tmp_path / "Dataset007_Twin").mkdir()
-    with pytest.raises(InputError, match="holds Dataset007_Small and Dataset007_Twin; rename one"):
+    with pytest.raises(InputError, match="holds Dataset007_Small and Dataset007_Twin; ids must be unique; rename one"):
         resolve_dataset(7, tmp_path)
     assert resolve_dataset("Dataset007_Small", tmp_path) == dataset
     with pytest.raises(InputError, match="no such folder"):

@@ -161,7 +161,7 @@ def test_a_name_fits_exactly_when_every_file_of_it_can_be_written(tmp_path: Path
                 fits = False
         assert (name_problem(case, tmp_path) is None) == fits, length
     problem = name_problem(letter * 240, tmp_path / "not" / "made" / "yet")
-    assert problem is not None and f"has {240 * len(letter.encode())} bytes, at most 224 fit" in problem
+    assert problem is not None and f"has {240 * len(letter.encode())} bytes, at most 224 are possible" in problem
 
 
 def test_names_are_measured_by_what_is_written_from_them(tmp_path: Path) -> None:

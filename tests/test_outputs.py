@@ -53,7 +53,7 @@ def test_an_input_is_known_under_any_name(maps: Path, kind: str) -> None:
 def test_an_earlier_table_may_be_replaced_and_other_files_may_not(maps: Path) -> None:
     (maps / "scores.csv").write_text("case\n")
     check_document(maps / "scores.csv", (".csv",), [maps / "one" / "a.nii.gz"])
-    with pytest.raises(InputError, match=r"is no \.csv file"):
+    with pytest.raises(InputError, match=r"is not a \.csv file"):
         check_document(maps / "two" / "a.nii.gz", (".csv",), [])
 
 

@@ -104,7 +104,7 @@ def test_an_encoder_under_another_name_is_found_where_the_file_says_it_is(tmp_pa
     places = {"key_to_encoder": "online_encoder.stages", "key_to_stem": "online_encoder.stem"}
     words = take_weights(read_pretrained(write_nnssl(tmp_path / "a.pth", weights, **places)), target, "encoder")
     assert same(source, target, where="encoder.")
-    assert "1 of the file are not used (projector.0.weight)" in words
+    assert "1 weights of the file are not used (projector.0.weight)" in words
 
 
 def test_all_but_the_heads_goes_to_other_labels(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_a_name_too_long_for_its_label_map_sets_that_case_aside_and_the_others_a
     write_series(tmp_path / "in" / "good", volume)
     words = ["-i", tmp_path / "in", "-m", models.write_model(tmp_path / "model"), "-o", tmp_path / "out", *more]
     assert predict.main([str(word) for word in (*words, "--backend", "torch")]) == 1
-    assert "has 250 bytes, at most 248 fit" in capsys.readouterr().out
+    assert "has 250 bytes, at most 248 are possible" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.nii.gz"]
 
 

@@ -245,7 +245,7 @@ def test_what_is_no_scan_is_named_and_the_exit_code_says_so(lab, capsys):
     add_scans(lab, "case_1")
     write_volume(lab / "scans" / "case_2_0000.nrrd", read_volume(lab / "map.nii.gz"))
     assert measure(lab) == 1
-    assert "case_2_0000.nrrd: is no .nii.gz file" in capsys.readouterr().err
+    assert "case_2_0000.nrrd: is not a .nii.gz file" in capsys.readouterr().err
     assert list(rows(lab)) == ["case_1_0000.nii.gz"]
 
 

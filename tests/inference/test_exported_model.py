@@ -163,7 +163,7 @@ def test_what_an_exported_model_cannot_hold_is_one_line(room, tmp_path, capsys):
     (mine / "plans.json").write_text(json.dumps(plan))
     (tmp_path / "model.zip").write_bytes(b"PK")
     for model, expected in (
-        (alone, "needs the first, nnUNetTrainer__nnUNetPlans__3d_lowres, beside it"),
+        (alone, "needs the first, nnUNetTrainer__nnUNetPlans__3d_lowres, next to it"),
         (mine, "needs the resampling resample_torch_fornnunet of label maps"),
         (tmp_path / "model.zip", "is a file; expected a trained model's folder"),
     ):

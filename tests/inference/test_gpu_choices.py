@@ -70,7 +70,7 @@ def test_gpus_are_named_as_cuda_names_them(monkeypatch, listed, expected):
     assert visible_gpus(None) == expected
     assert len({gpu_lock(gpu).name for gpu in expected}) == len(expected)
     assert all(gpu_lock(gpu).parent == gpu_lock("0").parent for gpu in expected)
-    with pytest.raises(FlareError, match=rf"shows {len(expected)} GPU"):
+    with pytest.raises(FlareError, match=rf"this machine has {len(expected)} GPU"):
         visible_gpus(len(expected) + 1)
 
 

@@ -10,7 +10,7 @@ import model_folders as models
 import numpy as np
 import pytest
 import small_scans as scans
-from test_dicom_seg import write_series
+from small_series import write_patient_series
 
 from nnunet_flare.cli import export, predict
 from nnunet_flare.images import Volume, read_volume
@@ -44,7 +44,7 @@ def room(tmp_path_factory) -> Path:
     models.write_cascade(folder / "cascade")
     models.write_cascade(folder / "of_regions", labels=models.REGIONS)
     volume = scans.blobs((12, 36, 40), spacing=(4.0, 2.0, 2.0))
-    write_series(folder / "in" / "patient", Volume(volume.array, volume.spacing_mm, (3.0, -20.0, 7.0)))
+    write_patient_series(folder / "in" / "patient", Volume(volume.array, volume.spacing_mm, (3.0, -20.0, 7.0)))
     return folder
 
 
@@ -115,7 +115,7 @@ def sorted_slices(series: Path) -> list:
 REFUSED = {
     ("--save_probabilities", "--windows", "skip-empty"): "--save_probabilities needs --windows all",
     ("--uncertainty", "--windows", "huang"): "--uncertainty needs --windows all",
-    ("--uncertainty", "disagreement", "-f", "0"): "with which none can disagree",
+    ("--uncertainty", "disagreement", "-f", "0"): "so there is no disagreement",
     ("--save_members", "--windows", "skip-empty"): "--save_members needs --windows all",
     ("--uncertainty", "disagreement", "--windows", "skip-empty"): "needs --windows all",
 }

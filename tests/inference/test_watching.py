@@ -234,7 +234,9 @@ def test_a_scan_without_the_form_that_is_asked_for_is_set_aside_before_it_is_pre
     case = InputCase("a", (tmp_path / "in" / "a.nii.gz",), ".nii.gz")
     for form, option in zip(forms, ("--dicom_seg", "--rtstruct"), strict=True):
         report = predict_cases([case], tmp_path / "out", lambda: pytest.fail("opened the model"), forms=[form])
-        assert report.failed == {"a": f"{option}: {case.files[0]} is no DICOM series folder; leave {option} out"}
+        assert report.failed == {
+            "a": f"{option}: {case.files[0]} is not a folder of a DICOM series; leave out {option}"
+        }
 
 
 @pytest.mark.parametrize(

@@ -221,7 +221,7 @@ def test_plan_dataset_writes_the_overridden_plan(dataset: MakeDataset) -> None:
     assert written == json.loads(json.dumps(plans))
     assert written["configurations"]["3d_fullres"]["patch_size"] == [32, 48, 64]
     assert written["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"][-1] == 64
-    with pytest.raises(InputError, match=r"3d_lowres.*only 2d, 3d_fullres"):
+    with pytest.raises(InputError, match=r"3d_lowres.*it plans 2d, 3d_fullres"):
         plan_dataset(22, flare.nnUNetPlannerFlareTiny, configuration="3d_lowres")
 
 

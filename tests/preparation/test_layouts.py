@@ -397,7 +397,7 @@ def test_many_files_that_are_not_recognised_are_counted_by_folder(tmp_path, raw,
     assert call("flare25", download, 2) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("not recognised")]
     assert len(lines) == 21  # 20 one by one, and the rest of the second folder
-    assert lines[-1] == f"not recognised: and 15 more in {download / 'more/1'}, as scan 05.nii.gz"
+    assert lines[-1] == f"not recognised: and 15 more in {download / 'more/1'}, such as scan 05.nii.gz"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
@@ -605,7 +605,10 @@ def test_what_was_changed_by_hand_in_dataset_json_is_kept(tmp_path, raw, capsys)
 def test_why_no_training_case_can_be_taken_is_told(tmp_path, raw, capsys):
     two = {f"labelsTr2200/{name}-fix/FLARE23_0001": (label,) for label, name in enumerate("ab", 1)}
     assert call("flare23", write(tmp_path / "FLARE23", {**FLARE23_TREE, **two})) == 2
-    assert "1 case(s) cannot be taken, the first: FLARE23_0001: 2 label maps of this name" in capsys.readouterr().err
+    assert (
+        "1 case(s) cannot be taken, the first: FLARE23_0001: 2 different label maps with this name"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("place", ["", "Dataset251_FLARE25Task1"])

@@ -158,7 +158,7 @@ def test_every_bad_case_is_named_and_the_others_are_prepared(flare22, raw, patie
     assert set(lines) == {f"FLARE22_Tr_000{n}" for n in (1, 2, 4, 5)} | {"Case_00001", "Case_00002"}
     assert "0 bytes" in lines["FLARE22_Tr_0001"] and "[40]" in lines["FLARE22_Tr_0002"]
     assert "without its label map" in lines["FLARE22_Tr_0004"] and "without its scan" in lines["FLARE22_Tr_0005"]
-    assert "2 scans of this name" in lines["Case_00002"]
+    assert "2 different scans with this name" in lines["Case_00002"]
     dataset = raw / "Dataset022_FLARE22"
     assert names(dataset / "imagesTr") == ["FLARE22_Tr_0003_0000.nii.gz"] and check_dataset(dataset) == []
     assert names(dataset / "unlabelled") == ["Case_01001_0000.nii.gz", "Case_01002_0000.nii.gz"]
@@ -331,7 +331,7 @@ def test_cases_whose_names_are_too_long_for_what_follows_are_set_aside_and_the_o
     monkeypatch.setattr("os.pathconf", lambda path, name: 45)  # an encrypted file system has fewer bytes too
     made = prepare(layout_of("flare22"), flare22, raw)
     assert sorted(made.set_aside) == ["FLARE22_Tr_0001", "FLARE22_Tr_0002", "FLARE22_Tr_0003"]
-    assert "has 15 bytes, at most 14 fit" in made.set_aside["FLARE22_Tr_0001"]
+    assert "has 15 bytes, at most 14 are possible" in made.set_aside["FLARE22_Tr_0001"]
     assert made.cases["training"] == [] and len(made.cases["unlabelled"]) == 4
 
 

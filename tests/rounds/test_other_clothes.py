@@ -164,7 +164,7 @@ def test_a_listed_file_of_another_format_or_channel_count_is_named(
     redress(tmp_path, dataset=listed)
     told = "\n".join(check_dataset(raw))
     assert f"{first}: dataset.json lists 1 image(s), expected 2, one per channel" in told
-    assert f"{second}: " in told and "is no .mha file" in told
+    assert f"{second}: " in told and "is not a .mha file" in told
 
 
 def test_plans_that_were_moved_from_another_data_set_are_used_as_they_are(

@@ -371,7 +371,7 @@ def test_a_training_without_a_saved_student_goes_on_from_the_average_and_says_so
 )
 def test_a_decay_whose_average_holds_the_start_of_a_short_training_is_told(decay, iterations, most) -> None:
     told = too_long_a_memory(decay, iterations)
-    assert told is None if most is None else told.endswith(f"Set decay to {most} at most")
+    assert told is None if most is None else told.endswith(f"Set decay to at most {most}")
 
 
 def test_the_log_tells_it(data: Any) -> None:

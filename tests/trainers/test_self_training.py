@@ -145,7 +145,7 @@ def test_a_fold_without_true_cases_reports_no_dice(tiny: Any) -> None:
     log = log_of(trainer)
     assert "no Dice is reported" in log
     assert "Pseudo dice" not in log
-    assert "Final validation skipped: no labelled or partial case" in log
+    assert "Final validation skipped: this fold has no labelled or partial validation case" in log
     assert np.isfinite(trainer.logger.get_value("val_losses", step=-1))
     assert np.isnan(trainer.logger.get_value("mean_fg_dice", step=-1))
     files = {entry.name for entry in Path(trainer.output_folder).iterdir()}
