@@ -47,8 +47,7 @@ def read_weights(path: Path, *, trust: bool = False) -> Any:
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: holds more than weights and numbers ({_reason(error)}); opening such a file can run any "
-            "program. If "
-            "you trust its source, use --trust-checkpoint"
+            "program. If you trust its source, use --trust-checkpoint"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise InputError(

@@ -224,8 +224,7 @@ def _module_class(
     if not (isinstance(name, str) and name.startswith(tuple(f"{package}." for package in packages))):
         raise InputError(
             f"{where}: {key} names {name!r}, which is not in {', '.join(packages)}; building it runs code from "
-            "elsewhere. "
-            "If you know and trust it, use --trust-checkpoint"
+            "elsewhere. If you know and trust it, use --trust-checkpoint"
         )
     if not all(part.isidentifier() for part in name.split(".")):
         raise InputError(f"{where}: {key} is {name!r}, expected the dotted name of a class")
@@ -241,8 +240,7 @@ def _module_class(
     if not (isinstance(found, type) and issubclass(found, nn.Module) and f"{home}.".startswith(_dotted(packages))):
         raise InputError(
             f"{where}: {key}: {name} is not a network or layer class of {', '.join(packages)}. If you know and trust "
-            "it, "
-            "use --trust-checkpoint"
+            "it, use --trust-checkpoint"
         )
     return found
 

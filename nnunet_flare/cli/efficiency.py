@@ -64,8 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         "of its process tree and of the machine. OUT.csv gets one row (a row of the same name is replaced), "
         "OUT_NAME.json the samples and OUT_NAME.png the curves. The first columns are the official ones. After them "
         "come true integrals, the challenges' tolerances and the figures of the process tree. Without a GPU its "
-        "columns "
-        "stay empty.",
+        "columns stay empty.",
     )
     parser.add_argument("-o", type=Path, required=True, metavar="OUT.csv", help="table of efficiency figures")
     parser.add_argument(

@@ -44,8 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         prog=PROGRAM,
         description="Score predictions as the official FLARE scripts do (DSC and NSD): tables, comparisons, box plots.",
         epilog="Exit code 0: all cases scored; 1: some were not, as listed; 2: wrong usage or input. flare-evaluate "
-        "efficiency "
-        "measures time, memory and processor use of a command or of a container; see flare-evaluate "
+        "efficiency measures time, memory and processor use of a command or of a container; see flare-evaluate "
         "efficiency --help.",
     )
     parser.add_argument("-ref", type=Path, metavar="DIR", help="reference label maps <case>.nii.gz (or one file)")

@@ -27,8 +27,7 @@ def parser() -> argparse.ArgumentParser:
     p = HyphenParser(
         prog=PROGRAM,
         description="Write a trained model as one folder for flare-predict -m. Prediction then needs neither PyTorch "
-        "nor "
-        "nnU-Net.",
+        "nor nnU-Net.",
         epilog="Exit code 0: the folder was written; 1: it could not be written; 2: wrong usage or input.",
     )
     p.add_argument("-m", dest="model", type=Path, required=True, metavar="MODEL", help="a trained model's folder")

@@ -121,8 +121,8 @@ def _tune(words: list[str]) -> int:
     parser = HyphenParser(
         prog=f"{PROGRAM} tune",
         description="Try each operation on validation predictions. Keep those that raise the mean Dice without "
-        "lowering "
-        "any organ by more than --max_loss; the YAML file says what each step gained and why the others were left out.",
+        "lowering any organ by more than --max_loss; the YAML file says what each step gained and why the others "
+        "were left out.",
     )
     parser.add_argument("-i", type=Path, required=True, metavar="DIR", help="predicted label maps of validation cases")
     parser.add_argument("-ref", type=Path, required=True, metavar="DIR", help="their reference label maps")

@@ -156,8 +156,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=("pairs", "last", "rounds"),
         default="pairs",
         help="pairs: every two folders (default); last: each folder with the last one (checkpoints of a training, for "
-        "--rule "
-        "stability); rounds: changed voxels from each folder to the next (for --rule round-change)",
+        "--rule stability); rounds: changed voxels from each folder to the next (for --rule round-change)",
     )
 
     score.add_argument(

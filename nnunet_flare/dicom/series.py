@@ -75,8 +75,7 @@ def _ordered_slices(folder: Path, case: str) -> list[Slice]:
         raise CaseError(
             case,
             f"{folder}: {', '.join(doubtful[:5])}{more}; may be slices, so the scan may be incomplete. Copy them "
-            "again, unpack "
-            "them, or move files that are not slices out of the folder",
+            "again, unpack them, or move files that are not slices out of the folder",
         )
     slices = [read_header(path, case) for path in files]
     if not slices:

@@ -129,8 +129,7 @@ def check_payload(payload: Payload, header: Path, case: str) -> Unpacked | None:
         raise CaseError(
             case,
             f"{where}: holds {found} bytes of voxels, the header says {payload.voxels}; file or header is damaged, "
-            "copy "
-            "it again",
+            "copy it again",
         )
     return Unpacked(content, payload.order) if wanted and payload.order is not None else None
 

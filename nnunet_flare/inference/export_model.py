@@ -198,8 +198,7 @@ def _compare(found: np.ndarray, expected: np.ndarray, what: str, limit: float) -
     if not difference <= limit:
         raise InputError(
             f"{what} computes different scores than PyTorch: they differ by {difference:.3g} of their deviation, "
-            "expected "
-            f"at most {limit:g}; the network cannot be exported"
+            f"expected at most {limit:g}; the network cannot be exported"
         )
 
 

@@ -105,8 +105,7 @@ def check_plain(plans: dict[str, Any], configuration: Any, where: str) -> None:
     if needs:
         raise InputError(
             f"{where}: needs {', '.join(dict.fromkeys(needs))}, which an exported model cannot have; predict from the "
-            "trained "
-            "model's own folder"
+            "trained model's own folder"
         )
     check_resampling(configuration)
 

@@ -220,6 +220,5 @@ def layout_of(year: str, task: int | None = None) -> Layout:
         raise InputError(f"--task {task}: {year.upper()} has one task; leave it out")
     raise InputError(
         f"--{year}: no task given; add --task 1 (pan-cancer lesions), --task 2 (organs, on a laptop) or --task 3 "
-        "(organs "
-        "in MR and PET)"
+        "(organs in MR and PET)"
     )

@@ -135,8 +135,7 @@ def check_online(recipe: Recipe) -> None:
         if found != expected:
             raise ValueError(
                 f"{key}: found {found!r}, but trainer {recipe.trainer} learns from the unlabelled scans directly, "
-                "without "
-                f"labelling them; expected {expected!r}"
+                f"without labelling them; expected {expected!r}"
             )
     stream = stream_key(recipe.trainer)
     if "unlabelled" in (recipe.training.get(str(stream)) or {}):
@@ -247,8 +246,7 @@ def check_start(recipe: Recipe) -> None:
         if not fits:
             raise ValueError(
                 f"{key}: found {given!r}, but with final.start=member the final training has the member's network; "
-                "expected "
-                "none, or final.start=scratch"
+                "expected none, or final.start=scratch"
             )
 
 

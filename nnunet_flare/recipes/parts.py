@@ -301,8 +301,7 @@ class Loop(Part):
     absence: Literal["taught", "open"] = Field(
         "taught",
         description="open: pseudo-labels show where these organs are, not where they are absent (for example lesions "
-        "in scans "
-        "that nobody has searched for them)",
+        "in scans that nobody has searched for them)",
     )
 
     @model_validator(mode="after")

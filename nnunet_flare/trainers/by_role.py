@@ -123,8 +123,7 @@ class CasesByRole(FlareTrainer):
         if not validation:
             self.print_to_log_file(
                 "This fold has no labelled or partial validation case: the validation loss comes from training "
-                "patches, no "
-                "Dice is reported and the final validation is skipped."
+                "patches, no Dice is reported and the final validation is skipped."
             )
         elif set(validation) & set(training):
             self.print_to_log_file("The validation cases are training cases too, so their Dice is too high.")

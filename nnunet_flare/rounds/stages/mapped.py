@@ -55,8 +55,7 @@ def check_id_map(name: str, theirs: Any, ours: Mapping[str, Any], recipe: Recipe
     if unknown:
         raise InputError(
             f"--init_map {name}: {where} does not know {', '.join(unknown)}, so its pseudo-labels would teach that "
-            "they "
-            "are absent; give a model of all organs, or start from its weights with training.pretrained_weights"
+            "they are absent; give a model of all organs, or start from its weights with training.pretrained_weights"
         )
     trainer = recipe.final.trainer or recipe.trainer
     if plugin.learns_from(trainer) == plugin.TEACHER or recipe.final.start == "member":

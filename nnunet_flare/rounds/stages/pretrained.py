@@ -39,8 +39,7 @@ def with_pretrained_network(run: Run, changes: Mapping[str, Any]) -> dict[str, A
     if given.architecture is None:
         raise InputError(
             f"{path}: does not say which network its weights belong to; leave out plan.network, and plan the same "
-            "network "
-            "with planner and plan.*"
+            "network with planner and plan.*"
         )
     if not run.settings.trust_checkpoint:
         check_network({"architecture": given.architecture}, path)
