@@ -17,6 +17,7 @@ from nnunet_flare.dicom.slices import IDENTITY, IMAGE_IO, Slice, read_header, vo
 from nnunet_flare.errors import CaseError
 from nnunet_flare.images import Volume, from_sitk, read_volume
 from nnunet_flare.images.readers import SITK
+from nnunet_flare.images.views import last_line
 from nnunet_flare.names import all_readable
 
 POSITION_TOLERANCE = 0.1
@@ -54,7 +55,7 @@ def read_series(folder: Path, case: str) -> Volume:
         with all_readable([one.path for one in slices]) as names:
             image = sitk.ReadImage(names, _type_for_all(slices), IMAGE_IO)
     except RuntimeError as error:
-        raise CaseError(case, f"{folder}: cannot be read ({str(error).strip().splitlines()[-1]})") from error
+        raise CaseError(case, f"{folder}: cannot be read ({last_line(error)})") from error
     return from_sitk(image, case, folder)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_flare.errors import CaseError
+from nnunet_flare.images.views import last_line
 from nnunet_flare.names import readable
 
 IMAGE_IO = "GDCMImageIO"
@@ -73,9 +74,7 @@ def read_header(path: Path, case: str) -> Slice:
             reader.SetFileName(name)
             reader.ReadImageInformation()
     except RuntimeError as error:
-        raise CaseError(
-            case, f"{path}: is not a readable DICOM image ({str(error).strip().splitlines()[-1]})"
-        ) from error
+        raise CaseError(case, f"{path}: is not a readable DICOM image ({last_line(error)})") from error
     keys = set(reader.GetMetaDataKeys())
     _check_picture(reader, keys, path, case)
     needed = (SERIES, POSITION, ORIENTATION, SPACING)

@@ -18,6 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from nnunet_flare.wording import first_line
+
 MORE = 1.1
 """What is lost between blocks of memory, as a factor."""
 
@@ -50,7 +52,7 @@ def bytes_of_window(network: nn.Module, shape: Sequence[int], *, autocast: torch
             with half, _Alive() as alive:
                 scores = copied(window)
     except Exception as error:  # what pretended tensors raise has nothing in common
-        raise RuntimeError(f"its steps cannot be counted: {str(error).splitlines()[0]}") from error
+        raise RuntimeError(f"its steps cannot be counted: {first_line(error)}") from error
     single = 0 if scores.dtype == torch.float32 else scores.numel() * (4 + scores.element_size())
     return int(MORE * (4 * math.prod(shape) + max(alive.most, single)))
 

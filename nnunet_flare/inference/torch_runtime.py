@@ -16,6 +16,7 @@ from nnunet_flare.inference.arrays import Array
 from nnunet_flare.inference.devices import of_torch
 from nnunet_flare.inference.held import BENCHMARK, EXACT
 from nnunet_flare.inference.opened import Execution, Runtime, WindowBytes
+from nnunet_flare.wording import first_line
 
 if TYPE_CHECKING:
     from nnunet_flare.inference.model import Model
@@ -89,5 +90,5 @@ def open_runtime(model: Model, how: Execution) -> Runtime:
         except (RuntimeError, ImportError) as error:  # of an installation that is not whole
             if not how.fall_back:
                 raise InputError(f"{model.member}: OpenVINO cannot run this network ({error})") from error
-            log.warning("OpenVINO cannot run this network (%s); PyTorch runs it", str(error).splitlines()[0])
+            log.warning("OpenVINO cannot run this network (%s); PyTorch runs it", first_line(error))
     return TorchRuntime(network, device=how.device, precision=how.precision, two_d=how.two_d)
