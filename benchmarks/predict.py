@@ -3,7 +3,7 @@ Untrained networks: *big* is Radboud's plan, *small* the FLARE22 winner's studen
 
     python benchmarks/predict.py --models small big --slices 160 400 --rounds 3
     python benchmarks/predict.py --parts defaults stages memory
-    python benchmarks/predict.py -device cuda --slices 160 300
+    python benchmarks/predict.py -device cuda --parts same further --slices 160 300
 
 Wall time and CPU seconds are those of the whole process tree, memory is the tree's proportional set size, sampled every
 0.1 s; with ``-device cuda`` also the memory of the card in use, and the figures go to a file of their own. The networks
@@ -14,6 +14,8 @@ shown on its own. The parts:
 ``same``
     The same windows on both sides (step 0.9, no mirroring); of ours, the wall time without the network too. With 160
     and 400 slices, which have the same windows, also the memory of a further slice.
+``further``
+    A further scan in a process that is warm: what four copies of the scan take beyond one, by three.
 ``defaults``
     Stock as shipped (step 0.5, mirroring) against ours as shipped, small model, one run each.
 ``stages``
@@ -36,8 +38,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ import psutil
 from shown_command import shown_command
 
 from nnunet_flare.evaluation.gpu import open_gpu
-from nnunet_flare.files import write_json
+from nnunet_flare.files import link_or_copy, write_json
 from nnunet_flare.images import read_volume
 
 RESULTS = {name: Path(__file__).parent / "results" / file for name, file in (
@@ -62,7 +64,10 @@ VARIANTS = {
     "ours torch fp32": ["--precision", "fp32", "--backend", "torch"],
 }
 
-PARTS = ("same", "defaults", "stages", "memory")
+PARTS = ("same", "further", "defaults", "stages", "memory")
+
+COPIES = 4
+"""Scans of the part ``further``."""
 
 LONG_SCAN = 1000
 """Slices of the part ``memory``."""
@@ -171,8 +176,13 @@ class Workplace:
             setting.write_model(self.folder / name, name)
         return self.folder / name
 
-    def images(self, slices: int) -> Path:
-        """The folder of a scan."""
+    def images(self, slices: int, copies: int = 1) -> Path:
+        """The folder of a scan, or of so many copies of it."""
+        if copies > 1:
+            folder = self.folder / f"in{slices}x{copies}"
+            for number in range(copies):
+                link_or_copy(self.images(slices) / "case_0000.nii.gz", folder / f"case{number}_0000.nii.gz")
+            return folder
         if not (self.folder / f"in{slices}").is_dir():
             setting.write_scan(self.folder / f"in{slices}" / "case_0000.nii.gz", slices)
         return self.folder / f"in{slices}"
@@ -238,6 +248,39 @@ def same_windows(
         result["rows"][variant].update(equal_voxels=same, foreground_dice=dice)
     result["rows"][FIRST] = summary([first])
     return result
+
+
+def further_scan(
+    place: Workplace, name: str, slices: int, *, rounds: int, stock_rounds: int, variants: list[str]
+) -> dict[str, Any]:
+    """What a scan takes that is not the first of its process; memory is that of the process with several scans."""
+    model = place.model(name)
+
+    def one_more(command: Callable[[Path], list[str]]) -> Run:
+        one, several = (place.measure(command(place.images(slices, copies))) for copies in (1, COPIES))
+        steps = COPIES - 1
+        return replace(
+            several,
+            wall_s=(several.wall_s - one.wall_s) / steps,
+            cpu_s=(several.cpu_s - one.cpu_s) / steps,
+            stages_s={stage: (took - one.stages_s[stage]) / steps for stage, took in several.stages_s.items()},
+        )
+
+    def ours(variant: str) -> Callable[[Path], list[str]]:
+        return lambda images: flare_predict(images, place.output(variant), model, *VARIANTS[variant])
+
+    def stock(images: Path) -> list[str]:
+        return stock_predict(images, place.output("stock"), model, "-f", "0", *SAME_WINDOWS)
+
+    commands = {"stock": stock, **{variant: ours(variant) for variant in variants}}
+    runs: dict[str, list[Run]] = {who: [] for who in commands}
+    for variant in variants:
+        place.measure(commands[variant](place.images(slices)))  # converts the network
+    for number in range(rounds):
+        for who, command in commands.items():
+            if who != "stock" or number < stock_rounds:
+                runs[who].append(one_more(command))
+    return figures(runs)
 
 
 def as_shipped(place: Workplace, name: str, slices: int) -> dict[str, Any]:
@@ -351,9 +394,11 @@ def main() -> None:
 
         for name in args.models:
             for slices in args.slices:
+                rounds = {"rounds": args.rounds, "stock_rounds": args.stock_rounds or args.rounds}
                 if "same" in args.parts:
-                    rounds = {"rounds": args.rounds, "stock_rounds": args.stock_rounds or args.rounds}
                     keep("same", name, slices, same_windows(place, name, slices, variants=args.variants, **rounds))
+                if "further" in args.parts:
+                    keep("further", name, slices, further_scan(place, name, slices, variants=args.variants, **rounds))
                 if "stages" in args.parts:
                     keep("stages", name, slices, stock_stages(place, name, slices))
         if "defaults" in args.parts:

@@ -1,4 +1,4 @@
-"""What the ``labels`` of a dataset.json say: organs of one id each, or regions of several, and the *ignore* label."""
+"""What a dataset.json says of labels (organs of one id, regions of several, the *ignore* label) and of channels."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ IGNORE = "ignore"
 
 Group = int | tuple[int, ...]
 """One label id, or several that count as one."""
+
+
+def channel_names(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """A data set's image channels, under either name that nnU-Net has given them; empty where it has none."""
+    names: dict[str, Any] = dataset.get("channel_names", dataset.get("modality", {}))
+    return names
 
 
 def ids_of(value: Any) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.choices import UNCERTAINTIES
+from nnunet_flare.labels import channel_names
 
 if TYPE_CHECKING:
     from nnunet_flare.inference.forms import Form
@@ -99,7 +100,7 @@ def forms_of(args: argparse.Namespace, cases: Sequence[InputCase], dataset: dict
 
 def is_ct(dataset: dict[str, Any]) -> bool:
     """Whether the first channel holds CT numbers, by its name in dataset.json, as nnU-Net tells it."""
-    channels = dataset.get("channel_names", dataset.get("modality", {}))
+    channels = channel_names(dataset)
     return bool(channels) and str(channels.get("0", "")).casefold() == "ct"
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,11 +90,8 @@ def open_model(args: argparse.Namespace, folder: Path, profile: Profile) -> Pred
     """What predicts with the model, coarse model and settings that the options name."""
     with profile.stage("imports"):
         from nnunet_flare.inference.cascade import open_any
-        from nnunet_flare.inference.exported import is_exported
+        from nnunet_flare.inference.cpus import limit_torch_threads
         from nnunet_flare.inference.settings import PredictionSettings
-
-        if not is_exported(folder):
-            _limit_torch_threads()
     settings = PredictionSettings(
         step_size=args.step_size,
         tta=args.tta,
@@ -105,6 +102,7 @@ def open_model(args: argparse.Namespace, folder: Path, profile: Profile) -> Pred
         max_memory_gb=args.max_memory,
         gpu_memory_gb=args.gpu_memory,
         trust_checkpoint=args.trust_checkpoint,
+        from_cache=True,
     )
     with profile.stage("model"):
         segmenter = open_any(
@@ -115,22 +113,14 @@ def open_model(args: argparse.Namespace, folder: Path, profile: Profile) -> Pred
             profile=profile,
             previous=args.prev_stage,
         )
+        if "torch" in sys.modules:
+            limit_torch_threads()
         if args.uncertainty == "disagreement" and len(segmenter.models) < 2:
             raise InputError(
                 f"--uncertainty disagreement: {folder} is used with one fold, so there is no disagreement; use "
                 "entropy, or more folds"
             )
         return segmenter if args.roi == "none" else _with_roi(args, segmenter)
-
-
-def _limit_torch_threads() -> None:
-    """More threads than a container may use wait for each other."""
-    with suppress(ImportError):  # what is missing is said when the model is opened
-        import torch
-
-        from nnunet_flare.inference.cpus import thread_count
-
-        torch.set_num_threads(thread_count())
 
 
 def _with_roi(args: argparse.Namespace, fine: Segmenter | CascadeSegmenter) -> PredictsScans:

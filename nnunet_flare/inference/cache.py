@@ -16,6 +16,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from tempfile import gettempdir, mkdtemp
 from typing import Any
@@ -30,6 +31,9 @@ VARIABLE = "NNUNET_FLARE_CACHE"
 """Environment variable that names another folder; empty turns the cache off."""
 
 KEPT_ENTRIES = 16
+
+NETWORKS = "openvino"
+"""The kind of entries that are converted networks."""
 
 CHECKSUMS = "checksums.json"
 """The digest of each of an entry's files."""
@@ -93,13 +97,8 @@ def cached(folder: Path | None, key: str, make: Callable[[Path], None]) -> Path 
     entry = folder / key
     temporary = None
     try:
-        if entry.is_dir():
-            wrong = damage(entry)
-            if wrong is None:
-                os.utime(entry)
-                return entry
-            log.warning("the cache entry %s is damaged (%s); it is made again", entry, wrong)
-            shutil.rmtree(entry)
+        if find(folder, key) is not None:
+            return entry
         remove_leftovers(folder)
         temporary = Path(mkdtemp(prefix=temporary_prefix(), dir=folder))
         make(temporary)
@@ -118,6 +117,20 @@ def cached(folder: Path | None, key: str, make: Callable[[Path], None]) -> Path 
             shutil.rmtree(temporary, ignore_errors=True)
     _prune(folder)
     return entry
+
+
+def find(folder: Path | None, key: str) -> Path | None:
+    """The entry's folder, marked as used; None where it is missing. A damaged one is removed, which is said."""
+    if folder is None or not (folder / key).is_dir():
+        return None
+    wrong = damage(folder / key)
+    if wrong is not None:
+        log.warning("the cache entry %s is damaged (%s); it is made again", folder / key, wrong)
+        shutil.rmtree(folder / key, ignore_errors=True)
+        return None
+    with suppress(OSError):  # of a cache that may only be read
+        os.utime(folder / key)
+    return folder / key
 
 
 def damage(entry: Path) -> str | None:

@@ -26,6 +26,7 @@ from nnunet_flare.inference.profile import Profile
 from nnunet_flare.inference.scans import PreparedScan
 from nnunet_flare.inference.settings import PredictionSettings
 from nnunet_flare.inference.spare import Views
+from nnunet_flare.labels import channel_names
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,7 +221,7 @@ def _labels(model: Opened) -> object:
 
 
 def _channels(model: Opened) -> object:
-    return model.dataset_json.get("channel_names", model.dataset_json.get("modality"))
+    return channel_names(model.dataset_json)
 
 
 def _reader(model: Opened) -> object:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from nnunet_flare.inference.export import SliceExporter
 from nnunet_flare.inference.exported import Exported, is_exported, refuse_without_manifest
 from nnunet_flare.inference.forms import Receiver
 from nnunet_flare.inference.labels import Labels
+from nnunet_flare.inference.members import Member, find_folds
 from nnunet_flare.inference.memory import (
     FLOAT_BYTES,
     Need,
@@ -41,16 +42,14 @@ from nnunet_flare.inference.opened import Opened, check_same_task, check_stands_
 from nnunet_flare.inference.places import place_at, place_of
 from nnunet_flare.inference.preprocessing import prepares_stored
 from nnunet_flare.inference.profile import Profile
-from nnunet_flare.inference.runtimes import averaged, stacked
+from nnunet_flare.inference.remembered import recall
+from nnunet_flare.inference.runtimes import averaged, runs_on_openvino, stacked
 from nnunet_flare.inference.scans import PreparedScan, prepare_scan, value_oddities
 from nnunet_flare.inference.scores import ScoreExporter
 from nnunet_flare.inference.settings import PredictionSettings
 from nnunet_flare.inference.sliding import Slider
 from nnunet_flare.inference.spare import Spare, Views
 from nnunet_flare.inference.windows import Forward
-
-if TYPE_CHECKING:
-    from nnunet_flare.inference.model import Member
 
 log = logging.getLogger(__name__)
 
@@ -114,13 +113,6 @@ class Segmenter:
                 )
             return cls.from_exported(Exported.read(folder), settings, profile=profile, second_stage=second_stage)
         refuse_without_manifest(folder)
-        try:
-            from nnunet_flare.inference.model import Member, find_folds
-        except ImportError as error:
-            raise InputError(
-                f"{folder}: a trained model's folder needs PyTorch and nnU-Net, which are not installed here "
-                f"({error}); expected a folder that flare-export wrote (with exported.json)"
-            ) from error
         members = [Member(Path(folder), fold, checkpoint) for fold in find_folds(Path(folder), folds, checkpoint)]
         return cls.from_members(members, settings, profile=profile, second_stage=second_stage)
 
@@ -158,8 +150,19 @@ class Segmenter:
         Raises:
             InputError: when something is missing, damaged or unknown, or two members do not fit together.
         """
-        from nnunet_flare.inference.model import open_model
-
+        if settings.from_cache and runs_on_openvino(settings):
+            known = recall(members, trusted=settings.trust_checkpoint)
+            if known is not None:
+                if not second_stage:
+                    check_stands_alone(known[0])
+                return cls(known, settings, profile)
+        try:
+            from nnunet_flare.inference.model import open_model
+        except ImportError as error:
+            raise InputError(
+                f"{members[0].folder}: a trained model's folder needs PyTorch and nnU-Net, which are not installed "
+                f"here ({error}); expected a folder that flare-export wrote (with exported.json)"
+            ) from error
         trust = settings.trust_checkpoint
         models = [open_model(member, trust_checkpoint=trust, second_stage=second_stage) for member in members]
         return cls(models, settings, profile)

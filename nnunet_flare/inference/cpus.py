@@ -24,6 +24,13 @@ VERSION_2_MOUNTS = ("", "unified")
 """Where version 2 is mounted: alone, or beside version 1."""
 
 
+def limit_torch_threads() -> None:
+    """Let PyTorch compute with no more threads than :func:`thread_count`: more of them wait for each other."""
+    import torch
+
+    torch.set_num_threads(thread_count())
+
+
 def thread_count() -> int:
     """Threads to compute with: the usable CPUs, or fewer as ``OMP_NUM_THREADS`` or PyTorch say."""
     most = usable_cpus()

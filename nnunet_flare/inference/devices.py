@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nnunet_flare.errors import InputError
@@ -63,11 +66,24 @@ def gpu_number(device: Any) -> int:
 
 
 def _has_cuda() -> bool:
+    if "torch" not in sys.modules and not _has_driver():
+        return False
     try:
         import torch
     except ImportError:
         return False
     return bool(torch.cuda.is_available())
+
+
+def _has_driver() -> bool:
+    """Whether there may be a driver of GPUs: PyTorch, whose import takes a second, finds no device without one."""
+    if not sys.platform.startswith("linux") or Path("/dev/kfd").exists():  # AMD's
+        return True
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def _check_accelerator(device: Device) -> None:

@@ -23,9 +23,8 @@ from nnunet_flare.files import read_json, write_json
 from nnunet_flare.inference.choices import PRECISIONS, ROI_RULES, TTA
 from nnunet_flare.inference.devices import CPU
 from nnunet_flare.inference.inputs import DOCUMENTS
-from nnunet_flare.inference.labels import Labels
-from nnunet_flare.inference.opened import Execution, Runtime, network_channels
-from nnunet_flare.inference.plain_plans import SHAPE, PlainConfiguration, PlainPlans, check_plain
+from nnunet_flare.inference.opened import Execution, Runtime
+from nnunet_flare.inference.plain_plans import SHAPE, PlainConfiguration, PlainModel, PlainPlans, check_plain
 from nnunet_flare.inference.runtimes import BF16_FLAGS, cpu_flags
 from nnunet_flare.inference.settings import PredictionSettings
 
@@ -176,27 +175,23 @@ class Exported:
         check_plain(plans, configuration, str(self.folder))
         return [
             ExportedModel(
-                self,
-                self.folder / f"fold_{entry['fold']}" / NETWORK,
                 PlainPlans(plans),
                 configuration,
                 dataset,
                 None if entry["mirroring_axes"] is None else tuple(entry["mirroring_axes"]),
+                source=self,
+                network=self.folder / f"fold_{entry['fold']}" / NETWORK,
             )
             for entry in self.manifest["networks"]
         ]
 
 
 @dataclass(frozen=True, eq=False)
-class ExportedModel:
+class ExportedModel(PlainModel):
     """One fold of an exported model, see :class:`nnunet_flare.inference.opened.Opened`."""
 
     source: Exported
     network: Path
-    plans_manager: PlainPlans
-    configuration_manager: PlainConfiguration
-    dataset_json: dict[str, Any]
-    mirroring_axes: tuple[int, ...] | None
 
     def __str__(self) -> str:
         return str(self.network.parent)
@@ -205,21 +200,6 @@ class ExportedModel:
     def folder(self) -> Path:
         """The exported folder."""
         return self.source.folder
-
-    @cached_property
-    def labels(self) -> Labels:
-        """What the network's outputs stand for."""
-        return Labels(self.dataset_json)
-
-    @property
-    def channels(self) -> int:
-        """Number of image channels."""
-        return len(self.dataset_json["channel_names"])
-
-    @property
-    def network_channels(self) -> int:
-        """Number of the network's input channels; the second stage of a cascade also sees each label of the first."""
-        return network_channels(self)
 
     def runtime(self, how: Execution) -> Runtime:
         """OpenVINO's; nothing else can run it."""

@@ -16,6 +16,7 @@ from nnunet_flare.files import read_json
 from nnunet_flare.images import SUFFIXES, Volume, stem_of, suffix_of
 from nnunet_flare.images.readers import SITK, reader_of_plans
 from nnunet_flare.kept import is_label_map_of
+from nnunet_flare.labels import channel_names
 from nnunet_flare.listing import CHANNEL, Listing, list_scans, told
 
 DOCUMENTS: dict[str, Any] = {
@@ -110,7 +111,7 @@ def find_inputs(
     Raises:
         InputError: when there is nothing to predict, or two inputs would write the same file.
     """
-    channels = len(dataset_json.get("channel_names", dataset_json.get("modality", ())))
+    channels = len(channel_names(dataset_json))
     cases: list[InputCase] = []
     files: list[Path] = []
     refused: dict[str, str] = {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,36 +22,20 @@ from nnunet_flare.checkpoints import load_checkpoint, weights_of
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json
 from nnunet_flare.images.readers import READERS
-from nnunet_flare.inference.choices import DEFAULT_CHECKPOINT, Fold
 from nnunet_flare.inference.export import check_resampling
 from nnunet_flare.inference.inputs import DOCUMENTS
 from nnunet_flare.inference.labels import Labels
+from nnunet_flare.inference.members import Member
 from nnunet_flare.inference.opened import Execution, Runtime, check_stands_alone, network_channels
+from nnunet_flare.labels import channel_names
 
 STOCK_PLAN_TRAINER = re.compile(r"nnUNetTrainer(_\d+epochs?|NoMirroring|DA5|DAOrd0|NoDA)?")
 """Stock trainers that build the network of their plans unchanged."""
 
 
-@dataclass(frozen=True)
-class Member:
-    """One model of an ensemble: a checkpoint of a fold in a trained model's folder."""
-
-    folder: Path
-    fold: Fold
-    checkpoint: str = DEFAULT_CHECKPOINT
-
-    @property
-    def path(self) -> Path:
-        """The checkpoint file."""
-        return Path(self.folder) / f"fold_{self.fold}" / self.checkpoint
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A member with its plans, data set and weights."""
+    """A member with its plans, data set and weights; ``trusted`` if it may hold and name more than data."""
 
     member: Member
     plans_manager: Any
@@ -62,6 +45,7 @@ class Model:
     trainer_name: str
     mirroring_axes: tuple[int, ...] | None
     weights: dict[str, torch.Tensor] = field(repr=False)
+    trusted: bool = False
 
     @cached_property
     def label_manager(self) -> Any:
@@ -84,12 +68,12 @@ class Model:
     @property
     def channels(self) -> int:
         """Number of image channels."""
-        return len(self.dataset_json.get("channel_names", self.dataset_json.get("modality", ())))
+        return len(channel_names(self.dataset_json))
 
     @property
     def network_channels(self) -> int:
         """Number of the network's input channels; the second stage of a cascade also sees each label of the first."""
-        return network_channels(self)
+        return network_channels(self.channels, self.labels, self.configuration_manager)
 
     def network(self) -> nn.Module:
         """The network with its weights, in evaluation mode, without deep supervision.
@@ -160,31 +144,12 @@ def open_model(member: Member, *, trust_checkpoint: bool = False, second_stage: 
         checkpoint["trainer_name"],
         None if axes is None else tuple(int(a) for a in axes),
         weights_of(checkpoint),
+        trust_checkpoint,
     )
     if not second_stage:
         check_stands_alone(model)
     _check_supported(model)
     return model
-
-
-def find_folds(folder: Path, folds: Sequence[Fold] | None, checkpoint: str) -> list[Fold]:
-    """The folds to predict with: those asked for, else every numbered one that has the checkpoint, else ``all``.
-
-    Raises:
-        InputError: when there is no such folder, or no fold has the checkpoint.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such model folder; expected a folder with plans.json, dataset.json and fold_*")
-    if folds:
-        return [_fold(fold) for fold in folds]
-    there = {path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{checkpoint}")}
-    numbered = sorted(int(name) for name in there if name.isdigit())
-    if numbered:
-        return list(numbered)
-    if "all" in there:
-        return ["all"]
-    other = sorted({path.name for path in folder.glob("fold_*/*.pth")})
-    raise InputError(f"{folder}: no fold holds {checkpoint}; found {other or 'no checkpoint'} (choose with -chk)")
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
@@ -194,12 +159,6 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
     except InputError as error:
         raise InputError(f"{error}; expected a trained model's folder (Trainer__Plans__configuration)") from error
     return document
-
-
-def _fold(fold: Fold) -> Fold:
-    if fold == "all" or str(fold).isdigit():
-        return fold if fold == "all" else int(fold)
-    raise InputError(f"fold {fold!r}: expected a number or 'all'")
 
 
 def _check_supported(model: Model) -> None:

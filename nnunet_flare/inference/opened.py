@@ -11,6 +11,7 @@ from nnunet_flare.errors import InputError
 from nnunet_flare.inference.arrays import Array
 from nnunet_flare.inference.devices import Device
 from nnunet_flare.inference.labels import Labels
+from nnunet_flare.labels import channel_names
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,9 @@ def check_stands_alone(model: Opened) -> None:
         )
 
 
-def network_channels(model: Opened) -> int:
+def network_channels(channels: int, labels: Labels, configuration: Any) -> int:
     """Number of a network's input channels: those of the image, and one for each label of a cascade's first stage."""
-    return model.channels + (len(model.labels.foreground) if is_second_stage(model) else 0)
+    return channels + (len(labels.foreground) if configuration.previous_stage_name is not None else 0)
 
 
 def check_same_task(first: Opened, other: Opened) -> None:
@@ -146,7 +147,7 @@ def check_same_task(first: Opened, other: Opened) -> None:
 
 _SHARED = {
     "labels": lambda model: model.dataset_json["labels"],
-    "channels": lambda model: model.dataset_json.get("channel_names", model.dataset_json.get("modality")),
+    "channels": lambda model: channel_names(model.dataset_json),
     "spacings": lambda model: list(model.configuration_manager.spacing),
     "patch sizes": lambda model: list(model.configuration_manager.patch_size),
     "axis orders": lambda model: list(model.plans_manager.transpose_forward),

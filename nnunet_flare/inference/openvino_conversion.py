@@ -20,15 +20,14 @@ import torch
 from torch import nn
 
 from nnunet_flare.digests import digest_of
-from nnunet_flare.inference.cache import cache_folder, cached, key_of
+from nnunet_flare.inference.cache import NETWORKS, cache_folder, cached, key_of
+from nnunet_flare.inference.exported import NETWORK
 from nnunet_flare.inference.openvino_runtime import silent_openvino
 
 if TYPE_CHECKING:
     from nnunet_flare.inference.model import Model
 
 log = logging.getLogger(__name__)
-
-CONVERTED = "network.xml"
 
 FORMAT = 5
 """Counts up when the conversion changes."""
@@ -51,11 +50,11 @@ def openvino_network(model: Model, network: nn.Module, *, patch: Sequence[int], 
 
     def make(folder: Path) -> None:
         made.append(convert(model, network, shape))
-        save(made[0], folder / CONVERTED, half=False)
+        save(made[0], folder / NETWORK, half=False)
 
-    entry = cached(cache_folder("openvino"), _key(model, shape), make)
+    entry = cached(cache_folder(NETWORKS), _key(model, shape), make)
     if entry is not None:
-        return entry / CONVERTED
+        return entry / NETWORK
     return made[0] if made else convert(model, network, shape)
 
 

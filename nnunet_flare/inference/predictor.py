@@ -29,7 +29,8 @@ from nnunet_flare.inference.choices import DEFAULT_CHECKPOINT, Fold
 from nnunet_flare.inference.coarse_to_fine import RoiSegmenter, open_coarse
 from nnunet_flare.inference.core import MembersPrediction, Segmenter
 from nnunet_flare.inference.devices import of_torch, open_device
-from nnunet_flare.inference.model import Member, Model
+from nnunet_flare.inference.members import Member
+from nnunet_flare.inference.model import Model
 from nnunet_flare.inference.roi import MARGIN_MM
 from nnunet_flare.inference.settings import DEFAULT_STEP_SIZE, PredictionSettings
 

@@ -15,6 +15,7 @@ class PredictionSettings:
     """How to predict; the words are those of ``flare-predict``.
 
     ``step_size`` is a share of the patch, ``gaussian`` weighs a window's centre more than its rim, limits are in GB.
+    With ``from_cache`` a trained model whose networks were converted before is opened without PyTorch and nnU-Net.
     """
 
     step_size: float = DEFAULT_STEP_SIZE
@@ -27,6 +28,7 @@ class PredictionSettings:
     windows: str = "all"
     max_memory_gb: float | None = None
     gpu_memory_gb: float | None = None
+    from_cache: bool = False
 
     def __post_init__(self) -> None:
         for name, limit in (("max_memory", self.max_memory_gb), ("gpu_memory", self.gpu_memory_gb)):

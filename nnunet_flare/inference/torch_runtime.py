@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from nnunet_flare.inference.arrays import Array
 from nnunet_flare.inference.devices import of_torch
 from nnunet_flare.inference.held import BENCHMARK, EXACT
 from nnunet_flare.inference.opened import Execution, Runtime, WindowBytes
+from nnunet_flare.inference.remembered import remember
 from nnunet_flare.wording import first_line
 
 if TYPE_CHECKING:
@@ -86,9 +88,13 @@ def open_runtime(model: Model, how: Execution) -> Runtime:
 
         try:
             source = openvino_network(model, network, patch=how.patch, two_d=how.two_d)
-            return OpenVinoRuntime(source, precision=how.precision, two_d=how.two_d)
+            runtime = OpenVinoRuntime(source, precision=how.precision, two_d=how.two_d)
         except (RuntimeError, ImportError) as error:  # of an installation that is not whole
             if not how.fall_back:
                 raise InputError(f"{model.member}: OpenVINO cannot run this network ({error})") from error
             log.warning("OpenVINO cannot run this network (%s); PyTorch runs it", first_line(error))
+        else:
+            if isinstance(source, Path):
+                remember(model, source)
+            return runtime
     return TorchRuntime(network, device=how.device, precision=how.precision, two_d=how.two_d)

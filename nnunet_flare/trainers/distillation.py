@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from nnunet_flare.errors import FlareError, InputError
-from nnunet_flare.inference.model import Member, Model, open_model
+from nnunet_flare.inference.members import Member
+from nnunet_flare.inference.model import Model, open_model
 from nnunet_flare.inference.normalisation import OF_FOREGROUND
 from nnunet_flare.labels import outputs_of
 from nnunet_flare.trainers.heads import Heads

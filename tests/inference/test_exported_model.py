@@ -468,7 +468,8 @@ def test_the_folder_says_what_it_is(room, tmp_path):
 def test_onnx_is_written_beside_and_computes_what_pytorch_computes(room, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra: export)")
     pytest.importorskip("onnx", reason="onnx is not installed (extra: export)")
-    from nnunet_flare.inference.model import Member, open_model
+    from nnunet_flare.inference.members import Member
+    from nnunet_flare.inference.model import open_model
 
     assert run(export, "-m", room / "regions", "-o", tmp_path / "out", "--format", "onnx") == 0
     session = onnxruntime.InferenceSession(str(tmp_path / "out" / "fold_0" / "network.onnx"))

@@ -14,7 +14,7 @@ import torch
 
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.images import Volume, to_sitk, write_volume
-from nnunet_flare.inference.model import Member
+from nnunet_flare.inference.members import Member
 from nnunet_flare.inference.predictor import FlarePredictor
 
 EXACT = {"precision": "fp32", "backend": "torch"}

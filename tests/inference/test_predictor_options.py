@@ -15,7 +15,7 @@ from nnunet_flare.cli import predict
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.images import read_volume, write_volume
 from nnunet_flare.inference.core import Segmenter
-from nnunet_flare.inference.model import Member
+from nnunet_flare.inference.members import Member
 from nnunet_flare.inference.predictor import FlarePredictor
 from nnunet_flare.inference.scans import PreparedScan
 

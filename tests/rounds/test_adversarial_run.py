@@ -18,7 +18,8 @@ from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.images import read_volume
 from nnunet_flare.inference import runtimes
-from nnunet_flare.inference.model import Member, open_model
+from nnunet_flare.inference.members import Member
+from nnunet_flare.inference.model import open_model
 from nnunet_flare.networks.discriminator import Discriminator
 from nnunet_flare.recipes.load import load_recipe
 from nnunet_flare.rounds.check_input import Request

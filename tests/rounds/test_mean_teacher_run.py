@@ -10,7 +10,8 @@ from in_process import do_all, phantom, started
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json
-from nnunet_flare.inference.model import Member, open_model
+from nnunet_flare.inference.members import Member
+from nnunet_flare.inference.model import open_model
 from nnunet_flare.recipes.load import load_recipe
 from nnunet_flare.rounds.preview import preview
 from nnunet_flare.rounds.run.manifest import Run

@@ -9,7 +9,8 @@ import torch
 from in_process import do_all, phantom, started
 
 from nnunet_flare.files import read_json
-from nnunet_flare.inference.model import Member, open_model
+from nnunet_flare.inference.members import Member
+from nnunet_flare.inference.model import open_model
 from nnunet_flare.recipes.load import load_recipe
 from nnunet_flare.rounds.run.ledger import read_decisions
 from nnunet_flare.rounds.run.manifest import Run

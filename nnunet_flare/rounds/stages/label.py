@@ -125,7 +125,7 @@ def _load_labeller(run: Run, of: Round) -> Labeller:
 def open_members(run: Run, folder: Path, members: Sequence[tuple[str, str]], *, tta: str | None = None) -> Segmenter:
     """The members of a model folder, opened with the recipe's settings, or other test-time augmentation."""
     from nnunet_flare.inference.core import Segmenter
-    from nnunet_flare.inference.model import Member
+    from nnunet_flare.inference.members import Member
     from nnunet_flare.inference.settings import PredictionSettings
 
     predict = run.recipe.predict

@@ -20,6 +20,7 @@ from nnunet_flare.files import holds, read_json, remove_leftovers, write_json
 from nnunet_flare.images import Volume, check_values, oddities
 from nnunet_flare.images.readers import reader_of_plans
 from nnunet_flare.inference.normalisation import ANY_MODALITY
+from nnunet_flare.labels import channel_names
 from nnunet_flare.parallel import Workers, num_processes
 from nnunet_flare.rounds.run.configurations import read_plans, resolve
 from nnunet_flare.rounds.run.dataset import dataset_json
@@ -170,7 +171,7 @@ def _check(
     case: UnlabelledCase, dataset: dict[str, Any], reader: str, schemes: Sequence[str]
 ) -> tuple[list[str], Volume]:
     """Read and check every channel; returns what is odd in channels that must be CT, and the first channel."""
-    names = list(dataset.get("channel_names", dataset.get("modality", {})).values())
+    names = list(channel_names(dataset).values())
     if len(case.images) != len(names):
         raise CaseError(case.case, f"{case.source}: {len(case.images)} channel(s), the dataset has {len(names)}")
     found: list[str] = []

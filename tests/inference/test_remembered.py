@@ -1,0 +1,222 @@
+"""A model's second prediction on a CPU: what was converted before is used, without PyTorch, and gives the same."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import model_folders as models
+import numpy as np
+import pytest
+import small_scans as scans
+import torch
+
+from nnunet_flare.cli import predict
+from nnunet_flare.images import read_labels, write_volume
+from nnunet_flare.inference import model as trained_model
+from nnunet_flare.inference import openvino_runtime
+from nnunet_flare.inference.settings import PredictionSettings
+
+pytest.importorskip("openvino")
+
+EXACT = ("--precision", "fp32")
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory) -> Path:
+    """Trained models and a scan, made once."""
+    folder = tmp_path_factory.mktemp("remembered")
+    plan = models.plans(features=(4, 8))
+    models.write_model(folder / "T__nnUNetPlans__3d_fullres", folds=(0, 1), plan=plan)
+    models.write_model(folder / "T__nnUNetPlans__3d_lowres", plan=models.plans(spacing=(8.0, 4.0, 4.0)), seed=3)
+    models.write_model(folder / "regions", labels=models.REGIONS)
+    models.write_cascade(folder / "cascade")
+    models.write_model(folder / "flat", plan=models.plans(patch=(32, 32), spacing=(2.0, 2.0)))
+    turned = models.plans(transpose=(2, 0, 1), normalisation="ZScoreNormalization", masked=True)
+    models.write_model(folder / "turned", plan=turned)
+    write_volume(folder / "images" / "a_0000.nii.gz", scans.blobs((20, 50, 60), pad=2))
+    return folder
+
+
+@pytest.fixture
+def model(room, tmp_path) -> Path:
+    """One that a test may change."""
+    return Path(shutil.copytree(room / "T__nnUNetPlans__3d_fullres", tmp_path / "model"))
+
+
+@pytest.fixture
+def opened(monkeypatch) -> list[str]:
+    """The checkpoints that were opened with PyTorch."""
+    real, names = trained_model.open_model, []
+
+    def recorded(member, **options):
+        names.append(str(member))
+        return real(member, **options)
+
+    monkeypatch.setattr(trained_model, "open_model", recorded)
+    return names
+
+
+def labels(room: Path, out: Path, model: Path, *words: object) -> np.ndarray:
+    arguments = ["-i", room / "images", "-o", out, "-m", model, *words]
+    assert predict.main([str(word) for word in arguments]) == 0
+    return read_labels(out / "a.nii.gz").array
+
+
+MODELS = {
+    "two folds": ("T__nnUNetPlans__3d_fullres", (), 2),
+    "mirroring and small steps": ("T__nnUNetPlans__3d_fullres", ("-f", 0, "--tta", "mirror", "-step_size", 0.5), 1),
+    "each member": ("T__nnUNetPlans__3d_fullres", ("--save_members",), 2),
+    "half precision": ("T__nnUNetPlans__3d_fullres", ("--precision", "bf16"), 2),
+    "a coarse model before": ("T__nnUNetPlans__3d_fullres", ("--roi", "3d_lowres", "--roi_rule", "union"), 3),
+    "regions": ("regions", (), 1),
+    "two dimensions": ("flat", (), 1),
+    "turned axes and masked values": ("turned", (), 1),
+    "a cascade": (f"cascade/nnUNetTrainer__nnUNetPlans__{models.CASCADE}", (), 4),
+}
+
+
+@pytest.mark.parametrize("what", MODELS)
+def test_the_second_prediction_opens_no_checkpoint_and_gives_the_same(room, tmp_path, opened, what):
+    name, words, count = MODELS[what]
+    words = words if "--precision" in words else (*EXACT, *words)
+    first = labels(room, tmp_path / "first", room / name, *words)
+    assert len(opened) == count
+    second = labels(room, tmp_path / "second", room / name, *words)
+    assert len(opened) == count
+    np.testing.assert_array_equal(second, first)
+    assert len(np.unique(first)) > 1
+    for path in (tmp_path / "first").rglob("*.nii.gz"):
+        same = tmp_path / "second" / path.relative_to(tmp_path / "first")
+        np.testing.assert_array_equal(read_labels(same).array, read_labels(path).array)
+
+
+TORCH_FREE = """
+import sys
+from nnunet_flare.cli import predict
+code = predict.main(sys.argv[1:])
+print([name for name in ("torch", "nnunetv2") if name in sys.modules])
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_it_imports_neither_pytorch_nor_nnunet(room, tmp_path, device):
+    labels(room, tmp_path / "first", room / "regions")
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    words = ["-i", room / "images", "-o", tmp_path / "second", "-m", room / "regions", "-device", device]
+    command = [sys.executable, "-c", TORCH_FREE, *map(str, words)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    there = Path("/dev/kfd").exists() or shutil.which("nvidia-smi")  # PyTorch is asked about a GPU that may be there
+    expected = ["torch"] if there and device == "auto" else []
+    assert done.stdout.splitlines()[-1] == str(expected)
+
+
+def _other_weights(model: Path) -> None:
+    path = model / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    checkpoint["network_weights"]["decoder.seg_layers.0.weight"] *= -1
+    torch.save(checkpoint, path)
+
+
+def _other_intensities(model: Path) -> None:
+    document = json.loads((model / "plans.json").read_text())
+    document["foreground_intensity_properties_per_channel"]["0"]["mean"] += 300
+    (model / "plans.json").write_text(json.dumps(document))
+
+
+def _other_order(model: Path) -> None:
+    document = json.loads((model / "dataset.json").read_text())
+    document["regions_class_order"] = document["regions_class_order"][::-1]
+    (model / "dataset.json").write_text(json.dumps(document))
+
+
+CHANGES = {
+    "weights": ("T__nnUNetPlans__3d_fullres", _other_weights),
+    "plans": ("T__nnUNetPlans__3d_fullres", _other_intensities),
+    "data set": ("regions", _other_order),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_model_that_was_changed_since_is_opened_anew(room, tmp_path, opened, what, monkeypatch):
+    name, change = CHANGES[what]
+    model = Path(shutil.copytree(room / name, tmp_path / "model"))
+    before = labels(room, tmp_path / "before", model, "-f", 0, *EXACT)
+    change(model)
+    found = labels(room, tmp_path / "after", model, "-f", 0, *EXACT)
+    assert len(opened) == 2
+    monkeypatch.setenv("NNUNET_FLARE_CACHE", "")
+    np.testing.assert_array_equal(found, labels(room, tmp_path / "expected", model, "-f", 0, *EXACT))
+    assert (found != before).any()
+
+
+def test_pytorch_is_used_where_it_is_asked_for(room, tmp_path, model, opened):
+    labels(room, tmp_path / "first", model, "-f", 0)
+    labels(room, tmp_path / "second", model, "-f", 0, "--backend", "torch")
+    assert len(opened) == 2
+
+
+def test_another_fold_is_opened(room, tmp_path, model, opened):
+    labels(room, tmp_path / "first", model, "-f", 0)
+    labels(room, tmp_path / "second", model, "-f", 0, 1)
+    assert [Path(name).parent.name for name in opened] == ["fold_0", "fold_0", "fold_1"]
+
+
+@pytest.mark.parametrize("name", ["network.bin", "network.xml", "model.json"])
+def test_a_damaged_entry_is_said_and_made_again(room, tmp_path, model, opened, caplog, name):
+    expected = labels(room, tmp_path / "first", model, "-f", 0, *EXACT)
+    (entry,) = (tmp_path / "flare-cache").rglob(name)
+    whole = entry.read_bytes()
+    entry.write_bytes(whole[: len(whole) // 2])
+    np.testing.assert_array_equal(labels(room, tmp_path / "second", model, "-f", 0, *EXACT), expected)
+    assert caplog.text.count("is damaged") == 1 and len(opened) == 2
+    labels(room, tmp_path / "third", model, "-f", 0, *EXACT)
+    assert len(opened) == 2
+
+
+def test_a_network_that_was_removed_is_converted_again(room, tmp_path, model, opened):
+    labels(room, tmp_path / "first", model, "-f", 0)
+    shutil.rmtree(tmp_path / "flare-cache" / "openvino")
+    labels(room, tmp_path / "second", model, "-f", 0)
+    labels(room, tmp_path / "third", model, "-f", 0)
+    assert len(opened) == 2
+
+
+def test_pytorch_takes_over_where_openvino_cannot_run_what_it_converted(room, tmp_path, model, opened, monkeypatch):
+    expected = labels(room, tmp_path / "first", model, "-f", 0, *EXACT)
+
+    class Broken:
+        def __init__(self, *_: object, **__: object) -> None:
+            raise RuntimeError("no such operation")
+
+    monkeypatch.setattr(openvino_runtime, "OpenVinoRuntime", Broken)
+    found = labels(room, tmp_path / "second", model, "-f", 0, *EXACT)
+    assert len(opened) == 2 and (found != expected).mean() < 1e-4
+
+
+def test_a_checkpoint_that_must_be_trusted_must_be_trusted_again(room, tmp_path, model, opened, capsys):
+    path = model / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    torch.save({**checkpoint, "more": PredictionSettings()}, path)
+    labels(room, tmp_path / "first", model, "-f", 0, "--trust-checkpoint")
+    assert predict.main([str(w) for w in ("-i", room / "images", "-o", tmp_path / "other", "-m", model, "-f", 0)]) == 2
+    assert "--trust-checkpoint" in capsys.readouterr().err
+    before = len(opened)
+    labels(room, tmp_path / "second", model, "-f", 0, "--trust-checkpoint")
+    assert len(opened) == before
+
+
+def test_a_cache_that_only_others_may_write_is_no_help_and_no_failure(room, tmp_path, model, opened, caplog):
+    caplog.set_level(logging.INFO, "nnunet_flare")
+    (tmp_path / "flare-cache").mkdir()
+    (tmp_path / "flare-cache" / "models").mkdir(mode=0o777)
+    (tmp_path / "flare-cache" / "models").chmod(0o777)
+    for number in range(2):
+        labels(room, tmp_path / str(number), model, "-f", 0)
+    assert len(opened) == 2 and "other users may write" in caplog.text
