@@ -21,7 +21,6 @@ from nnunet_flare.files import write_text
 from nnunet_flare.organs import FLARE22
 
 RESULTS = ROOT / "benchmarks" / "results" / "recipes"
-LONG_RESULTS = RESULTS.with_name("recipes_long")
 PAGE = ROOT / "docs" / "recipes-evidence.md"
 PICTURE = PAGE.with_suffix(".png")
 
@@ -31,13 +30,11 @@ ENOUGH_ROOM = 0.05
 """Where true labels of all scans gain less than this, the trainings are too short to tell labels apart."""
 
 
-def page(results: Results, longer: Results | None = None) -> str:
-    """The page, Markdown; ``longer`` are results of ``--long``."""
+def page(results: Results) -> str:
+    """The page, Markdown."""
     parts = [HEAD, _setting(results), QUESTION_A, _arms(results, "stock", total=False), _findings(results, total=False)]
     parts += ["![](recipes-evidence.png)\n", QUESTION_B, _arms(results, "stock", total=True)]
     parts += [_findings(results, total=True)]
-    if longer:
-        parts += [LONGER, _setting(longer), _arms(longer, "stock", total=False), _findings(longer, total=False)]
     if any(system.name in results for system in SYSTEMS if system.augmentation == "strong"):
         parts += [STRONG, _arms(results, "strong", total=False)]
     parts += ["## By organ\n", _organs(results), "## Pseudo-labels against the truth\n", _pseudo_labels(results)]
@@ -64,9 +61,6 @@ QUESTION_B = """## The whole cost: what is the best use of computing time?
 
 The same arms, but the control has the steps of all networks of an arm together, teachers included: two times or four
 times.
-"""
-
-LONGER = """## The papers' question with three times the steps
 """
 
 STRONG = """## The same with strong augmentation
@@ -239,7 +233,7 @@ def _with_range(found: Interval) -> str:
 
 def main(show: Callable[[str], None] = print) -> None:
     results = read_results(RESULTS)
-    text = page(results, read_results(LONG_RESULTS))
+    text = page(results)
     write_text(PAGE, text)
     arms = [(s.title, dice(results, s.name), s.arm in (CONTROL, ORACLE)) for s in _shown(results, "stock", total=False)]
     ranks = [(f"{rule} ({labels})", spearman) for labels, rule, spearman, *_ in rankings(results)]

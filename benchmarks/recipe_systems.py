@@ -26,14 +26,14 @@ class Budget:
     times: int = 1
 
 
-FULL = Budget(labelled=4, unlabelled=24, test=12, size=(32, 48, 64), epoch_steps=50)
-LONG = replace(FULL, times=3)
+FULL = Budget(labelled=4, unlabelled=24, test=12, size=(32, 48, 64), epoch_steps=50, times=3)
 QUICK = Budget(labelled=3, unlabelled=3, test=2, size=(32, 48, 64), epoch_steps=1)
 """To see that everything runs; its figures mean nothing."""
 
 EPOCHS = 8
-"""Of every network."""
-STEPS = EPOCHS * FULL.epoch_steps
+"""Of every network, as often as the budget says."""
+STEPS = EPOCHS * FULL.epoch_steps * FULL.times
+"""With a third of it true labels of all scans gain nothing, so that nothing can be learnt about pseudo-labels."""
 MEMBERS = 3
 SEEDS = (1, 2, 3, 4, 5)
 
@@ -75,7 +75,7 @@ class System:
         settings: ``--set`` values beyond :data:`COMMON`.
         teachers: the arm whose model makes the first labels (its own first round then trains nothing), or None.
         labels: what trains: the labelled cases and pseudo-labels, the labelled cases alone, or true labels of all.
-        epochs: of every network, in :attr:`Budget.epoch_steps`.
+        epochs: of every network, each of :attr:`Budget.epoch_steps`, repeated :attr:`Budget.times`.
         augmentation: of all scans: ``stock`` or ``strong``.
     """
 
@@ -188,7 +188,7 @@ _STOCK: tuple[System, ...] = (
         "adversarial",
         {
             **WHOLE_SCANS,
-            # 2 supervised epochs and 3 with two steps of the generator each: EPOCHS in all
+            # of 5 epochs 2 are supervised, and 3 have two steps of the generator each: EPOCHS in all
             "training.adversarial": "{warmup: 0.2, finish: 0.2, augmentation: stock, discriminator_features: 8}",
         },
         epochs=5,
@@ -197,7 +197,7 @@ _STOCK: tuple[System, ...] = (
         "mean_teacher",
         "mean teacher: labels from a moving average, online",
         "mean_teacher",
-        # the recipe's average reaches over 1000 iterations, more than there are here
+        # the recipe's average reaches over 1000 iterations, nearly as many as there are here
         {**WHOLE_SCANS, "training.mean_teacher": "{decay: 0.975, threshold: 0.9, weight: 1.0, ramp_up: 0.25}"},
     ),
     System(

@@ -1,6 +1,6 @@
 """Every recipe on synthetic abdomens whose truth is known: does self-training learn, and what helps?
 
-    python benchmarks/recipes.py [--systems NAME ...] [--seeds 1 2 3 4 5] [--jobs N] [--long | --quick] [-o WORK_DIR]
+    python benchmarks/recipes.py [--systems NAME ...] [--seeds 1 2 3 4 5] [--jobs N] [--quick] [-o WORK_DIR]
 
 Labelled scans come from a narrow domain, unlabelled and test scans from a wide one. Every arm (``recipe_systems.py``)
 is a run of the package as a user would start it, and each of its networks has the same optimiser steps. Arms of a seed
@@ -8,8 +8,7 @@ share their first teachers: the control, or three folds. Two supervised arms wit
 for the arms' steps in all. An arm and seed that has its result file is skipped, and a killed one goes on where it
 stopped. Writes benchmarks/results/recipes/<system>_seed<k>.json; ``recipe_evidence.py`` makes tables, picture and page
 of them. ``--jobs 2`` runs two arms at a time, each in a process of its own, which on two cores is faster than two
-threads. ``--long`` gives every network three times the steps, and leaves its results in ``recipes_long``. ``--quick``
-trains a few steps to show that all arms run, and leaves its results in WORK_DIR.
+threads. ``--quick`` trains a few steps to show that all arms run, and leaves its results in WORK_DIR.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from label_maps import ROOT, environment
-from recipe_systems import FULL, LONG, QUICK, SEEDS, SYSTEMS, Budget, System, find_systems
+from recipe_systems import FULL, QUICK, SEEDS, SYSTEMS, Budget, System, find_systems
 
 from nnunet_flare.errors import FlareError
 from nnunet_flare.files import link_or_copy, read_json, write_json
@@ -45,7 +44,6 @@ from nnunet_flare.rounds.true_dice import organ_ranking, ranking, true_dice
 from nnunet_flare.trainers.adversarial_steps import is_adversarial
 
 RESULTS = ROOT / "benchmarks" / "results" / "recipes"
-LONG_RESULTS = RESULTS.with_name("recipes_long")
 THREADS = {"OMP_NUM_THREADS": "1", "NNUNET_FLARE_THREADS": "1", "nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1"}
 """One thread a training and one process that augments for it: so small a network gains nothing from more."""
 
@@ -227,9 +225,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--systems", nargs="+", default=[], metavar="NAME", help="default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=None, help="default: 1 to 5; with --quick 1")
     parser.add_argument("--jobs", type=int, default=1, help="arms at a time")
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument("--long", action="store_true", help="three times the steps")
-    length.add_argument("--quick", action="store_true", help="a few steps of every arm, less than 5 minutes")
+    parser.add_argument("--quick", action="store_true", help="a few steps of every arm, less than 5 minutes")
     parser.add_argument("-o", dest="work_dir", type=Path, default=Path(tempfile.gettempdir()) / "flare_recipes")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
@@ -237,8 +233,6 @@ def main(argv: list[str] | None = None) -> int:
     budget, work_dir, results = FULL, args.work_dir, RESULTS
     if args.quick:
         budget, work_dir, results = QUICK, args.work_dir / "quick", args.work_dir / "quick" / "results"
-    if args.long:
-        budget, work_dir, results = LONG, args.work_dir / "long", LONG_RESULTS
     wanted = []
     for seed in args.seeds or ([1] if args.quick else SEEDS):
         make_data(work_dir / f"seed{seed}", seed, budget)
@@ -246,8 +240,8 @@ def main(argv: list[str] | None = None) -> int:
         wanted += [(seed, system) for system in arms if not result_file(results, system, seed).is_file()]
     if args.jobs > 1 and wanted:
         wanted = teachers_first(wanted)
-        length_words = [f"--{word}" for word in ("quick", "long") if getattr(args, word)]
-        done = in_processes(["-o", str(args.work_dir), *length_words], wanted, args.jobs)
+        words = ["-o", str(args.work_dir), *(["--quick"] if args.quick else [])]
+        done = in_processes(words, wanted, args.jobs)
     else:
         done = [run_and_keep(work_dir, system, seed, budget, results) for seed, system in wanted]
     failed = [
