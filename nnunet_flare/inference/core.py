@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,30 +20,26 @@ from nnunet_flare.images import Volume
 from nnunet_flare.images.readers import reader_of_plans
 from nnunet_flare.inference.arrays import Array, fetched, to_host
 from nnunet_flare.inference.attempts import Way
-from nnunet_flare.inference.augment import central_crop
 from nnunet_flare.inference.choices import DEFAULT_CHECKPOINT, Fold
-from nnunet_flare.inference.devices import CPU, Device
+from nnunet_flare.inference.devices import CPU
 from nnunet_flare.inference.export import SliceExporter
 from nnunet_flare.inference.exported import Exported, is_exported, refuse_without_manifest
+from nnunet_flare.inference.fitting import Fitting
 from nnunet_flare.inference.forms import Receiver
 from nnunet_flare.inference.labels import Labels
 from nnunet_flare.inference.members import Member, find_folds
 from nnunet_flare.inference.memory import (
     FLOAT_BYTES,
-    Need,
-    affordable,
-    need,
-    sums_device,
     unless_memory_is_short,
     volume_device,
 )
 from nnunet_flare.inference.networks import Networks
 from nnunet_flare.inference.opened import Opened, check_same_task, check_stands_alone
+from nnunet_flare.inference.opening import open_members
 from nnunet_flare.inference.places import place_at, place_of
 from nnunet_flare.inference.preprocessing import prepares_stored
 from nnunet_flare.inference.profile import Profile
-from nnunet_flare.inference.remembered import recall
-from nnunet_flare.inference.runtimes import averaged, runs_on_openvino, stacked
+from nnunet_flare.inference.runtimes import averaged, stacked
 from nnunet_flare.inference.scans import PreparedScan, prepare_scan, value_oddities
 from nnunet_flare.inference.scores import ScoreExporter
 from nnunet_flare.inference.settings import PredictionSettings
@@ -85,6 +81,7 @@ class Segmenter:
         self.configuration_manager = models[0].configuration_manager
         self._slider = Slider(models[0], settings, self.profile)
         self._networks = Networks(self.models, settings, self.profile, patch=self.patch, two_d=self._slider.two_d)
+        self.fitting = Fitting(self._networks, self._slider, settings)
 
     @classmethod
     def from_model_folder(
@@ -150,22 +147,7 @@ class Segmenter:
         Raises:
             InputError: when something is missing, damaged or unknown, or two members do not fit together.
         """
-        if settings.from_cache and runs_on_openvino(settings):
-            known = recall(members, trusted=settings.trust_checkpoint)
-            if known is not None:
-                if not second_stage:
-                    check_stands_alone(known[0])
-                return cls(known, settings, profile)
-        try:
-            from nnunet_flare.inference.model import open_model
-        except ImportError as error:
-            raise InputError(
-                f"{members[0].folder}: a trained model's folder needs PyTorch and nnU-Net, which are not installed "
-                f"here ({error}); expected a folder that flare-export wrote (with exported.json)"
-            ) from error
-        trust = settings.trust_checkpoint
-        models = [open_model(member, trust_checkpoint=trust, second_stage=second_stage) for member in members]
-        return cls(models, settings, profile)
+        return cls(open_members(members, settings, second_stage=second_stage), settings, profile)
 
     @property
     def stages(self) -> tuple[Segmenter, ...]:
@@ -235,13 +217,9 @@ class Segmenter:
             plans_manager=self.plans_manager,
             configuration_manager=self.configuration_manager,
             profile=self.profile,
-            device_for=self._device_for,
+            device_for=self.fitting.device_for,
             there=there,
         )
-
-    def _device_for(self, needed: int) -> Device:
-        """Where a scan is prepared that needs so many bytes there: on the GPU where it has room."""
-        return volume_device(self._networks.device, self.settings.gpu_memory_gb, needed)
 
     def value_oddities(self, volumes: Sequence[Volume]) -> tuple[str, ...]:
         """What is unusual about a scan's values and spacing, for models of CTs."""
@@ -312,7 +290,9 @@ class Segmenter:
 
         policies = ("skip-empty", "all") if self.settings.windows == "skip-empty" else (self.settings.windows,)
         by_rows = not receivers
-        labels = self._within_limits(scan, policies, count * self.heads, maps + len(receivers), work, by_rows=by_rows)
+        labels = self.fitting.within_limits(
+            scan, policies, count * self.heads, maps + len(receivers), work, by_rows=by_rows
+        )
         return labels[0], labels if members and count == 1 else labels[1:]
 
     def network_labels(self, scan: PreparedScan, *, progress: Progress | None = None) -> np.ndarray:
@@ -342,7 +322,7 @@ class Segmenter:
             )
             return fetched(labels)
 
-        return self._within_limits(scan, ("all",), self.heads, 1, work)
+        return self.fitting.within_limits(scan, ("all",), self.heads, 1, work)
 
     def logits(self, data: Array) -> np.ndarray:
         """The members' averaged logits (K, z, y, x), float32, of a preprocessed scan (C, z, y, x)."""
@@ -358,7 +338,7 @@ class Segmenter:
             )
             return np.concatenate(blocks, axis=1)
 
-        return self._on_best_device(data, work)
+        return self.fitting.on_best_device(data, work)
 
     def predict_members(self, data: Array, *, only: Sequence[int] | None = None) -> MembersPrediction:
         """Every member's label map and the mean of their softmax (sigmoid for regions), in one call.
@@ -374,14 +354,14 @@ class Segmenter:
         def work(forwards: list[Forward], way: Way) -> MembersPrediction:
             volume, kept = place_at(way.volume).packed(data), way.sums
             if kept.type != "cpu":
-                beside = self._need(shape[1:], shape[1:], self.heads, 1, self.settings.windows).scores
+                beside = self.fitting.need(shape[1:], shape[1:], self.heads, 1, self.settings.windows).scores
                 kept = volume_device(kept, self.settings.gpu_memory_gb, FLOAT_BYTES * math.prod(shape), beside)
             mean = place_at(kept).zeros(shape)
             labels = [self._add_member(volume, forward, way, mean, only) for forward in forwards]
             mean /= len(forwards)
             return MembersPrediction(labels, mean)
 
-        return self._on_best_device(data, work)
+        return self.fitting.on_best_device(data, work)
 
     def _add_member(
         self, data: Array, forward: Forward, way: Way, mean: Array, only: Sequence[int] | None
@@ -403,66 +383,6 @@ class Segmenter:
         self._slider.run(data, forward, consume, device=way.sums, network=way.device)
         return fetched(labels)
 
-    def _within_limits(
-        self,
-        scan: PreparedScan,
-        policies: Sequence[str],
-        heads: int,
-        maps: int,
-        work: Callable[[list[Forward], Way, str], Result],
-        *,
-        by_rows: bool = False,
-    ) -> Result:
-        """What ``work`` makes with the first of the window policies that keeps to the memory limits."""
-        self._networks.load()
-
-        window = self._window_bytes(apart=heads > self.heads)
-
-        def wanted(policy: str) -> Need:
-            found = self._need(scan.shape, scan.grid.array.shape, heads, maps, policy, by_rows=by_rows)
-            return found if window is None else replace(found, window=window)
-
-        policy = affordable(scan.name, self.settings.max_memory_gb, policies, wanted)
-        sums = wanted(policy).scores
-        return self._attempt(scan.name, scan.prepared.data, sums, lambda forwards, way: work(forwards, way, policy))
-
-    def _window_bytes(self, *, apart: bool) -> int | None:
-        """What windows take on the CPU, where a limit asks; None where the scores tell, as of a network on a GPU."""
-        if self.settings.max_memory_gb is None or self._networks.device.type != "cpu":
-            return None
-        scores = FLOAT_BYTES * self.heads * math.prod(self.patch)
-        counted = self._networks.window_bytes(scores, apart=apart)
-        softmax = 2 * scores if self.settings.windows == "huang" else 0
-        return None if counted is None else counted + softmax
-
-    def _on_best_device(self, data: Array, work: Callable[[list[Forward], Way], Result]) -> Result:
-        """What ``work`` makes of a preprocessed scan (C, z, y, x)."""
-        self._networks.load()
-        shape = tuple(data.shape[1:])
-        wanted = self._need(shape, shape, self.heads, 1, self.settings.windows)
-        return self._attempt("preprocessed scan", data, wanted.scores, work)
-
-    def _attempt(self, case: str, data: Array, sums: int, work: Callable[[list[Forward], Way], Result]) -> Result:
-        """What ``work`` makes with the networks, scan and sums where they fit, in a precision that suffices."""
-        device, limit = self._networks.device, self.settings.gpu_memory_gb
-        at = sums_device(device, limit, sums)
-        if isinstance(data, np.ndarray):
-            volume = volume_device(device, limit, data.size * FLOAT_BYTES, sums if at.type == "cuda" else 0)
-        else:  # it lies there already
-            volume = device
-        return self._networks.attempt(case, at, volume, work)
-
-    def _need(
-        self, grid: Sequence[int], image: Sequence[int], heads: int, maps: int, policy: str, *, by_rows: bool = False
-    ) -> Need:
-        middle = None
-        if self.settings.tta == "crop-rotate":
-            middle = [part.stop - part.start for part in central_crop(grid)]
-        whole, on_cpu = policy == "skip-empty", self._networks.device.type == "cpu"
-        rows = by_rows and on_cpu and policy == "all" and middle is None
-        found = need(grid, image, self.patch, heads=heads, maps=maps, whole_volume=whole, by_rows=rows, kept=middle)
-        return found if whole or on_cpu else replace(found, sums=self._slider.batch * found.sums)
-
     def _exporter(self, scan: PreparedScan) -> SliceExporter:
         return SliceExporter(
             scan.shape, scan.prepared.properties, self.plans_manager, self.configuration_manager, self.labels
@@ -473,7 +393,7 @@ def stored_there(volumes: Sequence[Volume], segmenters: Sequence[Segmenter]) -> 
     """A scan's channels on the GPU, once for several models; none where they have no room or would save nothing."""
     needed = sum(max(volume.array.nbytes, FLOAT_BYTES * volume.array.size) for volume in volumes)
     saves = all(prepares_stored(segmenter.configuration_manager) for segmenter in segmenters)
-    device = segmenters[-1]._device_for(needed) if saves else CPU
+    device = segmenters[-1].fitting.device_for(needed) if saves else CPU
     if device.type == "cpu":
         return Spare()
     from nnunet_flare.inference.torch_arrays import upload

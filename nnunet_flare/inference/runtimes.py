@@ -13,9 +13,7 @@ from typing import Any
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.arrays import Array
 from nnunet_flare.inference.choices import BACKENDS, PRECISIONS
-from nnunet_flare.inference.devices import open_device
 from nnunet_flare.inference.places import place_of
-from nnunet_flare.inference.settings import PredictionSettings
 from nnunet_flare.inference.windows import Forward
 
 log = logging.getLogger(__name__)
@@ -59,15 +57,6 @@ def choose_backend(asked: str, device: Any) -> str:
     if asked == "auto":
         return "openvino" if device.type == "cpu" and installed else "torch"
     return asked
-
-
-def runs_on_openvino(settings: PredictionSettings) -> bool:
-    """Whether OpenVINO runs the networks, on the CPU; refused settings are refused here, too.
-
-    Raises:
-        InputError: as :func:`nnunet_flare.inference.devices.open_device` and :func:`choose_backend`.
-    """
-    return choose_backend(settings.backend, open_device(settings.device)) == "openvino"
 
 
 @lru_cache(maxsize=1)

@@ -82,7 +82,7 @@ def test_the_estimate_of_the_sums_is_what_is_really_made(tmp_path, monkeypatch, 
     scan = segmenter.prepare([scans.blobs(shape, spacing=(4.0, 2.0, 2.0))])
     assert scan.shape == shape
     noted = lambda case, limit, policies, wanted: (needs.append(wanted(policies[0])), policies[0])[1]  # noqa: E731
-    monkeypatch.setattr("nnunet_flare.inference.core.affordable", noted)
+    monkeypatch.setattr("nnunet_flare.inference.fitting.affordable", noted)
     monkeypatch.setattr(type(HOST), "zeros", lambda self, shape: (made.append(tuple(shape)), zeros(shape))[1])
     segmenter.segment(scan)
     sums = max(made, key=len)
@@ -105,7 +105,7 @@ def needed(segmenter: Segmenter, scan, monkeypatch) -> memory.Need:
     needs = []
     noted = lambda case, limit, policies, wanted: (needs.append(wanted(policies[0])), policies[0])[1]  # noqa: E731
     with monkeypatch.context() as patched:
-        patched.setattr("nnunet_flare.inference.core.affordable", noted)
+        patched.setattr("nnunet_flare.inference.fitting.affordable", noted)
         segmenter.segment(scan)
     return needs[0]
 
@@ -164,7 +164,7 @@ def test_scores_that_are_added_up_are_counted_beside_the_network(tmp_path, monke
     voxels = int(np.prod(segmenter.patch))
     turned = 4 * voxels if "tta" in options else 0
     apart = "members" in words
-    found = segmenter._window_bytes(apart=apart)
+    found = segmenter.fitting.window_bytes(apart=apart)
     assert found == passing + turned + copies * 4 * 4 * voxels
 
 
@@ -201,7 +201,7 @@ def test_the_scores_of_the_middle_are_kept_once(twice_model):
     segmenter = looking_twice(twice_model, "cpu")
     scan = segmenter.prepare([TWICE])
     segmenter.segment(scan)
-    wanted = segmenter._need(scan.shape, scan.shape, segmenter.heads, 1, "all")
+    wanted = segmenter.fitting.need(scan.shape, scan.shape, segmenter.heads, 1, "all")
     tracemalloc.start()
     segmenter.segment(scan)
     peak = tracemalloc.get_traced_memory()[1]
@@ -217,7 +217,7 @@ def test_the_scores_of_the_middle_need_room_beside_the_sums(twice_model, caplog)
         segmenter.load()
         scan = segmenter.prepare([TWICE])
         scan.prepared.at(CPU)
-        wanted = segmenter._need(scan.shape, scan.shape, segmenter.heads, 1, "all")
+        wanted = segmenter.fitting.need(scan.shape, scan.shape, segmenter.heads, 1, "all")
         card.room = card.live + int(2.5 * wanted.sums)
         assert wanted.kept > 2.5 * wanted.sums
         segmenter.segment(scan)
@@ -246,8 +246,8 @@ def test_skipping_gives_way_to_a_limit_that_only_block_wise_sums_keep(tmp_path, 
     generous = limited(folder)
     shapes = (generous.prepare([volume]).shape, volume.array.shape, generous.heads, 1)
     generous.load()
-    blocks, whole = (generous._need(*shapes, policy).scores for policy in ("all", "skip-empty"))
-    rest = 2 * volume.array.size + generous._window_bytes(apart=False)
+    blocks, whole = (generous.fitting.need(*shapes, policy).scores for policy in ("all", "skip-empty"))
+    rest = 2 * volume.array.size + generous.fitting.window_bytes(apart=False)
     assert whole > 2 * blocks
     limit = (rest + (blocks + whole) / 2) / memory.GIGABYTE
     settings = PredictionSettings(windows="skip-empty", max_memory_gb=limit, backend="torch", precision="fp32")

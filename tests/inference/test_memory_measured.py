@@ -91,7 +91,7 @@ def status(key):
 settings = PredictionSettings(backend=sys.argv[2], precision=sys.argv[3], max_memory_gb=64)
 segmenter = Segmenter.from_model_folder(Path(sys.argv[1]), settings)
 segmenter.load()
-counted = segmenter._window_bytes(apart=False)
+counted = segmenter.fitting.window_bytes(apart=False)
 window = np.random.default_rng(0).normal(size=(1, 1, *segmenter.patch)).astype(np.float32)
 Path("/proc/self/clear_refs").write_text("5")
 before = status("VmRSS")

@@ -509,6 +509,6 @@ def test_a_limit_of_the_card_holds_for_scans_too(model: Path) -> None:
     """Of 0.6 GB, 0.5 are CUDA's: half of the rest is not enough for a scan of 60 MB on its way to the network."""
     with gpu() as card:
         free, tight = opened(model, "cuda"), opened(model, "cuda", gpu_memory_gb=0.6)
-        assert free._device_for(60 * 2**20).type == "cuda"
-        assert tight._device_for(60 * 2**20).type == "cpu"
+        assert free.fitting.device_for(60 * 2**20).type == "cuda"
+        assert tight.fitting.device_for(60 * 2**20).type == "cpu"
         assert isinstance(card, Gpu)
