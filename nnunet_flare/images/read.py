@@ -23,6 +23,9 @@ from nnunet_flare.images.views import last_line
 from nnunet_flare.images.volume import Volume
 from nnunet_flare.names import readable
 
+IMAGE_IO = {".mha": "MetaImageIO", ".mhd": "MetaImageIO", ".nrrd": "NrrdImageIO"}
+"""SimpleITK's reader by ending; that of every other file it finds itself."""
+
 
 def read_volume(path: Path, case: str | None = None, *, reader: str = SITK) -> Volume:
     """Read one 3-D scalar image in its stored type, as one of nnU-Net's readers reads it.
@@ -69,7 +72,7 @@ def _placed_by_simpleitk(unpacked: Unpacked, path: Path, case: str) -> Volume | 
     """
     import SimpleITK as sitk
 
-    reader = sitk.ImageFileReader()
+    reader = _simpleitk_reader(path)
     try:
         with readable(path) as name:
             reader.SetFileName(name)
@@ -96,17 +99,26 @@ def _placed_by_simpleitk(unpacked: Unpacked, path: Path, case: str) -> Volume | 
 
 
 def _read_by_simpleitk(path: Path, case: str) -> Volume:
-    import SimpleITK as sitk
-
+    reader = _simpleitk_reader(path)
     try:
         with readable(path) as name:
-            image = sitk.ReadImage(name)
+            reader.SetFileName(name)
+            image = reader.Execute()
     except RuntimeError as error:
         known = ", ".join(SUFFIXES)
         raise CaseError(
             case, f"{path}: cannot be read ({last_line(error)}): damaged, truncated, or not one of {known}"
         ) from error
     return from_sitk(image, case, path)
+
+
+def _simpleitk_reader(path: Path) -> Any:
+    """SimpleITK's reader of the file's format, which it knows by small letters only."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(IMAGE_IO.get(suffix_of(path) or "", ""))
+    return reader
 
 
 def from_sitk(image: Any, case: str, path: Path | str = "image") -> Volume:

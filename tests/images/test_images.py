@@ -417,3 +417,20 @@ def test_a_plain_file_whose_name_ends_in_gz_is_read_as_stock_reads_it(tmp_path: 
     assert np.array_equal(read_volume(path).array, ct())
     path.write_bytes(path.read_bytes()[:-3])
     assert "truncated" in refused(path)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".mha", ".mhd", ".nrrd"])
+def test_an_ending_in_capitals_is_the_same_format(tmp_path, ending, compressed):
+    """As some scanners and Windows programs write it."""
+    array = np.random.default_rng(0).integers(-1000, 1000, (4, 5, 6)).astype(np.int16)
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing((0.7, 0.8, 2.5))
+    image.SetOrigin((-10.0, 20.0, 30.5))
+    sitk.WriteImage(image, str(tmp_path / f"scan{ending}"), useCompression=compressed)
+    expected = read_volume(tmp_path / f"scan{ending}")
+    capital = (tmp_path / f"scan{ending}").rename(tmp_path / f"SCAN{ending.upper()}")
+    found = read_volume(capital)
+    np.testing.assert_array_equal(found.array, array)
+    assert (found.spacing_mm, found.origin) == (expected.spacing_mm, expected.origin)
+    assert found.spacing_mm == pytest.approx((2.5, 0.8, 0.7)) and found.origin == pytest.approx((-10.0, 20.0, 30.5))
