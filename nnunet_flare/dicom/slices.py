@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,12 @@ GREY = "MONOCHROME2"
 
 IDENTITY = (1.0, 0.0)
 """Slope and intercept that leave the stored values as they are."""
+
+TABLE = re.compile(rb"\x28\x00\x00\x30(SQ\x00\x00)?.{4}\xfe\xff\x00\xe0", re.DOTALL)
+"""The start of a Modality LUT Sequence, which stands in the place of slope and intercept: tag, length, first item."""
+
+VOXELS = b"\xe0\x7f\x10\x00"
+"""The tag of the voxels, the last of a file."""
 
 TRANSFER_SYNTAX = b"\x02\x00\x10\x00UI"
 UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
@@ -128,6 +135,12 @@ def _rescale(reader: Any, keys: set[str], path: Path, case: str) -> tuple[float,
     """Slope and intercept of a slice, or None where it has no intercept."""
     slope, intercept = (reader.GetMetaData(name).strip("\0 ") if name in keys else "" for name in (SLOPE, INTERCEPT))
     if not intercept:
+        if _has_table(path):
+            raise CaseError(
+                case,
+                f"{path}: turns stored values into output values by a table (Modality LUT Sequence), which the reader "
+                "leaves out; convert the scan to NIfTI with a program that applies it",
+            )
         return None
     try:
         found = float(slope or 1), float(intercept)
@@ -139,6 +152,12 @@ def _rescale(reader: Any, keys: set[str], path: Path, case: str) -> tuple[float,
             f"{path}: rescale slope {slope!r} and intercept {intercept!r}; expected two numbers, the slope not 0",
         )
     return found
+
+
+def _has_table(path: Path) -> bool:
+    """Whether the file holds a Modality LUT Sequence, before its voxels or, where none are found, anywhere."""
+    header, _, _ = path.read_bytes().partition(VOXELS)
+    return TABLE.search(header) is not None
 
 
 def _is_uncompressed(path: Path) -> bool:

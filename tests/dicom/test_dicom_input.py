@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import small_scans as scans
 from bad_dicom import slices
-from small_series import write_series
+from small_series import write_patient_series, write_series
 
 from nnunet_flare.cli import predict
 from nnunet_flare.dicom.series import read_scan, read_series
@@ -106,3 +106,23 @@ def test_a_missing_slice_is_found_all_the_same(tmp_path, step, missing) -> None:
     (tmp_path / "series" / f"IM{missing:03d}.dcm").unlink()
     with pytest.raises(CaseError, match="missing or duplicated"):
         read_scan(tmp_path / "series", "a")
+
+
+@pytest.mark.parametrize("syntax", ["ExplicitVRLittleEndian", "ImplicitVRLittleEndian"])
+def test_values_that_a_table_turns_into_others_are_refused(tmp_path, syntax):
+    """Some scanners store one in the place of slope and intercept; the reader would take the stored values."""
+    pydicom = pytest.importorskip("pydicom")
+    folder = write_patient_series(tmp_path / "series", scans.blobs((4, 8, 8)))
+    for path in folder.iterdir():
+        one = pydicom.dcmread(path)
+        del one.RescaleSlope, one.RescaleIntercept
+        one.file_meta.TransferSyntaxUID = getattr(pydicom.uid, syntax)
+        one.save_as(path, implicit_vr=syntax.startswith("Implicit"), little_endian=True)
+    assert len(read_series(folder, "scan").array) == 4  # as MR, which has neither
+    table = pydicom.Dataset()
+    table.LUTDescriptor, table.ModalityLUTType, table.LUTData = [2, 0, 16], "HU", bytes(4)
+    one = pydicom.dcmread(path)
+    one.ModalityLUTSequence = [table]
+    one.save_as(path, implicit_vr=syntax.startswith("Implicit"), little_endian=True)
+    with pytest.raises(CaseError, match=rf"{path.name}: turns stored values .* a table \(Modality LUT Sequence\)"):
+        read_series(folder, "scan")
