@@ -51,15 +51,9 @@ soak: $(STAMP)-test
 container-check: $(STAMP)-test
 	FLARE_CONTAINER_TORCH="$(or $(TORCH),torch)" $(PYTEST) -m container tests/inference/test_container.py
 
-# Trainers whose step is held against stock's with torch.compile as well, which takes a minute for each.
-COMPILED = nnUNetTrainerFlareST nnUNetTrainerFlareSelective nnUNetTrainerFlarePartial
-COMPILED_STEPS = benchmarks/results/train_step_cuda_compiled.json
 # On a machine with a GPU: what only it can confirm, then the figures that the pages wait for.
 gpu-check: $(STAMP)-test
-	$(PYTEST) -m gpu tests
-	$(BIN)/python benchmarks/train_step.py -device cuda --models small big
-	$(BIN)/python benchmarks/train_step.py -device cuda --compile --trainers $(COMPILED) --output $(COMPILED_STEPS)
-	$(BIN)/python benchmarks/predict.py -device cuda --slices 160 300 --rounds 2 --stock_rounds 1
+	$(TEST_ENV) $(BIN)/python benchmarks/gpu.py
 
 docs: $(STAMP)-test
 	$(BIN)/mkdocs build

@@ -236,14 +236,14 @@ def same_windows(
 
     stock = stock_predict(images, place.output("stock"), model, "-f", "0", *SAME_WINDOWS)
     first, *_ = [place.measure(ours(variant)) for variant in variants]  # precisions are converted apart
-    runs: dict[str, list[Run]] = {"stock": [], **{variant: [] for variant in variants}}
+    runs: dict[str, list[Run]] = {**({"stock": []} if stock_rounds else {}), **{variant: [] for variant in variants}}
     for number in range(rounds):
         if number < stock_rounds:
             runs["stock"].append(place.measure(stock))
         for variant in variants:
             runs[variant].append(place.measure(ours(variant)))
     result = figures(runs)
-    for variant in variants:
+    for variant in variants if stock_rounds else ():
         same, dice = agreement(place.output("stock") / "case.nii.gz", place.output(variant) / "case.nii.gz")
         result["rows"][variant].update(equal_voxels=same, foreground_dice=dice)
     result["rows"][FIRST] = summary([first])
@@ -272,7 +272,7 @@ def further_scan(
     def stock(images: Path) -> list[str]:
         return stock_predict(images, place.output("stock"), model, "-f", "0", *SAME_WINDOWS)
 
-    commands = {"stock": stock, **{variant: ours(variant) for variant in variants}}
+    commands = {**({"stock": stock} if stock_rounds else {}), **{variant: ours(variant) for variant in variants}}
     runs: dict[str, list[Run]] = {who: [] for who in commands}
     for variant in variants:
         place.measure(commands[variant](place.images(slices)))  # converts the network
@@ -366,13 +366,14 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=sorted(setting.SETTINGS), default=["small", "big"])
     parser.add_argument("--slices", nargs="+", type=int, default=[160])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--stock_rounds", type=int, help="fewer rounds of stock (default: as many)")
+    parser.add_argument("--stock_rounds", type=int, help="fewer rounds of stock, or 0 (default: as many)")
     parser.add_argument("--variants", nargs="+", choices=sorted(VARIANTS), default=["ours auto", "ours fp32"])
     parser.add_argument("--folder", type=Path, help="keep models, scans and outputs here")
     parser.add_argument("-device", choices=sorted(RESULTS), default="cpu")
     parser.add_argument("--output", type=Path, help="default: results/predict.json, for cuda results/predict_cuda.json")
     args = parser.parse_args()
     args.output = args.output or RESULTS[args.device]
+    args.stock_rounds = args.rounds if args.stock_rounds is None else args.stock_rounds
     if args.device != "cpu" and "stages" in args.parts:
         parser.error("--parts stages runs on the CPU")
     command = shown_command()
@@ -394,7 +395,7 @@ def main() -> None:
 
         for name in args.models:
             for slices in args.slices:
-                rounds = {"rounds": args.rounds, "stock_rounds": args.stock_rounds or args.rounds}
+                rounds = {"rounds": args.rounds, "stock_rounds": args.stock_rounds}
                 if "same" in args.parts:
                     keep("same", name, slices, same_windows(place, name, slices, variants=args.variants, **rounds))
                 if "further" in args.parts:
