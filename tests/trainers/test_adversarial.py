@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import write_case
 from nnunetv2.run.run_training import maybe_load_checkpoint
 from test_resume import Killed, kill_in
+from tiny_dataset import write_case
 from torch import nn
 from torch.nn import functional as F
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_case
 from nnunetv2.run.run_training import get_trainer_from_args
+from tiny_dataset import write_case
 
 from nnunet_flare.files import write_json
 from nnunet_flare.plugin import TRAINERS

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TinyDataset
+from tiny_dataset import TinyDataset
 from two_processes import one_of_two
 
 from nnunet_flare.files import write_json
