@@ -76,8 +76,7 @@ class Heads:
 
     def regions_of(self, labels: torch.Tensor) -> torch.Tensor:
         """(B, R, ...) bool of a label map (B, 1, ...)."""
-        maps = [torch.isin(labels, _ids(ids, labels)) for ids in self.regions or ()]
-        return torch.cat(maps, dim=1)
+        return torch.cat([_one_of(labels, ids) for ids in self.regions or ()], dim=1)
 
     def confidence(self, probabilities: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """(B, 1, ...): the probability of what was drawn, of regions that of the least sure one."""
@@ -94,5 +93,9 @@ class Heads:
         return torch.where(where, self.ignore, target)
 
 
-def _ids(ids: Sequence[int], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(ids, device=like.device, dtype=like.dtype)
+def _one_of(labels: torch.Tensor, ids: Sequence[int]) -> torch.Tensor:
+    """Where labels are one of some ids, which are not sent to the labels' device."""
+    found = labels == ids[0]
+    for label in ids[1:]:
+        found |= labels == label
+    return found

@@ -69,7 +69,7 @@ class KnownRegionsLoss(nn.Module):
             positive: (B, labels) bool, of further labels of which only the voxels that name them are known.
         """
         truth = self.heads.certain(target, logits.shape[1])
-        lies_in = self._lies_in.to(logits.device)
+        self._lies_in = lies_in = self._lies_in.to(logits.device)  # goes over once
         if annotated is None:
             annotated = torch.ones((len(logits), len(lies_in)), dtype=torch.bool, device=logits.device)
         named = self._named(truth, annotated if positive is None else annotated | positive, lies_in)
@@ -87,8 +87,10 @@ class KnownRegionsLoss(nn.Module):
     def _named(self, truth: torch.Tensor, labels: torch.Tensor, lies_in: torch.Tensor) -> torch.Tensor:
         """(B, 1, ...) bool: where the map names one of a case's known ``labels``, told by the regions it lies in."""
         codes, of_labels = _as_numbers(truth), _as_numbers(lies_in)
-        maps = [torch.isin(code, of_labels[known]) for code, known in zip(codes, labels, strict=True)]
-        return torch.stack(maps)[:, None]
+        named = torch.zeros_like(codes, dtype=torch.bool)
+        for label, code in enumerate(of_labels):  # no case is looked at from the CPU, which would wait for the GPU
+            named |= (codes == code) & labels[:, label].reshape(-1, *(1,) * (codes.ndim - 1))
+        return named[:, None]
 
 
 def _as_numbers(maps: torch.Tensor) -> torch.Tensor:

@@ -41,6 +41,10 @@ def pinned(batch: dict[str, Any]) -> dict[str, Any]:
 
 def batch_of(trainer: Any, *keys: str, channels: int = 1) -> dict[str, Any]:
     target = torch.randint(0, 3, (len(keys), 1, *SPATIAL)).to(torch.int16)
+    if trainer.label_manager.has_regions:
+        target = torch.cat((target > 0, target == 2), dim=1)
+        if trainer.label_manager.has_ignore_label:
+            target = torch.cat((target, torch.zeros_like(target[:, :1])), dim=1)
     parts = [target, target[..., ::2, ::2].contiguous()] if trainer.enable_deep_supervision else target
     return pinned({"data": torch.randn(len(keys), channels, *SPATIAL), "target": parts, "keys": np.array(keys)})
 
@@ -117,6 +121,23 @@ COUNTS = {
 WAITS = {"labels, bf16": 1, "a teacher": 3, "a discriminator": 4}
 """Of a step where it is not 2: for the loss, and for the gradient scaler, which bf16 needs none of. A teacher's scores
 are looked at before they are learnt; beside a discriminator three steps of an optimizer are taken."""
+
+
+REGIONS = {
+    "labels": ("nnUNetTrainerFlareST", ("true", "true"), 3),
+    "some organs": ("nnUNetTrainerFlarePartial", ("true", "some"), 4),
+    "some organs, some marked": ("nnUNetTrainerFlarePartial", ("some", "marked"), 4),
+    "a mean teacher": ("nnUNetTrainerFlareMeanTeacher", ("true", "true"), 4),
+}
+
+
+@pytest.mark.parametrize("what", REGIONS)
+def test_regions_cost_no_further_wait(data: Any, what: str) -> None:
+    name, keys, uploads = REGIONS[what]
+    data.dataset_json["labels"] = {"background": 0, "both": [1, 2], "spleen": [2]}
+    data.dataset_json["regions_class_order"] = [1, 2]
+    found = counted(data, name, *keys)
+    assert (found["waits"], found["uploads"], found["downloads"]) == (2, uploads, 1)
 
 
 @pytest.mark.parametrize("what", COUNTS)
