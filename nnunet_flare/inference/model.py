@@ -24,17 +24,15 @@ from nnunet_flare.files import read_json
 from nnunet_flare.images.readers import READERS
 from nnunet_flare.inference.export import check_resampling
 from nnunet_flare.inference.inputs import DOCUMENTS
-from nnunet_flare.inference.labels import Labels
 from nnunet_flare.inference.members import Member
-from nnunet_flare.inference.opened import Execution, Runtime, check_stands_alone, network_channels
-from nnunet_flare.labels import channel_names
+from nnunet_flare.inference.opened import Execution, OfDocuments, Runtime, check_stands_alone
 
 STOCK_PLAN_TRAINER = re.compile(r"nnUNetTrainer(_\d+epochs?|NoMirroring|DA5|DAOrd0|NoDA)?")
 """Stock trainers that build the network of their plans unchanged."""
 
 
 @dataclass(frozen=True, eq=False)
-class Model:
+class Model(OfDocuments):
     """A member with its plans, data set and weights; ``trusted`` if it may hold and name more than data."""
 
     member: Member
@@ -52,11 +50,6 @@ class Model:
         """Stock nnU-Net's label manager."""
         return self.plans_manager.get_label_manager(self.dataset_json)
 
-    @cached_property
-    def labels(self) -> Labels:
-        """What the network's outputs stand for."""
-        return Labels(self.dataset_json)
-
     @property
     def folder(self) -> Path:
         """The model's folder."""
@@ -64,16 +57,6 @@ class Model:
 
     def __str__(self) -> str:
         return str(self.member)
-
-    @property
-    def channels(self) -> int:
-        """Number of image channels."""
-        return len(channel_names(self.dataset_json))
-
-    @property
-    def network_channels(self) -> int:
-        """Number of the network's input channels; the second stage of a cascade also sees each label of the first."""
-        return network_channels(self.channels, self.labels, self.configuration_manager)
 
     def network(self) -> nn.Module:
         """The network with its weights, in evaluation mode, without deep supervision.

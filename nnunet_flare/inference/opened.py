@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -128,9 +129,27 @@ def check_stands_alone(model: Opened) -> None:
         )
 
 
-def network_channels(channels: int, labels: Labels, configuration: Any) -> int:
-    """Number of a network's input channels: those of the image, and one for each label of a cascade's first stage."""
-    return channels + (len(labels.foreground) if configuration.previous_stage_name is not None else 0)
+class OfDocuments:
+    """What an :class:`Opened` model's documents say, whichever way it was opened."""
+
+    configuration_manager: Any
+    dataset_json: dict[str, Any]
+
+    @cached_property
+    def labels(self) -> Labels:
+        """What the network's outputs stand for."""
+        return Labels(self.dataset_json)
+
+    @property
+    def channels(self) -> int:
+        """Number of image channels."""
+        return len(channel_names(self.dataset_json))
+
+    @property
+    def network_channels(self) -> int:
+        """Number of the network's input channels; the second stage of a cascade also sees each label of the first."""
+        is_second = self.configuration_manager.previous_stage_name is not None
+        return self.channels + (len(self.labels.foreground) if is_second else 0)
 
 
 def check_same_task(first: Opened, other: Opened) -> None:

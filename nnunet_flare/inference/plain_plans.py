@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.export import check_resampling
 from nnunet_flare.inference.label_resampling import labels_are_ours
-from nnunet_flare.inference.labels import Labels
 from nnunet_flare.inference.normalisation import BY_NAME
-from nnunet_flare.inference.opened import network_channels
+from nnunet_flare.inference.opened import OfDocuments
 from nnunet_flare.inference.preprocessing import STOCK_PREPROCESSOR
 from nnunet_flare.inference.resampling import is_ours
-from nnunet_flare.labels import channel_names
 
 RESAMPLING = tuple(f"resampling_fn_{stage}{end}" for stage in ("data", "probabilities") for end in ("", "_kwargs"))
 
@@ -87,28 +84,13 @@ class PlainConfiguration:
 
 
 @dataclass(frozen=True, eq=False)
-class PlainModel:
+class PlainModel(OfDocuments):
     """What a model without nnU-Net knows of itself, see :class:`nnunet_flare.inference.opened.Opened`."""
 
     plans_manager: PlainPlans
     configuration_manager: PlainConfiguration
     dataset_json: dict[str, Any]
     mirroring_axes: tuple[int, ...] | None
-
-    @cached_property
-    def labels(self) -> Labels:
-        """What the network's outputs stand for."""
-        return Labels(self.dataset_json)
-
-    @property
-    def channels(self) -> int:
-        """Number of image channels."""
-        return len(channel_names(self.dataset_json))
-
-    @property
-    def network_channels(self) -> int:
-        """Number of the network's input channels; the second stage of a cascade also sees each label of the first."""
-        return network_channels(self.channels, self.labels, self.configuration_manager)
 
 
 def check_plain(plans: dict[str, Any], configuration: Any, where: str) -> None:
