@@ -23,6 +23,19 @@ class Member:
         """The checkpoint file."""
         return Path(self.folder) / f"fold_{self.fold}" / self.checkpoint
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that makes the model: the checkpoint, and the documents of its folder."""
+        return (self.path, *(Path(self.folder) / name for name in ("plans.json", "dataset.json")))
+
+    def stamps(self) -> list[tuple[int, ...]] | None:
+        """What changes with the files, as far as the file system tells; None where one is missing."""
+        try:
+            found = [path.stat() for path in self.files]
+        except OSError:
+            return None
+        return [(one.st_ino, one.st_size, one.st_mtime_ns) for one in found]
+
     def __str__(self) -> str:
         return str(self.path)
 

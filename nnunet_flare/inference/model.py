@@ -33,7 +33,10 @@ STOCK_PLAN_TRAINER = re.compile(r"nnUNetTrainer(_\d+epochs?|NoMirroring|DA5|DAOr
 
 @dataclass(frozen=True, eq=False)
 class Model(OfDocuments):
-    """A member with its plans, data set and weights; ``trusted`` if it may hold and name more than data."""
+    """A member with its plans, data set and weights.
+
+    ``trusted`` if it may hold and name more than data; ``stamps`` are those of its files, taken before they were read.
+    """
 
     member: Member
     plans_manager: Any
@@ -44,6 +47,7 @@ class Model(OfDocuments):
     mirroring_axes: tuple[int, ...] | None
     weights: dict[str, torch.Tensor] = field(repr=False)
     trusted: bool = False
+    stamps: list[tuple[int, ...]] | None = None
 
     @cached_property
     def label_manager(self) -> Any:
@@ -100,7 +104,7 @@ def open_model(member: Member, *, trust_checkpoint: bool = False, second_stage: 
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    folder = Path(member.folder)
+    folder, stamps = Path(member.folder), member.stamps()
     plans = _read(folder, "plans.json")
     dataset_json = _read(folder, "dataset.json")
     checkpoint = load_checkpoint(member.path, trust=trust_checkpoint)
@@ -128,6 +132,7 @@ def open_model(member: Member, *, trust_checkpoint: bool = False, second_stage: 
         None if axes is None else tuple(int(a) for a in axes),
         weights_of(checkpoint),
         trust_checkpoint,
+        stamps,
     )
     if not second_stage:
         check_stands_alone(model)

@@ -102,7 +102,7 @@ def remember(model: Model, network: Path) -> None:
         "dataset": model.dataset_json,
     }
     key = _key(model.member, trusted=model.trusted)
-    if key is not None:
+    if key is not None and model.stamps == model.member.stamps():  # else the files are others than those that were read
         cached(cache_folder(KIND), key, lambda folder: write_json(folder / NOTE, note))
 
 
@@ -141,9 +141,8 @@ def _recall(member: Member, *, trusted: bool) -> RememberedModel | None:
 
 def _key(member: Member, *, trusted: bool) -> str | None:
     """A name that changes with all that makes the model; None where a file cannot be read, which opening it says."""
-    documents = (Path(member.folder) / name for name in ("plans.json", "dataset.json"))
     try:
-        digests = [file_digest(path) for path in (member.path, *documents)]
+        digests = [file_digest(path) for path in member.files]
     except OSError:
         return None
     return key_of(FORMAT, *map(_version, MADE_BY), digests, trusted)

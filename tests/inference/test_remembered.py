@@ -17,9 +17,10 @@ import small_scans as scans
 import torch
 
 from nnunet_flare.cli import predict
-from nnunet_flare.images import read_labels, write_volume
+from nnunet_flare.images import read_labels, read_volume, write_volume
 from nnunet_flare.inference import model as trained_model
 from nnunet_flare.inference import openvino_runtime
+from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.inference.settings import PredictionSettings
 
 pytest.importorskip("openvino")
@@ -121,7 +122,8 @@ def _other_weights(model: Path) -> None:
     path = model / "fold_0" / "checkpoint_final.pth"
     checkpoint = torch.load(path, weights_only=False)
     checkpoint["network_weights"]["decoder.seg_layers.0.weight"] *= -1
-    torch.save(checkpoint, path)
+    torch.save(checkpoint, path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)  # what is open keeps the old file
 
 
 def _other_intensities(model: Path) -> None:
@@ -154,6 +156,20 @@ def test_a_model_that_was_changed_since_is_opened_anew(room, tmp_path, opened, w
     monkeypatch.setenv("NNUNET_FLARE_CACHE", "")
     np.testing.assert_array_equal(found, labels(room, tmp_path / "expected", model, "-f", 0, *EXACT))
     assert (found != before).any()
+
+
+def test_files_that_were_replaced_while_the_network_was_converted_are_not_taken_for_it(room, tmp_path, model, opened):
+    """As by a training that goes on beside a prediction."""
+    settings = PredictionSettings(precision="fp32")
+    segmenter = Segmenter.from_model_folder(model, settings, folds=[0])
+    _other_weights(model)
+    segmenter.load()
+    found = labels(room, tmp_path / "new", model, "-f", 0, *EXACT)
+    assert len(opened) == 2
+    old = segmenter.segment(segmenter.prepare([read_volume(room / "images" / "a_0000.nii.gz")]))[0]
+    assert (found != old).any()
+    np.testing.assert_array_equal(labels(room, tmp_path / "again", model, "-f", 0, *EXACT), found)
+    assert len(opened) == 2
 
 
 def test_pytorch_is_used_where_it_is_asked_for(room, tmp_path, model, opened):
