@@ -2,7 +2,7 @@
 
 The trainer module of stock nnU-Net takes seconds to import, and prediction needs it only to build the network. Where
 the trainer is known to build what its plans describe, the network is built from the plans alone, without initial
-values, and the checkpoint's tensors are taken as its parameters as they lie in the file.
+values, and takes the checkpoint's tensors as its parameters. The rest of the checkpoint is not read.
 """
 
 from __future__ import annotations
@@ -130,10 +130,12 @@ def open_model(member: Member, *, trust_checkpoint: bool = False, second_stage: 
         name,
         checkpoint["trainer_name"],
         None if axes is None else tuple(int(a) for a in axes),
-        weights_of(checkpoint),
+        {name: value.clone() for name, value in weights_of(checkpoint).items()},  # the file may be written over
         trust_checkpoint,
         stamps,
     )
+    if stamps != member.stamps():
+        raise InputError(f"{member}: this file, plans.json or dataset.json changed while it was read; try again")
     if not second_stage:
         check_stands_alone(model)
     _check_supported(model)

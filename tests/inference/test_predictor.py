@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import model_folders as models
@@ -14,6 +15,7 @@ import torch
 
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.images import Volume, to_sitk, write_volume
+from nnunet_flare.inference import model as trained_model
 from nnunet_flare.inference.members import Member
 from nnunet_flare.inference.predictor import FlarePredictor
 
@@ -162,3 +164,35 @@ def test_stock_methods_work_on_it(tmp_path):
     )
     labels = drop_in.predict_single_npy_array(image, properties)
     assert_same_labels(np.asarray(labels, np.uint8), drop_in.predict(volume))
+
+
+@pytest.mark.parametrize("when", ["opened", "used"])
+def test_a_model_that_is_open_does_not_change_with_its_file(tmp_path, when):
+    """Stock nnU-Net writes ``checkpoint_best.pth`` over the one before, and so does ``cp``."""
+    folder = models.write_model(tmp_path / "model")
+    scan = to_sitk(scans.blobs((20, 50, 60)))
+    expected = FlarePredictor.from_model_folder(folder, backend="torch").predict(scan)
+    predictor = FlarePredictor.from_model_folder(folder, backend="torch")
+    if when == "used":
+        predictor.predict(scan)
+    other = models.write_model(tmp_path / "other", seed=5)
+    name = Path("fold_0", "checkpoint_final.pth")
+    inode = (folder / name).stat().st_ino
+    shutil.copyfile(other / name, folder / name)
+    assert (folder / name).stat().st_ino == inode, "the same file with another content"
+    np.testing.assert_array_equal(predictor.predict(scan), expected)
+    assert (FlarePredictor.from_model_folder(folder, backend="torch").predict(scan) != expected).any()
+
+
+def test_a_model_that_is_written_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    folder = models.write_model(tmp_path / "model")
+    real = trained_model.load_checkpoint
+
+    def slowly(path, **more):
+        content = real(path, **more)
+        path.touch()
+        return content
+
+    monkeypatch.setattr(trained_model, "load_checkpoint", slowly)
+    with pytest.raises(InputError, match=r"checkpoint_final\.pth: .* changed while it was read; try again"):
+        FlarePredictor.from_model_folder(folder, backend="torch")
