@@ -55,6 +55,11 @@ class Model(OfDocuments):
         return self.plans_manager.get_label_manager(self.dataset_json)
 
     @property
+    def is_planned(self) -> bool:
+        """Whether the network is the one that its plans describe, and not whatever its trainer's code builds."""
+        return bool(STOCK_PLAN_TRAINER.fullmatch(self.trainer_name)) or plugin.module_of(self.trainer_name) is not None
+
+    @property
     def folder(self) -> Path:
         """The model's folder."""
         return Path(self.member.folder)
@@ -68,7 +73,7 @@ class Model(OfDocuments):
         Raises:
             InputError: when the checkpoint does not fit the network that its plans and trainer describe.
         """
-        if _plans_define_network(self.trainer_name):
+        if self.is_planned:
             with torch.device("meta"):  # no memory and no random numbers for values that are replaced at once
                 network = _from_plans(self)
         else:
@@ -162,10 +167,6 @@ def _check_supported(model: Model) -> None:
             "as label maps are uint8"
         )
     check_resampling(configuration)
-
-
-def _plans_define_network(trainer_name: str) -> bool:
-    return bool(STOCK_PLAN_TRAINER.fullmatch(trainer_name)) or plugin.module_of(trainer_name) is not None
 
 
 def _from_plans(model: Model) -> nn.Module:

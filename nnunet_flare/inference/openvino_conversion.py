@@ -83,7 +83,8 @@ def _key(model: Model, shape: Sequence[int]) -> str:
 
     architecture = model.configuration_manager.configuration["architecture"]
     versions = version("openvino"), version("torch")
-    return key_of(FORMAT, *versions, list(shape), architecture, _layout(model), _digest(model))
+    built_by = architecture, model.trainer_name  # a trainer may build another network than its plans say
+    return key_of(FORMAT, *versions, list(shape), *built_by, _layout(model), _digest(model))
 
 
 def _layout(model: Model) -> list[Any]:

@@ -30,6 +30,7 @@ from nnunet_flare.inference.plain_plans import (
     check_plain,
     plain_plans,
 )
+from nnunet_flare.trusted_names import check_network
 from nnunet_flare.wording import first_line
 
 if TYPE_CHECKING:
@@ -88,10 +89,16 @@ class RememberedModel(PlainModel):
 
 
 def remember(model: Model, network: Path) -> None:
-    """Note that a model's network lies converted in an entry of the cache, if it needs nothing of nnU-Net besides."""
+    """Note that a model's network lies converted in an entry of the cache, if it needs nothing of nnU-Net besides.
+
+    Networks of other packages, or of a trainer's own code, are opened every time, because that code may change.
+    """
     plans, configuration = model.plans_manager.plans, model.configuration_manager
+    if not model.is_planned:
+        return
     try:
         check_plain(plans, configuration, str(model))
+        check_network(configuration.configuration, str(model))
     except InputError:
         return
     note = {

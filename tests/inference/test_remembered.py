@@ -228,6 +228,28 @@ def test_a_checkpoint_that_must_be_trusted_must_be_trusted_again(room, tmp_path,
     assert len(opened) == before
 
 
+def test_a_network_of_other_code_is_opened_every_time(room, tmp_path, opened, monkeypatch):
+    """The code may have changed."""
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.utilities import find_objects
+
+    monkeypatch.setattr(find_objects, "recursive_find_trainer_class_by_name", lambda name: nnUNetTrainer)
+    plan = models.plans(features=(4, 8))
+    architecture = plan["configurations"]["3d_fullres"]["architecture"]
+    own = models.write_model(tmp_path / "own", plan=plan, trainer="nnUNetTrainerOfATest")
+    foreign = models.write_model(tmp_path / "foreign", plan=plan)
+    architecture["network_class_name"] = "network_of_a_test.Network"
+    (foreign / "plans.json").write_text(json.dumps(plan))
+    (tmp_path / "network_of_a_test.py").write_text(
+        "from dynamic_network_architectures.architectures.unet import PlainConvUNet as Network\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for number in range(2):
+        labels(room, tmp_path / f"own{number}", own)
+        labels(room, tmp_path / f"foreign{number}", foreign, "--trust-checkpoint")
+    assert len(opened) == 4
+
+
 def test_a_cache_that_only_others_may_write_is_no_help_and_no_failure(room, tmp_path, model, opened, caplog):
     caplog.set_level(logging.INFO, "nnunet_flare")
     (tmp_path / "flare-cache").mkdir()
