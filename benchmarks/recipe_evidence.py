@@ -161,9 +161,25 @@ def _findings(results: Results, *, total: bool) -> str:
             lines.append(TOO_SHORT)
     words = {"above": "Above the control", "below": "Below the control", "open": "Not distinguishable from the control"}
     lines += [f"- {words[group]}: {'; '.join(names)}." for group, names in groups.items() if names]
+    if not total:
+        lines += _own_teachers(results)
     missing = [s.title for s in SYSTEMS if s.name not in results and s.augmentation == "stock"]
     lines += [f"- Not measured yet: {'; '.join(missing)}."] if missing and not total else []
     return "\n".join(lines) + "\n"
+
+
+def _own_teachers(results: Results) -> list[str]:
+    """What arms gain whose teacher is no control of this table, because their recipe has a loss of its own."""
+    lines = []
+    for system in _shown(results, "stock", total=False):
+        arm = results[system.name].values()
+        if system.teacher is None and all(found["rounds"] for found in arm):
+            own = float(np.mean([found["rounds"][0]["test_dice"] for found in arm]))
+            lines.append(
+                f"- {system.title}: its teacher is trained by its own recipe and has {own:.3f}; it gains "
+                f"{dice(results, system.name).mean - own:.3f} over that."
+            )
+    return lines
 
 
 def _organs(results: Results) -> str:
