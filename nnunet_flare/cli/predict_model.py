@@ -113,7 +113,7 @@ def open_model(args: argparse.Namespace, folder: Path, profile: Profile) -> Pred
             profile=profile,
             previous=args.prev_stage,
         )
-        if "torch" in sys.modules:
+        if sys.modules.get("torch") is not None:
             limit_torch_threads()
         if args.uncertainty == "disagreement" and len(segmenter.models) < 2:
             raise InputError(
