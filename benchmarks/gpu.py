@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import prediction_setting as setting
+import torch
 from shown_command import shown_command
 
 from nnunet_flare.files import write_json, write_text
@@ -117,8 +118,6 @@ def _run(command: Sequence[str], limit_s: float, environment: dict[str, str]) ->
 
 
 def _about() -> dict[str, Any]:
-    import torch
-
     return {"command": shown_command(), "hardware": setting.hardware("cuda" if torch.cuda.is_available() else "cpu")}
 
 
@@ -130,6 +129,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="only try the commands")
     parser.add_argument("-o", dest="folder", type=Path, default=RESULTS, help="default: benchmarks/results")
     args = parser.parse_args(argv)
+    if not args.budget > 0:
+        parser.error(f"--budget {args.budget:g}: expected seconds above 0")
+    if args.device == "cpu" and not args.tiny:
+        parser.error("-device cpu only tries the commands: give --tiny too")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("no CUDA device was found; -device cpu --tiny tries the commands without one")
     args.folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "FLARE_GPU_TEST_DEVICE": args.device, "nnUNet_compile": "f", "MPLBACKEND": "Agg"}
     folder = args.folder.resolve()

@@ -23,7 +23,7 @@ shown on its own. The parts:
 ``memory``
     Ours alone on 512 x 512 x 1000 voxels.
 
-Figures of other runs in the output file are kept.
+Figures of other runs in the output file are kept, if they are of the same hardware and versions.
 """
 
 from __future__ import annotations
@@ -359,6 +359,15 @@ def table(name: str, result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def kept(path: Path, hardware: dict[str, Any]) -> dict[str, Any]:
+    """The figures that other runs left in a file, unless they are of other hardware or versions, which is said."""
+    record: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    if record.get("hardware", hardware) == hardware:
+        return record
+    print(f"{path}: its figures are of other hardware or versions and will be replaced")
+    return {}
+
+
 def main() -> None:
     """Run the benchmark and keep its figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -377,7 +386,8 @@ def main() -> None:
     if args.device != "cpu" and "stages" in args.parts:
         parser.error("--parts stages runs on the CPU")
     command = shown_command()
-    record = json.loads(args.output.read_text()) if args.output.is_file() else {}
+    hardware = setting.hardware(args.device)
+    record = kept(args.output, hardware)
     with tempfile.TemporaryDirectory() as temporary:
         if args.folder:
             args.folder.mkdir(parents=True, exist_ok=True)
@@ -387,7 +397,7 @@ def main() -> None:
             key = title(name, slices)
             print(table(f"{part}: {key}", result), flush=True)
             record.setdefault(part, {})[key] = {**result, "command": command}
-            record.update(command="python benchmarks/predict.py", hardware=setting.hardware(args.device))
+            record.update(command="python benchmarks/predict.py", hardware=hardware)
             record["scan"] = setting.source_name()
             if part == "same":
                 record["memory_per_slice_mb"] = memory_per_slice(record["same"])

@@ -105,8 +105,7 @@ class Segmenter:
             if folds or checkpoint != DEFAULT_CHECKPOINT or settings.trust_checkpoint:
                 raise InputError(
                     f"{folder}: is an exported model, which always uses all its folds; -f, -chk and "
-                    "--trust-checkpoint are "
-                    "for a trained model's folder"
+                    "--trust-checkpoint are for a trained model's folder"
                 )
             return cls.from_exported(Exported.read(folder), settings, profile=profile, second_stage=second_stage)
         refuse_without_manifest(folder)

@@ -11,7 +11,7 @@ import predict
 import pytest
 import train_step
 
-from nnunet_flare.files import read_json
+from nnunet_flare.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {"predict.py": predict, "train_step.py": train_step}
@@ -42,10 +42,40 @@ def test_a_command_that_fails_or_hangs_costs_the_others_nothing_but_its_time(tmp
 
 def test_one_that_did_not_run_is_told_by_the_exit_code(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "steps", lambda *given, **more: [step("good", ""), step("late", "", least_s=1e6)])
-    assert benchmark.main(["-o", str(tmp_path), "-device", "cpu"]) == 1
+    words = ["-o", str(tmp_path), "-device", "cpu", "--tiny"]
+    assert benchmark.main(words) == 1
     assert "late: " in capsys.readouterr().err
     monkeypatch.setattr(benchmark, "steps", lambda *given, **more: [step("good", "")])
-    assert benchmark.main(["-o", str(tmp_path), "-device", "cpu"]) == 0
+    assert benchmark.main(words) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-device", "cuda"], "no CUDA device was found"),
+        (["-device", "cpu"], "give --tiny too"),
+        (["-device", "cpu", "--tiny", "--budget", "0"], "expected seconds above 0"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_a_line(tmp_path, words, said, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="2"):
+        benchmark.main([*words, "-o", str(tmp_path / "figures")])
+    assert said in capsys.readouterr().err.splitlines()[-1] and not (tmp_path / "figures").exists()
+
+
+def test_every_file_with_a_test_for_a_gpu_is_run():
+    marked = {path for path in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.gpu" in path.read_text()}
+    assert marked - {Path(__file__).resolve()} == {ROOT / path for path in benchmark.TESTS}
+
+
+def test_figures_of_another_card_are_not_kept_beside_new_ones(tmp_path, capsys):
+    record = {"hardware": {"gpu": "one", "cpu": "a"}, "same": {"small": 1}}
+    write_json(tmp_path / "found.json", record)
+    assert predict.kept(tmp_path / "found.json", {"gpu": "one", "cpu": "a"}) == record
+    assert predict.kept(tmp_path / "found.json", {"gpu": "other", "cpu": "a"}) == {}
+    assert "other hardware" in capsys.readouterr().out
+    assert predict.kept(tmp_path / "missing.json", {}) == {}
 
 
 @pytest.mark.parametrize("tiny", [False, True])
