@@ -202,3 +202,14 @@ def write_cascade(
         folder = parent / f"{trainer}__nnUNetPlans__{stage}"
         write_model(folder, plan=plan, labels=labels, configuration=stage, seed=seed, folds=(0, 1), trainer=trainer)
     return folder
+
+
+def write_kinds(folder: Path) -> None:
+    """A model of each kind: folds with a coarse model beside them, regions, a cascade, two dimensions, turned axes."""
+    write_model(folder / "T__nnUNetPlans__3d_fullres", folds=(0, 1), plan=plans(features=(4, 8)))
+    write_model(folder / "T__nnUNetPlans__3d_lowres", plan=plans(spacing=(8.0, 4.0, 4.0)), seed=3)
+    write_model(folder / "regions", labels=REGIONS)
+    write_cascade(folder / "cascade")
+    write_model(folder / "flat", plan=plans(patch=(32, 32), spacing=(2.0, 2.0)))
+    turned = plans(transpose=(2, 0, 1), normalisation="ZScoreNormalization", masked=True)
+    write_model(folder / "turned", plan=turned)

@@ -38,15 +38,8 @@ def run(command, *words: object) -> int:
 def room(tmp_path_factory) -> Path:
     """Trained models and their exports, made once."""
     folder = tmp_path_factory.mktemp("exported")
-    plan = models.plans(features=(4, 8))
-    models.write_model(folder / "T__nnUNetPlans__3d_fullres", folds=(0, 1), plan=plan)
-    models.write_model(folder / "T__nnUNetPlans__3d_lowres", plan=models.plans(spacing=(8.0, 4.0, 4.0)), seed=3)
-    models.write_model(folder / "regions", labels=models.REGIONS)
-    models.write_cascade(folder / "cascade")
+    models.write_kinds(folder)
     models.write_cascade(folder / "of_regions", labels=models.REGIONS, transpose=(2, 0, 1), spacing=(2.0, 4.0, 2.0))
-    models.write_model(folder / "flat", plan=models.plans(patch=(32, 32), spacing=(2.0, 2.0)))
-    turned = models.plans(transpose=(2, 0, 1), normalisation="ZScoreNormalization", masked=True)
-    models.write_model(folder / "turned", plan=turned)
     models.write_model(folder / "as_it_is", plan=models.plans(resampling="no_resampling_hack"))
     write_volume(folder / "images" / "a_0000.nii.gz", scans.blobs((20, 50, 60), pad=2))
     (folder / "clean.yaml").write_text("steps:\n  - operation: keep_largest\n    organs: [liver]\n")

@@ -18,8 +18,8 @@ import torch
 
 from nnunet_flare.cli import predict
 from nnunet_flare.images import read_labels, read_volume, write_volume
+from nnunet_flare.inference import cpus, openvino_runtime
 from nnunet_flare.inference import model as trained_model
-from nnunet_flare.inference import openvino_runtime
 from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.inference.settings import PredictionSettings
 
@@ -32,14 +32,7 @@ EXACT = ("--precision", "fp32")
 def room(tmp_path_factory) -> Path:
     """Trained models and a scan, made once."""
     folder = tmp_path_factory.mktemp("remembered")
-    plan = models.plans(features=(4, 8))
-    models.write_model(folder / "T__nnUNetPlans__3d_fullres", folds=(0, 1), plan=plan)
-    models.write_model(folder / "T__nnUNetPlans__3d_lowres", plan=models.plans(spacing=(8.0, 4.0, 4.0)), seed=3)
-    models.write_model(folder / "regions", labels=models.REGIONS)
-    models.write_cascade(folder / "cascade")
-    models.write_model(folder / "flat", plan=models.plans(patch=(32, 32), spacing=(2.0, 2.0)))
-    turned = models.plans(transpose=(2, 0, 1), normalisation="ZScoreNormalization", masked=True)
-    models.write_model(folder / "turned", plan=turned)
+    models.write_kinds(folder)
     write_volume(folder / "images" / "a_0000.nii.gz", scans.blobs((20, 50, 60), pad=2))
     return folder
 
@@ -61,6 +54,13 @@ def opened(monkeypatch) -> list[str]:
 
     monkeypatch.setattr(trained_model, "open_model", recorded)
     return names
+
+
+class Broken:
+    """An OpenVINO that does not run what it converted."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        raise RuntimeError("no such operation")
 
 
 def labels(room: Path, out: Path, model: Path, *words: object) -> np.ndarray:
@@ -206,11 +206,6 @@ def test_a_network_that_was_removed_is_converted_again(room, tmp_path, model, op
 
 def test_pytorch_takes_over_where_openvino_cannot_run_what_it_converted(room, tmp_path, model, opened, monkeypatch):
     expected = labels(room, tmp_path / "first", model, "-f", 0, *EXACT)
-
-    class Broken:
-        def __init__(self, *_: object, **__: object) -> None:
-            raise RuntimeError("no such operation")
-
     monkeypatch.setattr(openvino_runtime, "OpenVinoRuntime", Broken)
     found = labels(room, tmp_path / "second", model, "-f", 0, *EXACT)
     assert len(opened) == 2 and (found != expected).mean() < 1e-4
@@ -250,7 +245,22 @@ def test_a_network_of_other_code_is_opened_every_time(room, tmp_path, opened, mo
     assert len(opened) == 4
 
 
-def test_a_cache_that_only_others_may_write_is_no_help_and_no_failure(room, tmp_path, model, opened, caplog):
+@pytest.mark.parametrize("backend", ["torch", "openvino that breaks"])
+def test_pytorch_keeps_to_the_cpus_of_the_container(room, tmp_path, model, monkeypatch, backend):
+    labels(room, tmp_path / "first", model, "-f", 0)
+    monkeypatch.setattr(cpus, "usable_cpus", lambda: 1)
+    words = ("--backend", "torch") if backend == "torch" else ()
+    if not words:
+        monkeypatch.setattr(openvino_runtime, "OpenVinoRuntime", Broken)
+    torch.set_num_threads(2)
+    try:
+        labels(room, tmp_path / "second", model, "-f", 0, *words)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_a_cache_that_others_may_write_is_no_help_and_no_failure(room, tmp_path, model, opened, caplog):
     caplog.set_level(logging.INFO, "nnunet_flare")
     (tmp_path / "flare-cache").mkdir()
     (tmp_path / "flare-cache" / "models").mkdir(mode=0o777)
