@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -18,8 +19,8 @@ import torch
 
 from nnunet_flare.cli import predict
 from nnunet_flare.images import read_labels, read_volume, write_volume
-from nnunet_flare.inference import cpus, openvino_runtime
 from nnunet_flare.inference import model as trained_model
+from nnunet_flare.inference import openvino_runtime
 from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.inference.settings import PredictionSettings
 
@@ -245,19 +246,54 @@ def test_a_network_of_other_code_is_opened_every_time(room, tmp_path, opened, mo
     assert len(opened) == 4
 
 
-@pytest.mark.parametrize("backend", ["torch", "openvino that breaks"])
-def test_pytorch_keeps_to_the_cpus_of_the_container(room, tmp_path, model, monkeypatch, backend):
-    labels(room, tmp_path / "first", model, "-f", 0)
-    monkeypatch.setattr(cpus, "usable_cpus", lambda: 1)
-    words = ("--backend", "torch") if backend == "torch" else ()
-    if not words:
-        monkeypatch.setattr(openvino_runtime, "OpenVinoRuntime", Broken)
-    torch.set_num_threads(2)
-    try:
-        labels(room, tmp_path / "second", model, "-f", 0, *words)
-        assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(1)
+def test_another_network_of_a_trainer_with_the_same_weights_is_converted_anew(room, tmp_path, model, monkeypatch):
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.utilities import find_objects
+
+    class Turned(nnUNetTrainer):
+        @staticmethod
+        @functools.wraps(nnUNetTrainer.build_network_architecture)  # whose signature is looked at
+        def build_network_architecture(*given: object, **more: object) -> torch.nn.Module:
+            network = nnUNetTrainer.build_network_architecture(*given, **more)
+            network.register_forward_hook(lambda module, data, scores: -scores)
+            return network
+
+    first = labels(room, tmp_path / "first", model, "-f", 0, *EXACT)
+    monkeypatch.setattr(find_objects, "recursive_find_trainer_class_by_name", lambda name: Turned)
+    path = model / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    torch.save({**checkpoint, "trainer_name": "nnUNetTrainerOfATest"}, path)
+    second = labels(room, tmp_path / "second", model, "-f", 0, *EXACT)
+    assert (second != first).mean() > 0.5
+
+
+ONE_CPU = """
+import sys
+from nnunet_flare.cli import predict
+from nnunet_flare.inference import cpus, openvino_runtime
+
+class Broken:
+    def __init__(self, *given, **more):
+        raise RuntimeError("no such operation")
+
+cpus.usable_cpus = lambda: 1
+openvino_runtime.OpenVinoRuntime = Broken
+code = predict.main(sys.argv[1:])
+print(sys.modules["torch"].get_num_threads())
+sys.exit(code)
+"""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU")
+@pytest.mark.parametrize("words", [["--backend", "torch"], []], ids=["torch", "openvino that breaks"])
+def test_pytorch_keeps_to_the_cpus_of_the_container(room, tmp_path, words):
+    labels(room, tmp_path / "first", room / "regions")
+    command = ["-i", room / "images", "-o", tmp_path / "second", "-m", room / "regions", "-device", "cpu", *words]
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_CPU, *map(str, command)], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "1"
 
 
 def test_a_cache_that_others_may_write_is_no_help_and_no_failure(room, tmp_path, model, opened, caplog):
