@@ -212,6 +212,8 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
     middle = {
         key: statistics.median(getattr(run, key) for run in runs) for key in ("wall_s", "cpu_s", "peak_mb", "card_mb")
     }
+    if not middle["card_mb"]:
+        del middle["card_mb"]  # no GPU
     others = [run.without_network_s for run in runs if run.without_network_s is not None]
     if others:
         middle["without_network_s"] = statistics.median(others)
@@ -348,8 +350,8 @@ def table(name: str, result: dict[str, Any]) -> str:
     for variant, row in rows.items():
         cells = [f"{variant:22}"]
         for key in keys:
-            ratio = f"{rows['stock'][key] / row[key]:6.1f}x" if "stock" in rows and row[key] else " " * 7
-            cells.append(f"{row[key]:8.1f} {ratio}")
+            value, stock = row.get(key, 0.0), rows.get("stock", {}).get(key)
+            cells.append(f"{value:8.1f} " + (f"{stock / value:6.1f}x" if stock and value else " " * 7))
         cells.append(f"{row['without_network_s']:11.1f} s" if "without_network_s" in row else " " * 13)
         if "equal_voxels" in row:
             cells.append(f"{row['equal_voxels']:8.5f} {row['foreground_dice']:7.4f}")
@@ -399,8 +401,8 @@ def main() -> None:
             record.setdefault(part, {})[key] = {**result, "command": command}
             record.update(command="python benchmarks/predict.py", hardware=hardware)
             record["scan"] = setting.source_name()
-            if part == "same":
-                record["memory_per_slice_mb"] = memory_per_slice(record["same"])
+            if part == "same" and (further := memory_per_slice(record["same"])):
+                record["memory_per_slice_mb"] = further
             write_json(args.output, record)
 
         for name in args.models:
