@@ -303,8 +303,9 @@ def test_every_slice_is_told_of_once_however_many_go_together(tmp_path: Path, sl
 
 
 @pytest.mark.parametrize("patch_size", [(8, 32, 32), (32, 32)])
-def test_networks_are_warm_when_they_are_loaded(tmp_path: Path, patch_size: tuple[int, ...]) -> None:
+def test_networks_are_warm_when_they_are_loaded(tmp_path: Path, patch_size: tuple[int, ...], monkeypatch) -> None:
     """One window of each, of the size that scans will have, and none at the first scan."""
+    monkeypatch.setattr("nnunet_flare.inference.sliding.BATCH_VOXELS", 8 * 32 * 32)
     plan = models.plans(patch=patch_size, spacing=(4.0, 2.0, 2.0)[-len(patch_size) :], channels=2)
     folder = models.write_model(tmp_path / "model", plan=plan, channels=2, folds=(0, 1))
     seen: list[tuple[int, ...]] = []
