@@ -132,10 +132,12 @@ class _ProgressBar:
         self._bar: Any = None
 
     def case(self, name: str, windows: int) -> Callable[[int], None]:
+        if self._disabled:
+            return lambda done: None
         from tqdm import tqdm
 
         self.close()
-        self._bar = tqdm(total=windows, desc=name, unit="window", disable=self._disabled, file=sys.stderr)
+        self._bar = tqdm(total=windows, desc=name, unit="window", file=sys.stderr)
         return lambda done: self._bar.update(done) and None
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from nnunet_flare.disks import naming_disk_errors
 from nnunet_flare.images.file_names import NIFTI_SUFFIXES, suffix_of
 from nnunet_flare.images.nifti import is_whole
-from nnunet_flare.images.nifti_write import nibabel_header, simpleitk_header, write_nifti
+from nnunet_flare.images.nifti_write import axis_aligned_header, nibabel_header, simpleitk_header, write_nifti
 from nnunet_flare.images.views import last_line
 from nnunet_flare.images.volume import Volume
 from nnunet_flare.names import is_plain, plain_folder
@@ -77,6 +77,9 @@ def _nifti_start(volume: Volume, folder: Path, path: Path) -> bytes:
     """A NIfTI file's bytes before the voxels, as the library writes them by which the volume's grid was read."""
     if volume.affine is not None:
         return nibabel_header(volume.array.dtype, volume.affine)
+    plain = axis_aligned_header(volume.array.dtype, volume.spacing_mm, volume.origin, volume.direction)
+    if plain is not None:
+        return plain
     try:
         voxel = np.zeros((1, 1, 1), volume.array.dtype)
         return simpleitk_header(to_sitk(replace(volume, array=voxel)), folder)

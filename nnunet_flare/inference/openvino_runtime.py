@@ -6,7 +6,8 @@ import math
 import re
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ OLDEST = (2024, 4)
 
 REPORTING = "openvino_telemetry"
 """The package through which OpenVINO reports."""
+
+CONVERTER = "openvino.tools.ovc"
+"""Its part that converts networks of PyTorch."""
 
 MOVES = frozenset({"Output", "Result", "Reorder"})
 """Kinds of steps of a compiled network that change the order of values in memory at most, or their type."""
@@ -142,19 +146,14 @@ def silent_openvino() -> Any:
     """The package ``openvino``, imported so that it does not report its use.
 
     Its import and every conversion tell its makers, by default, from processes that it forks. A prediction contacts
-    nobody, and a process that is forked while another thread multiplies matrices may stop both for ever.
+    nobody, and a process that is forked while another thread multiplies matrices may stop both for ever. Its converter,
+    half of its import, comes with the first call of ``openvino.convert_model``.
 
     Raises:
         RuntimeError: when it is too old.
     """
-    with _IMPORTING:
-        if "openvino" not in sys.modules:
-            sys.modules[REPORTING] = None  # type: ignore[assignment]  # not importable: openvino then does without
-        try:
-            import openvino
-        finally:
-            if sys.modules.get(REPORTING, ...) is None:
-                del sys.modules[REPORTING]
+    with _IMPORTING, nullcontext() if "openvino" in sys.modules else _without(REPORTING, CONVERTER):
+        import openvino
     if not hasattr(openvino, "__version__") or not hasattr(openvino, "Core"):  # before 2023, or a folder of that name
         where = list(getattr(openvino, "__path__", ())) or [getattr(openvino, "__file__", None)]
         raise RuntimeError(
@@ -164,4 +163,26 @@ def silent_openvino() -> Any:
     if found is not None and (int(found[1]), int(found[2])) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
         raise RuntimeError(f"OpenVINO {found[0]} is too old, expected {oldest} or newer: pip install -U openvino")
+    if not hasattr(openvino, "convert_model"):
+        openvino.convert_model = _convert_model
     return openvino
+
+
+def _convert_model(*args: Any, **settings: Any) -> Any:
+    """``openvino.convert_model``, imported when it is called."""
+    with _IMPORTING, _without(REPORTING):
+        from openvino.tools.ovc import convert_model
+    return convert_model(*args, **settings)
+
+
+@contextmanager
+def _without(*modules: str) -> Iterator[None]:
+    """Inside, modules that were not imported before cannot be, and whoever can do without them does."""
+    missing = [name for name in modules if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(missing))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in missing:
+            if sys.modules.get(name, ...) is None:
+                del sys.modules[name]

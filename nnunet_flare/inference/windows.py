@@ -80,23 +80,28 @@ def count_windows(shape: Sequence[int], patch: Sequence[int], step_size: float) 
 @lru_cache(maxsize=4)
 def gaussian_weights(patch: tuple[int, ...]) -> np.ndarray:
     """Window weights (z, y, x), float32, with the values that stock nnU-Net has in half precision."""
-    profiles = [_bell(width) for width in patch]
-    weights = np.multiply.outer(np.multiply.outer(profiles[0], profiles[1]), profiles[2])
-    half = (weights / (weights.max() / GAUSSIAN_PEAK)).astype(np.float32).astype(np.float16)
+    bells = [_bell(width) for width in patch]  # by the distance from the middle
+    weights = np.multiply.outer(np.multiply.outer(bells[0], bells[1]), bells[2])
+    half = (weights / (weights[0, 0, 0] / GAUSSIAN_PEAK)).astype(np.float32).astype(np.float16)
     half[half == 0] = half[half > 0].min()
-    return half.astype(np.float32)
+    weights = half.astype(np.float32)
+    for axis, width in enumerate(patch):
+        weights = weights.take(np.abs(np.arange(width) - width // 2), axis)
+    return weights
 
 
 def _bell(width: int) -> np.ndarray:
-    """What SciPy's Gaussian filter, cut off at four standard deviations, makes of a single one in the middle."""
+    """What SciPy's Gaussian filter, cut off at four standard deviations, makes of a single one in the middle.
+
+    By the distance from the middle, up to that of the first voxel.
+    """
     sigma = width * GAUSSIAN_SIGMA
     reach = int(4 * sigma + 0.5)
     bell = np.exp(-0.5 / (sigma * sigma) * np.arange(-reach, reach + 1) ** 2)
     bell /= bell.sum()
-    profile = np.zeros(width)
-    low, high = max(0, width // 2 - reach), min(width, width // 2 + reach + 1)
-    profile[low:high] = bell[low - width // 2 + reach : high - width // 2 + reach]
-    return profile
+    profile = np.zeros(max(width // 2, reach) + 1)
+    profile[: reach + 1] = bell[reach:]
+    return profile[: width // 2 + 1]
 
 
 def padding(shape: Sequence[int], patch: Sequence[int]) -> list[tuple[int, int]]:

@@ -113,7 +113,9 @@ def test_writing_leaves_only_the_file_and_replaces_a_link_instead_of_its_target(
 
 
 def test_a_failed_write_keeps_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a grid that is told by SimpleITK's header."""
     write_volume(tmp_path / "scan.nii.gz", Volume(ct(1), (1, 1, 1)))
+    oblique = (0.8, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, 1.0)
 
     def full(image: object, path: str, **options: object) -> None:
         Path(path).write_bytes(b"half")
@@ -121,7 +123,7 @@ def test_a_failed_write_keeps_the_old_file_and_nothing_else(tmp_path: Path, monk
 
     monkeypatch.setattr(sitk, "WriteImage", full)
     with pytest.raises(OSError, match=r"scan\.nii\.gz: cannot be written \(ITK ERROR: no space left"):
-        write_volume(tmp_path / "scan.nii.gz", Volume(ct(2), (1, 1, 1)))
+        write_volume(tmp_path / "scan.nii.gz", Volume(ct(2), (1, 1, 1), direction=oblique))
     assert [p.name for p in tmp_path.iterdir()] == ["scan.nii.gz"]
     assert np.array_equal(read_volume(tmp_path / "scan.nii.gz").array, ct(1))
 

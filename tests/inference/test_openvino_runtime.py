@@ -58,3 +58,19 @@ def test_what_is_logged_stays_as_it_was_when_two_threads_convert_at_once(monkeyp
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda network: openvino_conversion.convert(None, network, [1, 1, 2, 2, 2]), "ab"))
     assert len(entered) == 2 and logging.root.level == logging.INFO
+
+
+LATE = """
+import sys
+from nnunet_flare.inference.openvino_runtime import silent_openvino
+silent_openvino()
+assert "openvino.tools.ovc" not in sys.modules
+import openvino, torch
+linear = openvino.convert_model(torch.nn.Linear(2, 3).eval(), example_input=torch.zeros(1, 2))
+print(linear.output(0).get_partial_shape()[1], "openvino_telemetry" in sys.modules)
+"""
+
+
+def test_others_in_the_process_find_the_converter_where_it_always_is():
+    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, ["3", "False"]), done.stderr

@@ -102,13 +102,13 @@ TORCH_FREE = """
 import sys
 from nnunet_flare.cli import predict
 code = predict.main(sys.argv[1:])
-print([name for name in ("torch", "nnunetv2") if name in sys.modules])
+print([name for name in ("torch", "nnunetv2", "SimpleITK", "openvino.tools.ovc") if name in sys.modules])
 sys.exit(code)
 """
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu"])
-def test_it_imports_neither_pytorch_nor_nnunet(room, tmp_path, device):
+def test_it_imports_neither_pytorch_nor_nnunet_nor_what_converts_networks(room, tmp_path, device):
     labels(room, tmp_path / "first", room / "regions")
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     words = ["-i", room / "images", "-o", tmp_path / "second", "-m", room / "regions", "-device", device]
