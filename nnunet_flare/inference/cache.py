@@ -35,6 +35,9 @@ KEPT_ENTRIES = 16
 NETWORKS = "openvino"
 """The kind of entries that are converted networks."""
 
+MADE_BY = ("nnunet-flare", "nnunetv2", "dynamic-network-architectures", "torch", "openvino")
+"""Packages of which another version may make another network, or refuse the model."""
+
 CHECKSUMS = "checksums.json"
 """The digest of each of an entry's files."""
 
@@ -85,6 +88,19 @@ def _home_cache() -> Path:
 def key_of(*parts: Any) -> str:
     """A name for an entry that changes with any of the parts (JSON values)."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def made_by() -> list[str | None]:
+    """The versions of the packages that make converted networks."""
+    from importlib.metadata import PackageNotFoundError, version  # exported models start without it
+
+    def installed(package: str) -> str | None:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    return [installed(package) for package in MADE_BY]
 
 
 def cached(folder: Path | None, key: str, make: Callable[[Path], None]) -> Path | None:

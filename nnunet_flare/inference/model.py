@@ -30,6 +30,9 @@ from nnunet_flare.inference.opened import Execution, OfDocuments, Runtime, check
 STOCK_PLAN_TRAINER = re.compile(r"nnUNetTrainer(_\d+epochs?|NoMirroring|DA5|DAOrd0|NoDA)?")
 """Stock trainers that build the network of their plans unchanged."""
 
+PACKAGES = ("dynamic_network_architectures.", "nnunet_flare.networks.")
+"""Where networks come from of which nobody but their packages' authors changes the code."""
+
 
 @dataclass(frozen=True, eq=False)
 class Model(OfDocuments):
@@ -58,6 +61,16 @@ class Model(OfDocuments):
     def is_planned(self) -> bool:
         """Whether the network is the one that its plans describe, and not whatever its trainer's code builds."""
         return bool(STOCK_PLAN_TRAINER.fullmatch(self.trainer_name)) or plugin.module_of(self.trainer_name) is not None
+
+    @cached_property
+    def is_of_packages(self) -> bool:
+        """Whether packages' versions tell what the network computes. Own code may change while the weights stay."""
+        configuration = self.configuration_manager.configuration
+        try:
+            trusted_names.check_network(configuration, str(self))
+        except InputError:
+            return False
+        return self.is_planned and self.configuration_manager.network_arch_class_name.startswith(PACKAGES)
 
     @property
     def folder(self) -> Path:

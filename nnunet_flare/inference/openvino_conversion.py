@@ -1,8 +1,9 @@
 """PyTorch's networks as OpenVINO's.
 
 A network is converted from the PyTorch module in memory; the converted one is kept in the cache, so that conversion
-(some seconds) is paid once per checkpoint: the key holds a digest of the weights themselves. Its window size is fixed,
-which is what sliding windows have.
+(some seconds) is paid once per checkpoint: the key holds a digest of the weights themselves. A network whose code is
+the user's own, or whose trainer builds it, is converted every time, since nothing tells when that code changes. The
+window size is fixed, which is what sliding windows have.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from torch import nn
 
 from nnunet_flare.digests import digest_of
-from nnunet_flare.inference.cache import NETWORKS, cache_folder, cached, key_of
+from nnunet_flare.inference.cache import NETWORKS, cache_folder, cached, key_of, made_by
 from nnunet_flare.inference.exported import NETWORK
 from nnunet_flare.inference.openvino_runtime import silent_openvino
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMAT = 5
+FORMAT = 6
 """Counts up when the conversion changes."""
 
 ANY_SIZE = "dynamic_network_architectures.architectures."
@@ -52,7 +53,7 @@ def openvino_network(model: Model, network: nn.Module, *, patch: Sequence[int], 
         made.append(convert(model, network, shape))
         save(made[0], folder / NETWORK, half=False)
 
-    entry = cached(cache_folder(NETWORKS), _key(model, shape), make)
+    entry = cached(cache_folder(NETWORKS), _key(model, shape), make) if model.is_of_packages else None
     if entry is not None:
         return entry / NETWORK
     return made[0] if made else convert(model, network, shape)
@@ -79,12 +80,8 @@ def window_shape(model: Model, patch: Sequence[int], *, two_d: bool) -> list[int
 
 
 def _key(model: Model, shape: Sequence[int]) -> str:
-    from importlib.metadata import version
-
     architecture = model.configuration_manager.configuration["architecture"]
-    versions = version("openvino"), version("torch")
-    built_by = architecture, model.trainer_name  # a trainer may build another network than its plans say
-    return key_of(FORMAT, *versions, list(shape), *built_by, _layout(model), _digest(model))
+    return key_of(FORMAT, *made_by(), list(shape), architecture, _layout(model), _digest(model))
 
 
 def _layout(model: Model) -> list[Any]:
@@ -104,7 +101,10 @@ def convert(model: Model, network: nn.Module, shape: Sequence[int]) -> Any:
     Raises:
         RuntimeError: when the network has an operation that OpenVINO does not convert.
     """
-    log.info("converting the network for OpenVINO (once per checkpoint)")
+    often = (
+        "once per checkpoint" if model.is_of_packages else "every time, as its code may change; flare-export keeps it"
+    )
+    log.info("converting the network for OpenVINO (%s)", often)
     with _CONVERTING:
         level = logging.root.level
         try:

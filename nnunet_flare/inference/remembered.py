@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from nnunet_flare.digests import file_digest
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json, write_json
-from nnunet_flare.inference.cache import NETWORKS, cache_folder, cached, find, key_of
+from nnunet_flare.inference.cache import NETWORKS, cache_folder, cached, find, key_of, made_by
 from nnunet_flare.inference.cpus import limit_torch_threads
 from nnunet_flare.inference.exported import NETWORK
 from nnunet_flare.inference.members import Member
@@ -29,7 +29,6 @@ from nnunet_flare.inference.plain_plans import (
     check_plain,
     plain_plans,
 )
-from nnunet_flare.trusted_names import check_network
 from nnunet_flare.wording import first_line
 
 if TYPE_CHECKING:
@@ -52,9 +51,6 @@ OF_NOTE: dict[str, Any] = {
     "dataset": dict,
 }
 """What a note looks like; ``network`` is the name of its entry among the converted networks."""
-
-MADE_BY = ("nnunet-flare", "nnunetv2", "torch", "openvino")
-"""Packages of which another version may make another network, or refuse the model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,16 +84,10 @@ class RememberedModel(PlainModel):
 
 
 def remember(model: Model, network: Path) -> None:
-    """Note that a model's network lies converted in an entry of the cache, if it needs nothing of nnU-Net besides.
-
-    Networks of other packages, or of a trainer's own code, are opened every time, because that code may change.
-    """
+    """Note that a model's network lies converted in an entry of the cache, if it needs nothing of nnU-Net besides."""
     plans, configuration = model.plans_manager.plans, model.configuration_manager
-    if not model.is_planned:
-        return
     try:
         check_plain(plans, configuration, str(model))
-        check_network(configuration.configuration, str(model))
     except InputError:
         return
     note = {
@@ -151,13 +141,4 @@ def _key(member: Member, *, trusted: bool) -> str | None:
         digests = [file_digest(path) for path in member.files]
     except OSError:
         return None
-    return key_of(FORMAT, *map(_version, MADE_BY), digests, trusted)
-
-
-def _version(package: str) -> str | None:
-    from importlib.metadata import PackageNotFoundError, version  # exported models start without it
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    return key_of(FORMAT, *made_by(), digests, trusted)

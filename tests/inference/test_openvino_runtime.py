@@ -41,7 +41,7 @@ def test_what_is_logged_stays_as_it_was_when_two_threads_convert_at_once(monkeyp
     """The converter quietens the whole process; what one thread restores must not be what another one set."""
     from nnunet_flare.inference import openvino_conversion
 
-    both, entered = threading.Event(), []
+    both, entered, model = threading.Event(), [], SimpleNamespace(is_of_packages=True)
 
     def convert_model(network, example_input):
         logging.root.setLevel(logging.ERROR)
@@ -56,7 +56,7 @@ def test_what_is_logged_stays_as_it_was_when_two_threads_convert_at_once(monkeyp
     monkeypatch.setattr(openvino_conversion, "_trace_shape", lambda model, shape: shape)
     monkeypatch.setattr(logging.root, "level", logging.INFO)
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda network: openvino_conversion.convert(None, network, [1, 1, 2, 2, 2]), "ab"))
+        list(pool.map(lambda network: openvino_conversion.convert(model, network, [1, 1, 2, 2, 2]), "ab"))
     assert len(entered) == 2 and logging.root.level == logging.INFO
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import logging
 import os
@@ -224,26 +225,66 @@ def test_a_checkpoint_that_must_be_trusted_must_be_trusted_again(room, tmp_path,
     assert len(opened) == before
 
 
-def test_a_network_of_other_code_is_opened_every_time(room, tmp_path, opened, monkeypatch):
-    """The code may have changed."""
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+NETWORK_OF_A_TEST = """
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
+class Network(PlainConvUNet):
+    def forward(self, window):
+        return {factor} * super().forward(window)
+"""
+
+TRAINER_OF_A_TEST = """
+import functools
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+class nnUNetTrainerOfATest(nnUNetTrainer):
+    @staticmethod
+    @functools.wraps(nnUNetTrainer.build_network_architecture)  # whose signature is looked at
+    def build_network_architecture(*given, **more):
+        network = nnUNetTrainer.build_network_architecture(*given, **more)
+        network.register_forward_hook(lambda module, data, scores: {factor} * scores)
+        return network
+"""
+
+
+def other_network(folder: Path) -> Path:
+    plan = models.plans(features=(4, 8))
+    model = models.write_model(folder, plan=plan)
+    plan["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = "code_of_a_test.Network"
+    (model / "plans.json").write_text(json.dumps(plan))
+    return model
+
+
+def other_trainer(folder: Path) -> Path:
+    return models.write_model(folder, plan=models.plans(features=(4, 8)), trainer="nnUNetTrainerOfATest")
+
+
+@pytest.mark.parametrize(
+    ("write", "code"), [(other_network, NETWORK_OF_A_TEST), (other_trainer, TRAINER_OF_A_TEST)], ids=["network", "own"]
+)
+def test_code_that_changed_between_two_predictions_predicts_as_it_is_now(
+    room, tmp_path, opened, monkeypatch, write, code
+):
+    """With the same weights, which are all that the cache knows of such a network."""
     from nnunetv2.utilities import find_objects
 
-    monkeypatch.setattr(find_objects, "recursive_find_trainer_class_by_name", lambda name: nnUNetTrainer)
-    plan = models.plans(features=(4, 8))
-    architecture = plan["configurations"]["3d_fullres"]["architecture"]
-    own = models.write_model(tmp_path / "own", plan=plan, trainer="nnUNetTrainerOfATest")
-    foreign = models.write_model(tmp_path / "foreign", plan=plan)
-    architecture["network_class_name"] = "network_of_a_test.Network"
-    (foreign / "plans.json").write_text(json.dumps(plan))
-    (tmp_path / "network_of_a_test.py").write_text(
-        "from dynamic_network_architectures.architectures.unet import PlainConvUNet as Network\n"
-    )
+    model = write(tmp_path / "model")
     monkeypatch.syspath_prepend(tmp_path)
-    for number in range(2):
-        labels(room, tmp_path / f"own{number}", own)
-        labels(room, tmp_path / f"foreign{number}", foreign, "--trust-checkpoint")
-    assert len(opened) == 4
+
+    def predicted(factor: int, *words: object) -> np.ndarray:
+        (tmp_path / "code_of_a_test.py").write_text(code.format(factor=factor))
+        sys.modules.pop("code_of_a_test", None)
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        importlib.invalidate_caches()
+        own = importlib.import_module("code_of_a_test")
+        if hasattr(own, "nnUNetTrainerOfATest"):
+            monkeypatch.setattr(
+                find_objects, "recursive_find_trainer_class_by_name", lambda name: own.nnUNetTrainerOfATest
+            )
+        return labels(room, tmp_path / f"out{len(opened)}", model, "--trust-checkpoint", *EXACT, *words)
+
+    before, after = predicted(1), predicted(-1)
+    assert len(opened) == 2 and (before != after).mean() > 0.5
+    assert (after != predicted(-1, "--backend", "torch")).mean() < 1e-4
+    monkeypatch.delitem(sys.modules, "code_of_a_test")
 
 
 def test_another_network_of_a_trainer_with_the_same_weights_is_converted_anew(room, tmp_path, model, monkeypatch):
