@@ -15,7 +15,7 @@ import numpy as np
 from label_maps import ROOT
 from recipe_picture import draw
 from recipe_statistics import Interval, Results, bootstrap, control_of, dice, difference, read_results
-from recipe_systems import CONTROL, ENSEMBLE, ORACLE, SYSTEMS, System
+from recipe_systems import CONTROL, ENSEMBLE, ORACLE, SYSTEMS, System, find_systems
 
 from nnunet_flare.files import write_text
 from nnunet_flare.organs import FLARE22
@@ -37,6 +37,9 @@ def page(results: Results) -> str:
     parts = [HEAD, _setting(results), QUESTION_A, _arms(results, "stock", total=False), _findings(results, total=False)]
     parts += ["![](recipes-evidence.png)\n", QUESTION_B, _arms(results, "stock", total=True)]
     parts += [_findings(results, total=True)]
+    if any(name in results for name in LONGER if not name.startswith(CONTROL)):
+        shown = find_systems([CONTROL, *LONGER])
+        parts += [QUESTION_C, _table(results, shown, lambda system: control_of(system, results, total=False))]
     if any(system.name in results for system in SYSTEMS if system.augmentation == "strong"):
         parts += [STRONG, _arms(results, "strong", total=False)]
     parts += ["## By organ\n", _organs(results), "## Pseudo-labels against the truth\n", _pseudo_labels(results)]
@@ -64,6 +67,16 @@ QUESTION_B = """## The whole cost: what is the best use of computing time?
 The same arms, but the control has the steps of all networks of an arm together, teachers included: two times or four
 times.
 """
+
+QUESTION_C = """## Trained to the end
+
+The control gains nothing more from the third and fourth thousand steps: it has four scans. A student has 28, and is far
+from the end of what it can learn after 1200. Here the network that is kept has four times the steps in every arm; the
+teachers and their labels are those of the first table. This is what the papers do.
+"""
+
+LONGER = ("supervised_x2", "supervised_x4", "unfiltered_x4", "uncertainty_x4")
+"""Arms whose last network has more steps than the others'."""
 
 STRONG = """## The same with strong augmentation
 
@@ -123,16 +136,23 @@ def _shown(results: Results, augmentation: str, *, total: bool) -> list[System]:
     """The arms of a table. The longer controls are what others are compared with, and rows of the second table only."""
     found = [s for s in SYSTEMS if s.name in results and s.augmentation == augmentation]
     if total:
-        return [s for s in found if s.arm not in (ORACLE, CONTROL)]
-    return [s for s in found if not s.arm.startswith(f"{CONTROL}_x")]
+        return [s for s in found if s.arm not in (ORACLE, CONTROL) and (s.is_supervised or s.arm not in LONGER)]
+    return [s for s in found if s.arm not in LONGER]
 
 
 def _arms(results: Results, augmentation: str, *, total: bool) -> str:
+    shown = _shown(results, augmentation, total=total)
+    return _table(results, shown, lambda system: control_of(system, results, total=total), total=total)
+
+
+def _table(
+    results: Results, shown: Sequence[System], control_for: Callable[[System], str | None], *, total: bool = False
+) -> str:
+    """Mean Dice of some arms, and what each has over its control."""
     compared = "minus the control with the same steps in all" if total else "minus control"
     lines = [f"| | seeds | networks | mean Dice (95 % interval) | {compared} |", "|---|---|---|---|---|"]
-    for system in _shown(results, augmentation, total=total):
-        arm = results[system.name]
-        control = control_of(system, results, total=total)
+    for system in (one for one in shown if one.name in results):
+        arm, control = results[system.name], control_for(system)
         is_control = system.arm.startswith(CONTROL)
         gain = "" if is_control or control not in results else str(difference(results, system.name, control))
         networks = _listed(sorted({found["networks"] for found in arm.values()}))
@@ -163,7 +183,8 @@ def _findings(results: Results, *, total: bool) -> str:
     lines += [f"- {words[group]}: {'; '.join(names)}." for group, names in groups.items() if names]
     if not total:
         lines += _own_teachers(results)
-    missing = [s.title for s in SYSTEMS if s.name not in results and s.augmentation == "stock"]
+    arms = [s for s in SYSTEMS if s.augmentation == "stock" and s.arm not in LONGER]
+    missing = [s.title for s in arms if s.name not in results]
     lines += [f"- Not measured yet: {'; '.join(missing)}."] if missing and not total else []
     return "\n".join(lines) + "\n"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from recipe_systems import CONTROL, SYSTEMS, System
+from recipe_systems import CONTROL, EPOCHS, SYSTEMS, System
 
 from nnunet_flare.files import read_json
 
@@ -91,14 +91,11 @@ def difference(results: Results, name: str, other: str) -> Interval:
 def control_of(system: System, results: Results, *, total: bool) -> str | None:
     """The supervised arm that an arm is compared with: of the same steps per network, or of the same in all.
 
-    None where there is no such arm: for the total, of an arm with another number of networks.
+    None where there is no such arm.
     """
+    times = {system.epochs // EPOCHS if system.epochs > EPOCHS else 1}
+    if total:
+        times = {sum(found["steps"]) // min(found["steps"]) for found in results[system.name].values()}
     suffix = "" if system.augmentation == "stock" else f"_{system.augmentation}"
-    if not total:
-        return f"{CONTROL}{suffix}"
-    networks = {found["networks"] for found in results[system.name].values()}
-    if len(networks) != 1:
-        return None
-    count = networks.pop()
-    name = f"{CONTROL}{suffix}" if count == 1 else f"{CONTROL}_x{count}{suffix}"
-    return name if name in {each.name for each in SYSTEMS} else None
+    names = [f"{CONTROL}{suffix}" if count == 1 else f"{CONTROL}_x{count}{suffix}" for count in times]
+    return names[0] if len(names) == 1 and names[0] in {each.name for each in SYSTEMS} else None

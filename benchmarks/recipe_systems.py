@@ -32,6 +32,8 @@ QUICK = Budget(labelled=3, unlabelled=3, test=2, size=(32, 48, 64), epoch_steps=
 
 EPOCHS = 8
 """Of every network, as often as the budget says."""
+LONG = 4 * EPOCHS
+"""Of a network that is trained until it gains no more."""
 STEPS = EPOCHS * FULL.epoch_steps * FULL.times
 """With a third of it true labels of all scans gain nothing, so that nothing can be learnt about pseudo-labels."""
 MEMBERS = 3
@@ -203,18 +205,27 @@ _STOCK: tuple[System, ...] = (
     System(
         "supervised_x2", "supervised only, twice the steps", "demo", ONE_MODEL, labels="labelled", epochs=2 * EPOCHS
     ),
+    System("supervised_x4", "supervised only, four times the steps", "demo", ONE_MODEL, labels="labelled", epochs=LONG),
     System(
-        "supervised_x4",
-        "supervised only, four times the steps",
+        "unfiltered_x4",
+        "all pseudo-labels",
         "demo",
-        ONE_MODEL,
-        labels="labelled",
-        epochs=4 * EPOCHS,
+        {**MEMBERS_COUNT, "selection": "{rule: all}"},
+        ENSEMBLE,
+        epochs=LONG,
+    ),
+    System(
+        "uncertainty_x4",
+        "uncertainty: best half by the worst organ",
+        "uncertainty",
+        half_by("min-organ"),
+        ENSEMBLE,
+        epochs=LONG,
     ),
 )
 
 _ALSO_STRONG = (CONTROL, ENSEMBLE, ORACLE, "unfiltered", "ours", "mean_teacher", "supervised_x4")
-"""Arms that a second table has, with strong augmentation in all of them."""
+"""Arms that another table has, with strong augmentation in all of them."""
 
 
 def systems() -> tuple[System, ...]:

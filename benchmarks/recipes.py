@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from label_maps import ROOT, environment
-from recipe_systems import FULL, QUICK, SEEDS, SYSTEMS, Budget, System, find_systems
+from recipe_systems import FULL, QUICK, SEEDS, Budget, System, find_systems
 
 from nnunet_flare.errors import FlareError
 from nnunet_flare.files import link_or_copy, read_json, write_json
@@ -112,8 +112,18 @@ def work(run: Run, *, is_supervised: bool) -> float:
     return sum(float(read_json(run.paths.done(task.name))["seconds"]) for task in tasks)
 
 
+def steps_of_arm(system: System, seed: int, budget: Budget) -> list[int]:
+    """Optimiser steps of every network that segments and that an arm is taught by or trains, in order."""
+    steps = steps_of_networks(system.load(seed, budget), is_supervised=system.is_supervised)
+    if system.teacher is None:
+        return steps
+    (teacher,) = find_systems([system.teacher])
+    given = steps_of_networks(teacher.load(seed, budget), is_supervised=True)
+    return given + steps[len(given) :]
+
+
 def steps_of_networks(recipe: Recipe, *, is_supervised: bool) -> list[int]:
-    """Optimiser steps of every network that segments and that an arm trains or is taught by, in order.
+    """Optimiser steps of the networks of a recipe's rounds.
 
     An iteration of adversarial training with all three steps has two of the generator's; the third is the
     discriminator's.
@@ -154,7 +164,7 @@ def result(run: Run, system: System, seed: int, budget: Budget, truth: Path, sec
     """What stands in the arm's result file."""
     rounds = [] if system.is_supervised else [round_result(run, number, truth) for number in range(run.final.number)]
     final = read_json(run.paths.evaluation(0 if system.is_supervised else run.final.number) / "dice.json")
-    steps = steps_of_networks(run.recipe, is_supervised=system.is_supervised)
+    steps = steps_of_arm(system, seed, budget)
     return {
         "system": system.name,
         "title": system.title,
@@ -178,7 +188,7 @@ def run_arm(folder: Path, system: System, seed: int, budget: Budget) -> dict[str
     """Run one arm of one seed to its end and measure it; its seconds are those of its own tasks."""
     teachers = None
     if system.teacher is not None:
-        arm = next(other for other in SYSTEMS if other.name == system.teacher)
+        (arm,) = find_systems([system.teacher])
         teachers = start(folder, arm, seed, budget, None)
         work(teachers, is_supervised=True)
     run = start(folder, system, seed, budget, teachers)

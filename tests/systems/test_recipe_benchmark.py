@@ -172,9 +172,9 @@ def test_every_network_of_every_arm_has_the_same_steps_plan_optimiser_and_augmen
             assert getattr(each, key) == getattr(own, key), key
         assert each.labelled_to_pseudo == (1, 1) and each.class_weights == "inverse-sqrt-frequency"
         assert each.oversample_foreground == 0 and not each.mirroring
-    longer = {"supervised_x2": 2, "supervised_x4": 4}.get(system.arm, 1)
-    steps = benchmark.steps_of_networks(recipe, is_supervised=system.is_supervised)
-    assert set(steps) == {longer * systems.STEPS} and systems.STEPS == 1200
+    longer = {"x2": 2, "x4": 4}.get(system.arm.rpartition("_")[2], 1)
+    *teachers, kept = benchmark.steps_of_arm(system, 1, systems.FULL)
+    assert kept == longer * systems.STEPS and set(teachers) <= {systems.STEPS} and systems.STEPS == 1200
     assert recipe.plan == reference.plan
     assert (recipe.planner, recipe.configuration) == (reference.planner, reference.configuration)
     assert recipe.base_changes(final=True) == recipe.base_changes(final=False)
@@ -183,12 +183,25 @@ def test_every_network_of_every_arm_has_the_same_steps_plan_optimiser_and_augmen
 def test_every_number_of_networks_has_a_control_of_as_many_steps():
     controls = {1: "supervised", 2: "supervised_x2", 4: "supervised_x4"}
     for system in systems.SYSTEMS:
-        count = len(benchmark.steps_of_networks(loaded(system), is_supervised=system.is_supervised))
+        steps = benchmark.steps_of_arm(system, 1, systems.FULL)
         if not system.is_supervised:
-            assert count in controls, system.name
-            found = {system.name: {1: {"networks": count}}}
-            control = statistics.control_of(system, found, total=True)
-            assert control == controls[count] + ("" if system.augmentation == "stock" else "_strong")
+            control = statistics.control_of(system, {system.name: {1: {"steps": steps}}}, total=True)
+            if system.arm.endswith("_x4"):
+                assert control is None, "nothing was trained for as long as teachers and student together"
+                assert statistics.control_of(system, {}, total=False) == "supervised_x4"
+                continue
+            assert control == controls[len(steps)] + ("" if system.augmentation == "stock" else "_strong")
+
+
+def test_students_that_are_trained_to_the_end_have_a_table_and_a_control_of_their_own(folder):
+    for seed in SEEDS:
+        found = document("unfiltered_x4", seed, 0.5 + 0.02 * seed + 0.11, networks=4, rules=RULES)
+        write_json(folder / f"unfiltered_x4_seed{seed}.json", {**found, "steps": [400, 400, 400, 1600]})
+    text = evidence.page(statistics.read_results(folder))
+    before, after = text.split("## Trained to the end")
+    (row,) = (line for line in after.split("## By organ")[0].splitlines() if line.startswith("| all pseudo-labels"))
+    assert row.startswith("| all pseudo-labels | 3 | 4 | 0.650 (") and row.endswith(" | 0.030 (0.030 to 0.030) |")
+    assert before.count("| all pseudo-labels |") == 2 and "400 optimiser steps per network" in before
 
 
 def test_what_teaches_is_an_arm_that_has_as_many_members_as_its_students_ask_for():
