@@ -201,6 +201,9 @@ def test_students_that_are_trained_to_the_end_have_a_table_and_a_control_of_thei
     before, after = text.split("## Trained to the end")
     (row,) = (line for line in after.split("## By organ")[0].splitlines() if line.startswith("| all pseudo-labels"))
     assert row.startswith("| all pseudo-labels | 3 | 4 | 0.650 (") and row.endswith(" | 0.030 (0.030 to 0.030) |")
+    assert (
+        "- all pseudo-labels minus the best control (supervised only, four times the steps): 0.030 (0.030 to" in after
+    )
     assert before.count("| all pseudo-labels |") == 2 and "400 optimiser steps per network" in before
 
 
