@@ -73,15 +73,15 @@ QUESTION_C = """## Trained to the end
 
 The control gains nothing more from the third and fourth thousand steps: it has four scans. A student has 28, and is far
 from the end of what it can learn after 1200. Here the network that is kept has four times the steps in every arm; the
-teachers and their labels are those of the first table. This is what the papers do.
+teachers and their labels are those of the first table. `--set final.num_epochs=N` asks for it.
 """
 
 WHY = """## Why labels that are made online need a threshold
 
 `adversarial` learns what the network itself draws, from an early time on, and nothing holds back a wrong mask. Without
 these lessons (`training.adversarial.warmup=0.99`, 750 steps) the same training has 0.541 and 0.527 in seeds 1 and 2;
-with them 0.393 and 0.473; when they begin after 450 steps and not after 150, 0.458 in seed 1. The mean teacher shows
-the same: without its threshold (`training.mean_teacher.threshold=0.0`) seed 2 has 0.382, with 0.9 it has 0.588 (the
+with them 0.393 and 0.473; when they begin after 450 of 1250 steps, 0.458 in seed 1. The mean teacher shows the
+same: without its threshold (`training.mean_teacher.threshold=0.0`) seed 2 has 0.382, with 0.9 it has 0.588 (the
 control 0.560). So the recipe is at fault at this length, not the phantom: the paper begins after 50 epochs of 50
 labelled scans. Begin late, or take a recipe whose teacher is trained to the end first.
 """
