@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -513,3 +516,15 @@ def test_a_limit_of_the_card_holds_for_scans_too(model: Path) -> None:
         assert free.fitting.device_for(60 * 2**20).type == "cuda"
         assert tight.fitting.device_for(60 * 2**20).type == "cpu"
         assert isinstance(card, Gpu)
+
+
+@pytest.mark.slow
+def test_what_only_a_gpu_confirms_can_be_asked(tmp_path: Path) -> None:
+    """The tests marked ``gpu``, which nobody sees fail where there is none."""
+    here = Path(__file__).parent
+    environment = {**os.environ, "FLARE_GPU_TEST_DEVICE": "cuda", "PYTHONPATH": str(here), "MPLBACKEND": "Agg"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "on_a_pretended_gpu", "-p", "no:cacheprovider", "-m", "gpu"]
+    command += [str(here / "test_gpu_prediction.py"), "--basetemp", str(tmp_path / "tests")]
+    done = subprocess.run(command, cwd=here.parents[1], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "18 passed, 1 skipped" in done.stdout, done.stdout[-1000:]
