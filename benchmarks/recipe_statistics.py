@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from recipe_systems import CONTROL, EPOCHS, SYSTEMS, System
+from recipe_systems import CONTROL, EPOCHS, SYSTEMS, VARIANTS, System
 
 from nnunet_flare.files import read_json
 
@@ -56,9 +56,9 @@ def bootstrap(by_seed: Sequence[Sequence[float]]) -> Interval:
 
 
 def read_results(folder: Path) -> Results:
-    """All result files, arms in the order of :data:`SYSTEMS`."""
+    """All result files, arms in the order of :data:`SYSTEMS` and :data:`VARIANTS`."""
     found: dict[str, dict[int, dict[str, Any]]] = {}
-    for system in SYSTEMS:
+    for system in (*SYSTEMS, *VARIANTS):
         for path in sorted(folder.glob(f"{system.name}_seed*.json")):
             document = read_json(path)
             found.setdefault(system.name, {})[int(document["seed"])] = document

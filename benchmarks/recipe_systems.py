@@ -237,13 +237,37 @@ def systems() -> tuple[System, ...]:
 SYSTEMS = systems()
 
 
+def _variant(of: str, arm: str, settings: Mapping[str, str], *, epochs: int) -> System:
+    (system,) = (one for one in SYSTEMS if one.name == of)
+    return replace(system, arm=arm, settings={**system.settings, **settings}, epochs=epochs)
+
+
+def _course(warmup: float, finish: float) -> dict[str, str]:
+    given = f"warmup: {warmup}, finish: {finish}, augmentation: stock, discriminator_features: 8"
+    return {"training.adversarial": f"{{{given}}}"}
+
+
+VARIANTS = (
+    _variant("adversarial", "adversarial_off", _course(0.99, 0.0), epochs=5),
+    _variant("adversarial", "adversarial_late", _course(0.5, 0.1666), epochs=6),
+    _variant(
+        "mean_teacher",
+        "mean_teacher_all",
+        {"training.mean_teacher": "{decay: 0.975, threshold: 0.0, weight: 1.0, ramp_up: 0.25}"},
+        epochs=EPOCHS,
+    ),
+)
+"""Arms that explain others, run when they are named: no lessons on unlabelled scans, later ones, and no threshold."""
+
+
 def find_systems(names: list[str]) -> list[System]:
-    """The arms of those names, in the order of :data:`SYSTEMS`; all for an empty list.
+    """The arms of those names, in the order of :data:`SYSTEMS` and :data:`VARIANTS`; the former for an empty list.
 
     Raises:
         KeyError: for a name that no arm has.
     """
-    unknown = sorted(set(names) - {system.name for system in SYSTEMS})
+    every = (*SYSTEMS, *VARIANTS)
+    unknown = sorted(set(names) - {system.name for system in every})
     if unknown:
-        raise KeyError(f"no arm {', '.join(unknown)}; there are {', '.join(system.name for system in SYSTEMS)}")
-    return [system for system in SYSTEMS if not names or system.name in names]
+        raise KeyError(f"no arm {', '.join(unknown)}; there are {', '.join(system.name for system in every)}")
+    return [system for system in every if system.name in names] if names else list(SYSTEMS)

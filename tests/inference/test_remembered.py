@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import model_folders as models
@@ -172,6 +173,15 @@ def test_files_that_were_replaced_while_the_network_was_converted_are_not_taken_
     assert (found != old).any()
     np.testing.assert_array_equal(labels(room, tmp_path / "again", model, "-f", 0, *EXACT), found)
     assert len(opened) == 2
+
+
+@pytest.mark.parametrize("package", ["nnunet-flare", "nnunetv2", "dynamic-network-architectures", "torch", "openvino"])
+def test_another_version_of_what_makes_a_network_makes_it_anew(room, tmp_path, model, opened, monkeypatch, package):
+    labels(room, tmp_path / "first", model, "-f", 0)
+    real = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "0.0" if name == package else real(name))
+    labels(room, tmp_path / "second", model, "-f", 0)
+    assert len(opened) == 2 and len(list((tmp_path / "flare-cache" / "openvino").glob("*/network.xml"))) == 2
 
 
 def test_pytorch_is_used_where_it_is_asked_for(room, tmp_path, model, opened):

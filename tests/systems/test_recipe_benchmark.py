@@ -207,6 +207,27 @@ def test_students_that_are_trained_to_the_end_have_a_table_and_a_control_of_thei
     assert before.count("| all pseudo-labels |") == 2 and "400 optimiser steps per network" in before
 
 
+def test_arms_that_explain_others_stand_beside_them_and_run_only_where_they_are_named(folder):
+    assert not {system.name for system in systems.find_systems([])} & {system.name for system in systems.VARIANTS}
+    assert [system.name for system in systems.find_systems(["adversarial_off", "oracle"])] == [
+        "oracle",
+        "adversarial_off",
+    ]
+    for name, seed, mean in (("adversarial", 1, 0.4), ("adversarial", 2, 0.5), ("adversarial_off", 2, 0.6)):
+        write_json(folder / f"{name}_seed{seed}.json", document(name, seed, mean))
+    text = evidence.page(statistics.read_results(folder))
+    rows = text.split("## Why labels")[1].splitlines()
+    assert "| supervised only (control) | 400 | 0.540 |" in rows and "| adversarial | 400 | 0.500 |" in rows
+    assert any(row.startswith("| the same without lessons") and row.endswith("| 400 | 0.600 |") for row in rows)
+    assert text.count("| adversarial: the discriminator picks, online |") == 2, "in the two tables of all arms"
+
+
+def test_every_variant_is_explained():
+    assert {system.name for system in systems.VARIANTS} < set(evidence.EXPLAINED)
+    for system in systems.VARIANTS:
+        benchmark.steps_of_arm(system, 1, systems.FULL)
+
+
 def test_what_teaches_is_an_arm_that_has_as_many_members_as_its_students_ask_for():
     arms = {system.name: system for system in systems.SYSTEMS}
     for system in systems.SYSTEMS:
