@@ -82,8 +82,8 @@ WHY = """## Why labels that are made online need a threshold
 teacher holds back what it is not sure of. Mean Dice by seed, of arms that are run where they are named (`--systems`):
 """
 
-SO = """So the recipe is at fault at this length, not the phantom: the paper begins after 50 epochs of 50 labelled scans.
-Begin late, or take a recipe whose teacher is trained to the end first.
+SO = """So the recipe is at fault at this length, not the phantom: the paper begins after 50 epochs of 50 labelled
+scans. Begin late, or take a recipe whose teacher is trained to the end first.
 """
 
 EXPLAINED = {
