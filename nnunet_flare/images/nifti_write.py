@@ -72,17 +72,18 @@ def axis_aligned_header(
 
 
 def _quaternion(turn: np.ndarray) -> tuple[float, float, float]:
-    """The last three numbers of the unit quaternion of a rotation (3, 3), whose first one is not negative."""
+    """The last three numbers of the unit quaternion of a rotation (3, 3) onto axes, whose first one is not negative."""
     a2, *squares = (1 + np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) @ turn.diagonal()).tolist()
-    skew = np.array([turn[2, 1] - turn[1, 2], turn[0, 2] - turn[2, 0], turn[1, 0] - turn[0, 1]])
-    if a2 > 0.5:
-        b, c, d = (skew / (2 * np.sqrt(a2))).tolist()
-        return b, c, d
-    largest = int(np.argmax(squares))
-    four_times = 2 * np.sqrt(squares[largest])
-    found = (turn + turn.T)[largest] / four_times
-    found[largest] = four_times / 4
-    b, c, d = (-found if skew[largest] < 0 else found).tolist()
+    if a2 > 0:
+        found = np.array([turn[2, 1] - turn[1, 2], turn[0, 2] - turn[2, 0], turn[1, 0] - turn[0, 1]]) / (
+            2 * np.sqrt(a2)
+        )
+    else:  # half a turn
+        largest = int(np.argmax(squares))
+        four_times = 2 * np.sqrt(squares[largest])
+        found = (turn + turn.T)[largest] / four_times
+        found[largest] = four_times / 4
+    b, c, d = found.tolist()
     return b, c, d
 
 
