@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.arrays import Array
-from nnunet_flare.inference.devices import of_torch
+from nnunet_flare.inference.devices import computes_bf16, of_torch
 from nnunet_flare.inference.held import BENCHMARK, EXACT
 from nnunet_flare.inference.opened import Execution, Runtime, WindowBytes
 from nnunet_flare.inference.remembered import remember
@@ -37,10 +38,15 @@ class TorchRuntime:
 
     Half precision is autocast's, as in stock nnU-Net: products are computed in it, while weights, running statistics
     and what normalisations learn stay in single precision. Single precision on CUDA is no TF32.
+    Where PyTorch has no bfloat16 products, single precision is used.
     """
 
     def __init__(self, network: nn.Module, *, device: Any, precision: str, two_d: bool = False) -> None:
-        self._device, self._precision, self._two_d = of_torch(device), precision, two_d
+        self._device, self._two_d = of_torch(device), two_d
+        self._precision = precision
+        if precision == "bf16" and not computes_bf16(self._device):
+            _say_no_bf16(str(self._device))
+            self._precision = "fp32"
         self._network = network.to(self._device, torch.float32)
         self._has_run = False
 
@@ -73,6 +79,11 @@ class TorchRuntime:
             if self._two_d:
                 return self._network(window[:, :, 0])[0][:, None]
             return self._network(window)[0]
+
+
+@cache  # said once, not for every fold
+def _say_no_bf16(device: str) -> None:
+    log.warning("precision bf16: PyTorch cannot compute in it on this device (%s); fp32 is used", device)
 
 
 def open_runtime(model: Model, how: Execution) -> Runtime:

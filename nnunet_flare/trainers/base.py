@@ -21,6 +21,7 @@ from torch import distributed as dist
 from torch._dynamo import OptimizedModule
 
 from nnunet_flare.errors import InputError
+from nnunet_flare.inference.devices import computes_bf16
 from nnunet_flare.trainers import checkpoints, tensorboard
 from nnunet_flare.trainers.curves import add_panels
 from nnunet_flare.trainers.schedules import EpochSchedule
@@ -41,8 +42,6 @@ SAVE_EVERY_S = 15 * 60
 """``checkpoint_latest`` is written at the first end of an epoch after this time, if not earlier."""
 GRADIENT_NORM = 12
 """Stock's limit."""
-AMPERE = 8
-"""The major compute capability of NVIDIA's first GPUs that multiply in bfloat16."""
 PLOT_EVERY_S = 60
 """``progress.png`` takes stock over a second, too long for epochs of seconds."""
 
@@ -138,7 +137,9 @@ class FlareTrainer(nnUNetTrainer):
         """Builds network, optimizer and loss as stock does; then loads ``init_from``, unless a training is resumed."""
         if self.device.type == "cpu":
             self._set_threads()
-        elif self.device.type == "cuda" and self.settings.cuda_precision == "bf16" and not _computes_bf16(self.device):
+            if self.settings.cpu_precision == "bf16" and not computes_bf16(self.device):
+                self.print_to_log_file("cpu_precision is bf16, which PyTorch cannot compute on this CPU; fp32 is used.")
+        elif self.device.type == "cuda" and self.settings.cuda_precision == "bf16" and not computes_bf16(self.device):
             raise InputError("flare.cuda_precision: found 'bf16', which this GPU does not support; expected 'fp16'")
         if self.settings.seed is not None:
             seed_everything(self.derived_seed("initialize"))
@@ -222,7 +223,7 @@ class FlareTrainer(nnUNetTrainer):
     # ------------------------------------------------------------------ steps
 
     def _low_precision(self) -> bool:
-        return self.device.type == "cpu" and self.settings.cpu_precision == "bf16"
+        return self.device.type == "cpu" and self.settings.cpu_precision == "bf16" and computes_bf16(self.device)
 
     def _memory_format(self) -> torch.memory_format:
         return torch.channels_last_3d if len(self.configuration_manager.patch_size) == 3 else torch.channels_last
@@ -448,11 +449,6 @@ class FlareTrainer(nnUNetTrainer):
             else f"Training continues from the newest good checkpoint, {found.name}."
         )
         return found
-
-
-def _computes_bf16(device: torch.device) -> bool:
-    """Whether a GPU multiplies in bfloat16, as NVIDIA's do from Ampere on; older ones hold it and compute otherwise."""
-    return torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= AMPERE
 
 
 def fetched(said: Mapping[str, Any]) -> dict[str, Any]:

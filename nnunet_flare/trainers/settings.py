@@ -197,7 +197,9 @@ class TrainingSettings(BaseModel):
         description="epochs without a new best moving validation Dice after which the training ends; None: all epochs",
     )
     final_validation: bool = Field(True, description="False: the validation after training is skipped")
-    cpu_precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast and channels-last on the CPU")
+    cpu_precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16: autocast and channels-last on a CPU that has it (AVX-512); fp32 on others"
+    )
     cuda_precision: Literal["fp16", "bf16"] = Field(
         "fp16", description="autocast on CUDA; fp16 is stock's, with a gradient scaler; bf16 needs none"
     )

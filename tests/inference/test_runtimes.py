@@ -19,7 +19,7 @@ import torch
 
 from nnunet_flare.cli import export
 from nnunet_flare.errors import InputError
-from nnunet_flare.inference import cache, openvino_conversion, runtimes
+from nnunet_flare.inference import cache, devices, openvino_conversion, runtimes, torch_runtime
 from nnunet_flare.inference.model import Model
 from nnunet_flare.inference.predictor import FlarePredictor
 
@@ -88,8 +88,9 @@ def test_openvino_runs_2d_models(tmp_path):
 
 
 @pytest.mark.parametrize("backend", ["torch", pytest.param("openvino", marks=needs_openvino)])
-def test_bf16_is_near_single_precision(case, backend):
+def test_bf16_is_near_single_precision(case, backend, monkeypatch):
     folder, data = case
+    monkeypatch.setattr(torch_runtime, "computes_bf16", lambda device: True)  # so small a network may be slow
     exact = logits(folder, data, backend="torch", precision="fp32", folds=[0])
     scores = logits(folder, data, backend=backend, precision="bf16", folds=[0])
     assert scores.dtype == torch.float32
@@ -269,6 +270,28 @@ def test_choices_know_the_hardware(monkeypatch):
     assert runtimes.choose_precision("fp32", CUDA) == "fp32"
     assert runtimes.choose_backend("auto", CUDA) == "torch"
     assert runtimes.choose_backend("torch", CPU) == "torch"
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="the system does not tell what its CPU has")
+def test_pytorch_has_bf16_where_the_cpu_has_avx512():
+    needed = {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
+    assert devices.computes_bf16(CPU) == (needed <= runtimes.cpu_flags())
+
+
+@pytest.mark.parametrize(("capability", "has_it"), [((7, 5), False), ((8, 0), True)])
+def test_gpus_have_bf16_from_ampere_on(monkeypatch, capability, has_it):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    assert devices.computes_bf16(CUDA) == has_it
+
+
+def test_bf16_on_a_cpu_without_it_is_single_precision(case, monkeypatch, caplog):
+    """PyTorch would take 80 times as long."""
+    folder, data = case
+    torch_runtime._say_no_bf16.cache_clear()
+    monkeypatch.setattr(torch_runtime, "computes_bf16", lambda device: False)
+    expected = logits(folder, data, backend="torch", precision="fp32", folds=[0, 1])
+    assert torch.equal(logits(folder, data, backend="torch", precision="bf16", folds=[0, 1]), expected)
+    assert caplog.text.count("fp32 is used") == 1
 
 
 def test_choices_that_cannot_be_are_refused(monkeypatch):

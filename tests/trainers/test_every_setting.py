@@ -262,6 +262,12 @@ def check_final_validation(tiny: Any) -> None:
 
 
 def check_cpu_precision(tiny: Any) -> None:
+    has_bf16 = "nnunet_flare.trainers.base.computes_bf16"
+    tiny.environment.setattr(has_bf16, lambda device: False)  # there it would take 80 times as long
+    seen = train(tiny, cpu_precision="bf16")
+    assert seen.autocast == {False}
+    assert "fp32 is used" in Path(seen.trainer.log_file).read_text()
+    tiny.environment.setattr(has_bf16, lambda device: True)
     seen = train(tiny, cpu_precision="bf16")
     assert seen.autocast == {True}
     weight = seen.trainer.network.encoder.stages[1][0].convs[0].conv.weight
