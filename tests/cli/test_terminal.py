@@ -110,7 +110,7 @@ def test_status_in_a_log_file_has_no_control_character(run, tmp_path):
 
 def breaks(line: str) -> bool:
     """Whether a terminal of 80 columns breaks a line within a word, though it could be broken between two."""
-    return len(line) > COLUMNS and max(map(len, line.split())) + 4 <= COLUMNS  # indent, and a backslash at the end
+    return len(line) > COLUMNS and max(map(len, line.split())) + 6 <= COLUMNS  # indent, blank, backslash
 
 
 def test_recipes_break_at_words_only():
