@@ -103,6 +103,9 @@ def _read_by_simpleitk(path: Path, case: str) -> Volume:
     try:
         with readable(path) as name:
             reader.SetFileName(name)
+            reader.ReadImageInformation()
+            # before any voxel is read: SimpleITK crashes on some vectors of integers with a slope
+            _check_scalar(reader.GetSize(), reader.GetNumberOfComponents(), case, path)
             image = reader.Execute()
     except RuntimeError as error:
         known = ", ".join(SUFFIXES)
@@ -125,10 +128,7 @@ def from_sitk(image: Any, case: str, path: Path | str = "image") -> Volume:
     """A :class:`Volume` of a SimpleITK image, checked as :func:`read_volume` does."""
     import SimpleITK as sitk
 
-    if image.GetDimension() != 3:
-        raise CaseError(case, f"{path}: has {image.GetDimension()} dimensions {image.GetSize()}, expected 3")
-    if image.GetNumberOfComponentsPerPixel() != 1:
-        raise CaseError(case, f"{path}: has {image.GetNumberOfComponentsPerPixel()} values per voxel, expected 1")
+    _check_scalar(image.GetSize(), image.GetNumberOfComponentsPerPixel(), case, path)
     volume = Volume(
         sitk.GetArrayFromImage(image),
         tuple(float(s) for s in image.GetSpacing()[::-1]),  # type: ignore[arg-type]
@@ -137,6 +137,13 @@ def from_sitk(image: Any, case: str, path: Path | str = "image") -> Volume:
     )
     check_grid(volume, case, path)
     return volume
+
+
+def _check_scalar(size: Sequence[int], components: int, case: str, path: Path | str) -> None:
+    if len(size) != 3:
+        raise CaseError(case, f"{path}: has {len(size)} dimensions {tuple(size)}, expected 3")
+    if components != 1:
+        raise CaseError(case, f"{path}: has {components} values per voxel, expected 1")
 
 
 def read_labels(

@@ -6,6 +6,8 @@ import gzip
 import math
 import os
 import struct
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -219,6 +221,20 @@ def test_colour_image(tmp_path: Path) -> None:
     path = tmp_path / "colour.mha"
     sitk.WriteImage(sitk.GetImageFromArray(ct(shape=(*SHAPE, 3)), isVector=True), str(path))
     assert "has 3 values per voxel, expected 1" in refused(path)
+
+
+def test_vectors_with_a_slope_are_refused_and_end_no_process(tmp_path: Path) -> None:
+    path = tmp_path / "moved.nii"
+    sitk.WriteImage(sitk.GetImageFromArray(ct(shape=(*SHAPE, 3)), isVector=True), str(path))
+    with open(path, "r+b") as file:
+        file.seek(112)
+        file.write(struct.pack("<f", 2))
+    code = (
+        "import sys; from pathlib import Path; from nnunet_flare.images import read_volume as r; r(Path(sys.argv[1]))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, path], check=False, capture_output=True, text=True)
+    assert ended.returncode == 1  # SimpleITK ends the process with a signal
+    assert "has 3 values per voxel, expected 1" in ended.stderr
 
 
 @pytest.mark.parametrize("shape", [(1, 6, 7), (5, 1, 7), (5, 6, 1)])
