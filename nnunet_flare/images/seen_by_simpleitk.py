@@ -28,6 +28,9 @@ SAME_GRID = 1e-5
 SAME_TURN = 2e-3
 """Rounding of a direction that is told by a quaternion, near half a turn, where it comes of a root."""
 
+SMALLEST_SLOPE = float(np.finfo(float).eps)
+"""SimpleITK takes 1 for a slope that is nearer to 0, such as what was never set."""
+
 
 def seen_by_simpleitk(path: Path, header: Header) -> View | str:
     """What SimpleITK makes of a NIfTI file, or why it cannot read it."""
@@ -38,8 +41,8 @@ def seen_by_simpleitk(path: Path, header: Header) -> View | str:
     if isinstance(grid, str):
         return grid
     slope, intercept = numbers(header, 112, "f4", 2)
-    slope, intercept = (slope if np.isfinite(slope) else 0.0), (intercept if np.isfinite(intercept) else 0.0)
-    return View(grid.spacing_mm, grid.origin, grid.direction, slope or 1.0, intercept)
+    slope = slope if np.isfinite(slope) and abs(slope) >= SMALLEST_SLOPE else 1.0
+    return View(grid.spacing_mm, grid.origin, grid.direction, slope, intercept if np.isfinite(intercept) else 0.0)
 
 
 class _Placed(NamedTuple):

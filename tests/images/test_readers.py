@@ -117,6 +117,7 @@ DOUBTED: dict[str, tuple[Callable[[Path], None], str]] = {
     "mirrored sform": (mirrored, "reads the axes"),
     "sheared": (sheared, "cannot"),
     "slope 0": (changed((112, "2f", (0.0, -1024.0))), "stored + -1024"),
+    "slope next to 0": (changed((112, "f", (1e-20,))), "1e-20 * stored + 0"),
     "NIfTI-2": (lambda path: nifti(path, rotated((3, 0, 0)), kind=nibabel.Nifti2Image), "NIfTI-2"),
     "metres": (changed((123, "B", (1,))), "spacing"),
     "negative spacing": (changed((80, "3f", (-0.8, -1.1, -3.0))), "reads the axes"),
