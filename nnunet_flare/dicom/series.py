@@ -16,6 +16,7 @@ from nnunet_flare.dicom.files import dicom_files, doubtful_files
 from nnunet_flare.dicom.slices import IDENTITY, IMAGE_IO, Slice, read_header, voxel_types
 from nnunet_flare.errors import CaseError
 from nnunet_flare.images import Volume, from_sitk, read_volume
+from nnunet_flare.images.geometry import is_same_grid, matrix_of
 from nnunet_flare.images.readers import SITK
 from nnunet_flare.images.views import last_line
 from nnunet_flare.names import all_readable
@@ -56,7 +57,26 @@ def read_series(folder: Path, case: str) -> Volume:
             image = sitk.ReadImage(names, _type_for_all(slices), IMAGE_IO)
     except RuntimeError as error:
         raise CaseError(case, f"{folder}: cannot be read ({last_line(error)})") from error
-    return from_sitk(image, case, folder)
+    volume = from_sitk(image, case, folder)
+    _check_place(volume, slices, folder, case)
+    return volume
+
+
+def _check_place(volume: Volume, slices: list[Slice], folder: Path, case: str) -> None:
+    """Refuse a series whose place the reader does not take from the slices, as of some kinds of picture."""
+    first, last = slices[0], slices[-1]
+    between_rows, between_columns = first.spacing_mm
+    step = (last.along_normal - first.along_normal) / (len(slices) - 1)
+    along = np.column_stack([first.orientation[:3], first.orientation[3:], first.normal])
+    direction = (along / np.linalg.norm(along, axis=0)).ravel()
+    told = matrix_of((step, between_rows, between_columns), first.position, direction)
+    if not is_same_grid(told, volume.matrix, volume.array.shape):
+        raise CaseError(
+            case,
+            f"{folder}: slices start at {first.position} with pixels of {first.spacing_mm} mm, {step:.2f} mm apart, "
+            f"but the reader takes {volume.origin}, {volume.spacing_mm[1:]} mm and {volume.spacing_mm[0]:.2f} mm, as "
+            "of another kind of picture (SOP class); convert the scan to NIfTI with another program",
+        )
 
 
 def ordered_files(folder: Path, case: str) -> list[Path]:

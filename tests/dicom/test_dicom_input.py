@@ -126,3 +126,16 @@ def test_values_that_a_table_turns_into_others_are_refused(tmp_path, syntax):
     one.save_as(path, implicit_vr=syntax.startswith("Implicit"), little_endian=True)
     with pytest.raises(CaseError, match=rf"{path.name}: turns stored values .* a table \(Modality LUT Sequence\)"):
         read_series(folder, "scan")
+
+
+@pytest.mark.parametrize("kind", ["NuclearMedicineImageStorage", "XRayAngiographicImageStorage"])
+def test_kinds_of_picture_whose_place_the_reader_leaves_out_are_refused(tmp_path, volume, kind):
+    """It would take a spacing of 1 mm, and for some an origin of 0, whatever the slices say."""
+    pydicom = pytest.importorskip("pydicom")
+    folder = write_patient_series(tmp_path / "series", volume)
+    for path in folder.iterdir():
+        one = pydicom.dcmread(path)
+        one.SOPClassUID = one.file_meta.MediaStorageSOPClassUID = getattr(pydicom.uid, kind)
+        one.save_as(path)
+    with pytest.raises(CaseError, match=r"pixels of \(1.5, 2.0\) mm, 4.00 mm apart, but the reader takes"):
+        read_series(folder, "scan")
