@@ -158,6 +158,15 @@ def _in_order(slices: list[Slice], folder: Path, case: str) -> list[Slice]:
             f"{folder}: from first to last the slices shift by {shift:.1f} mm sideways (tilted gantry); a "
             "sheared scan cannot be used, resample it first",
         )
+    positions = np.array([one.position for one in ordered])
+    off = positions - np.linspace(positions[0], positions[-1], len(ordered))
+    beside = np.linalg.norm(off - np.outer(off @ first_normal, first_normal), axis=1)
+    if beside.max() > max(ordered[0].spacing_mm):
+        raise CaseError(
+            case,
+            f"{folder}: {ordered[int(beside.argmax())].path.name} lies {beside.max():.1f} mm beside the line from the "
+            "first slice to the last; its pixels lie elsewhere than those of the others. Export the series again",
+        )
     return ordered
 
 

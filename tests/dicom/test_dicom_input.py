@@ -128,6 +128,17 @@ def test_values_that_a_table_turns_into_others_are_refused(tmp_path, syntax):
         read_series(folder, "scan")
 
 
+def test_a_slice_that_lies_beside_the_others_is_refused(tmp_path):
+    """As where some slices were reconstructed with another centre; the first and the last lie where they should."""
+
+    def beside(z, one):
+        one.ImagePositionPatient = [30.0 if 5 < z < 10 else 0.0, 0.0, z * 3.0]
+
+    slices(tmp_path / "series", beside)
+    with pytest.raises(CaseError, match=r"IM006.dcm lies 30.0 mm beside the line from the first slice to the last"):
+        read_scan(tmp_path / "series", "a")
+
+
 @pytest.mark.parametrize("kind", ["NuclearMedicineImageStorage", "XRayAngiographicImageStorage"])
 def test_kinds_of_picture_whose_place_the_reader_leaves_out_are_refused(tmp_path, volume, kind):
     """It would take a spacing of 1 mm, and for some an origin of 0, whatever the slices say."""
