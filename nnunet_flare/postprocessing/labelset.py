@@ -54,22 +54,26 @@ class LabelSet:
         return self.source if self.source in LABEL_SETS else None
 
     def find(self, name: str | int) -> Group:
-        """The id of an organ, or the ids of a region, given by name (any spelling of case, hyphens and blanks, or a
-        synonym) or by id.
+        """The id of an organ, or the ids of a region, given by name (as it is in the set, else any spelling of case,
+        hyphens and blanks, or a synonym) or by id.
 
         Raises:
-            ValueError: with the names that there are.
+            ValueError: with the names that there are, or that the name may mean.
         """
         if isinstance(name, int):
             if name in self.organs.values():
                 return name
             raise ValueError(f"label id {name} is not in {self.source}, which has {sorted(self.organs.values())}")
-        wanted = _canonical(name)
         everything: dict[str, Group] = {**self.organs, **self.regions}
-        by_name = {_canonical(known): label for known, label in everything.items()}
-        if wanted in by_name:
-            return by_name[wanted]
-        close = difflib.get_close_matches(wanted, by_name, 1)
+        if name in everything:
+            return everything[name]
+        wanted = _canonical(name)
+        alike = [known for known in everything if _canonical(known) == wanted]
+        if len(alike) > 1:
+            raise ValueError(f"organ '{name}' may be {' or '.join(alike)} of {self.source}; give the exact name")
+        if alike:
+            return everything[alike[0]]
+        close = difflib.get_close_matches(wanted, map(_canonical, everything), 1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
         raise ValueError(f"organ '{name}' is not in {self.source} ({', '.join(everything)}){hint}")
 

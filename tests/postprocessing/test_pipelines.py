@@ -170,6 +170,17 @@ def test_a_pipeline_is_bound_to_the_ids_of_a_dataset(tmp_path):
     assert pipeline.apply(labels, (1.0, 1.0, 1.0))[1, 1].tolist() == [3, 3, 3, 3, 0, 0, 0, 0, 0]
 
 
+def test_a_name_of_the_dataset_means_itself_also_where_another_label_is_called_alike(tmp_path):
+    dataset = {"background": 0, "tumor": 1, "lesion": 2}
+    labels = np.zeros((3, 3, 9), dtype=np.uint8)
+    labels[1, 1] = [1, 1, 0, 1, 0, 2, 2, 0, 2]
+    path = write(tmp_path, "steps: [{operation: keep_largest, organs: [tumor]}]")
+    found = load_pipeline(path, labels=dataset).apply(labels, (1.0, 1.0, 1.0))
+    assert found[1, 1].tolist() == [1, 1, 0, 0, 0, 2, 2, 0, 2]
+    with pytest.raises(InputError, match="'tumour' may be tumor or lesion"):
+        load_pipeline(write(tmp_path, "steps: [{operation: keep_largest, organs: [tumour]}]"), labels=dataset)
+
+
 def test_all_means_every_organ_of_the_label_set(tmp_path):
     path = write(tmp_path, "labels: flare23\nsteps: [{operation: keep_largest}]")
     labels = np.zeros((3, 3, 9), dtype=np.uint8)
