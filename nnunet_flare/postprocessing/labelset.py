@@ -35,6 +35,7 @@ class LabelSet:
         allowed: every id.
         regions: label ids of the regions by name; operations that only erase take them as they take organs.
         ignored: the id of voxels that nobody annotated, which count nowhere.
+        entry: dataset.json's ``labels``, of which it was made.
     """
 
     source: str
@@ -42,6 +43,7 @@ class LabelSet:
     allowed: frozenset[int]
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     ignored: int | None = None
+    entry: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def structures(self) -> dict[str, tuple[int, ...]]:
@@ -49,9 +51,9 @@ class LabelSet:
         return {**{name: (label,) for name, label in self.organs.items()}, **self.regions}
 
     @property
-    def named_set(self) -> str | None:
-        """The name by which a pipeline file can refer to this set; None for a dataset.json, which may move."""
-        return self.source if self.source in LABEL_SETS else None
+    def in_file(self) -> str | dict[str, Any]:
+        """What a pipeline file says of this set: its name, or the labels of a dataset.json, which may move."""
+        return self.source if self.source in LABEL_SETS else dict(self.entry)
 
     def find(self, name: str | int) -> Group:
         """The id of an organ, or the ids of a region, given by name (as it is in the set, else any spelling of case,
@@ -123,4 +125,4 @@ def _of_entry(source: str, entry: Any) -> LabelSet:
             regions[name] = tuple(ids)
     if not organs and not regions:
         raise InputError(f"{source}: names no organ; expected nnU-Net's 'labels'")
-    return LabelSet(source, organs, frozenset(allowed), regions, ignored)
+    return LabelSet(source, organs, frozenset(allowed), regions, ignored, entry)

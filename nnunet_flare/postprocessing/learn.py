@@ -104,7 +104,7 @@ def with_learned_volumes(base: Pipeline, learned: Learned, *, fraction: float = 
     if not any(isinstance(step, RemoveSmallOrgans) for step in base.content.steps):
         steps.insert(0, _step(volumes, fraction))
     description = f"{base.name} with the smallest organ volumes of {learned.cases} training cases"
-    return PipelineFile(description=description, labels=base.labels.named_set, steps=steps)
+    return PipelineFile(description=description, labels=base.labels.in_file, steps=steps)
 
 
 def _step(minimum_mm3: Mapping[str, float], fraction: float) -> RemoveSmallOrgans:

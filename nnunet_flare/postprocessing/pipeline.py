@@ -4,7 +4,7 @@ Built in are ``flare22`` and ``flare22-paper`` (Radboud), ``single-label`` (Fosu
 YAML file of the same form serves as well::
 
     description: why these steps
-    labels: flare22            # optional: flare22, flare23 or a dataset.json; the default of who applies it
+    labels: flare22            # optional: flare22, flare23, a dataset.json or its "labels"; the default
     steps:
       - operation: remove_small_components
         organs: [liver, spleen]
@@ -44,7 +44,7 @@ class PipelineFile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     description: str = ""
-    labels: str | None = None
+    labels: str | dict[str, Any] | None = None
     steps: list[Step]
 
 

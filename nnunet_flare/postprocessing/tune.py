@@ -91,7 +91,7 @@ def tune(
                 steps.append(trial.step)
     before, after = float(start.mean()), float(scores.mean())
     description = f"chosen on {len(bench.pairs)} validation cases, mean Dice {before:.4f} before and {after:.4f} after"
-    content = PipelineFile(description=description, labels=labels.named_set, steps=steps)
+    content = PipelineFile(description=description, labels=labels.in_file, steps=steps)
     cases = tuple(pair.case for pair in bench.pairs)
     return Tuned(content, tuple(trials), cases, tuple(bench.failed), before, after)
 

@@ -1,6 +1,7 @@
 """flare-postprocess as people call it: files, geometry, exit codes, refusals."""
 
 import gzip
+import json
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 
 from nnunet_flare.cli.postprocess import main
 from nnunet_flare.images import Volume, geometry_difference, read_labels, write_labels, write_volume
+from nnunet_flare.postprocessing.pipeline import load_pipeline
 
 GRID = {"spacing_mm": (2.5, 0.8, 0.7), "origin": (5.0, -3.0, 40.0), "direction": (-1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0)}
 
@@ -144,6 +146,27 @@ def test_tune_then_apply(folder, capsys):
     assert "kept" in capsys.readouterr().out
     assert call(folder, "-i", "{d}/in", "-o", "{d}/out", "--pipeline", "{d}/p.yaml", "-np", "1") == 0
     np.testing.assert_array_equal(read_labels(folder / "out/a.nii.gz").array, scan(stray=False).array)
+
+
+@pytest.mark.parametrize("labels", [{"spleen": 1, "liver": 2}, {"organs": [1, 2], "liver": 2}])
+def test_what_was_learned_of_a_dataset_applies_to_its_labels_also_without_naming_it_again(tmp_path, capsys, labels):
+    """FLARE22's numbers of the same organs are others."""
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, **labels}}))
+    maps = np.zeros((10, 12, 14), dtype=np.uint8)
+    maps[2:8, 2:4, 2:4], maps[2:8, 5:11, 5:13] = 1, 2
+    write_labels(tmp_path / "in/a.nii.gz", maps, Volume(maps, (2.5, 0.8, 0.7)))
+    base = f"labels: {tmp_path}/dataset.json\nsteps: [{{operation: fill_holes}}]"
+    (tmp_path / "base.yaml").write_text(base)
+    tune = ["tune", "-i", "{d}/in", "-ref", "{d}/in", "-o", "{d}/t.yaml", "--labels", "{d}/dataset.json", "-np", "1"]
+    assert call(tmp_path, "learn", "-i", "{d}/in", "-o", "{d}/l.yaml", "--base", "{d}/base.yaml", "-np", "1") == 0
+    assert call(tmp_path, *tune) == 0
+    (tmp_path / "dataset.json").rename(tmp_path / "moved.json")
+    for pipeline in ("l", "t"):
+        words = ["-i", "{d}/in", "-o", f"{{d}}/{pipeline}", "--pipeline", f"{{d}}/{pipeline}.yaml", "-np", "1"]
+        assert call(tmp_path, *words) == 0
+        np.testing.assert_array_equal(read_labels(tmp_path / pipeline / "a.nii.gz").array, maps)
+        assert load_pipeline(tmp_path / f"{pipeline}.yaml").labels.structures.keys() == labels.keys()
+    assert "0 of them changed" in capsys.readouterr().out
 
 
 def test_help_loads_nothing_heavy():
