@@ -113,6 +113,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     structures = read_structures(args.labels, tolerance_mm=tolerance_mm)
     if args.compare:
         return _compare(args, structures)
+    _check_tables(args, structures)
     table = _table(args, args.pred, structures)
     _write(args, table)
     return _report_failures({"": table})
@@ -142,10 +143,22 @@ def _check_outputs(args: argparse.Namespace) -> None:
     if document.exists():
         content = load_json(document)
         if not isinstance(content, dict) or not any(keys <= content.keys() for keys in OWN_KEYS):
-            raise InputError(
-                f"-o {args.o}: {document}, which belongs to it, exists and was not written by this command; "
-                "choose another name"
-            )
+            raise _taken(args, document)
+
+
+def _check_tables(args: argparse.Namespace, structures: Sequence[Structure]) -> None:
+    """Nor is a table of that name, such as the scores of healthy scans."""
+    from nnunet_flare.evaluation.table import is_healthy, is_summary
+
+    summary, healthy = _summary_file(args), _healthy_file(args)
+    if summary.exists() and not is_summary(summary):
+        raise _taken(args, summary)
+    if healthy.exists() and any(structure.is_lesion for structure in structures) and not is_healthy(healthy):
+        raise _taken(args, healthy)
+
+
+def _taken(args: argparse.Namespace, path: Path) -> InputError:
+    return InputError(f"-o {args.o}: {path}, which belongs to it, exists and holds something else; choose another name")
 
 
 def _summary_file(args: argparse.Namespace) -> Path:
@@ -177,6 +190,7 @@ def _table(args: argparse.Namespace, predictions: Path, structures: Sequence[Str
 
 def _write(args: argparse.Namespace, table: ScoreTable) -> None:
     from nnunet_flare.evaluation.plots import box_plots, draw
+    from nnunet_flare.evaluation.table import is_healthy
 
     if not table.rows:
         reasons = "; ".join(f"{case}: {reason}" for case, reason in table.failed)
@@ -186,7 +200,7 @@ def _write(args: argparse.Namespace, table: ScoreTable) -> None:
     healthy = [_healthy_file(args)] if any(structure.is_lesion for structure in table.structures) else []
     for path in healthy:
         table.write_healthy_csv(path)
-    if not healthy:  # one of an earlier call says nothing of these scores
+    if not healthy and is_healthy(_healthy_file(args)):  # one of an earlier call says nothing of these scores
         _healthy_file(args).unlink(missing_ok=True)
     table.write_json(args.o.with_suffix(".json"))
     picture = args.o.with_suffix(".png")

@@ -22,6 +22,11 @@ OFFICIAL_DECIMALS = 4
 WORST_CASES = 3
 """Cases that the summary names for each structure."""
 
+SUMMARY_COLUMNS = ("Structure", "Measure", "Cases", "Mean", "SD", "Median", "Worst_Cases")
+
+FALSE_POSITIVE = "_FP_ml"
+"""End of the columns of a table of healthy scans."""
+
 
 @dataclass(frozen=True)
 class CaseRow:
@@ -135,7 +140,7 @@ class ScoreTable:
     def write_healthy_csv(self, path: Path) -> None:
         """Write the falsely predicted volume of every healthy scan by rename, in ml."""
         lesions = [s for s in self.structures if s.is_lesion]
-        lines: list[list[Any]] = [["Name", *(f"{s.short}_FP_ml" for s in lesions)]]
+        lines: list[list[Any]] = [["Name", *(f"{s.short}{FALSE_POSITIVE}" for s in lesions)]]
         for row in self.rows:
             cells = [row.false_positive_ml.get(s.id) for s in lesions]
             if any(ml is not None for ml in cells):
@@ -154,7 +159,7 @@ class ScoreTable:
 
     def write_summary_csv(self, path: Path) -> None:
         """Write the summary by rename, one line per structure and measure."""
-        lines: list[list[Any]] = [["Structure", "Measure", "Cases", "Mean", "SD", "Median", "Worst_Cases"]]
+        lines: list[list[Any]] = [[*SUMMARY_COLUMNS]]
         for row in self.summary():
             worst = " ".join(f"{name}={value:.4f}" for name, value in row.worst)
             figures = [f"{value:.4f}" for value in (row.mean, row.sd, row.median)]
@@ -190,6 +195,24 @@ class ScoreTable:
 
 def _of(row: CaseRow, measure: str) -> dict[int, float]:
     return row.dsc if measure == "DSC" else row.nsd
+
+
+def is_summary(path: Path) -> bool:
+    """Whether a file is a summary that was written here."""
+    return _header(path) == [*SUMMARY_COLUMNS]
+
+
+def is_healthy(path: Path) -> bool:
+    """Whether a file is a table of healthy scans that was written here."""
+    name, *columns = _header(path) or [""]
+    return name == "Name" and all(column.endswith(FALSE_POSITIVE) for column in columns)
+
+
+def _header(path: Path) -> list[str]:
+    try:
+        return load_rows(path)[0][1]
+    except (InputError, IndexError):
+        return []
 
 
 def read_csv(path: Path, structures: Sequence[Structure]) -> ScoreTable:

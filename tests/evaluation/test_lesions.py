@@ -139,6 +139,18 @@ def test_false_positives_of_an_earlier_call_do_not_stay_beside_other_scores(fold
     assert (folders / "o_summary.csv").is_file() and not (folders / "o_healthy.csv").exists()
 
 
+@pytest.mark.parametrize("other, labels", [("healthy", "flare24-lesion"), ("summary", "flare24-organs")])
+def test_scores_of_the_name_of_a_further_table_are_neither_replaced_nor_removed(folders, capsys, other, labels):
+    """As the scores of healthy scans, which somebody called scores_healthy.csv, beside scores.csv."""
+    assert score(folders, "--labels", "flare24-lesion", "-o", str(folders / f"o_{other}.csv")) == 0
+    before = (folders / f"o_{other}.csv").read_text()
+    assert score(folders, "--labels", labels) == 2 and not (folders / "o.csv").exists()
+    assert f"o_{other}.csv, which belongs to it, exists and holds something else" in capsys.readouterr().err
+    if other == "healthy":
+        assert score(folders, "--labels", "flare24-organs") == 0 and (folders / "o.csv").exists()
+    assert (folders / f"o_{other}.csv").read_text() == before
+
+
 def test_a_scan_with_organs_and_no_lesion_is_healthy_too():
     reference = np.ones(SHAPE, dtype=np.uint8)
     prediction = reference.copy()
