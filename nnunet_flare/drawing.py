@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nnunet_flare.images import Volume
+from nnunet_flare.images.orientation import turn_between
 
 WINDOW_HU = (-160.0, 240.0)
 """The usual soft-tissue window."""
@@ -51,17 +52,9 @@ def upright(volume: Volume) -> Volume:
     """The volume with its axes ordered and flipped so that index 0 is superior, anterior and the patient's right
     (radiological view), at origin 0. Oblique directions are shown by their main axes.
     """
-    direction = np.array(volume.direction).reshape(3, 3)
-    order, signs = [], []
-    for world in (2, 1, 0):  # z, y, x of the patient (LPS)
-        axis = int(np.abs(direction[world]).argmax())
-        order.append(2 - axis)
-        signs.append(np.sign(direction[world, axis]))
-    order = order if sorted(order) == [0, 1, 2] else [0, 1, 2]
-    wanted = (-1, 1, 1)  # superior first; anterior first; the patient's right first
-    flips = tuple(slice(None, None, int(s * w) or 1) for s, w in zip(signs, wanted, strict=True))
-    z, y, x = (volume.spacing_mm[axis] for axis in order)
-    return Volume(volume.array.transpose(order)[flips], (z, y, x))
+    turn = turn_between(volume.direction)
+    z, y, x = turn.spacing_mm(volume.spacing_mm)
+    return Volume(turn.apply(volume.array)[::-1], (z, y, x))
 
 
 def fullest_plane(labels: np.ndarray, axis: int) -> int:

@@ -240,6 +240,20 @@ def test_planes_are_shown_upright_whatever_the_files_orientation():
     assert shown.spacing_mm == (2.0, 1.0, 5.0)
 
 
+@pytest.mark.parametrize("in_plane, tilt", [(45, 15), (44, 20), (-46, 20), (30, 30), (60, 45)])
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1)])
+def test_planes_of_oblique_scans_are_never_shown_mirrored(in_plane, tilt, axes):
+    """As of the heart in MR: two axes of the patient may lie closest to the same axis of the file."""
+    (c, s), (d, t) = ((np.cos(angle), np.sin(angle)) for angle in np.radians([in_plane, tilt]))
+    direction = np.array([[d * c, -s, t * c], [d * s, c, t * s], [-t, 0, d]])[:, axes]
+    place = np.moveaxis(np.indices((5, 6, 7)), 0, -1)[..., ::-1] @ direction.T
+    shown = [
+        upright(Volume(place[..., world], (1, 1, 1), direction=tuple(direction.ravel()))).array for world in range(3)
+    ]
+    along = np.array([[np.diff(array, axis=axis).mean() for axis in (2, 1, 0)] for array in shown])
+    assert np.linalg.det(along) == pytest.approx(-1) and (np.diag(along) * (1, 1, -1) > 0).all()  # to the feet
+
+
 @pytest.mark.parametrize("reader", ["SimpleITKIO", "SimpleITKIOWithReorient", "NibabelIO", "NibabelIOWithReorient"])
 def test_planes_are_shown_upright_whatever_the_reader(tmp_path, reader):
     from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
