@@ -219,7 +219,8 @@ def read_csv(path: Path, structures: Sequence[Structure]) -> ScoreTable:
     """Read a table in the official layout.
 
     Raises:
-        InputError: for a missing file, other columns than those of ``structures``, or cells that are no numbers.
+        InputError: for a missing file, other columns than those of ``structures``, cells that are no numbers, or a case
+            that is there twice.
     """
     expected = ["Name", *(f"{s.short}_{measure}" for measure in MEASURES for s in structures)]
     lines = load_rows(path)
@@ -229,8 +230,12 @@ def read_csv(path: Path, structures: Sequence[Structure]) -> ScoreTable:
             f"{path}: columns {found}, ..., expected {', '.join(expected[:4])}, ... ({len(expected)} columns); "
             "give the --labels that it was written with"
         )
-    rows = []
+    rows: list[CaseRow] = []
+    names: set[str] = set()
     for number, line in lines[1:]:
+        if line[0] in names:
+            raise InputError(f"{path}, line {number}: {line[0]} is there twice; expected one row for each case")
+        names.add(line[0])
         try:
             values = [float(cell) for cell in line[1:]]
         except ValueError as error:

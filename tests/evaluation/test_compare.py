@@ -10,7 +10,7 @@ from scipy import stats
 from nnunet_flare.errors import InputError
 from nnunet_flare.evaluation.compare import MEAN_ROW, compare
 from nnunet_flare.evaluation.structures import structures_of
-from nnunet_flare.evaluation.table import CaseRow, ScoreTable
+from nnunet_flare.evaluation.table import CaseRow, ScoreTable, read_csv
 from nnunet_flare.organs import FLARE22, FLARE23
 
 ORGANS = FLARE22[:3]
@@ -88,6 +88,16 @@ def test_tables_without_common_cases_or_of_other_labels_are_refused(scores):
         compare(table_of(a), table_of(a, first=100))
     with pytest.raises(InputError, match="--labels"):
         compare(table_of(a), table_of(a[:, :2], ORGANS[:2]))
+
+
+def test_a_table_that_has_a_case_twice_is_refused_with_the_line(scores, tmp_path):
+    """As the joined tables of two folds: which of the rows counts, nobody can tell."""
+    a, _ = scores
+    table_of(a).write_csv(tmp_path / "a.csv")
+    lines = (tmp_path / "a.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "a.csv").write_text("".join([*lines, lines[1]]))
+    with pytest.raises(InputError, match=rf"line {len(lines) + 1}: case_000.nii.gz is there twice"):
+        read_csv(tmp_path / "a.csv", table_of(a).structures)
 
 
 def test_the_written_table_has_a_line_per_structure_and_measure(scores, tmp_path):
