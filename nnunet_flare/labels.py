@@ -83,7 +83,7 @@ def drawn_parts(dataset_json: Mapping[str, Any]) -> dict[int, tuple[int, ...]]:
     A region holds those of the regions in it, too: a kidney with its tumour, which is drawn over it.
     """
     parts = _foreground(dataset_json["labels"])
-    return {label: parts[name] for name, label in drawn_ids(dataset_json).items()}
+    return {label: tuple(dict.fromkeys(parts[name])) for name, label in drawn_ids(dataset_json).items()}
 
 
 def _foreground(labels: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

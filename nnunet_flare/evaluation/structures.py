@@ -110,7 +110,7 @@ def _label_ids(value: Any) -> tuple[int, ...]:
     ids = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     if not ids or not all(isinstance(i, int) and not isinstance(i, bool) and 0 < i < 256 for i in ids):
         raise ValueError(f"label {value!r}: expected ids from 1 to 255")
-    return ids
+    return tuple(dict.fromkeys(ids))
 
 
 def _of_entry(place: int, name: str, ids: tuple[int, ...], tolerance_mm: float) -> Structure:

@@ -122,7 +122,7 @@ def _of_entry(source: str, entry: Any) -> LabelSet:
         elif len(ids) == 1 and ids[0] > 0:
             organs[name] = ids[0]
         elif len(ids) > 1:
-            regions[name] = tuple(ids)
+            regions[name] = tuple(dict.fromkeys(ids))
     if not organs and not regions:
         raise InputError(f"{source}: names no organ; expected nnU-Net's 'labels'")
     return LabelSet(source, organs, frozenset(allowed), regions, ignored, entry)

@@ -13,7 +13,9 @@ from nnunet_flare.evaluation.measures import evaluate_case
 from nnunet_flare.evaluation.overlap import dice
 from nnunet_flare.evaluation.structures import Structure, read_structures, structures_of
 from nnunet_flare.images import Volume, read_labels
+from nnunet_flare.labels import drawn_parts
 from nnunet_flare.organs import FLARE22, FLARE23
+from nnunet_flare.postprocessing.labelset import label_set
 
 SPACING_MM = (2.5, 0.8, 0.8)
 LIVER, AORTA = FLARE22[0], FLARE22[4]
@@ -177,6 +179,18 @@ def test_regions_and_names_of_a_dataset_json(tmp_path):
         ("node", (2,), 1.5, False),
     ]
     assert len({s.id for s in structures}) == 3
+
+
+def test_a_label_that_a_region_names_twice_counts_once(tmp_path):
+    """In the score, in the volumes that post-processing learns, and in statistics."""
+    dataset = {"labels": {"background": 0, "organs": [1, 1, 2], "liver": 2}, "regions_class_order": [1, 2]}
+    (tmp_path / "dataset.json").write_text(json.dumps(dataset))
+    (region, _) = read_structures(str(tmp_path / "dataset.json"))
+    reference, prediction = np.zeros((2, 3, 3, 9), np.uint8)
+    reference[1, 1, :5], prediction[1, 1, :5] = [1, 1, 1, 2, 2], [0, 0, 0, 2, 2]
+    scores = evaluate_case(volume(reference, (1, 1, 1)), volume(prediction, (1, 1, 1)), [region], corrected=True)
+    assert scores.dsc[region.id] == pytest.approx(2 * 2 / (5 + 2))
+    assert label_set(dataset["labels"]).structures["organs"] == drawn_parts(dataset)[1] == (1, 2)
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"labels": {"background": 0}}', '{"labels": {"liver": "one"}}', "x"])
