@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from nnunet_flare.files import write_text
-from nnunet_flare.postprocessing.learn import Learned
+from nnunet_flare.postprocessing.learn import Learned, rounded_down
 from nnunet_flare.postprocessing.pipeline import PipelineFile
 from nnunet_flare.postprocessing.steps import RemoveSmallOrgans
 from nnunet_flare.postprocessing.tune import Trial, Tuned
@@ -43,7 +43,7 @@ def _entry(key: str, value: object) -> list[str]:
 def learned_notes(content: PipelineFile, learned: Learned) -> tuple[list[list[str]], list[str]]:
     """The notes of each step and the closing remarks of a learned pipeline."""
     own = ["smallest volume of each organ in training, and the case that has it:"]
-    own += [f"  {e.organ}: {e.volume_mm3:.1f} mm3 in {e.case} ({e.cases} cases)" for e in learned.smallest]
+    own += [f"  {e.organ}: {rounded_down(e.volume_mm3)} mm3 in {e.case} ({e.cases} cases)" for e in learned.smallest]
     notes = [own if isinstance(step, RemoveSmallOrgans) else [] for step in content.steps]
     remarks = [f"organs without any training voxel, not judged: {', '.join(learned.unseen)}"] if learned.unseen else []
     return notes, remarks

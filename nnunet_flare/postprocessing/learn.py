@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -92,7 +93,7 @@ def with_learned_volumes(base: Pipeline, learned: Learned, *, fraction: float = 
     The organs are those that the base judges by volume; a base that judges none gets such a step for every organ seen,
     in front. Organs that the training set never shows keep no minimum.
     """
-    volumes = {entry.organ: round(entry.volume_mm3, 1) for entry in learned.smallest}
+    volumes = {entry.organ: rounded_down(entry.volume_mm3) for entry in learned.smallest}
     steps: list[Any] = []
     for step in base.content.steps:
         if isinstance(step, RemoveSmallOrgans):
@@ -105,6 +106,12 @@ def with_learned_volumes(base: Pipeline, learned: Learned, *, fraction: float = 
         steps.insert(0, _step(volumes, fraction))
     description = f"{base.name} with the smallest organ volumes of {learned.cases} training cases"
     return PipelineFile(description=description, labels=base.labels.in_file, steps=steps)
+
+
+def rounded_down(volume_mm3: float) -> float:
+    """To seven digits or a tenth, so that small organs keep a minimum, and the smallest in training is not below it."""
+    digits = max(1, 6 - math.floor(math.log10(volume_mm3)))
+    return math.floor(volume_mm3 * 10**digits) / 10**digits
 
 
 def _step(minimum_mm3: Mapping[str, float], fraction: float) -> RemoveSmallOrgans:

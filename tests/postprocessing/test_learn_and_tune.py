@@ -54,6 +54,22 @@ def test_a_base_that_judges_organs_by_volume_gets_their_learned_volumes(training
     assert content.steps[1:] == base.content.steps[1:]
 
 
+@pytest.mark.parametrize("spacing_mm", [(2.5, 0.7, 0.7), (0.02, 0.02, 0.02)])
+def test_the_smallest_organ_in_training_is_not_erased_and_a_smaller_one_is(tmp_path, spacing_mm):
+    """Also in a scan of micrometres, where an organ has hundredths of a mm3."""
+    labels = np.zeros((5, 6, 7), dtype=np.uint8)
+    labels[2, 1:4] = labels[2, 4, :2] = LIVER  # 23 voxels: 28.175 mm3
+    write_labels(tmp_path / "a.nii.gz", labels, Volume(labels, spacing_mm))
+    content = with_learned_volumes(
+        load_pipeline("largest"), smallest_organs(tmp_path, FLARE22, processes=1), fraction=1
+    )
+    write_pipeline(tmp_path / "p.yaml", content, notes=[[]] * len(content.steps))
+    learned = load_pipeline(tmp_path / "p.yaml")
+    np.testing.assert_array_equal(learned.apply(labels, spacing_mm), labels)
+    labels[2, 1, 0] = 0
+    assert not learned.apply(labels, spacing_mm).any()
+
+
 def test_a_base_without_volumes_gets_a_step_for_all_organs_seen(training):
     content = with_learned_volumes(
         load_pipeline("largest"), smallest_organs(training, FLARE22, processes=1), fraction=0.25
