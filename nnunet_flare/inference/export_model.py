@@ -120,7 +120,7 @@ def _write(segmenter: Segmenter, folder: Path, export: Export, roi: dict[str, An
     for model in models:
         log.info("%s: exporting", model)
         _write_network(model, folder / f"fold_{model.member.fold}", segmenter, export)
-    plans = plain_plans(first.plans_manager.plans, first.configuration_manager.configuration, first.configuration_name)
+    plans = plain_plans(first.plans_manager, first.configuration_manager.configuration, first.configuration_name)
     write_json(folder / "plans.json", plans)
     dataset = {key: first.dataset_json[key] for key in OF_DATASET if key in first.dataset_json}
     dataset.setdefault("channel_names", first.dataset_json.get("modality"))  # its name in older data sets

@@ -20,9 +20,8 @@ OF_PLANS = (
     "image_reader_writer",
     "transpose_forward",
     "transpose_backward",
-    "foreground_intensity_properties_per_channel",
 )
-"""What is kept of plans, besides one configuration."""
+"""What is kept of plans, besides intensities and one configuration."""
 
 OF_CONFIGURATION = (
     "spacing",
@@ -122,8 +121,10 @@ def check_plain(plans: dict[str, Any], configuration: Any, where: str) -> None:
     check_resampling(configuration)
 
 
-def plain_plans(plans: dict[str, Any], configuration: dict[str, Any], name: str) -> dict[str, Any]:
-    """The document that :class:`PlainPlans` reads, of whole plans and one of their configurations."""
-    kept = {key: plans[key] for key in OF_PLANS}
+def plain_plans(plans_manager: Any, configuration: dict[str, Any], name: str) -> dict[str, Any]:
+    """The document that :class:`PlainPlans` reads, of stock nnU-Net's manager and one of its configurations."""
+    kept = {key: plans_manager.plans[key] for key in OF_PLANS}
+    intensities = "foreground_intensity_properties_per_channel"  # has another name in older plans
+    kept[intensities] = getattr(plans_manager, intensities)
     keys = OF_CONFIGURATION + (OF_SECOND_STAGE if configuration.get("previous_stage") else ())
     return {**kept, "configurations": {name: {key: configuration[key] for key in keys}}}

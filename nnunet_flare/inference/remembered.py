@@ -85,9 +85,9 @@ class RememberedModel(PlainModel):
 
 def remember(model: Model, network: Path) -> None:
     """Note that a model's network lies converted in an entry of the cache, if it needs nothing of nnU-Net besides."""
-    plans, configuration = model.plans_manager.plans, model.configuration_manager
+    plans, configuration = model.plans_manager, model.configuration_manager
     try:
-        check_plain(plans, configuration, str(model))
+        check_plain(plans.plans, configuration, str(model))
     except InputError:
         return
     note = {

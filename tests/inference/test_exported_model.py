@@ -41,6 +41,9 @@ def room(tmp_path_factory) -> Path:
     models.write_kinds(folder)
     models.write_cascade(folder / "of_regions", labels=models.REGIONS, transpose=(2, 0, 1), spacing=(2.0, 4.0, 2.0))
     models.write_model(folder / "as_it_is", plan=models.plans(resampling="no_resampling_hack"))
+    old = models.plans()
+    old["foreground_intensity_properties_by_modality"] = old.pop("foreground_intensity_properties_per_channel")
+    models.write_model(folder / "of_old_plans", plan=old)
     write_volume(folder / "images" / "a_0000.nii.gz", scans.blobs((20, 50, 60), pad=2))
     (folder / "clean.yaml").write_text("steps:\n  - operation: keep_largest\n    organs: [liver]\n")
     return folder
@@ -79,6 +82,7 @@ SAME = {
     "two dimensions": ("flat", ()),
     "turned axes and masked values": ("turned", ()),
     "no resampling": ("as_it_is", ()),
+    "plans of the first nnU-Net 2": ("of_old_plans", ()),
     "a cascade of regions with turned axes": (CASCADE.replace("cascade/", "of_regions/", 1), ()),
     "a cascade behind a coarse model": (CASCADE, ("-f", 1, *ROI, "--tta", "mirror", "--postprocess", "CLEAN")),
 }

@@ -100,6 +100,18 @@ def test_the_second_prediction_opens_no_checkpoint_and_gives_the_same(room, tmp_
         np.testing.assert_array_equal(read_labels(same).array, read_labels(path).array)
 
 
+def test_plans_of_the_first_nnunet_2_predict_too(room, tmp_path, opened, model):
+    """They call the intensities of the channels by another name."""
+    plan = models.plans()
+    plan["foreground_intensity_properties_by_modality"] = plan.pop("foreground_intensity_properties_per_channel")
+    (model / "plans.json").write_text(json.dumps(plan))
+    expected = labels(room, tmp_path / "torch", model, *EXACT, "--backend", "torch")
+    count = len(opened)
+    for name in ("first", "second"):
+        np.testing.assert_array_equal(labels(room, tmp_path / name, model, *EXACT), expected)
+    assert len(opened) == count + 2, "the second prediction opened the checkpoints again"
+
+
 TORCH_FREE = """
 import sys
 from nnunet_flare.cli import predict
