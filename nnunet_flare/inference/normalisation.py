@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,9 @@ ANY_MODALITY = "FlareModalityNormalization"
 OF_FOREGROUND = frozenset({ANY_MODALITY, "CTNormalization"})
 """Those that read the plans' intensities of the foreground."""
 
+READ = ("percentile_00_5", "percentile_99_5", "mean", "std")
+"""What they read of them."""
+
 DARKEST_CT_HU = -275.0
 """The least value of a CT beside other modalities, as in Ouyang et al. (TMI 2023). Fat and soft tissue lie above; gas
 and lung are as dark as the air around the patient, as they are in MR and PET. With -1000 HU as the least, all soft
@@ -104,3 +107,19 @@ BY_NAME: dict[str, Normalise] = {
     "RescaleTo01Normalization": _to_one,
     "RGBTo01Normalization": _of_rgb,
 }
+
+
+def intensities_read(
+    schemes: Sequence[str], intensities: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Mapping[str, Any]]:
+    """The part of the plans' intensities, by channel, that normalisations read; what none reads may be NaN.
+
+    Of a normalisation that is not known here it is all.
+    """
+    read: dict[str, Mapping[str, Any]] = {}
+    for channel, scheme in enumerate(schemes):
+        values = intensities.get(str(channel), {})
+        if scheme in BY_NAME:
+            values = {key: values[key] for key in READ if key in values} if scheme in OF_FOREGROUND else {}
+        read[str(channel)] = values
+    return read

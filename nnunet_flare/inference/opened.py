@@ -12,6 +12,7 @@ from nnunet_flare.errors import InputError
 from nnunet_flare.inference.arrays import Array
 from nnunet_flare.inference.devices import Device
 from nnunet_flare.inference.labels import Labels
+from nnunet_flare.inference.normalisation import intensities_read
 from nnunet_flare.labels import channel_names
 
 
@@ -173,8 +174,11 @@ _SHARED = {
     "readers": lambda model: model.plans_manager.plans["image_reader_writer"],
     "normalisations": lambda model: (
         list(model.configuration_manager.normalization_schemes),
-        list(model.configuration_manager.use_mask_for_norm),
-        model.plans_manager.foreground_intensity_properties_per_channel,
+        list(map(bool, model.configuration_manager.use_mask_for_norm)),
+        intensities_read(
+            model.configuration_manager.normalization_schemes,
+            model.plans_manager.foreground_intensity_properties_per_channel,
+        ),
     ),
     "resamplings": lambda model: {
         key: model.configuration_manager.configuration[key]

@@ -8,7 +8,7 @@ from typing import Any
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.export import check_resampling
 from nnunet_flare.inference.label_resampling import labels_are_ours
-from nnunet_flare.inference.normalisation import BY_NAME
+from nnunet_flare.inference.normalisation import BY_NAME, intensities_read
 from nnunet_flare.inference.opened import OfDocuments
 from nnunet_flare.inference.preprocessing import STOCK_PREPROCESSOR
 from nnunet_flare.inference.resampling import is_ours
@@ -124,7 +124,11 @@ def check_plain(plans: dict[str, Any], configuration: Any, where: str) -> None:
 def plain_plans(plans_manager: Any, configuration: dict[str, Any], name: str) -> dict[str, Any]:
     """The document that :class:`PlainPlans` reads, of stock nnU-Net's manager and one of its configurations."""
     kept = {key: plans_manager.plans[key] for key in OF_PLANS}
-    intensities = "foreground_intensity_properties_per_channel"  # has another name in older plans
-    kept[intensities] = getattr(plans_manager, intensities)
+    kept["foreground_intensity_properties_per_channel"] = intensities_read(
+        configuration["normalization_schemes"],
+        plans_manager.foreground_intensity_properties_per_channel,  # has another name in older plans
+    )
     keys = OF_CONFIGURATION + (OF_SECOND_STAGE if configuration.get("previous_stage") else ())
-    return {**kept, "configurations": {name: {key: configuration[key] for key in keys}}}
+    settings = {key: configuration[key] for key in keys}
+    settings["use_mask_for_norm"] = [bool(masked) for masked in settings["use_mask_for_norm"]]  # may be null
+    return {**kept, "configurations": {name: settings}}

@@ -40,7 +40,7 @@ KIND = "models"
 
 NOTE = "model.json"
 
-FORMAT = 1
+FORMAT = 2
 """Counts up when what is noted, or what is refused of a model, changes."""
 
 OF_NOTE: dict[str, Any] = {

@@ -19,7 +19,7 @@ import pytest
 import small_scans as scans
 import torch
 
-from nnunet_flare.cli import predict
+from nnunet_flare.cli import export, predict
 from nnunet_flare.images import read_labels, read_volume, write_volume
 from nnunet_flare.inference import model as trained_model
 from nnunet_flare.inference import openvino_runtime
@@ -110,6 +110,23 @@ def test_plans_of_the_first_nnunet_2_predict_too(room, tmp_path, opened, model):
     for name in ("first", "second"):
         np.testing.assert_array_equal(labels(room, tmp_path / name, model, *EXACT), expected)
     assert len(opened) == count + 2, "the second prediction opened the checkpoints again"
+
+
+@pytest.mark.parametrize("masked", [False, None])
+@pytest.mark.parametrize("normalisation", ["ZScoreNormalization", "CTNormalization"])
+def test_intensities_that_no_normalisation_reads_may_be_anything(room, tmp_path, model, normalisation, masked):
+    """Stock's planner writes NaN and infinity where training scans have such voxels."""
+    plan = models.plans(normalisation=normalisation)
+    values = plan["foreground_intensity_properties_per_channel"]["0"]
+    unread = values if normalisation == "ZScoreNormalization" else ("min", "max", "median")
+    values |= dict.fromkeys(unread, float("nan"))
+    plan["configurations"]["3d_fullres"]["use_mask_for_norm"] = [masked]
+    (model / "plans.json").write_text(json.dumps(plan))
+    expected = labels(room, tmp_path / "torch", model, *EXACT, "--backend", "torch")
+    for name in ("first", "second"):
+        np.testing.assert_array_equal(labels(room, tmp_path / name, model, *EXACT), expected)
+    assert export.main(["-m", str(model), "-o", str(tmp_path / "exported"), *EXACT]) == 0
+    np.testing.assert_array_equal(labels(room, tmp_path / "third", tmp_path / "exported"), expected)
 
 
 TORCH_FREE = """
