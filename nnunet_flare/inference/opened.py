@@ -13,7 +13,7 @@ from nnunet_flare.inference.arrays import Array
 from nnunet_flare.inference.devices import Device
 from nnunet_flare.inference.labels import Labels
 from nnunet_flare.inference.normalisation import intensities_read
-from nnunet_flare.labels import channel_names
+from nnunet_flare.labels import channel_names, outputs_of
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def check_same_task(first: Opened, other: Opened) -> None:
 
 
 _SHARED = {
-    "labels": lambda model: model.dataset_json["labels"],
+    "labels": lambda model: outputs_of(model.dataset_json),
     "channels": lambda model: channel_names(model.dataset_json),
     "spacings": lambda model: list(model.configuration_manager.spacing),
     "patch sizes": lambda model: list(model.configuration_manager.patch_size),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -128,6 +129,20 @@ def test_members_with_other_labels_or_spacing_are_refused_naming_both(tmp_path):
         with pytest.raises(InputError, match=what) as caught:
             FlarePredictor.from_members([Member(one, 0), Member(other, 0)])
         assert str(one) in str(caught.value) and str(other) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "order"),
+    [({"background": 0, "lesion": 2, "organ": [1, 2]}, [2, 1]), (models.REGIONS, [2, 1])],
+    ids=["listed in another order", "drawn as other labels"],
+)
+def test_members_whose_outputs_are_other_regions_are_not_averaged(tmp_path, labels, order):
+    one = models.write_model(tmp_path / "one", labels=models.REGIONS)
+    two = models.write_model(tmp_path / "two", labels=labels)
+    document = models.dataset_json(labels=labels)
+    (two / "dataset.json").write_text(json.dumps({**document, "regions_class_order": order}))
+    with pytest.raises(InputError, match="labels"):
+        FlarePredictor.from_members([Member(one, 0), Member(two, 0)])
 
 
 def test_image_may_be_path_volume_sitk_image_or_array(tmp_path):
