@@ -119,8 +119,7 @@ def preprocess(
         "shape_before_cropping": tuple(arrays[0].shape),
         "bbox_used_for_cropping": [list(b) for b in box],
     }
-    masked = any(configuration_manager.use_mask_for_norm)
-    mask = _outside_mask(arrays, inside) if masked else None
+    mask = _outside_mask(arrays, inside) if asks_for_mask(configuration_manager) else None
     channels_inside = [
         _channel(array[inside], k, plans_manager, configuration_manager, mask) for k, array in enumerate(arrays)
     ]
@@ -156,6 +155,12 @@ def preprocess(
             else:
                 into[...] = resample_image(normalise(array), shape, spacing, target, configuration_manager)
     return Prepared(data, properties)
+
+
+def asks_for_mask(configuration_manager: Any) -> bool:
+    """Whether a normalisation looks at the nonzero mask; one that is not known here always gets it, as from stock."""
+    known = normalisation.BY_NAME.keys() >= set(configuration_manager.normalization_schemes)
+    return any(configuration_manager.use_mask_for_norm) or not known
 
 
 def prepares_stored(configuration_manager: Any) -> bool:

@@ -13,6 +13,7 @@ import SimpleITK as sitk
 import small_scans as scans
 import stock_prediction as stock
 import torch
+from nnunetv2.preprocessing.normalization import default_normalization_schemes
 
 from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.images import Volume, to_sitk, write_volume
@@ -62,6 +63,23 @@ def compare(tmp_path: Path, volume: Volume, *, folds=(0,), mirror=False, labels=
 )
 def test_labels_equal_stock(tmp_path, plan):
     compare(tmp_path, scans.blobs(spacing=(6.5, 1.7, 2.3) if plan == {} else (4.0, 1.7, 2.3), pad=2), **plan)
+
+
+class InsideAlone(default_normalization_schemes.ImageNormalization):
+    """A user's own normalisation, which looks at stock's mask of the image in any case."""
+
+    def run(self, image, seg=None):
+        inside = image if seg is None else image[seg >= 0]
+        return (image - inside.mean()) / inside.std()
+
+
+def test_a_normalisation_of_ones_own_gets_the_mask_that_stock_gives_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(InsideAlone, "__module__", default_normalization_schemes.__name__)
+    monkeypatch.setattr(default_normalization_schemes, "InsideAlone", InsideAlone, raising=False)
+    scan = scans.blobs((14, 40, 44))
+    scan.array[:] += 300
+    scan.array[:, (np.indices((40, 44)) ** 2).sum(0) > 2000] = 0  # no image in a corner
+    compare(tmp_path, scan, normalisation="InsideAlone")
 
 
 def test_folds_are_averaged_and_mirrored_as_stock_does(tmp_path):
