@@ -21,7 +21,13 @@ from nnunet_flare.inference.exported import AGAIN, FIRST_STAGE, MANIFEST, is_exp
 from nnunet_flare.inference.forms import Receiver
 from nnunet_flare.inference.label_resampling import resample_labels
 from nnunet_flare.inference.opened import Opened
-from nnunet_flare.inference.preprocessing import OUTSIDE, STOCK_PREPROCESSOR, outside_nonzero, target_spacing
+from nnunet_flare.inference.preprocessing import (
+    OUTSIDE,
+    STOCK_PREPROCESSOR,
+    asks_for_mask,
+    outside_nonzero,
+    target_spacing,
+)
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.inference.scans import PreparedScan
 from nnunet_flare.inference.settings import PredictionSettings
@@ -34,12 +40,14 @@ class CascadeScan:
     """A scan as both stages see it; the second one's labels are still missing.
 
     ``outside`` (z, y, x) is true where stock nnU-Net marks the background as outside of the image, in the axis order of
-    the network, inside its crop; None where it marks nothing.
+    the network, inside its crop; None where it marks nothing. ``volumes`` are the channels, where a normalisation looks
+    at that mark too: there the second stage's image depends on the labels.
     """
 
     first: PreparedScan
     second: PreparedScan
     outside: np.ndarray | None
+    volumes: tuple[Volume, ...] = ()
 
     @property
     def name(self) -> str:
@@ -100,7 +108,8 @@ class CascadeSegmenter:
         forward = list(self.second.plans_manager.transpose_forward)
         arrays = [second.turn.apply(volume.array).transpose(forward) for volume in volumes]
         outside = outside_nonzero(arrays, second.prepared.properties["bbox_used_for_cropping"])
-        return CascadeScan(first, second, outside)
+        depends = outside is not None and asks_for_mask(self.second.configuration_manager)
+        return CascadeScan(first, second, outside, tuple(volumes) if depends else ())
 
     def windows(self, scan: CascadeScan) -> int:
         """How many windows both stages take at most."""
@@ -126,13 +135,16 @@ class CascadeSegmenter:
         """The second stage's scan with a channel (0 or 1) per foreground label of a label map (Z, Y, X) on its grid."""
         scan = cascade.second
         plans, configuration = self.second.plans_manager, self.second.configuration_manager
-        properties, data = scan.prepared.properties, scan.prepared.at(CPU)
+        properties = scan.prepared.properties
         forward = list(plans.transpose_forward)
         turned = scan.turn.apply(labels).transpose(forward)
         box = tuple(slice(int(low), int(high)) for low, high in properties["bbox_used_for_cropping"])
         inside = turned[box].astype(np.int16)
         if cascade.outside is not None:  # a label of its own to stock's resampling, which changes edges beside it
+            if cascade.volumes and inside[cascade.outside].any():  # stock's mask does not hold what has a label
+                scan = self.second.prepare(cascade.volumes, scan.name, labels=labels)
             inside[cascade.outside & (inside == 0)] = OUTSIDE
+        data = scan.prepared.at(CPU)
         spacing = [float(properties["spacing"][axis]) for axis in forward]
         wanted = target_spacing(spacing, configuration.spacing)
         seen = resample_labels(inside, data.shape[1:], spacing, wanted, configuration)

@@ -197,13 +197,20 @@ class Segmenter:
         """The members' networks on the chosen device, in the chosen precision."""
         return self._networks.forwards(self._networks.device, self._networks.precision)
 
-    def prepare(self, volumes: Sequence[Volume], case: str = "image", there: Views | None = None) -> PreparedScan:
+    def prepare(
+        self,
+        volumes: Sequence[Volume],
+        case: str = "image",
+        there: Views | None = None,
+        labels: np.ndarray | None = None,
+    ) -> PreparedScan:
         """Check a scan's channels and bring them to the network's grid.
 
         Args:
             volumes: one per channel.
             case: its name, for messages.
             there: their arrays on the GPU, where they lie there already.
+            labels: what a cascade's first stage says (Z, Y, X); it counts as image for masked normalisations.
 
         Raises:
             CaseError: when the scan cannot be predicted with this model.
@@ -218,6 +225,7 @@ class Segmenter:
             profile=self.profile,
             device_for=self.fitting.device_for,
             there=there,
+            labels=labels,
         )
 
     def value_oddities(self, volumes: Sequence[Volume]) -> tuple[str, ...]:

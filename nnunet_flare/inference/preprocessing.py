@@ -88,6 +88,7 @@ def preprocess(
     profile: Profile | None = None,
     device_for: DeviceFor = lambda needed: CPU,
     there: Views | None = None,
+    labels: np.ndarray | None = None,
 ) -> Prepared:
     """Bring a scan to the network's grid.
 
@@ -99,6 +100,7 @@ def preprocess(
         profile: gets the time of both stages; of a preprocessor that is not stock's, of all of it as one.
         device_for: where a scan is normalised and resampled that needs so many bytes there.
         there: the channels on the GPU, where they lie there already.
+        labels: a label map (Z, Y, X); for normalisations, voxels that have one are inside of the image.
 
     Raises:
         InputError: when the plans ask for a preprocessor or normalisation that is not stock nnU-Net's.
@@ -120,6 +122,8 @@ def preprocess(
         "bbox_used_for_cropping": [list(b) for b in box],
     }
     mask = _outside_mask(arrays, inside) if asks_for_mask(configuration_manager) else None
+    if mask is not None and labels is not None:
+        mask[labels.transpose(forward)[inside] > 0] = 0
     channels_inside = [
         _channel(array[inside], k, plans_manager, configuration_manager, mask) for k, array in enumerate(arrays)
     ]

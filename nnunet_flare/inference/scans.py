@@ -53,6 +53,7 @@ def prepare_scan(
     profile: Profile,
     device_for: DeviceFor = lambda needed: CPU,
     there: Views | None = None,
+    labels: np.ndarray | None = None,
 ) -> PreparedScan:
     """Check a scan's channels and bring them to the network's grid.
 
@@ -66,6 +67,7 @@ def prepare_scan(
         profile: gets the time of every stage.
         device_for: as :func:`nnunet_flare.inference.preprocessing.preprocess`.
         there: the volumes' arrays on the GPU, where they lie there already.
+        labels: a label map (Z, Y, X) on the scan's grid, as :func:`nnunet_flare.inference.preprocessing.preprocess`.
 
     Raises:
         CaseError: when the scan cannot be predicted with this model.
@@ -93,6 +95,7 @@ def prepare_scan(
             profile,
             device_for,
             None if there is None else [_turned(one, turn) for one in there],
+            None if labels is None else turn.apply(labels),
         )
     except ValueError as error:
         raise CaseError(case, str(error)) from error

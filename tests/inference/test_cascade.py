@@ -103,6 +103,25 @@ def test_channels_of_labels_are_stocks_where_the_image_is_zero_at_its_edge(tmp_p
     np.testing.assert_array_equal(found[1:], expected)
 
 
+@pytest.mark.parametrize("labelled", ["outside of the image too", "inside of the image"])
+def test_a_masked_normalisation_counts_what_the_first_stage_labels_as_image(tmp_path, labelled):
+    """As stock's does, which marks as outside only what has no label."""
+    options = {"normalisation": "ZScoreNormalization", "masked": True, "transpose": (2, 0, 1)}
+    cascade = open_any(models.write_cascade(tmp_path / "models", **options), PredictionSettings(backend="torch"))
+    scan = scans.blobs((14, 40, 44), spacing=(4.0, 1.7, 2.3), pad=1)
+    array = scan.array + 300
+    z, y, x = np.indices(array.shape)
+    array[(y - 20) ** 2 + (x - 22) ** 2 > 300] = 0
+    labels = np.digitize(np.sin(z / 3 + y / 4) + np.cos(x / 5), [-0.5, 0.4, 1.2]).astype(np.uint8)
+    labels[(array == 0) & (labelled == "inside of the image")] = 0
+    found = cascade.with_labels(cascade.prepare([scan.with_array(array)]), labels).prepared.data
+    expected, _, _ = DefaultPreprocessor(verbose=False).run_case_npy(
+        array[None].astype(np.float32), labels[None].astype(np.float32), {"spacing": scan.spacing_mm},
+        cascade.second.plans_manager, cascade.second.configuration_manager, models.dataset_json(),
+    )  # fmt: skip
+    np.testing.assert_allclose(found[:1], expected, atol=1e-4)
+
+
 def test_the_first_stage_matters(tmp_path):
     model = models.write_cascade(tmp_path / "models")
     write_scan(tmp_path / "in")
