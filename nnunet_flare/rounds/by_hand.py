@@ -66,6 +66,10 @@ def score_folders(
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"score: {folder}: no such folder")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise InputError(
+            f"score: a folder of {', '.join(map(str, folders))} is given twice, and agrees with itself; give each once"
+        )
     organs = _organs(folders)
     allowed = [0, *sorted({label for ids in organs.values() for label in ids})]
     listings = [list_label_maps(folder, besides=[other for other in folders if other != folder]) for folder in folders]

@@ -37,6 +37,16 @@ def test_score_and_select_work_on_plain_folders(tiny_loop, tmp_path, capsys):
     assert sum(line.split(",")[1] == "1" for line in chosen[1:]) == (4 if had_liver else 5)
 
 
+def test_a_folder_that_is_given_twice_is_not_scored_against_itself(tmp_path, capsys):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    write_labels(folder / "x.nii.gz", np.ones((2, 3, 4), np.uint8), Volume(np.ones((2, 3, 4), np.uint8), (1.0,) * 3))
+    again = tmp_path / "a" / ".." / "a"
+    assert main(["score", "-i", str(folder), str(again), "-o", str(tmp_path / "scores.csv")]) == 2
+    assert "is given twice" in capsys.readouterr().err
+    assert not (tmp_path / "scores.csv").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
