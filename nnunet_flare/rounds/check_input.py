@@ -286,6 +286,11 @@ def _init_folds(request: Request, document: Mapping[str, Any], recipe: Recipe) -
     if folder is None:
         if request.init_map is not None:
             raise InputError(f"--init_map {request.init_map}: maps the labels of --init_model; give that too")
+        if request.init_folds:
+            raise InputError(
+                f"-f {' '.join(request.init_folds)}: chooses folds of --init_model; give that too, or set how many "
+                "folds the run trains with --set members.count"
+            )
         return []
     checkpoint = "checkpoint_final.pth"
     if not (folder / "plans.json").is_file() or not (folder / "dataset.json").is_file():
@@ -302,6 +307,10 @@ def _init_folds(request: Request, document: Mapping[str, Any], recipe: Recipe) -
     found = sorted(p.parent.name.removeprefix("fold_") for p in folder.glob(f"fold_*/{checkpoint}"))
     numbered = [fold for fold in found if fold != "all"]
     folds = list(request.init_folds) or numbered or found
+    if len(set(folds)) < len(folds):
+        raise InputError(
+            f"-f {' '.join(folds)}: names a fold twice, and a model always agrees with itself; give each once"
+        )
     missing = [fold for fold in folds if fold not in found]
     if missing or not folds:
         raise InputError(

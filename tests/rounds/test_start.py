@@ -178,6 +178,18 @@ def test_an_init_model_with_other_labels_or_none_is_refused_naming_both(data, ca
     assert "tumour" in error and "liver" in error
 
 
+def test_folds_of_no_given_model_are_refused(data, capsys):
+    error = refused(data, capsys, "-f", "0", "1", "--executor", "print")
+    assert "-f 0 1: chooses folds of --init_model" in error and "members.count" in error
+
+
+def test_a_fold_of_a_given_model_that_is_named_twice_is_refused(data, capsys):
+    """It would agree with itself, and every scan be taken."""
+    given = write_given_model(data, "checkpoint_final.pth")
+    error = refused(data, capsys, "--init_model", str(given), "-f", "all", "all", "--executor", "print")
+    assert "-f all all: names a fold twice" in error
+
+
 def test_gpus_without_a_gpu_are_refused(data, capsys):
     code = main(["run", "-d", "22", "-u", str(data / "unlabelled"), "--recipe", "demo", "-num_gpus", "999"])
     assert code != 0 and "GPU" in capsys.readouterr().err
