@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -158,8 +159,9 @@ def _round(run: Run, number: int, rows: Sequence[Row], organs: Sequence[str]) ->
 
 def _validation_dice(run: Run, number: int) -> float | None:
     """Mean foreground Dice over the round's folds, from nnU-Net's own ``summary.json``; fold ``all`` has none."""
-    values = []
-    for path in run.round(number).model.glob("fold_[0-9]*/validation/summary.json"):
+    values, of = [], run.round(number)
+    paths = [of.model / f"fold_{fold}" / "validation" / "summary.json" for fold in of.folds if fold != "all"]
+    for path in filter(Path.is_file, paths):
         shape = {"foreground_mean": {"Dice": object}}
         value = read_json(path, shape, remedy="remove it, and the report works without it")["foreground_mean"]["Dice"]
         if isinstance(value, (int, float)) and np.isfinite(value):  # NaN where no validation case has an organ

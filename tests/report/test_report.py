@@ -22,6 +22,7 @@ from fake_run import ORGANS, SPACING_MM, boxes, fake_run, least_organ
 from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.drawing import colour, rgb, upright
 from nnunet_flare.errors import InputError
+from nnunet_flare.files import write_json
 from nnunet_flare.images import Volume, write_volume
 from nnunet_flare.recipes.load import shipped_recipes
 from nnunet_flare.report.gather import gather
@@ -85,6 +86,15 @@ def test_the_command_writes_one_folder_with_rounds_cases_and_pictures(tmp_path, 
     pictures = sorted(str(p.relative_to(run.paths.report)) for p in run.paths.report.rglob("*.jpg"))
     assert pictures == [f"pictures/r{r}/{case}.jpg" for r in (0, 1) for case in CASES[:3]]
     assert [row[0] for row in data["rows"] if row[10]] == CASES[:3] * 2
+
+
+def test_the_validation_dice_of_a_given_model_is_that_of_the_folds_that_label(tmp_path):
+    run = fake_run(tmp_path, cases=CASES[:1], rounds=1, pictured=0)
+    given = tmp_path / "given"
+    for fold, dice in (("0", 0.5), ("1", 0.8), ("2", 0.6), ("all", 0.99)):
+        write_json(given / f"fold_{fold}" / "validation" / "summary.json", {"foreground_mean": {"Dice": dice}})
+    run = replace(run, settings=replace(run.settings, init_model=str(given), init_folds=("1", "2")))
+    assert gather(run).rounds[0].validation == pytest.approx(0.7)
 
 
 def test_the_page_refers_to_nothing_outside_its_folder(tmp_path):
