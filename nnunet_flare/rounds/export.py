@@ -17,6 +17,7 @@ from nnunet_flare.rounds.run.ledger import Entry, export_csv, read_decisions, re
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.unlabelled import read_list
 from nnunet_flare.rounds.stages.label_maps import ignore_label, write_label_map
+from nnunet_flare.rounds.stages.preprocess import changed_images
 from nnunet_flare.trainers.settings import KEY
 
 
@@ -55,7 +56,7 @@ def check_dataset(run: Run, number: int | None, dataset_id: int) -> DatasetExpor
     """What :func:`export_dataset` will write of a round; of the final one where none is named.
 
     Raises:
-        InputError: when the id is taken, or the round has no selection to export.
+        InputError: when the id is taken, the round has no selection to export, or scans are not those it labelled.
     """
     number = run.final.number if number is None else number
     if not 0 < number <= run.final.number:
@@ -80,6 +81,14 @@ def check_dataset(run: Run, number: int | None, dataset_id: int) -> DatasetExpor
         raise InputError(
             f"export --round {number}: {len(ignoring)} cases have ignored organs; these are drawn from the members' "
             f"label maps, and those are missing ({run.paths.round(source) / 'members'}; removed by clean?)"
+        )
+    images = {scan.case: scan.images for scan in read_list(run.paths.unlabelled)}
+    pseudo = [entry.case for entry in taken if entry.case in images]
+    changed = [case for case in pseudo if changed_images(run.unlabelled_data, case, images[case])[0]]
+    if changed:
+        raise InputError(
+            f"export --round {number}: {len(changed)} scan(s) changed since they were labelled "
+            f"({', '.join(changed[:5])}); restore them"
         )
     name = f"Dataset{dataset_id:03d}_{run.settings.dataset.split('_', 1)[1]}_{run.settings.name}_r{number}"
     return DatasetExport(number, source, taken, raw / name)

@@ -32,7 +32,7 @@ from nnunet_flare.rounds.stages.arrays import label_hash, read_array, read_prope
 from nnunet_flare.rounds.stages.data_folder import building
 from nnunet_flare.rounds.stages.epoch_lengths import iterations_of_pass, pass_of_round
 from nnunet_flare.rounds.stages.label_maps import ignore_label
-from nnunet_flare.rounds.stages.preprocess import failure, odd
+from nnunet_flare.rounds.stages.preprocess import MADE_FROM, failure, odd
 from nnunet_flare.rounds.stages.replanned import cases_folder, has_same_arrays, prepare_cases
 
 log = logging.getLogger(__name__)
@@ -195,13 +195,20 @@ def initial_weights(run: Run, of: Round) -> dict[str, Any]:
 
 
 def check_labels(run: Run, number: int, taken: Sequence[Entry]) -> None:
-    """Every taken label must be the one that was judged; a damaged one is removed and made anew by the next try."""
+    """Every taken label must be the one that was judged, of the scan that it will train with.
+
+    A damaged one is removed and made anew by the next try; so is that of a scan that was replaced, which another run on
+    the dataset has preprocessed again.
+    """
     damaged = []
     for entry in taken:
         try:
             label = read_array(run.paths.training_label(number, entry.case))[0]
-            read_properties(run.paths.properties(number, entry.case))
+            properties = read_properties(run.paths.properties(number, entry.case))
             intact = label_hash(np.maximum(label, 0)) == entry.label_sha256
+            scan = run.unlabelled_data / f"{entry.case}.pkl"
+            if scan.is_file():  # else a partial case that a loop completes
+                intact &= read_properties(scan).get(MADE_FROM) == properties.get(MADE_FROM)
         except OSError:
             intact = False
         if not intact:
@@ -213,8 +220,9 @@ def check_labels(run: Run, number: int, taken: Sequence[Entry]) -> None:
             path.unlink()
         run.paths.done(f"select-r{number}").unlink(missing_ok=True)
         raise TaskError(
-            f"round {number}: the labels of {len(damaged)} cases are damaged or changed since they were judged "
-            f"({', '.join(damaged[:5])}). They were removed; run the same command again to label them again"
+            f"round {number}: the labels of {len(damaged)} cases, or their scans, are damaged or changed since they "
+            f"were judged ({', '.join(damaged[:5])}). The labels were removed; run the same command again to label "
+            "them again"
         )
 
 

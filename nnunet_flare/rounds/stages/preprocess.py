@@ -26,7 +26,7 @@ from nnunet_flare.rounds.run.configurations import read_plans, resolve
 from nnunet_flare.rounds.run.dataset import dataset_json
 from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.manifest import Run
-from nnunet_flare.rounds.run.sources import changed_files, sources_of
+from nnunet_flare.rounds.run.sources import Source, changed_files, sources_of
 from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, read_list, read_scans
 from nnunet_flare.rounds.stages.arrays import ENDINGS, write_array, write_properties
 from nnunet_flare.rounds.stages.boxes import Box, preprocess_box, read_box
@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 
 CT = "ct"
 """Name of a channel, in small letters, that nnU-Net takes for CT numbers."""
+
+MADE_FROM = "flare_made_from"
+"""In a case's pickle, and in those of its pseudo-labels: digests of the scan's files."""
 
 NOTHING_FOUND = "the coarse model found no organ; the whole scan is used"
 
@@ -113,13 +116,19 @@ def _changed(case: UnlabelledCase, folder: Path, located: dict[str, Any] | None)
         return []
     state = read_state(folder, case.case)
     before = state.get("sources")
-    now = sources_of([Path(image) for image in case.images], before or ())
-    names = changed_files(folder, case.case, before, now)
+    names, now = changed_images(folder, case.case, case.images)
     if located is not None and "located" in state and state["located"] != located.get("box"):
         names.append("the coarse model's box")
     if not names and before != now:
         write_json(path, {**state, "sources": now})
     return names
+
+
+def changed_images(folder: Path, case: str, images: Sequence[str]) -> tuple[list[str], list[Source]]:
+    """Names of a scan's files that are not those that its arrays were made from, and all of them as they are now."""
+    before = read_state(folder, case).get("sources")
+    now = sources_of([Path(image) for image in images], before or ())
+    return changed_files(folder, case, before, now), now
 
 
 def _documents(run: Run) -> tuple[str, str, dict[str, Any]]:
@@ -157,7 +166,8 @@ def _preprocess_case(
         box = None if located is None else located["box"]
         if located is not None and box is None:
             state["odd"].append(NOTHING_FOUND)
-        _write_arrays(case, scan, folder, plans_file, configuration, dataset, box)
+        made_from = [source["digest"] for source in state["sources"]]
+        _write_arrays(case, scan, folder, plans_file, configuration, dataset, box, made_from)
     except CaseError as error:
         state["failed"] = error.reason
     except Exception as error:  # whatever one scan does to the readers must not end a run over thousands
@@ -191,6 +201,7 @@ def _write_arrays(
     configuration: str,
     dataset: dict[str, Any],
     box: Box | None,
+    made_from: list[str | None],
 ) -> None:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -212,7 +223,7 @@ def _write_arrays(
         data, seg, properties = preprocessor.run_case(list(case.images), None, plans, manager, dataset)
     else:
         data, seg, properties = preprocess_box(preprocessor, case.images, box, plans, manager, dataset)
-    properties["class_locations"] = {}
+    properties |= {"class_locations": {}, MADE_FROM: made_from}
     write_array(folder / f"{case.case}.b2nd", data.astype(np.float32, copy=False), manager.patch_size)
     write_array(folder / f"{case.case}_seg.b2nd", seg.astype(np.int16, copy=False), manager.patch_size)
     write_properties(folder / f"{case.case}.pkl", properties)

@@ -33,6 +33,7 @@ from nnunet_flare.rounds.run.sources import stamp_of
 from nnunet_flare.rounds.run.unlabelled import read_list
 from nnunet_flare.rounds.stages.arrays import ENDINGS, read_array, read_properties, write_array, write_properties
 from nnunet_flare.rounds.stages.label_maps import write_label_map
+from nnunet_flare.rounds.stages.preprocess import changed_images
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +116,8 @@ def preprocess_scans(run: Run, base: Base, data: Path, scans: Sequence[LabelledS
     """Preprocess scans with their label maps into :func:`cases_folder`; returns why cases are set aside."""
     folder = cases_folder(data)
     folder.mkdir(parents=True, exist_ok=True)
+    changed = {scan.case: names for scan in scans if scan.arrays is None and (names := _changed(run, scan))}
+    scans = [scan for scan in scans if scan.case not in changed]
     todo = [scan for scan in scans if not _is_done(folder, scan)]
     if todo:
         log.info("preprocessing %d labelled scans for %s", len(todo), base.plans_name)
@@ -129,7 +132,16 @@ def preprocess_scans(run: Run, base: Base, data: Path, scans: Sequence[LabelledS
         for _ in workers.each_case(work, todo, description="cases for the final model"):
             pass  # what became of a case stands in its state file
     states = {scan.case: read_json(folder / f"{scan.case}.json", MADE) for scan in scans}
-    return {case: state["failed"] for case, state in states.items() if "failed" in state}
+    failed = {case: state["failed"] for case, state in states.items() if "failed" in state}
+    return failed | {
+        case: f"{', '.join(names)} changed since the scan was labelled; start a new run to use it"
+        for case, names in changed.items()
+    }
+
+
+def _changed(run: Run, scan: LabelledScan) -> list[str]:
+    """Names of an unlabelled scan's files that are not those that were labelled."""
+    return changed_images(run.unlabelled_data, scan.case, scan.images)[0]
 
 
 def _is_done(folder: Path, scan: LabelledScan) -> bool:

@@ -11,16 +11,22 @@ import pytest
 from tiny_loop import TINY
 
 from nnunet_flare.cli.pseudolabel import main
-from nnunet_flare.errors import TaskError
+from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.images import read_labels, read_volume, write_labels, write_volume
+from nnunet_flare.rounds.export import check_dataset
 from nnunet_flare.rounds.run.dataset import raw_cases
+from nnunet_flare.rounds.run.ledger import Entry, read_decisions
 from nnunet_flare.rounds.run.manifest import Run, load_run
 from nnunet_flare.rounds.run.sources import table_path
 from nnunet_flare.rounds.run.unlabelled import freeze, read_list
 from nnunet_flare.rounds.stages.arrays import read_array, read_properties
+from nnunet_flare.rounds.stages.build import build_round
+from nnunet_flare.rounds.stages.label import label_shard
 from nnunet_flare.rounds.stages.plan import _preprocess, plan_and_preprocess
 from nnunet_flare.rounds.stages.preprocess import failure, preprocess_unlabelled
+from nnunet_flare.rounds.stages.replanned import cases_folder, prepare_cases
+from nnunet_flare.rounds.stages.select import select_round
 
 LIVER = 1
 
@@ -182,6 +188,44 @@ def test_a_corrected_unlabelled_scan_is_preprocessed_anew(run, caplog, noted):
     np.testing.assert_allclose(after, before[:, :, ::-1], atol=1e-3)
     assert f"preprocessed again: {case.case} (" in caplog.text
     assert (run.unlabelled_data / f"{other.case}.b2nd").stat().st_mtime_ns == kept
+
+
+def mirror_a_taken_scan(run: Run) -> Entry:
+    """Replace the file of a scan whose label round 0 took by one of the same shape."""
+    entry = next(entry for entry in read_decisions(run.paths, 0) if entry.decision == "taken")
+    images = {scan.case: scan.images for scan in read_list(run.paths.unlabelled)}
+    path = Path(os.path.realpath(images[entry.case][0]))
+    volume = read_volume(path)
+    write_volume(path, volume.with_array(np.ascontiguousarray(volume.array[:, ::-1])))
+    return entry
+
+
+def test_the_old_label_of_a_scan_that_another_run_preprocessed_again_is_not_trained_on(run):
+    taken = mirror_a_taken_scan(run)
+    build_round(run, run.round(1))  # the arrays are still those of the scan that was labelled
+    preprocess_unlabelled(run)  # as another run on the dataset does at its start
+    with pytest.raises(TaskError, match=f"their scans, are damaged or changed.*{taken.case}"):
+        build_round(run, run.round(1))
+    assert not run.paths.case(0, taken.case).is_file()
+    label_shard(run, run.round(0), 0, 1)
+    select_round(run, run.round(0))
+    build_round(run, run.round(1))
+
+
+def test_a_final_model_of_other_plans_does_not_read_another_scan_than_was_labelled(run, tmp_path):
+    taken = [entry for entry in read_decisions(run.paths, 0) if entry.decision == "taken"]
+    changed = mirror_a_taken_scan(run)
+    failed = prepare_cases(run, run.base, tmp_path / "data", 0, taken)
+    assert list(failed) == [changed.case] and "changed since the scan was labelled" in failed[changed.case]
+    made = {path.name.removesuffix("_seg.b2nd") for path in cases_folder(tmp_path / "data").glob("*_seg.b2nd")}
+    assert made == {entry.case for entry in taken} - {changed.case}
+
+
+def test_a_dataset_of_scans_that_are_not_those_that_were_labelled_is_not_exported(run):
+    check_dataset(run, 1, 501)
+    changed = mirror_a_taken_scan(run)
+    with pytest.raises(InputError, match=rf"1 scan\(s\) changed since they were labelled \({changed.case}\)"):
+        check_dataset(run, 1, 501)
 
 
 def test_a_scan_that_was_set_aside_is_tried_again_once_it_is_another_file(run):
