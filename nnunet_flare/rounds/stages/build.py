@@ -99,6 +99,7 @@ def build_training(run: Run, name: str, of: Round, taken: Sequence[Entry]) -> Bu
     cases = {case: table[case] for case in raw_cases(run)}
     if not any(case.role in ("labelled", "partial") for case in cases.values()):
         raise TaskError(f"{run.settings.dataset}: no labelled case; at least one labelled or partial case is needed")
+    check_planned(run, of.base, list(cases))
     links: dict[str, int] = {}
     shares: dict[str, dict[str, float]] = {}
     failed: dict[str, str] = {}
@@ -192,6 +193,20 @@ def initial_weights(run: Run, of: Round) -> dict[str, Any]:
         part = training.get("pretrained_part", "but-head")
         return {"init_from": str(Path(training["pretrained_weights"]).expanduser().absolute()), "init_part": part}
     return {}
+
+
+def check_planned(run: Run, base: Base, cases: Sequence[str]) -> None:
+    """Every labelled case must have been there when the dataset was planned and preprocessed.
+
+    Raises:
+        TaskError: naming those that came later.
+    """
+    added = [case for case in cases if not (base.data / f"{case}.pkl").is_file()]
+    if added:
+        raise TaskError(
+            f"{base.data}: {len(added)} labelled case(s) are not preprocessed ({', '.join(added[:5])}). If they were "
+            f"added to {run.raw} after the start, move them out until this run is over; a new run takes them"
+        )
 
 
 def check_labels(run: Run, number: int, taken: Sequence[Entry]) -> None:

@@ -24,7 +24,7 @@ from nnunet_flare.rounds.run.loops import annotated_of, round_labels, round_orga
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Round
 from nnunet_flare.rounds.stages.arrays import read_array, read_properties
-from nnunet_flare.rounds.stages.build import check_labels, initial_weights
+from nnunet_flare.rounds.stages.build import check_labels, check_planned, initial_weights
 from nnunet_flare.rounds.stages.data_folder import building
 from nnunet_flare.rounds.stages.replanned import cases_folder
 from nnunet_flare.rounds.stages.union import make_union
@@ -60,6 +60,7 @@ def build_loop_round(run: Run, of: Round) -> dict[str, Any]:
     Raises:
         TaskError: when no case has an organ of the loop annotated, or a label map is damaged.
     """
+    check_planned(run, of.base, raw_cases(run))
     if of.kind == "final":
         return _build_final(run, of)
     organs = round_labels(run, of)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from changed_runs import changed, labelled_cases, set_agreement
+from fake_run import fake_run
 
 from nnunet_flare.errors import TaskError
 from nnunet_flare.files import read_json
@@ -91,6 +92,15 @@ def test_a_label_that_changed_after_it_was_judged_is_never_trained_on(run):
     with pytest.raises(TaskError, match=taken):
         build_round(run, run.round(1))
     assert not run.paths.case(0, taken).is_file() and not run.paths.done("label-r0-p0").is_file()
+
+
+def test_a_labelled_case_that_was_added_after_the_start_is_named(tmp_path):
+    run = fake_run(tmp_path, cases=["scan"], rounds=1, pictured=0)
+    (run.raw / "labelsTr").mkdir()
+    for case in ("first", "late"):
+        (run.raw / "labelsTr" / f"{case}.nii.gz").write_bytes(b"")
+    with pytest.raises(TaskError, match=r"1 labelled case\(s\) are not preprocessed \(late\).*move them out"):
+        build_round(run, run.round(1))
 
 
 def test_a_truncated_label_array_is_found_and_made_anew(run):
