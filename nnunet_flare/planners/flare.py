@@ -38,6 +38,7 @@ class nnUNetPlannerFlare(ExperimentPlanner):
     """Radboud's plan (S5): 4 x 1.2 x 1.2 mm, patch 40 x 224 x 192, stock's plain U-Net of 32 to 320 features.
 
     Axis order of spacing and patch: z, y, x as the reader gives them (largest spacing first after the transposition).
+    Pictures (one plane each) keep their own spacing: readers put a plane 999 times its pixels from the next.
     """
 
     spacing_mm: ClassVar[tuple[float, float, float] | None] = (4.0, 1.2, 1.2)
@@ -59,8 +60,6 @@ class nnUNetPlannerFlare(ExperimentPlanner):
         overwrite_target_spacing: Sequence[float] | None = None,
         suppress_transpose: bool = False,
     ) -> None:
-        if overwrite_target_spacing is None and self.spacing_mm is not None:
-            overwrite_target_spacing = list(self.spacing_mm)
         super().__init__(
             dataset_name_or_id,
             gpu_memory_target_in_gb,
@@ -69,6 +68,9 @@ class nnUNetPlannerFlare(ExperimentPlanner):
             overwrite_target_spacing,
             suppress_transpose,
         )
+        self.is_flat = bool(np.median([shape[0] for shape in self.dataset_fingerprint["shapes_after_crop"]]) == 1)
+        if overwrite_target_spacing is None and self.spacing_mm is not None and not self.is_flat:
+            self.overwrite_target_spacing = list(self.spacing_mm)
         self.UNet_class = self.network
         self.UNet_base_num_features = self.base_features
         self.UNet_max_features_3d = self.max_features

@@ -78,7 +78,7 @@ class nnUNetPlannerFlareCoarse(nnUNetPlannerFlare, ResEncUNetPlanner):
     S1's training cases are a tenth larger than the patch (176 voxels for 160), S4's are not.
 
     Raises:
-        InputError: for a target spacing.
+        InputError: for a target spacing, or for pictures of one plane.
     """
 
     spacing_mm = None
@@ -114,6 +114,11 @@ class nnUNetPlannerFlareCoarse(nnUNetPlannerFlare, ResEncUNetPlanner):
         super().__init__(
             dataset_name_or_id, gpu_memory_target_in_gb, preprocessor_name, plans_name, None, suppress_transpose=True
         )
+        if self.is_flat:
+            raise InputError(
+                f"{type(self).__name__}: {self.dataset_name} has pictures of one plane, but its networks are 3-D; use "
+                "another planner"
+            )
         self.preprocessor_name = self.preprocessor  # nnUNetv2_plan_experiment names stock's explicitly
 
     def determine_reader_writer(self) -> type[BaseReaderWriter]:

@@ -18,6 +18,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_flare import plugin
 from nnunet_flare.errors import InputError
 from nnunet_flare.planners import flare
 from nnunet_flare.planners.expected import expected_configuration
@@ -280,8 +281,22 @@ def test_written_plans_open_where_this_package_is_not_installed(dataset: MakeDat
     assert result.stdout.split()[-1] == "ResidualEncoderUNet"
 
 
-def test_a_2d_data_set_is_still_planned(dataset: MakeDataset) -> None:
-    dataset(shape=(1, 256, 256), spacing=(4.0, 1.2, 1.2))
-    plans, _ = plan_experiment_dataset(22, flare.nnUNetPlannerFlareTiny)
-    assert list(plans["configurations"]) == ["2d"]
+@pytest.mark.parametrize("name", [*PAPERS, "nnUNetPlannerFlareTiny"])
+@pytest.mark.parametrize("pixel", [1.0, 0.3])
+def test_pictures_are_planned_as_stock_plans_them(dataset: MakeDataset, name: str, pixel: float) -> None:
+    """No volume is made of them, although their readers say that one plane lies 999 pixels from the next."""
+    dataset(shape=(1, 256, 192), spacing=(999 * pixel, pixel, pixel))
+    expected, _ = plan_experiment_dataset(22)
+    plans, _ = plan_experiment_dataset(22, plugin.resolve(name))
+    assert list(plans["configurations"]) == list(expected["configurations"]) == ["2d"]
+    found, stock = plans["configurations"]["2d"], expected["configurations"]["2d"]
+    for key in ("spacing", "median_image_size_in_voxels"):
+        assert list(found[key]) == list(stock[key])
     assert PlansManager(plans).get_configuration("2d").patch_size is not None
+
+
+@pytest.mark.parametrize("name", ["nnUNetPlannerFlareCoarse", "nnUNetPlannerFlareFine"])
+def test_pictures_are_refused_by_the_planners_of_whole_volumes(dataset: MakeDataset, name: str) -> None:
+    dataset(shape=(1, 256, 192), spacing=(999.0, 1.0, 1.0))
+    with pytest.raises(InputError, match=f"{name}: Dataset022_Abdomen has pictures of one plane"):
+        plan_experiment_dataset(22, plugin.resolve(name))
