@@ -366,8 +366,9 @@ class FlareTrainer(nnUNetTrainer):
                 self.print_to_log_file(curve, np.round(value[curve], decimals=4))
         duration = value["epoch_end_timestamps"] - value["epoch_start_timestamps"]
         self.print_to_log_file(f"Epoch time: {np.round(duration, decimals=2)} s")
-        if self.reports_dice and (self._best_ema is None or value["ema_fg_dice"] > self._best_ema):
-            self._best_ema = value["ema_fg_dice"]
+        moving = value["ema_fg_dice"]
+        if self.reports_dice and not np.isnan(moving) and (self._best_ema is None or moving > self._best_ema):
+            self._best_ema = moving
             self.print_to_log_file(f"New best EMA pseudo Dice: {float(self._best_ema):.4f}")
             self.save_checkpoint(join(self.output_folder, "checkpoint_best.pth"))
         done = self.current_epoch + 1

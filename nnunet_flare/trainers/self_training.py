@@ -225,6 +225,7 @@ class nnUNetTrainerFlareST(CasesByRole):
         self._say_what_is_never_predicted(val_outputs)
         if self.reports_dice:
             super().on_validation_epoch_end(val_outputs)
+            self._average_known_dice()
             return
         values = [float(np.mean([output["loss"] for output in val_outputs]))]
         if self.is_ddp:
@@ -235,6 +236,13 @@ class nnUNetTrainerFlareST(CasesByRole):
         self.logger.log("mean_fg_dice", float("nan"), self.current_epoch)
         self.logger.log("dice_per_class_or_region", [float("nan")] * organs, self.current_epoch)
         self.logger.log("val_losses", float(np.mean(values)), self.current_epoch)
+
+    def _average_known_dice(self) -> None:
+        """An epoch without a Dice (no organ there, none predicted) changes no moving average; stock's is NaN then."""
+        logged = self.logger.local_logger.my_fantastic_logging
+        moving, dice = logged["ema_fg_dice"], logged["mean_fg_dice"][-1]
+        if np.isnan(moving[-1]):
+            moving[-1] = moving[-2] if np.isnan(dice) and len(moving) > 1 else dice
 
     def _say_what_is_never_predicted(self, val_outputs: list[dict]) -> None:
         counts = {

@@ -153,6 +153,27 @@ def test_a_fold_without_true_cases_reports_no_dice(tiny: Any) -> None:
     assert "checkpoint_best.pth" not in files
 
 
+def test_an_epoch_whose_validation_meets_no_organ_leaves_the_moving_dice(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a small lesion alone, which no patch of the epoch holds and nothing predicts: not a number for good."""
+    tiny.add(*TRUE[:2])
+    trainer = tiny.trainer(fold="all", **short(num_epochs=5, patience=3))
+    dice_by_epoch = [None, 0.2, None, 0.6, None]
+
+    def step(batch: dict) -> dict:
+        dice = dice_by_epoch[trainer.current_epoch]
+        counted = [np.full(2, 0.0 if dice is None else share) for share in (dice, *2 * [1 - (dice or 0)])]
+        return {"loss": np.float32(1), **dict(zip(("tp_hard", "fp_hard", "fn_hard"), counted, strict=True))}
+
+    monkeypatch.setattr(trainer, "validation_step", step)
+    trainer.run_training()
+    moving = [trainer.logger.get_value("ema_fg_dice", step=epoch) for epoch in range(5)]
+    np.testing.assert_allclose(moving, [np.nan, 0.2, 0.2, 0.24, 0.24])
+    best = torch.load(Path(trainer.output_folder, "checkpoint_best.pth"), weights_only=False)
+    assert best["current_epoch"] == 4, "the fourth epoch has the best moving Dice"
+
+
 def test_online_dice_of_a_partial_case_counts_its_annotated_organs_only(tiny: Any) -> None:
     tiny.add("full", "part")
     tiny.table({"part": {"role": "partial", "annotated": [2]}})
