@@ -16,7 +16,7 @@ from torch.cuda._utils import _get_device_index
 from nnunet_flare.cli import predict
 from nnunet_flare.errors import FlareError, InputError
 from nnunet_flare.images import write_volume
-from nnunet_flare.inference import memory
+from nnunet_flare.inference import memory, torch_runtime
 from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.inference.devices import Device, open_device
 from nnunet_flare.inference.model import Model
@@ -116,6 +116,7 @@ def test_single_precision_on_cuda_is_no_tf32_and_the_process_is_left_as_it_was(m
             seen.append(flags())
             return x
 
+    monkeypatch.setattr(torch_runtime, "computes_bf16", lambda device: True)
     runtime = TorchRuntime(Network(), device=torch.device("cpu"), precision=precision)
     runtime._device = CUDA
     monkeypatch.setattr(torch, "autocast", lambda kind, dtype: torch.inference_mode())
