@@ -84,6 +84,7 @@ class nnUNetTrainerFlareDistill(nnUNetTrainerFlareST):
             "labels": (outputs_of(self.dataset_json), outputs_of(model.dataset_json)),
             "channels": (self.dataset_json[channels], model.dataset_json.get(channels)),
             "axis order": (list(self.plans_manager.transpose_forward), list(model.plans_manager.transpose_forward)),
+            "first stage of a cascade": (own.previous_stage_name, other.previous_stage_name),
             "spacing": (list(own.spacing), list(other.spacing)),
             "normalisation": (_normalisation(self.plans_manager, own), _normalisation(model.plans_manager, other)),
         }

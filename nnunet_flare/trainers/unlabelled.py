@@ -32,6 +32,20 @@ class LearnsFromUnlabelled(nnUNetTrainerFlareST):
     stream: StreamSettings
     dataloader_unlabelled: Any = None
 
+    def initialize(self) -> None:
+        """As for self-training.
+
+        Raises:
+            InputError: for the second stage of a cascade: no first stage labelled the unlabelled scans.
+        """
+        if self.is_cascaded:
+            raise InputError(
+                f"{self.plans_manager.plans_name}.json, configuration '{self.configuration_name}': is the second stage "
+                f"of a cascade, but {type(self).__name__} has no labels of the first for unlabelled scans; train "
+                "another configuration"
+            )
+        super().initialize()
+
     def batches_taken(self, epochs: int) -> int:
         """Batches of the stream that the first ``epochs`` epochs take: where a resumed training goes on."""
         return epochs * self.num_iterations_per_epoch

@@ -179,7 +179,7 @@ def test_a_teacher_of_other_intensities_is_refused(tiny: Any, teacher: Path, sch
         student(tiny, teacher).initialize()
 
 
-@pytest.mark.parametrize("kind", ["spacing", "labels", "channels", "patch"])
+@pytest.mark.parametrize("kind", ["spacing", "labels", "channels", "patch", "first stage of a cascade"])
 def test_a_teacher_that_does_not_fit_is_refused_with_both_sides(tiny: Any, teacher: Path, kind: str) -> None:
     plans, dataset = read_json(teacher / "plans.json"), read_json(teacher / "dataset.json")
     configuration = plans["configurations"]["3d_fullres"]
@@ -193,6 +193,11 @@ def test_a_teacher_that_does_not_fit_is_refused_with_both_sides(tiny: Any, teach
     elif kind == "channels":
         dataset["channel_names"]["0"] = "MR"
         expected += ["MR", "CT"]
+    elif kind == "first stage of a cascade":
+        configurations = tiny.plans["configurations"]
+        configurations["3d_lowres"] = {**configurations["3d_fullres"]}
+        configurations["3d_fullres"]["previous_stage"] = "3d_lowres"
+        expected += ["None", "3d_lowres"]
     else:
         configuration["architecture"]["arch_kwargs"]["strides"][-1] = [3, 3, 3]
         expected = ["is not a multiple of that", "[8, 16, 16]"]

@@ -283,6 +283,16 @@ def test_impossible_settings_are_refused_with_their_place(data: Any, change: dic
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("name", [NAME, "nnUNetTrainerFlareAdversarial"])
+def test_the_second_stage_of_a_cascade_is_refused(data: Any, name: str) -> None:
+    """No first stage labelled the unlabelled scans; its labels are missing channels."""
+    configurations = data.plans["configurations"]
+    configurations["3d_lowres"] = {**configurations["3d_fullres"]}
+    configurations["3d_fullres"]["previous_stage"] = "3d_lowres"
+    with pytest.raises(InputError, match="'3d_fullres': is the second stage of a cascade"):
+        data.trainer(name=name, **SETTINGS).initialize()
+
+
 def test_other_trainers_have_no_average(data: Any) -> None:
     with pytest.raises(InputError, match=r"flare\.mean_teacher: nnUNetTrainerFlareST has no average that teaches"):
         data.trainer(name="nnUNetTrainerFlareST", mean_teacher={})
