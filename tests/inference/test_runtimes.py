@@ -10,6 +10,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import model_folders as models
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 
 from nnunet_flare.cli import export
 from nnunet_flare.errors import InputError
-from nnunet_flare.inference import cache, devices, openvino_conversion, runtimes, torch_runtime
+from nnunet_flare.inference import cache, devices, openvino_conversion, openvino_runtime, runtimes, torch_runtime
 from nnunet_flare.inference.model import Model
 from nnunet_flare.inference.predictor import FlarePredictor
 
@@ -291,6 +292,20 @@ def test_bf16_on_a_cpu_without_it_is_single_precision(case, monkeypatch, caplog)
     monkeypatch.setattr(torch_runtime, "computes_bf16", lambda device: False)
     expected = logits(folder, data, backend="torch", precision="fp32", folds=[0, 1])
     assert torch.equal(logits(folder, data, backend="torch", precision="bf16", folds=[0, 1]), expected)
+    assert caplog.text.count("fp32 is used") == 1
+
+
+def test_openvino_says_so_too_and_normalises_as_exactly_as_in_single_precision(case, monkeypatch, caplog):
+    pytest.importorskip("openvino")
+    folder, data = case
+    openvino_runtime._say_no_bf16.cache_clear()
+    core = openvino_runtime.shared_core()
+    older = SimpleNamespace(
+        read_model=core.read_model, compile_model=core.compile_model, get_property=lambda *_: ["FP32", "INT8"]
+    )
+    monkeypatch.setattr(openvino_runtime, "shared_core", lambda: older)
+    expected = logits(folder, data, backend="openvino", precision="fp32", folds=[0, 1])
+    assert torch.equal(logits(folder, data, backend="openvino", precision="bf16", folds=[0, 1]), expected)
     assert caplog.text.count("fp32 is used") == 1
 
 
