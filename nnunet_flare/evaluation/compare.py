@@ -78,6 +78,8 @@ class Comparison:
 def compare(a: ScoreTable, b: ScoreTable, *, seed: int = 0) -> Comparison:
     """Compare two tables case by case; cases that only one of them has are left out and listed.
 
+    A case is the same in files of another ending.
+
     The interval is the percentile bootstrap over cases; p-values are two-sided, differences of 0 dropped (Wilcoxon's
     way), and 1 where nothing differs. Holm's correction runs over the structures of one measure.
 
@@ -86,8 +88,7 @@ def compare(a: ScoreTable, b: ScoreTable, *, seed: int = 0) -> Comparison:
     """
     if [s.id for s in a.structures] != [s.id for s in b.structures]:
         raise InputError("the two tables score different structures; score both with the same --labels")
-    places_a = {row.name: place for place, row in enumerate(a.rows)}
-    places_b = {row.name: place for place, row in enumerate(b.rows)}
+    places_a, places_b = ({row.case: place for place, row in enumerate(t.rows)} for t in (a, b))
     common = sorted(places_a.keys() & places_b.keys())
     if not common:
         raise InputError("the two tables have no case in common; expected the same file names in their Name columns")
@@ -105,10 +106,10 @@ def compare(a: ScoreTable, b: ScoreTable, *, seed: int = 0) -> Comparison:
         ]
         rows += [mean_row, *_with_holm(single)]
     return Comparison(
-        tuple(common),
+        tuple(a.rows[places_a[case]].name for case in common),
         tuple(rows),
-        tuple(sorted(places_a.keys() - places_b.keys())),
-        tuple(sorted(places_b.keys() - places_a.keys())),
+        tuple(a.rows[places_a[case]].name for case in sorted(places_a.keys() - places_b.keys())),
+        tuple(b.rows[places_b[case]].name for case in sorted(places_b.keys() - places_a.keys())),
     )
 
 

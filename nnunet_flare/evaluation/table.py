@@ -13,6 +13,7 @@ from nnunet_flare.documents import csv_text, load_rows
 from nnunet_flare.errors import InputError
 from nnunet_flare.evaluation.structures import Structure
 from nnunet_flare.files import write_csv, write_json, write_text
+from nnunet_flare.images import suffix_of
 
 MEASURES: tuple[str, ...] = ("DSC", "NSD")
 
@@ -39,6 +40,11 @@ class CaseRow:
     dsc: dict[int, float]
     nsd: dict[int, float]
     false_positive_ml: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def case(self) -> str:
+        """The name without the ending of an image."""
+        return self.name[: len(self.name) - len(suffix_of(Path(self.name)) or "")]
 
 
 @dataclass(frozen=True)
@@ -231,11 +237,8 @@ def read_csv(path: Path, structures: Sequence[Structure]) -> ScoreTable:
             "give the --labels that it was written with"
         )
     rows: list[CaseRow] = []
-    names: set[str] = set()
+    cases: set[str] = set()
     for number, line in lines[1:]:
-        if line[0] in names:
-            raise InputError(f"{path}, line {number}: {line[0]} is there twice; expected one row for each case")
-        names.add(line[0])
         try:
             values = [float(cell) for cell in line[1:]]
         except ValueError as error:
@@ -245,4 +248,7 @@ def read_csv(path: Path, structures: Sequence[Structure]) -> ScoreTable:
         ids = [s.id for s in structures]
         dsc, nsd = values[: len(ids)], values[len(ids) :]
         rows.append(CaseRow(line[0], dict(zip(ids, dsc, strict=True)), dict(zip(ids, nsd, strict=True))))
+        if rows[-1].case in cases:
+            raise InputError(f"{path}, line {number}: {line[0]} is there twice; expected one row for each case")
+        cases.add(rows[-1].case)
     return ScoreTable(tuple(structures), tuple(rows))

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -80,6 +81,14 @@ def test_only_common_cases_are_compared_and_the_others_listed(scores):
     assert comparison.only_a == ("case_000.nii.gz", "case_001.nii.gz") and comparison.only_b == ()
     expected = np.mean(b[2:, 0] - a[2:, 0])
     assert row_of(comparison, "Liver").difference == pytest.approx(expected)
+
+
+def test_cases_are_the_same_in_files_of_another_ending(scores):
+    """As predictions in NRRD, of which one is missing and so stands under the name of its reference, in NIfTI."""
+    a, b = map(table_of, scores)
+    other = replace(a, rows=tuple(replace(row, name=row.name.replace(".nii.gz", ".nrrd")) for row in a.rows[:-1]))
+    comparison = compare(replace(other, rows=(*other.rows, a.rows[-1])), b)
+    assert comparison.rows == compare(a, b).rows and not comparison.only_a and not comparison.only_b
 
 
 def test_tables_without_common_cases_or_of_other_labels_are_refused(scores):
