@@ -200,6 +200,12 @@ def check_selection(recipe: Recipe, number: int) -> None:
             "selection.complete: refuses cases that lack an organ, but fusion.uncertain_organs is 'ignore', which "
             "judges organ by organ; use only one of the two"
         )
+    fraction = recipe.selection_of(number).top_fraction
+    if fraction is not None and recipe.fusion.uncertain_organs == "ignore":
+        raise ValueError(
+            f"selection.top_fraction: found {fraction:g} in round {number}, the best share of the cases, but "
+            "fusion.uncertain_organs is 'ignore', which judges organ by organ; expected selection.top_fraction=null"
+        )
     if rule.needs == "rounds":
         _check_round_change(recipe, number)
     if not recipe.has_one_member(number):

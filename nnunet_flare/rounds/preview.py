@@ -25,6 +25,7 @@ from nnunet_flare.rounds.run.tasks import Task, graph
 from nnunet_flare.rounds.run.unlabelled import find_sources, size_of
 from nnunet_flare.rounds.stages.epoch_lengths import STOCK_ITERATIONS, iterations_of_pass, pass_of_round, stock_epochs
 from nnunet_flare.rounds.start import Plan
+from nnunet_flare.selection.choose import room_for
 from nnunet_flare.tables import command_lines, table
 from nnunet_flare.trainers.settings import TrainingSettings
 from nnunet_flare.wording import duration, roughly
@@ -136,7 +137,7 @@ def _length(run: Run, task: Task, labelled: int, unlabelled: int) -> tuple[Base,
         base, passes = of.base, recipe.counts_passes
         if of.learns_from is not None:
             share = recipe.selection_of(of.learns_from).top_fraction
-            taken = unlabelled if share is None else max(1, round(share * unlabelled))
+            taken = unlabelled if share is None else room_for(share, unlabelled)
         samples = pass_of_round(run, of, labelled, taken)
     is_planned = base.plans_file.is_file()
     batch = int(base_configuration(base)["batch_size"]) if is_planned else 1

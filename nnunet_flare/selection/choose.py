@@ -7,6 +7,7 @@ the threshold.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -119,7 +120,7 @@ def select(
         if top_fraction is None:
             break
         mine = [row for row in range(len(cases)) if of_domain[row] == domain]
-        room = max(1, int(np.floor(top_fraction * len(mine) + 0.5)))
+        room = room_for(top_fraction, len(mine))
         ranking = sorted((row for row in mine if reasons[row] is None), key=lambda r: (-score[r], cases[r]))
         for rank, row in enumerate(ranking[room:], start=room + 1):
             reasons[row] = (
@@ -130,6 +131,11 @@ def select(
         Decision(case, why is None, float(value), why or _taken(rule, value, threshold, top_fraction, domain))
         for case, value, why, domain in zip(cases, score, reasons, of_domain, strict=True)
     ]
+
+
+def room_for(top_fraction: float, cases: int) -> int:
+    """How many of the cases a largest share is: the nearest whole number, at least one."""
+    return max(1, math.floor(top_fraction * cases + 0.5))
 
 
 def _among(domain: str | None) -> str:

@@ -6,6 +6,7 @@ import csv
 import logging
 
 import pytest
+from changed_runs import changed
 from fake_run import fake_run
 
 from nnunet_flare.cli.pseudolabel import main
@@ -69,6 +70,27 @@ def test_the_agreement_of_a_wrong_organ_counts_as_zero(run):
     assert after.score == pytest.approx(before.score - lost)
     assert after.reason.startswith("reviewed: liver, spleen wrong (cut off); ")
     assert read_json(run.paths.case(1, case))["agreement"]["liver"] == before.agreement["liver"]  # as measured
+
+
+def test_an_organ_that_was_called_wrong_is_no_longer_steady(run):
+    steady = changed(run, selection={"rule": "steady"})
+    case = CASES[0]
+    path = run.paths.case(1, case)
+    document = read_json(path)
+    write_json(path, {**document, "steady": dict.fromkeys(document["agreement"], 1.0)})
+    decide(run, f"{case},organ-wrong,liver,")
+    select_round(steady, steady.round(1))
+    assert by_case(run, 1)[case].agreement["liver"] == 0
+
+
+@pytest.mark.parametrize(("rule", "trains"), [("all", True), ("min-organ", False)])
+def test_that_a_case_trains_with_a_wrong_organ_all_the_same_is_said(run, caplog, rule, trains):
+    own = changed(run, selection={"rule": rule, "threshold": 0.01, "top_fraction": None})
+    decide(run, "case_000,organ-wrong,liver,", "case_001,accept,,", "case_002,reject,,")
+    select_round(own, own.round(1))
+    assert by_case(run, 1)["case_000"].decision == ("taken" if trains else "refused")
+    said = "takes 1 case(s) with organs that were called wrong, and trains on these: case_000 (liver)"
+    assert (said in caplog.text) == trains
 
 
 def test_a_later_file_replaces_what_was_said_about_the_same_case(run):

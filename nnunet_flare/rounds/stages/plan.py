@@ -235,12 +235,27 @@ def _write_splits(run: Run, cases: list[str]) -> None:
     path, starts_given = run.preprocessed / SPLITS, run.settings.init_model is not None
     count = _folds(run.recipe, starts_given=starts_given)
     check_folds(run.recipe, len(cases), path, starts_given=starts_given)
-    if not count or path.is_file():
+    if not count:
+        return
+    if path.is_file():
+        _say_what_no_fold_has(path, cases)
         return
     from nnunetv2.utilities.crossval_split import generate_crossval_split
 
     splits = generate_crossval_split(cases, seed=12345, n_splits=max(2, count))
     write_json(path, splits)
+
+
+def _say_what_no_fold_has(path: Path, cases: list[str]) -> None:
+    splits = read_json(path, shapes.SPLITS, remedy="remove it, then it is made again")
+    named = {case for fold in splits for part in ("train", "val") for case in fold[part]}
+    missing = [case for case in cases if case not in named]
+    if missing:
+        log.warning(
+            "%s: %d of %d labelled cases are in no fold (%s), so that no fold trains or validates on them. Remove the "
+            "file, then it is made again",
+            path, len(missing), len(cases), ", ".join(missing[:5]),
+        )  # fmt: skip
 
 
 def _folds(recipe: Recipe, *, starts_given: bool) -> int:

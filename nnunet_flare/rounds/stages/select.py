@@ -72,6 +72,7 @@ def select_round(run: Run, of: Round) -> dict[str, Any]:
         values = _values_of(judgement, rows_of[case], organs) if case in rows_of else {}
         entry = _entry(known_of_case, case, document, decisions.get(case), uncertain.get(case, []), values)
         entries.append(_reviewed(entry, reviews.get(case)))
+    _say_what_trains_though_wrong(run, number, entries, reviews)
     counts_of_members = [documents[case].members for case in judged]
     write_scores(run.paths.scores(number), judged, table, organs, counts_of_members, skipped=judgement.skipped)
     write_selection(run.paths.selection(number), [(e.case, e.decision == "taken", e.score, e.reason) for e in entries])
@@ -80,8 +81,8 @@ def select_round(run: Run, of: Round) -> dict[str, Any]:
     if not taken:
         raise TaskError(_nothing_taken(run, number, judgement, organs, entries))
     _early_stop(run, number)
-    known = table[~np.isnan(table)]
-    mean = float(known.mean()) if known.size else None
+    means = [entry.mean_organ for entry in entries if entry.mean_organ is not None]
+    mean = float(np.mean(means)) if means else None
     counts = {d: sum(e.decision == d for e in entries) for d in DECISIONS}
     agreed = "no agreement" if mean is None else f"mean agreement {mean:.3f}"
     log.info("round %d: %s, %s", number, ", ".join(f"{n} {d}" for d, n in counts.items() if n), agreed)
@@ -93,13 +94,35 @@ def select_round(run: Run, of: Round) -> dict[str, Any]:
 
 
 def _with_wrong_organs(labelled: LabelledCase, wrong: Sequence[str]) -> LabelledCase:
-    """A case in which a person called the labels of some organs wrong: agreement 0, also on an absence."""
+    """A case in which a person called the labels of some organs wrong: all that they are judged by is 0, also an
+    absence.
+    """
     nothing = dict.fromkeys(wrong, 0.0)
     return replace(
         labelled,
         agreement={**labelled.agreement, **nothing},
         absent_pairs={**{organ: labelled.absence(organ) for organ in labelled.agreement}, **nothing},
+        steady={**labelled.steady, **nothing} if labelled.steady else {},
+        absent_copies={**labelled.absent_copies, **nothing},
     )
+
+
+def _say_what_trains_though_wrong(
+    run: Run, number: int, entries: Sequence[Entry], reviews: Mapping[str, Review]
+) -> None:
+    """An organ that a person called wrong is trained on where the round's rule takes its case all the same."""
+    wrong = {
+        entry.case: set(reviews[entry.case].organs) - set(entry.ignored)
+        for entry in entries
+        if entry.case in reviews and entry.decision == "taken"
+    }
+    cases = [f"{case} ({', '.join(sorted(organs))})" for case, organs in wrong.items() if organs]
+    if cases:
+        log.warning(
+            "round %d: rule %s takes %d case(s) with organs that were called wrong, and trains on these: %s. Reject "
+            "the cases, or start a run with fusion.uncertain_organs=ignore",
+            number, run.recipe.selection_of(number).rule.name, len(cases), "; ".join(cases[:5]),
+        )  # fmt: skip
 
 
 def _judged_table(

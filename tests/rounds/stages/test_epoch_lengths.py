@@ -59,6 +59,10 @@ def test_the_papers_lengths_and_chains_are_in_the_recipe():
             r"fusion\.method: found 'last'.*expected 'checkpoints'",
         ),
         ({"selection.complete": "true", "fusion.uncertain_organs": "ignore"}, r"selection\.complete"),
+        (
+            {"selection.complete": "false", "fusion.uncertain_organs": "ignore"},
+            r"selection\.top_fraction: found 0\.5 in round 0.*organ by organ; expected selection\.top_fraction=null",
+        ),
     ],
 )
 def test_contradictions_are_refused_before_anything_is_trained(change, message):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from changed_runs import changed
 
@@ -27,6 +29,18 @@ def test_fewer_cases_than_folds_is_said_before_training(run):
 def test_a_split_file_with_too_few_folds_is_named(run):
     with pytest.raises(InputError, match=r"has 2 folds, members.count is 3"):
         plan_and_preprocess(changed(run, members={"count": 3}))
+
+
+def test_labelled_cases_that_no_fold_trains_on_are_named(run, caplog):
+    """Labelled after the split was made, such as corrected pseudo-labels."""
+    splits = json.loads((run.preprocessed / "splits_final.json").read_text())
+    late = splits[0]["val"][0]
+    plan_and_preprocess(run)
+    assert "in no fold" not in caplog.text
+    without = [{part: [case for case in fold[part] if case != late] for part in fold} for fold in splits]
+    write_json(run.preprocessed / "splits_final.json", without)
+    plan_and_preprocess(run)
+    assert f"1 of 4 labelled cases are in no fold ({late})" in caplog.text
 
 
 def test_plans_made_anew_stop_the_run(run):

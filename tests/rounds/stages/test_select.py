@@ -66,6 +66,8 @@ def test_odd_scans_are_kept_out_unless_asked(run):
 
 
 def test_early_stop_ends_the_rounds_when_agreement_no_longer_rises(run):
+    for case in labelled_cases(run):
+        set_agreement(run, case)
     patient = changed(run, stop={"patience": 1})
     patient = replace(patient, recipe=patient.recipe.model_copy(update={"rounds": 4}))
     for number in (0, 1):
