@@ -193,10 +193,11 @@ def network_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequen
         ValueError: when it has fewer than one voxel along an axis, or more than can be meant.
     """
     found = new_shape(shape, spacing, target)
-    if min(found) < 1 or float(np.prod(found, dtype=float)) > MAX_NETWORK_VOXELS:
+    is_none = min(found) < 1
+    if is_none or float(np.prod(found, dtype=float)) > MAX_NETWORK_VOXELS:
         raise ValueError(
             f"shape {tuple(shape)} at spacing {tuple(spacing)} mm becomes {found} at the model's "
-            f"{tuple(target)} mm, which is too large to predict; check the spacing"
+            f"{tuple(target)} mm, which is {'no voxel' if is_none else 'too large to predict'}; check the spacing"
         )
     return found
 

@@ -17,6 +17,7 @@ LABELLED = (
         "members": int,
         "odd": [str],
         "label_sha256": str,
+        "weights?": [str],
         "present?": {str: bool},
         "absent_pairs?": {str: float},
         "steady?": {str: (float, None)},
@@ -42,6 +43,7 @@ class LabelledCase:
         members: how many label maps there are.
         change: how much the label map changed since the round before, where the recipe asks for it.
         label_sha256: hash of the fused label on the network's grid.
+        weights: digests of the checkpoints of a given model, which somebody may train again.
         odd: what is unusual about the scan, in words.
         seconds: time of labelling.
     """
@@ -56,6 +58,7 @@ class LabelledCase:
     members: int = 0
     change: float | None = None
     label_sha256: str | None = None
+    weights: tuple[str, ...] = ()
     odd: tuple[str, ...] = ()
     seconds: float = 0.0
 
@@ -87,7 +90,7 @@ def read_labelled_case(path: Path, *, remedy: str) -> LabelledCase:
     """
     document: dict[str, Any] = read_json(path, LABELLED, remedy=remedy)
     known = {key: value for key, value in document.items() if key in LabelledCase.__dataclass_fields__}
-    return LabelledCase(**{**known, "odd": tuple(known.get("odd", ()))})
+    return LabelledCase(**{**known, **{key: tuple(known.get(key, ())) for key in ("odd", "weights")}})
 
 
 def write_labelled_case(path: Path, case: str, number: int, labelled: LabelledCase) -> None:

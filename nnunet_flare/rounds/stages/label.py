@@ -21,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunet_flare.ahead import each_ahead
+from nnunet_flare.digests import file_digest
 from nnunet_flare.disks import concerns_disk
 from nnunet_flare.errors import TaskError
 from nnunet_flare.files import holds, remove_leftovers, replacing
@@ -155,7 +156,8 @@ def label_shard(run: Run, of: Round, part: int, parts: int) -> dict[str, int]:
     cases = shard(round_scans(run, of), part, parts)
     ending = dataset_json(run)["file_ending"]
     remove_leftovers(run.paths.label(number, "case", ending).parent)
-    todo = [case for case in cases if not _is_labelled(run, number, case.case, ending)]
+    weights = weights_given(run, of)
+    todo = [case for case in cases if not _is_labelled(run, number, case.case, ending, weights)]
     if todo:
         loader = ThreadPoolExecutor(1, "flare-read")
         try:
@@ -168,6 +170,7 @@ def label_shard(run: Run, of: Round, part: int, parts: int) -> dict[str, int]:
                 labelled = (
                     _label_case(run, of, case, reading, predictor, organs) if reason is None else LabelledCase(reason)
                 )
+                labelled = replace(labelled, weights=weights)
                 write_labelled_case(run.paths.case(number, case.case), case.case, number, labelled)
         finally:
             loader.shutdown(cancel_futures=True)
@@ -180,11 +183,25 @@ def label_shard(run: Run, of: Round, part: int, parts: int) -> dict[str, int]:
     return {"labelled": len(cases) - len(failed), "failed": len(failed)}
 
 
-def _is_labelled(run: Run, number: int, case: str, ending: str) -> bool:
-    """Whether a case was labelled, its label map still whole, or set aside."""
+def weights_given(run: Run, of: Round) -> tuple[str, ...]:
+    """Digests of the checkpoints of ``--init_model``, of which the run does not know when they are trained again."""
+    if of.number != 0 or run.settings.init_model is None:
+        return ()
+    try:
+        return tuple(file_digest(of.model / f"fold_{fold}" / checkpoint) for fold, checkpoint in of.members)
+    except OSError:  # gone; what is still to be labelled will say so
+        return ()
+
+
+def _is_labelled(run: Run, number: int, case: str, ending: str, weights: tuple[str, ...]) -> bool:
+    """Whether a case was labelled by these weights, its label map still whole, or set aside."""
     if not holds(run.paths.case(number, case), LABELLED):
         return False
-    return read_labelled(run, number, case).failed is not None or is_kept(run.paths.label(number, case, ending))
+    labelled = read_labelled(run, number, case)
+    if labelled.failed is not None:
+        return True
+    by_these = not (weights and labelled.weights) or labelled.weights == weights
+    return by_these and is_kept(run.paths.label(number, case, ending))
 
 
 def _check_input(run: Run, model: Path, predictor: Labeller) -> None:

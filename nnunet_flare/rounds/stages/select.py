@@ -39,6 +39,7 @@ def select_round(run: Run, of: Round) -> dict[str, Any]:
     documents = {scan.case: read_labelled(run, number, scan.case) for scan in scans}
     roles = {scan.case: "partial" if isinstance(scan, TrainingScan) else "pseudo" for scan in scans}
     judged = [case for case, document in documents.items() if document.failed is None]
+    _check_weights(run, of, [documents[case] for case in judged])
     reviews = load_reviews(run)
     for case in judged:
         if case in reviews:
@@ -91,6 +92,14 @@ def select_round(run: Run, of: Round) -> dict[str, Any]:
         of_domain = sum(entry.case in mine for entry in taken)
         log.info("round %d, domain %s: %d of %d scans taken", number, domain, of_domain, len(mine))
     return {**counts, "mean_agreement": mean}
+
+
+def _check_weights(run: Run, of: Round, documents: Sequence[LabelledCase]) -> None:
+    if len({document.weights for document in documents if document.weights}) > 1:
+        raise TaskError(
+            f"round {of.number}: {of.model} changed while it labelled the scans, so that their labels are of different "
+            "weights; start a new run, and leave the model alone until it has labelled"
+        )
 
 
 def _with_wrong_organs(labelled: LabelledCase, wrong: Sequence[str]) -> LabelledCase:

@@ -7,6 +7,7 @@ import threading
 from dataclasses import replace
 
 import pytest
+import torch
 from changed_runs import labelled_cases
 
 from nnunet_flare.errors import TaskError
@@ -17,6 +18,7 @@ from nnunet_flare.rounds.run.tasks import graph
 from nnunet_flare.rounds.stages import label
 from nnunet_flare.rounds.stages.arrays import read_array
 from nnunet_flare.rounds.stages.label import label_shard
+from nnunet_flare.rounds.stages.select import select_round
 
 
 @pytest.fixture
@@ -40,6 +42,33 @@ def test_a_given_model_labels_in_round_0_when_it_expects_the_same_input_and_is_r
     given.paths.case(0, case).unlink()
     with pytest.raises(TaskError, match=r"expects a different input .*spacing \[3.0, 1.0, 1.0\] there"):
         label_shard(given, given.round(0), 0, 1)
+
+
+def test_scans_that_a_given_model_labelled_before_it_was_trained_again_are_labelled_again(run, tmp_path):
+    """Labelling was killed, and checkpoint_final.pth is another one when it goes on."""
+    model = tmp_path / "model"
+    shutil.copytree(run.round(0).model, model)
+    given = Run(tmp_path / "given", replace(run.settings, init_model=str(model), init_folds=("0", "1")), run.recipe)
+    given.root.mkdir()
+    shutil.copyfile(run.paths.unlabelled, given.paths.unlabelled)
+    label_shard(given, given.round(0), 0, 2)
+    first = {path: path.stat().st_mtime_ns for path in given.paths.round(0).glob("cases/*.json")}
+    checkpoint = model / "fold_0" / "checkpoint_final.pth"
+    trained = torch.load(checkpoint, weights_only=False)
+    for weight in trained["network_weights"].values():
+        weight += 0.1
+    torch.save(trained, checkpoint)
+    label_shard(given, given.round(0), 1, 2)
+    with pytest.raises(TaskError, match=r"changed while it labelled the scans.*start a new run"):
+        select_round(given, given.round(0))
+    label_shard(given, given.round(0), 0, 2)
+    again = {path for path, at in first.items() if path.stat().st_mtime_ns != at}
+    assert again == {path for path in first if "failed" not in read_json(path)} and again
+    before = {path: path.stat().st_mtime_ns for path in first}
+    label_shard(given, given.round(0), 0, 2)
+    assert before == {path: path.stat().st_mtime_ns for path in first}
+    documents = [read_json(path) for path in given.paths.round(0).glob("cases/*.json")]
+    assert len({tuple(one["weights"]) for one in documents if "failed" not in one}) == 1
 
 
 def written(run: Run, case: str) -> dict[str, bytes]:
