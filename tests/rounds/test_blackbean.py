@@ -22,7 +22,13 @@ from nnunet_flare.rounds.preview import preview
 from nnunet_flare.rounds.run.ledger import read_decisions
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.stages.arrays import read_array
-from nnunet_flare.rounds.stages.replanned import cases_folder, has_same_arrays, prepare_cases
+from nnunet_flare.rounds.stages.replanned import (
+    LabelledScan,
+    cases_folder,
+    has_same_arrays,
+    prepare_cases,
+    preprocess_scans,
+)
 from nnunet_flare.rounds.start import plan_run
 from nnunet_flare.rounds.status import status
 
@@ -141,10 +147,14 @@ def test_a_killed_build_keeps_finished_cases_and_a_broken_scan_is_set_aside(fini
         failed = prepare_cases(finished, finished.final_base, data, 2, changed)
     finally:
         scan.resolve().write_bytes(kept)
-    assert list(failed) == [taken[1].case] and "preprocessing for the final model failed" in failed[taken[1].case]
+    assert list(failed) == [taken[1].case]
+    assert f"{scan.name} changed since the scan was labelled" in failed[taken[1].case]
     after = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.b2nd")}
     assert {name for name in after if after[name] != before[name]} == {f"{redone}.b2nd", f"{redone}_seg.b2nd"}
     assert not list(folder.glob("label_*"))
+    lost = LabelledScan(taken[1].case, (str(scan),), folder / "lost.nii.gz", "a label map that is not there")
+    failed = preprocess_scans(finished, finished.final_base, data, [lost])
+    assert list(failed) == [lost.case] and "preprocessing for the final model failed" in failed[lost.case]
     shutil.rmtree(folder)
 
 

@@ -134,7 +134,7 @@ def preprocess_scans(run: Run, base: Base, data: Path, scans: Sequence[LabelledS
     states = {scan.case: read_json(folder / f"{scan.case}.json", MADE) for scan in scans}
     failed = {case: state["failed"] for case, state in states.items() if "failed" in state}
     return failed | {
-        case: f"{', '.join(names)} changed since the scan was labelled; start a new run to use it"
+        case: f"{', '.join(names)} changed since the scan was labelled; restore what was labelled, or start a new run"
         for case, names in changed.items()
     }
 
