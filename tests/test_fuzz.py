@@ -75,7 +75,9 @@ def shipped(package: str, name: str) -> Any:
 
 def member_folder(path: Path) -> None:
     """``score`` takes the organs' names from the dataset.json of a member's folder."""
-    score_folders([path.parent, path.parent], path.parent / "scores.csv")
+    other = path.parent / "other"
+    other.mkdir(exist_ok=True)
+    score_folders([path.parent, other], path.parent / "scores.csv")
 
 
 CASES = {
