@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from nnunet_flare.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,9 @@ def gpu_number(device: Any) -> int:
 
 
 def computes_bf16(device: Any) -> bool:
-    """Whether PyTorch has bfloat16 products of the device; without them a CPU needs up to 80 times as long for them.
+    """Whether PyTorch has bfloat16 products on the device: on x86 from AVX-512 on, on NVIDIA's GPUs from Ampere on.
 
-    CPUs have them from AVX-512 on, NVIDIA's GPUs from Ampere on; older ones hold such numbers and compute otherwise.
+    Older ones hold such numbers and compute otherwise: a convolution took 80 times as long on a CPU with AVX2.
     """
     import torch
 
@@ -80,6 +84,12 @@ def computes_bf16(device: Any) -> bool:
     if device.type == "cuda":
         return torch.version.hip is not None or torch.cuda.get_device_capability(of_torch(device))[0] >= AMPERE
     return True
+
+
+@cache  # said once, not for every fold
+def say_no_bf16(library: str, device: str) -> None:
+    """Say that single precision takes the place of bfloat16."""
+    log.warning("precision bf16: %s cannot compute in it on this device (%s); fp32 is used", library, device)
 
 
 def _has_cuda() -> bool:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,11 @@ import numpy as np
 
 from nnunet_flare.inference.arrays import BFloat16
 from nnunet_flare.inference.cpus import thread_count
+from nnunet_flare.inference.devices import say_no_bf16
 from nnunet_flare.inference.opened import WindowBytes
 from nnunet_flare.inference.openvino_memory import bytes_of_window
 from nnunet_flare.inference.openvino_norms import average_in_blocks
 from nnunet_flare.inference.openvino_slabs import join_in_slabs
-
-log = logging.getLogger(__name__)
 
 OLDEST = (2024, 4)
 """Year and release of the oldest OpenVINO that networks are run with."""
@@ -63,7 +60,7 @@ class OpenVinoRuntime:
         """
         core = shared_core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            _say_no_bf16()
+            say_no_bf16("OpenVINO", "cpu")
             precision = "fp32"
         network = core.read_model(str(source)) if isinstance(source, Path) else source
         if precision == "fp32":  # in bfloat16 the difference is not felt
@@ -103,11 +100,6 @@ class OpenVinoRuntime:
         """Give back the memory of windows and scores; the next call takes it again. No call may be under way."""
         self._own = threading.local()
         self._compiled.release_memory()
-
-
-@cache  # said once, not for every fold
-def _say_no_bf16() -> None:
-    log.warning("precision bf16: OpenVINO cannot compute in it on this CPU; fp32 is used")
 
 
 def _with_bf16_scores(network: Any) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from torch import nn
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.arrays import Array
-from nnunet_flare.inference.devices import computes_bf16, of_torch
+from nnunet_flare.inference.devices import computes_bf16, of_torch, say_no_bf16
 from nnunet_flare.inference.held import BENCHMARK, EXACT
 from nnunet_flare.inference.opened import Execution, Runtime, WindowBytes
 from nnunet_flare.inference.remembered import remember
@@ -45,7 +44,7 @@ class TorchRuntime:
         self._device, self._two_d = of_torch(device), two_d
         self._precision = precision
         if precision == "bf16" and not computes_bf16(self._device):
-            _say_no_bf16(str(self._device))
+            say_no_bf16("PyTorch", str(self._device))
             self._precision = "fp32"
         self._network = network.to(self._device, torch.float32)
         self._has_run = False
@@ -79,11 +78,6 @@ class TorchRuntime:
             if self._two_d:
                 return self._network(window[:, :, 0])[0][:, None]
             return self._network(window)[0]
-
-
-@cache  # said once, not for every fold
-def _say_no_bf16(device: str) -> None:
-    log.warning("precision bf16: PyTorch cannot compute in it on this device (%s); fp32 is used", device)
 
 
 def open_runtime(model: Model, how: Execution) -> Runtime:

@@ -288,7 +288,7 @@ def test_gpus_have_bf16_from_ampere_on(monkeypatch, capability, has_it):
 def test_bf16_on_a_cpu_without_it_is_single_precision(case, monkeypatch, caplog):
     """PyTorch would take 80 times as long."""
     folder, data = case
-    torch_runtime._say_no_bf16.cache_clear()
+    devices.say_no_bf16.cache_clear()
     monkeypatch.setattr(torch_runtime, "computes_bf16", lambda device: False)
     expected = logits(folder, data, backend="torch", precision="fp32", folds=[0, 1])
     assert torch.equal(logits(folder, data, backend="torch", precision="bf16", folds=[0, 1]), expected)
@@ -298,7 +298,7 @@ def test_bf16_on_a_cpu_without_it_is_single_precision(case, monkeypatch, caplog)
 def test_openvino_says_so_too_and_normalises_as_exactly_as_in_single_precision(case, monkeypatch, caplog):
     pytest.importorskip("openvino")
     folder, data = case
-    openvino_runtime._say_no_bf16.cache_clear()
+    devices.say_no_bf16.cache_clear()
     core = openvino_runtime.shared_core()
     older = SimpleNamespace(
         read_model=core.read_model, compile_model=core.compile_model, get_property=lambda *_: ["FP32", "INT8"]
