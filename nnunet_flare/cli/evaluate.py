@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,8 +200,8 @@ def _write(args: argparse.Namespace, table: ScoreTable) -> None:
     healthy = [_healthy_file(args)] if any(structure.is_lesion for structure in table.structures) else []
     for path in healthy:
         table.write_healthy_csv(path)
-    if not healthy and is_healthy(_healthy_file(args)):  # one of an earlier call says nothing of these scores
-        _healthy_file(args).unlink(missing_ok=True)
+    if not healthy:
+        _remove_old(_healthy_file(args), is_healthy)
     table.write_json(args.o.with_suffix(".json"))
     picture = args.o.with_suffix(".png")
     drawn = draw(lambda: box_plots({args.o.stem: table}, picture), picture)
@@ -209,6 +209,12 @@ def _write(args: argparse.Namespace, table: ScoreTable) -> None:
     written = [args.o, _summary_file(args), args.o.with_suffix(".json"), *healthy, *([picture] if drawn else [])]
     show(f"\nwritten: {', '.join(map(str, written))}")
     next_step(f"{PROGRAM} --compare {args.o} OTHER.csv -o compared.csv", "to compare with another table")
+
+
+def _remove_old(path: Path, is_own: Callable[[Path], bool]) -> None:
+    """A further table of an earlier call of this name says nothing of what is written now."""
+    if is_own(path):
+        path.unlink()
 
 
 def _print_summary(table: ScoreTable) -> None:
@@ -239,7 +245,7 @@ def _print_summary(table: ScoreTable) -> None:
 def _compare(args: argparse.Namespace, structures: Sequence[Structure]) -> int:
     from nnunet_flare.evaluation.compare import compare
     from nnunet_flare.evaluation.plots import box_plots, draw
-    from nnunet_flare.evaluation.table import read_csv
+    from nnunet_flare.evaluation.table import is_healthy, is_summary, read_csv
     from nnunet_flare.files import write_json
 
     names = _distinct_names(args.compare)
@@ -250,6 +256,8 @@ def _compare(args: argparse.Namespace, structures: Sequence[Structure]) -> int:
         scored[name] = _table(args, source, structures) if source.is_dir() else read_csv(source, structures)
     comparison = compare(*scored.values())
     comparison.write_csv(args.o)
+    _remove_old(_summary_file(args), is_summary)
+    _remove_old(_healthy_file(args), is_healthy)
     write_json(args.o.with_suffix(".json"), {"a": names[0], "b": names[1], **comparison.to_json()})
     picture = args.o.with_suffix(".png")
     drawn = draw(lambda: box_plots(scored, picture), picture)

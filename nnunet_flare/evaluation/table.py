@@ -211,7 +211,7 @@ def is_summary(path: Path) -> bool:
 def is_healthy(path: Path) -> bool:
     """Whether a file is a table of healthy scans that was written here."""
     name, *columns = _header(path) or [""]
-    return name == "Name" and all(column.endswith(FALSE_POSITIVE) for column in columns)
+    return name == "Name" and bool(columns) and all(column.endswith(FALSE_POSITIVE) for column in columns)
 
 
 def _header(path: Path) -> list[str]:

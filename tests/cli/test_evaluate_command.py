@@ -57,7 +57,9 @@ def test_two_methods_are_compared_from_folders_or_from_their_tables(folders, cap
     assert "Organ_mean" in capsys.readouterr().out
     for name in ("good", "bad"):
         assert call(folders, *words, f"{{d}}/{name}.csv", "-pred", f"{{d}}/{name}") == 0
+    (folders / "tables_summary.csv").write_bytes((folders / "good_summary.csv").read_bytes())  # of an earlier call
     assert call(folders, "-o", "{d}/tables.csv", "--compare", "{d}/good.csv", "{d}/bad.csv") == 0
+    assert not (folders / "tables_summary.csv").exists()
     assert (folders / "tables.csv").read_text() == (folders / "folders.csv").read_text()
     assert (folders / "tables.png").is_file()
     rows = json.loads((folders / "tables.json").read_text())["rows"]

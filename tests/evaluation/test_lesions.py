@@ -139,6 +139,12 @@ def test_false_positives_of_an_earlier_call_do_not_stay_beside_other_scores(fold
     assert (folders / "o_summary.csv").is_file() and not (folders / "o_healthy.csv").exists()
 
 
+def test_a_table_of_names_alone_is_somebody_elses(folders):
+    (folders / "o_healthy.csv").write_text("Name\nvolunteer_1\n")
+    assert score(folders, "--labels", "flare24-organs") == 0
+    assert (folders / "o_healthy.csv").read_text() == "Name\nvolunteer_1\n"
+
+
 @pytest.mark.parametrize("other, labels", [("healthy", "flare24-lesion"), ("summary", "flare24-organs")])
 def test_scores_of_the_name_of_a_further_table_are_neither_replaced_nor_removed(folders, capsys, other, labels):
     """As the scores of healthy scans, which somebody called scores_healthy.csv, beside scores.csv."""
