@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ from nnunet_flare.errors import InputError
 from nnunet_flare.inference.arrays import Array
 from nnunet_flare.inference.devices import Device
 from nnunet_flare.inference.labels import Labels
-from nnunet_flare.inference.normalisation import intensities_read
+from nnunet_flare.inference.normalisation import OF_FOREGROUND, intensities_read
 from nnunet_flare.labels import channel_names, outputs_of
 
 
@@ -128,6 +129,25 @@ def check_stands_alone(model: Opened) -> None:
             f"{model.folder}: is the second stage of a cascade, which sees the labels of the first one too; it cannot "
             "be used alone (flare-predict -m predicts with both stages)"
         )
+
+
+def check_intensities(model: Opened) -> None:
+    """Refuse plans whose intensities of the foreground are no numbers where a normalisation reads them.
+
+    Stock's planner writes NaN where a training scan has such voxels; all that it normalises by them is NaN, too.
+
+    Raises:
+        InputError: naming the channel.
+    """
+    schemes = model.configuration_manager.normalization_schemes
+    read = intensities_read(schemes, model.plans_manager.foreground_intensity_properties_per_channel)
+    for channel, scheme in enumerate(schemes):
+        bad = [key for key, value in read[str(channel)].items() if not math.isfinite(value)]
+        if scheme in OF_FOREGROUND and bad:
+            raise InputError(
+                f"{model.folder}: plans.json: {', '.join(bad)} of channel {channel} are not finite, and {scheme} needs "
+                "them; plan and train again without the training scans that have voxels which are no numbers"
+            )
 
 
 class OfDocuments:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from nnunet_flare.errors import InputError
 from nnunet_flare.inference.devices import open_device
 from nnunet_flare.inference.members import Member
-from nnunet_flare.inference.opened import Opened, check_stands_alone
+from nnunet_flare.inference.opened import Opened, check_intensities, check_stands_alone
 from nnunet_flare.inference.remembered import recall
 from nnunet_flare.inference.runtimes import choose_backend
 from nnunet_flare.inference.settings import PredictionSettings
@@ -33,4 +33,7 @@ def open_members(members: Sequence[Member], settings: PredictionSettings, *, sec
             f"{members[0].folder}: a trained model's folder needs PyTorch and nnU-Net, which are not installed here "
             f"({error}); expected a folder that flare-export wrote (with exported.json)"
         ) from error
-    return [open_model(member, trust_checkpoint=trust, second_stage=second_stage) for member in members]
+    models = [open_model(member, trust_checkpoint=trust, second_stage=second_stage) for member in members]
+    for opened in models:
+        check_intensities(opened)
+    return models

@@ -112,6 +112,19 @@ def test_plans_of_the_first_nnunet_2_predict_too(room, tmp_path, opened, model):
     assert len(opened) == count + 2, "the second prediction opened the checkpoints again"
 
 
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_intensities_that_are_read_must_be_numbers(room, tmp_path, model, backend, capsys):
+    """Every voxel would be no number, and the whole scan background."""
+    plan = models.plans()
+    plan["foreground_intensity_properties_per_channel"]["0"]["mean"] = float("nan")
+    (model / "plans.json").write_text(json.dumps(plan))
+    words = ("-i", str(room / "images"), "-o", str(tmp_path / "out"), "-m", str(model), "--backend", backend)
+    assert predict.main([*words, *EXACT]) == 2
+    said = capsys.readouterr().err
+    assert "plans.json: mean of channel 0 are not finite, and CTNormalization needs them" in said
+    assert not list((tmp_path / "out").glob("*.nii.gz"))
+
+
 @pytest.mark.parametrize("masked", [False, None])
 @pytest.mark.parametrize("normalisation", ["ZScoreNormalization", "CTNormalization"])
 def test_intensities_that_no_normalisation_reads_may_be_anything(room, tmp_path, model, normalisation, masked):
