@@ -17,7 +17,7 @@ from scipy.ndimage import zoom
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from nnunet_flare.inference import grids, windows, workers
-from nnunet_flare.inference.preprocessing import nonzero_box, preprocess
+from nnunet_flare.inference.preprocessing import network_shape, nonzero_box, preprocess
 from nnunet_flare.inference.resampling import resample_image
 
 HU_TOLERANCE = 0.05
@@ -157,6 +157,12 @@ def test_separate_axis_is_stocks(current, new, force):
 )
 def test_new_shape_is_stocks(shape, current, new):
     assert grids.new_shape(shape, current, new) == tuple(compute_new_shape(shape, current, new))
+
+
+@pytest.mark.parametrize(("spacing", "why"), [((0.1, 1, 1), "no voxel"), ((5.0, 900.0, 900.0), "too large to predict")])
+def test_a_scan_that_has_no_voxel_or_too_many_for_the_network_says_which(spacing, why):
+    with pytest.raises(ValueError, match=f"which is {why}; check the spacing"):
+        network_shape((4, 400, 400), spacing, (4.0, 1.0, 1.0))
 
 
 @settings(max_examples=200, deadline=None)

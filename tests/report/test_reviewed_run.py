@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 
+import numpy as np
 import pytest
 from changed_runs import changed
 from fake_run import fake_run
@@ -70,6 +71,21 @@ def test_the_agreement_of_a_wrong_organ_counts_as_zero(run):
     assert after.score == pytest.approx(before.score - lost)
     assert after.reason.startswith("reviewed: liver, spleen wrong (cut off); ")
     assert read_json(run.paths.case(1, case))["agreement"]["liver"] == before.agreement["liver"]  # as measured
+
+
+def test_the_mean_agreement_is_that_of_the_cases(run):
+    """As in the report; a case with few organs counts as much as one with many."""
+    own = changed(run, selection={"absent": "skip"})
+    path = run.paths.case(1, CASES[0])
+    document = read_json(path)
+    lacking = dict.fromkeys(list(document["agreement"])[1:], 1.0)
+    seen = {organ: organ not in lacking for organ in document["agreement"]}
+    agreement = {organ: 1.0 if organ in lacking else 0.1 for organ in document["agreement"]}
+    write_json(path, {**document, "agreement": agreement, "present": seen, "absent_pairs": lacking})
+    found = select_round(own, own.round(1))["mean_agreement"]
+    judged = by_case(run, 1)
+    assert judged[CASES[0]].mean_organ == pytest.approx(0.1)
+    assert found == pytest.approx(np.mean([judged[case].mean_organ for case in CASES]))
 
 
 def test_an_organ_that_was_called_wrong_is_no_longer_steady(run):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from nnunet_flare.selection.choose import accepted_organs, scores, select
+from nnunet_flare.selection.choose import accepted_organs, room_for, scores, select
 from nnunet_flare.selection.rules import RULES
 
 ORGANS = ["liver", "spleen", "pancreas", "aorta"]
@@ -94,6 +94,11 @@ def test_a_top_fraction_takes_that_share_of_all_cases_and_the_best_of_them(table
     means = {f"case_{row}": table[row].mean() for row in range(len(table))}
     left = set(means) - found
     assert not left or min(means[c] for c in found) >= max(means[c] for c in left) - 1e-12
+
+
+@pytest.mark.parametrize(("fraction", "cases", "room"), [(0.5, 5, 3), (0.5, 4, 2), (0.1, 4, 1), (0.962, 2000, 1924)])
+def test_half_a_case_is_one(fraction, cases, room):
+    assert room_for(fraction, cases) == room
 
 
 def test_thresholds_of_single_organs_hold_beside_the_rule():

@@ -156,7 +156,7 @@ def label_shard(run: Run, of: Round, part: int, parts: int) -> dict[str, int]:
     cases = shard(round_scans(run, of), part, parts)
     ending = dataset_json(run)["file_ending"]
     remove_leftovers(run.paths.label(number, "case", ending).parent)
-    weights = weights_given(run, of)
+    weights = _weights_given(run, of)
     todo = [case for case in cases if not _is_labelled(run, number, case.case, ending, weights)]
     if todo:
         loader = ThreadPoolExecutor(1, "flare-read")
@@ -183,7 +183,7 @@ def label_shard(run: Run, of: Round, part: int, parts: int) -> dict[str, int]:
     return {"labelled": len(cases) - len(failed), "failed": len(failed)}
 
 
-def weights_given(run: Run, of: Round) -> tuple[str, ...]:
+def _weights_given(run: Run, of: Round) -> tuple[str, ...]:
     """Digests of the checkpoints of ``--init_model``, of which the run does not know when they are trained again."""
     if of.number != 0 or run.settings.init_model is None:
         return ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -73,7 +73,8 @@ def select_round(run: Run, of: Round) -> dict[str, Any]:
         values = _values_of(judgement, rows_of[case], organs) if case in rows_of else {}
         entry = _entry(known_of_case, case, document, decisions.get(case), uncertain.get(case, []), values)
         entries.append(_reviewed(entry, reviews.get(case)))
-    _say_what_trains_though_wrong(run, number, entries, reviews)
+    wrong = {case: set(review.organs) & set(organs) for case, review in reviews.items()}
+    _say_what_trains_though_wrong(run, number, entries, wrong)
     counts_of_members = [documents[case].members for case in judged]
     write_scores(run.paths.scores(number), judged, table, organs, counts_of_members, skipped=judgement.skipped)
     write_selection(run.paths.selection(number), [(e.case, e.decision == "taken", e.score, e.reason) for e in entries])
@@ -117,15 +118,11 @@ def _with_wrong_organs(labelled: LabelledCase, wrong: Sequence[str]) -> Labelled
 
 
 def _say_what_trains_though_wrong(
-    run: Run, number: int, entries: Sequence[Entry], reviews: Mapping[str, Review]
+    run: Run, number: int, entries: Sequence[Entry], wrong: Mapping[str, Set[str]]
 ) -> None:
     """An organ that a person called wrong is trained on where the round's rule takes its case all the same."""
-    wrong = {
-        entry.case: set(reviews[entry.case].organs) - set(entry.ignored)
-        for entry in entries
-        if entry.case in reviews and entry.decision == "taken"
-    }
-    cases = [f"{case} ({', '.join(sorted(organs))})" for case, organs in wrong.items() if organs]
+    trained = {e.case: wrong.get(e.case, set()) - set(e.ignored) for e in entries if e.decision == "taken"}
+    cases = [f"{case} ({', '.join(sorted(organs))})" for case, organs in trained.items() if organs]
     if cases:
         log.warning(
             "round %d: rule %s takes %d case(s) with organs that were called wrong, and trains on these: %s. Reject "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,12 +27,19 @@ def run(copied_run: Run) -> Run:
     return copied_run
 
 
-def test_a_given_model_labels_in_round_0_when_it_expects_the_same_input_and_is_refused_else(run, tmp_path):
-    model = tmp_path / "model"
+def with_given_model(run: Run, folder: Path) -> Run:
+    """A run whose scans are labelled by a copy of that run's first model."""
+    model = folder / "model"
     shutil.copytree(run.round(0).model, model)
-    given = Run(tmp_path / "given", replace(run.settings, init_model=str(model), init_folds=("0", "1")), run.recipe)
+    given = Run(folder / "given", replace(run.settings, init_model=str(model), init_folds=("0", "1")), run.recipe)
     given.root.mkdir()
     shutil.copyfile(run.paths.unlabelled, given.paths.unlabelled)
+    return given
+
+
+def test_a_given_model_labels_in_round_0_when_it_expects_the_same_input_and_is_refused_else(run, tmp_path):
+    given = with_given_model(run, tmp_path)
+    model = given.round(0).model
     assert "train-r0-f0" not in graph(given) and "label-r0-p0" in graph(given)
     case = labelled_cases(run)[0]
     assert label_shard(given, given.round(0), 0, 1) == {"labelled": 6, "failed": 1}
@@ -46,11 +54,8 @@ def test_a_given_model_labels_in_round_0_when_it_expects_the_same_input_and_is_r
 
 def test_scans_that_a_given_model_labelled_before_it_was_trained_again_are_labelled_again(run, tmp_path):
     """Labelling was killed, and checkpoint_final.pth is another one when it goes on."""
-    model = tmp_path / "model"
-    shutil.copytree(run.round(0).model, model)
-    given = Run(tmp_path / "given", replace(run.settings, init_model=str(model), init_folds=("0", "1")), run.recipe)
-    given.root.mkdir()
-    shutil.copyfile(run.paths.unlabelled, given.paths.unlabelled)
+    given = with_given_model(run, tmp_path)
+    model = given.round(0).model
     label_shard(given, given.round(0), 0, 2)
     first = {path: path.stat().st_mtime_ns for path in given.paths.round(0).glob("cases/*.json")}
     checkpoint = model / "fold_0" / "checkpoint_final.pth"
