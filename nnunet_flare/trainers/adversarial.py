@@ -72,6 +72,7 @@ class nnUNetTrainerFlareAdversarial(LearnsFromUnlabelled):
             self.configuration_manager.patch_size,
             features=self.adversarial.discriminator_features,
         ).to(self.device)
+        self.prepare_network(discriminator)
         self.discriminator_optimizer = torch.optim.Adam(
             discriminator.parameters(),
             self.adversarial.discriminator_lr,

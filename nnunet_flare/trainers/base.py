@@ -24,6 +24,7 @@ from nnunet_flare.errors import InputError
 from nnunet_flare.inference.devices import computes_bf16
 from nnunet_flare.trainers import checkpoints, tensorboard
 from nnunet_flare.trainers.curves import add_panels
+from nnunet_flare.trainers.halves import halve_convolutions
 from nnunet_flare.trainers.schedules import EpochSchedule
 from nnunet_flare.trainers.seeding import derived_seed, seed_everything
 from nnunet_flare.trainers.settings import (
@@ -144,10 +145,16 @@ class FlareTrainer(nnUNetTrainer):
         if self.settings.seed is not None:
             seed_everything(self.derived_seed("initialize"))
         super().initialize()
+        self.prepare_network(self.network)
         if self._low_precision():
             self.network = self.network.to(memory_format=self._memory_format())
         if not self._is_resuming:
             self._load_initial_weights()
+
+    def prepare_network(self, network: torch.nn.Module) -> None:
+        """What makes a network that is trained faster on this device; its values are the same but for rounding."""
+        if self.device.type == "cpu":
+            halve_convolutions(network)
 
     def _set_threads(self) -> None:
         text = os.environ.get(THREADS_VARIABLE, "").strip()
