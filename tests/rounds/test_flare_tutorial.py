@@ -67,8 +67,38 @@ def flare22(desk, monkeypatch) -> Path:
     return desk
 
 
-def test_the_readme_is_typed_on_a_machine_without_a_gpu(flare22, monkeypatch, capsys):
+@pytest.mark.timeout(1200)
+def test_the_readme_and_then_the_tutorial_lead_to_a_container_on_a_machine_without_a_gpu(flare22, monkeypatch, capsys):
+    """The tutorial's first commands are the README's; those are typed once."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    desk = flare22
+    typed = type_readme(capsys)
+    assert (desk / "results" / "Dataset022_FLARE22" / "flare_uncertainty" / "report" / "index.html").is_file()
+    again = []
+    for line in "".join(blocks("tutorial-flare.md")).splitlines():
+        line = line.replace("_uncertainty_r4", "_uncertainty_r1")
+        if line.startswith("MODEL="):  # smaller plans have another name
+            (model,) = desk.glob("results/Dataset022_FLARE22/nnUNetTrainerFlareST__*__3d_fullres_uncertainty_r1")
+            assert line.endswith("/nnUNetTrainerFlareST__nnUNetPlansFlare__3d_fullres_uncertainty_r1")
+            line = f"MODEL={model}"
+        if relative(line, desk) in typed:
+            again.append(line)
+        else:
+            type_line(line, small)
+    assert len(again) == 4, "prepare, preprocess, the estimate and the run are the README's"
+    rows = list(csv.DictReader((desk / "scores.csv").open()))
+    assert [row["Name"] for row in rows] == ["FLARETs_0001.nii.gz"]
+    assert (desk / "efficiency.csv").is_file() and (desk / "myteam.tar.gz").stat().st_size > 0
+    assert (desk / os.environ["RUN"] / "report" / "niivue").is_dir()
+    scan = read_volume(desk / "raw" / "Dataset022_FLARE22" / "imagesVal" / "FLARETs_0001_0000.nii.gz")
+    by_container, by_hand = (read_labels(desk / folder / "FLARETs_0001.nii.gz") for folder in ("outputs", "cleaned"))
+    assert by_container.array.shape == scan.array.shape
+    # The exported weights are half; a network after so few steps is undecided in more voxels than a trained one.
+    assert (by_container.array != by_hand.array).mean() < 0.05
+
+
+def type_readme(capsys) -> set[str]:
+    """Type the README's installation and quick start; the lines of the quick start."""
     install, quick_start = blocks("../README.md")
     if (DOCS.parent / ".git").exists():
         lines = install.replace("git clone ADDRESS", f"git clone -q --depth 1 file://{DOCS.parent}")
@@ -89,34 +119,18 @@ def test_the_readme_is_typed_on_a_machine_without_a_gpu(flare22, monkeypatch, ca
     assert "next: flare-pseudolabel preprocess" not in capsys.readouterr().out, "it was preprocessed by then"
     type_line(run, small)
     assert "final model: " in capsys.readouterr().out
-    assert (flare22 / "results" / "Dataset022_FLARE22" / "flare_uncertainty" / "report" / "index.html").is_file()
+    return set(quick_start.splitlines())
+
+
+def relative(line: str, desk: Path) -> str:
+    """A line with its variables' values, relative to the folder that it is typed in."""
+    return os.path.expandvars(line).replace(f"{desk}/", "")
 
 
 def small(words: list[str]) -> list[str]:
     if words[0] == "preprocess":
         return [*words, "--set", *SHORT]
     return [*words, "-device", "cpu", "--set", *SHORT] if words[0] == "run" else words
-
-
-@pytest.mark.timeout(1200)
-def test_the_tutorial_leads_from_the_download_to_a_container(flare22):
-    desk = flare22
-    for line in "".join(blocks("tutorial-flare.md")).splitlines():
-        line = line.replace("_uncertainty_r4", "_uncertainty_r1")
-        if line.startswith("MODEL="):  # smaller plans have another name
-            (model,) = desk.glob("results/Dataset022_FLARE22/nnUNetTrainerFlareST__*__3d_fullres_uncertainty_r1")
-            assert line.endswith("/nnUNetTrainerFlareST__nnUNetPlansFlare__3d_fullres_uncertainty_r1")
-            line = f"MODEL={model}"
-        type_line(line, small)
-    rows = list(csv.DictReader((desk / "scores.csv").open()))
-    assert [row["Name"] for row in rows] == ["FLARETs_0001.nii.gz"]
-    assert (desk / "efficiency.csv").is_file() and (desk / "myteam.tar.gz").stat().st_size > 0
-    assert (desk / os.environ["RUN"] / "report" / "niivue").is_dir()
-    scan = read_volume(desk / "raw" / "Dataset022_FLARE22" / "imagesVal" / "FLARETs_0001_0000.nii.gz")
-    by_container, by_hand = (read_labels(desk / folder / "FLARETs_0001.nii.gz") for folder in ("outputs", "cleaned"))
-    assert by_container.array.shape == scan.array.shape
-    # The exported weights are half; a network after so few steps is undecided in more voxels than a trained one.
-    assert (by_container.array != by_hand.array).mean() < 0.05
 
 
 def test_the_commands_of_the_page_on_partial_labels_work(desk, monkeypatch, capsys):
