@@ -18,6 +18,7 @@ IMAGE_IO = "GDCMImageIO"
 
 SERIES, POSITION, ORIENTATION, SPACING = "0020|000e", "0020|0032", "0020|0037", "0028|0030"
 ROWS, COLUMNS, SAMPLES, BITS = "0028|0010", "0028|0011", "0028|0002", "0028|0100"
+STORED, HIGH = "0028|0101", "0028|0102"
 FRAMES, PHOTOMETRIC, INTERCEPT, SLOPE = "0028|0008", "0028|0004", "0028|1052", "0028|1053"
 
 VOXEL_TYPES = ("Int8", "UInt8", "Int16", "UInt16", "Int32", "UInt32", "Int64", "UInt64", "Float32", "Float64")
@@ -128,6 +129,13 @@ def _check_picture(reader: Any, keys: set[str], path: Path, case: str) -> None:
             case,
             f"{path}: is a {photometric} picture of {reader.GetNumberOfComponents()} values per voxel; expected {GREY} "
             "and 1; values of other kinds would be changed in reading",
+        )
+    stored, high = (reader.GetMetaData(name).strip("\0 ") if name in keys else "" for name in (STORED, HIGH))
+    if stored.isdigit() and high.isdigit() and int(high) != int(stored) - 1:
+        raise CaseError(
+            case,
+            f"{path}: its values have {stored} bits with the highest at {high}, and the reader takes the lowest "
+            f"{stored}; convert the scan to NIfTI with a program that shifts them",
         )
 
 

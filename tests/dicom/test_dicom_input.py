@@ -150,3 +150,21 @@ def test_kinds_of_picture_whose_place_the_reader_leaves_out_are_refused(tmp_path
         one.save_as(path)
     with pytest.raises(CaseError, match=r"pixels of \(1.5, 2.0\) mm, 4.00 mm apart, but the reader takes"):
         read_series(folder, "scan")
+
+
+@pytest.mark.parametrize("is_signed", [False, True])
+def test_values_that_do_not_lie_in_the_lowest_bits_are_refused(tmp_path, is_signed):
+    """Old scanners stored 12 bits at the upper end of 16; the reader would take the lowest 12."""
+    pydicom = pytest.importorskip("pydicom")
+    folder = write_patient_series(tmp_path / "series", scans.blobs((4, 8, 8)))
+    values = np.random.default_rng(0).integers(0, 2048, (8, 8)) - 1024 * is_signed
+    for path in folder.iterdir():
+        one = pydicom.dcmread(path)
+        one.BitsStored, one.HighBit, one.PixelRepresentation = 12, 11, int(is_signed)
+        one.PixelData = values.astype("<i2").tobytes()
+        one.save_as(path)
+    np.testing.assert_array_equal(read_series(folder, "scan").array[0], values)
+    one.HighBit, one.PixelData = 15, (values.astype("<i2") * 16).tobytes()
+    one.save_as(path)
+    with pytest.raises(CaseError, match=rf"{path.name}: its values have 12 bits with the highest at 15"):
+        read_series(folder, "scan")
