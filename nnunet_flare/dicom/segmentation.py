@@ -22,6 +22,7 @@ from nnunet_flare.files import replacing
 SUFFIX = ".dcm"
 
 ANATOMY: tuple[tuple[str, str], ...] = (
+    ("lesion|tumou?r", "Lesion"),  # first, as it may be an organ's
     ("liver", "Liver"),
     ("adrenal", "AdrenalGland"),
     ("kidney", "Kidney"),
@@ -33,7 +34,6 @@ ANATOMY: tuple[tuple[str, str], ...] = (
     ("esophagus", "Esophagus"),
     ("stomach", "Stomach"),
     ("duodenum", "Duodenum"),
-    ("lesion|tumou?r", "Lesion"),
 )
 """A pattern in a label's name and the SNOMED CT concept of its segment; any other label is an ``Organ``."""
 

@@ -106,6 +106,15 @@ def test_ids_with_gaps_and_regions_keep_their_names(series, tmp_path):
     assert named == {1: "pancreas tumour", 2: "thing"}
 
 
+@pytest.mark.parametrize("name", ["lesion", "liver_tumor", "pancreas tumour"])
+def test_an_organs_lesion_has_the_code_of_a_lesion(series, tmp_path, name):
+    pydicom = pytest.importorskip("pydicom")
+    write_dicom_seg(tmp_path / "seg.dcm", np.ones(SHAPE, np.uint8), series, {1: name, 2: "pancreas"}, "case")
+    found = pydicom.dcmread(tmp_path / "seg.dcm").SegmentSequence
+    assert [one.SegmentedPropertyTypeCodeSequence[0].CodeMeaning for one in found] == ["Lesion", "Pancreas"]
+    assert "Abnormal" in found[0].SegmentedPropertyCategoryCodeSequence[0].CodeMeaning
+
+
 def test_a_map_without_organs_is_written_too(series, tmp_path):
     write_dicom_seg(tmp_path / "seg.dcm", np.zeros(SHAPE, np.uint8), series, NAMES, "case")
     back, _ = read_back(tmp_path / "seg.dcm", series)
