@@ -33,9 +33,11 @@ def check_grid(volume: Volume, case: str, path: Path | str = "image") -> None:
         )
 
 
-def check_values(volume: Volume, case: str, path: Path | str = "image", *, flat: bool = False) -> None:
-    """Raise :class:`CaseError` for NaN, infinite or constant images, for a scan longer than any body, and unless
-    ``flat`` for one slice.
+def check_values(
+    volume: Volume, case: str, path: Path | str = "image", *, flat: bool = False, part: bool = False
+) -> None:
+    """Raise :class:`CaseError` for NaN or infinite images, for a scan longer than any body, unless ``flat`` for one
+    slice, and for constant images that are no ``part`` of a scan.
     """
     array = volume.array
     extent = tuple(round(n * mm) for n, mm in zip(array.shape, volume.spacing_mm, strict=True))
@@ -55,7 +57,7 @@ def check_values(volume: Volume, case: str, path: Path | str = "image", *, flat:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = int(array.size - np.isfinite(array).sum())
         raise CaseError(case, f"{path}: {bad} of {array.size} voxels are NaN or infinite; expected finite CT numbers")
-    if array.size and array.min() == array.max():
+    if not part and array.size and array.min() == array.max():
         raise CaseError(case, f"{path}: all voxels are {array.flat[0]}; the scan is empty")
 
 

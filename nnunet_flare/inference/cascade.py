@@ -97,14 +97,16 @@ class CascadeSegmenter:
         self.first.load()
         self.second.load()
 
-    def prepare(self, volumes: Sequence[Volume], case: str = "image", there: Views | None = None) -> CascadeScan:
-        """Check a scan's channels and bring them to both networks' grids; ``there`` as for :class:`Segmenter`.
+    def prepare(
+        self, volumes: Sequence[Volume], case: str = "image", there: Views | None = None, *, part: bool = False
+    ) -> CascadeScan:
+        """Check a scan's channels and bring them to both networks' grids; arguments as for :class:`Segmenter`.
 
         Raises:
             CaseError: when the scan cannot be predicted with these models.
         """
         there = there or stored_there(volumes, self.stages).part()
-        first, second = (stage.prepare(volumes, case, there) for stage in self.stages)
+        first, second = (stage.prepare(volumes, case, there, part=part) for stage in self.stages)
         forward = list(self.second.plans_manager.transpose_forward)
         arrays = [second.turn.apply(volume.array).transpose(forward) for volume in volumes]
         outside = outside_nonzero(arrays, second.prepared.properties["bbox_used_for_cropping"])
@@ -142,7 +144,7 @@ class CascadeSegmenter:
         inside = turned[box].astype(np.int16)
         if cascade.outside is not None:  # a label of its own to stock's resampling, which changes edges beside it
             if cascade.volumes and inside[cascade.outside].any():  # stock's mask does not hold what has a label
-                scan = self.second.prepare(cascade.volumes, scan.name, labels=labels)
+                scan = self.second.prepare(cascade.volumes, scan.name, labels=labels, part=True)
             inside[cascade.outside & (inside == 0)] = OUTSIDE
         data = scan.prepared.at(CPU)
         spacing = [float(properties["spacing"][axis]) for axis in forward]

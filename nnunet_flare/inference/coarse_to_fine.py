@@ -134,7 +134,8 @@ class RoiSegmenter:
         if self._on_crop is not None:
             self._on_crop(scan.name, crops)
         inside = tuple(slice(low, high) for low, high in box)
-        fine: Any = self.fine.prepare(crops, scan.name, scan.there.part(lambda channel: channel[inside]))
+        there = scan.there.part(lambda channel: channel[inside])
+        fine: Any = self.fine.prepare(crops, scan.name, there, part=True)
         scan.there.give_up()
         placed = [_Placed(receiver, scan.grid, box) for receiver in receivers]
         labels, others = self.fine.segment(fine, members=members, progress=progress, receivers=placed)

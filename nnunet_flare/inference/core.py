@@ -203,6 +203,8 @@ class Segmenter:
         case: str = "image",
         there: Views | None = None,
         labels: np.ndarray | None = None,
+        *,
+        part: bool = False,
     ) -> PreparedScan:
         """Check a scan's channels and bring them to the network's grid.
 
@@ -211,6 +213,7 @@ class Segmenter:
             case: its name, for messages.
             there: their arrays on the GPU, where they lie there already.
             labels: what a cascade's first stage says (Z, Y, X); it counts as image for masked normalisations.
+            part: the volumes are a part of a scan, which may have one value only.
 
         Raises:
             CaseError: when the scan cannot be predicted with this model.
@@ -226,6 +229,7 @@ class Segmenter:
             device_for=self.fitting.device_for,
             there=there,
             labels=labels,
+            part=part,
         )
 
     def value_oddities(self, volumes: Sequence[Volume]) -> tuple[str, ...]:

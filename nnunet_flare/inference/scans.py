@@ -54,6 +54,7 @@ def prepare_scan(
     device_for: DeviceFor = lambda needed: CPU,
     there: Views | None = None,
     labels: np.ndarray | None = None,
+    part: bool = False,
 ) -> PreparedScan:
     """Check a scan's channels and bring them to the network's grid.
 
@@ -68,6 +69,7 @@ def prepare_scan(
         device_for: as :func:`nnunet_flare.inference.preprocessing.preprocess`.
         there: the volumes' arrays on the GPU, where they lie there already.
         labels: a label map (Z, Y, X) on the scan's grid, as :func:`nnunet_flare.inference.preprocessing.preprocess`.
+        part: the volumes are a part of a scan, which may have one value only.
 
     Raises:
         CaseError: when the scan cannot be predicted with this model.
@@ -76,7 +78,7 @@ def prepare_scan(
         raise CaseError(case, f"has {len(volumes)} channels, the model was trained on {channels}")
     with profile.stage("check"):
         for volume in volumes:
-            check_values(volume, case, flat=patch[0] == 1)
+            check_values(volume, case, flat=patch[0] == 1, part=part)
         found = list(value_oddities(volumes, plans_manager, configuration_manager))
     for number, volume in enumerate(volumes[1:], start=1):
         difference = geometry_difference(volumes[0], volume)

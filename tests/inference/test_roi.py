@@ -253,6 +253,25 @@ def test_an_organ_at_the_border_is_seen_to_the_last_voxel(fine, coarse, monkeypa
     assert y[1] < 60
 
 
+def test_a_box_of_one_value_is_no_empty_scan(fine, coarse, tmp_path, monkeypatch):
+    """As where the coarse model takes air for an organ, or one channel of several holds nothing around the organs."""
+    found = scan()
+    found.array[BRIGHT] = -1000
+    write_volume(tmp_path / "images" / "a_0000.nii.gz", found)
+
+    def middle(self: Segmenter, scan, *, progress=None) -> np.ndarray:
+        shape = scan.prepared.data.shape[1:]
+        labels = np.zeros(shape, np.uint8)
+        labels[tuple(at * n // size for at, n, size in zip((10, 26, 46), shape, SHAPE, strict=True))] = 1
+        return labels
+
+    monkeypatch.setattr(Segmenter, "network_labels", middle)
+    options = ("--roi", coarse, "--roi_margin", 0, "--save_roi")
+    assert run("-i", tmp_path / "images", "-o", tmp_path / "out", "-m", fine, *options) == 0
+    assert set(read_volume(tmp_path / "out" / "roi" / "a_0000.nii.gz").array.ravel().tolist()) == {-1000}
+    assert read_volume(tmp_path / "out" / "a.nii.gz").array.shape == SHAPE
+
+
 def test_whole_volume_where_the_coarse_pass_finds_nothing(fine, coarse, images, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         Segmenter, "network_labels", lambda self, scan, progress=None: np.zeros(scan.prepared.data.shape[1:], np.uint8)
