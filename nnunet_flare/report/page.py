@@ -88,7 +88,7 @@ def worth_looking_at(rows: Sequence[Row], count: int | None) -> list[Row]:
 
 
 def _draw(report: RunReport, folder: Path, count: int | None, view3d: bool) -> None:
-    """Draw the pictures, and make the 3-D views, that are missing or older than the label maps they show."""
+    """Draw the pictures, and make the 3-D views, that are missing or older than what they were made from."""
     rows = [
         row
         for r in report.rounds
@@ -98,9 +98,9 @@ def _draw(report: RunReport, folder: Path, count: int | None, view3d: bool) -> N
     missing = []
     for row in tqdm(rows, desc="pictures", disable=None, unit="case"):
         number, case = row.entry.round, row.entry.case
-        members = report.run.paths.members(number, case)
+        made_from = report.run.paths.members(number, case), report.run.paths.decisions(number)
         picture, view = _picture(folder, number, case), _view(folder, number, case)
-        draws, makes = not _is_current(picture, members), view3d and not _is_current(view, members)
+        draws, makes = not _is_current(picture, *made_from), view3d and not _is_current(view, *made_from)
         if not draws and not makes:
             continue
         try:
@@ -125,9 +125,13 @@ def _view(folder: Path, number: int, case: str) -> Path:
     return folder / "volumes" / f"r{number}" / f"{case}.js"
 
 
-def _is_current(path: Path, members: Path) -> bool:
-    """Whether a drawing is there and no older than the label maps that it shows, which ``clean`` may have removed."""
-    return path.is_file() and (not members.is_file() or path.stat().st_mtime >= members.stat().st_mtime)
+def _is_current(path: Path, members: Path, decisions: Path) -> bool:
+    """Whether a drawing is there and no older than the label maps that it shows, which ``clean`` may have removed, and
+    the decisions, by which its organ was chosen.
+    """
+    if not path.is_file() or not members.is_file():
+        return path.is_file()
+    return path.stat().st_mtime >= max(of.stat().st_mtime for of in (members, decisions))
 
 
 def script_json(document: Any) -> str:

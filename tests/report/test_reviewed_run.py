@@ -8,11 +8,13 @@ import logging
 import numpy as np
 import pytest
 from changed_runs import changed
-from fake_run import fake_run
+from fake_run import ORGANS, fake_run
 
 from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json, write_json
+from nnunet_flare.report.gather import gather
+from nnunet_flare.report.page import write_report
 from nnunet_flare.rounds import do_task as work
 from nnunet_flare.rounds.run.decisions import keep_reviews, load_reviews
 from nnunet_flare.rounds.run.ledger import read_decisions, read_ledger
@@ -157,3 +159,16 @@ def test_a_failing_report_does_not_fail_the_run(run, monkeypatch, caplog, code):
     assert commands[0][-3:] == ["report", "-o", str(run.root)]
     assert read_json(run.paths.done("report-r0"))["result"] == {"exit_code": code}
     assert ("the report was not written" in caplog.text) == (code != 0)
+
+
+def test_the_picture_shows_the_organ_that_the_page_names_also_when_it_was_decided_again(tmp_path):
+    run = fake_run(tmp_path, cases=CASES[:2], rounds=1, pictured=2)
+    select_round(run, run.round(0))
+    write_report(run)
+    picture = run.paths.report / "pictures" / "r0" / f"{CASES[0]}.jpg"
+    before = picture.read_bytes()
+    wrong = next(organ for organ in ORGANS if organ not in (gather(run).rows[0].least, ORGANS[0]))
+    decide(run, f"{CASES[0]},organ-wrong,{wrong},")
+    select_round(run, run.round(0))
+    write_report(run)
+    assert gather(run).rows[0].least == wrong and picture.read_bytes() != before
