@@ -1,8 +1,9 @@
 """The challenge's efficiency figures of a recorded command or container: official sums, true integrals, tolerances.
 
 The official scripts (FLARE22/23 ``Efficiency.py``, ``load_json.py``) multiply the sum of samples by a nominal 0.1 s,
-though their true period is longer; both that sum and the integral over the true time stamps are given. Memory is in
-MiB. From FLARE24 on the table has the maxima alone, as ``MaxGPU_Mem``, ``MaxCPU_Utilization`` and ``MaxRAM``.
+though their true period is longer; both that sum and the integral over the true time stamps are given. Where another
+period was asked for, that is the nominal one. Memory is in MiB. From FLARE24 on the table has the maxima alone, as
+``MaxGPU_Mem``, ``MaxCPU_Utilization`` and ``MaxRAM``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from nnunet_flare.documents import load_rows
 from nnunet_flare.errors import InputError
 from nnunet_flare.evaluation.plots import curves, draw
-from nnunet_flare.evaluation.sampling import INTERVAL_S, Recording, Sample
+from nnunet_flare.evaluation.sampling import Recording, Sample
 from nnunet_flare.files import read_json, write_csv, write_json
 
 STABLE_SHARE = 0.02
@@ -75,18 +76,20 @@ def figures(name: str, recording: Recording) -> dict[str, str | float | None]:
         "Name": name,
         "Time": _round(recording.seconds, 2),
         "GPU_Mem": _round(stable_maximum(gpu), 0) if gpu else None,
-        "AUC_GPU_Time": _round(official_sum(gpu), 0) if gpu else None,
+        "AUC_GPU_Time": _round(official_sum(gpu, recording.interval_s), 0) if gpu else None,
         "CPU_Utilization": _round(max(cpu), 2),
-        "AUC_CPU_Time": _round(official_sum(cpu), 2),
+        "AUC_CPU_Time": _round(official_sum(cpu, recording.interval_s), 2),
         "RAM": _round(max(ram), 2),
-        "AUC_RAM_Time": _round(official_sum(ram), 0),
+        "AUC_RAM_Time": _round(official_sum(ram, recording.interval_s), 0),
         "MaxGPU_Mem": _round(max(gpu), 0) if gpu else None,
         "GPU_Mem_Over_Baseline": _round(max(gpu) - baseline, 0) if gpu and baseline is not None else None,
         "Integral_GPU_Time": _integral(recording, "gpu_mb"),
         "Integral_CPU_Time": _integral(recording, "cpu_percent"),
         "Integral_RAM_Time": _integral(recording, "ram_mb"),
         **{
-            f"Excess_AUC_GPU_{year}": _round(official_sum([max(0.0, m - limit) for m in gpu]), 0) if gpu else None
+            f"Excess_AUC_GPU_{year}": _round(official_sum([max(0.0, m - limit) for m in gpu], recording.interval_s), 0)
+            if gpu
+            else None
             for year, limit in TOLERANCE_MB.items()
         },
         "Time_2023": _round(max(recording.seconds, TOLERANCE_2023_S), 2),
@@ -102,9 +105,9 @@ def figures(name: str, recording: Recording) -> dict[str, str | float | None]:
     }
 
 
-def official_sum(values: Sequence[float]) -> float:
-    """The official area under a curve: the sum of the samples times the nominal 0.1 s."""
-    return INTERVAL_S * float(np.sum(values))
+def official_sum(values: Sequence[float], interval_s: float) -> float:
+    """The official area under a curve: the sum of the samples times the nominal time between them."""
+    return interval_s * float(np.sum(values))
 
 
 def stable_maximum(values: Sequence[float]) -> float:

@@ -52,7 +52,7 @@ class Sample:
 class Recording:
     """What a command used: wall time and processor time in s, samples, and the state of the machine before it.
 
-    The processor time is None where the processes were never seen.
+    The processor time is None where the processes were never seen. ``interval_s`` is the nominal time between samples.
     """
 
     seconds: float
@@ -61,6 +61,7 @@ class Recording:
     samples: tuple[Sample, ...]
     baseline_ram_mb: float
     baseline_gpu_mb: float | None
+    interval_s: float = INTERVAL_S
 
 
 def record(
@@ -113,6 +114,7 @@ def record(
         tuple(sampler.samples if sampler.cpu_seconds is not None else map(_without_tree, sampler.samples)),
         baseline_ram,
         None if baseline is None else baseline.device_mb,
+        interval_s,
     )
 
 

@@ -42,6 +42,20 @@ def test_areas_are_the_official_sums_over_a_nominal_tenth_of_a_second_and_true_i
     assert row["AUC_RAM_Time"] == 300
 
 
+def test_the_areas_do_not_shrink_where_samples_are_further_apart():
+    """``--interval 1`` for a long command."""
+
+    class Busy:
+        def read(self, pids):
+            return GpuReading(5000.0, None)
+
+    rows = [
+        efficiency.figures("case", record(["sleep", "2"], gpu=Busy(), interval_s=interval)) for interval in (0.1, 0.5)
+    ]
+    for column in ("AUC_GPU_Time", "AUC_RAM_Time", "Excess_AUC_GPU_2022", "Excess_AUC_GPU_2023"):
+        assert rows[1][column] == pytest.approx(rows[0][column], rel=0.5)
+
+
 @pytest.mark.parametrize("seconds, counted", [(3.21, 15.0), (42.17, 42.17)])
 def test_the_tolerance_of_2023_counts_short_runs_as_fifteen_seconds(seconds, counted):
     row = efficiency.figures("case", recording([sample(0.0)], seconds=seconds))
