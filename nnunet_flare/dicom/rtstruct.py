@@ -14,7 +14,7 @@ import numpy as np
 
 from nnunet_flare import __version__
 from nnunet_flare.dicom.contours import outlines
-from nnunet_flare.dicom.segmentation import MODEL_NAME
+from nnunet_flare.dicom.segmentation import MODEL_NAME, UTF_8
 from nnunet_flare.dicom.series import ordered_files
 from nnunet_flare.drawing import colour, rgb
 from nnunet_flare.errors import CaseError
@@ -69,6 +69,8 @@ def write_rtstruct(
         if missing:
             raise CaseError(case, f"{file}: has no {', '.join(missing)}, but a structure set must refer to it")
     document = _document(sources)
+    if not "".join(names.values()).isascii():
+        document.SpecificCharacterSet = UTF_8
     for number, (label, name) in enumerate(names.items(), start=1):
         document.StructureSetROISequence.append(_roi(number, name, sources[0].FrameOfReferenceUID))
         held = [label] if parts is None else list(parts[label])

@@ -42,6 +42,9 @@ SERIES_NUMBER = 900
 
 MODEL_NAME = "nnunet-flare"
 
+UTF_8 = "ISO_IR 192"
+"""The character set where labels have other names than the series' own set may hold."""
+
 
 def check_installed(option: str = "--dicom_seg") -> None:
     """Refuse to start where the extra is missing, which an option needs.
@@ -99,6 +102,8 @@ def write_dicom_seg(
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CaseError(case, f"{series}: a DICOM segmentation cannot refer to it ({error})") from error
+    if not "".join(names.values()).isascii():
+        document.SpecificCharacterSet = UTF_8
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         document.save_as(temporary)

@@ -108,11 +108,22 @@ def test_ids_with_gaps_and_regions_keep_their_names(series, tmp_path):
 
 @pytest.mark.parametrize("name", ["lesion", "liver_tumor", "pancreas tumour"])
 def test_an_organs_lesion_has_the_code_of_a_lesion(series, tmp_path, name):
-    pydicom = pytest.importorskip("pydicom")
     write_dicom_seg(tmp_path / "seg.dcm", np.ones(SHAPE, np.uint8), series, {1: name, 2: "pancreas"}, "case")
     found = pydicom.dcmread(tmp_path / "seg.dcm").SegmentSequence
     assert [one.SegmentedPropertyTypeCodeSequence[0].CodeMeaning for one in found] == ["Lesion", "Pancreas"]
     assert "Abnormal" in found[0].SegmentedPropertyCategoryCodeSequence[0].CodeMeaning
+
+
+def test_names_that_the_series_character_set_cannot_hold_are_kept_in_segments(series, tmp_path):
+    for path in series.iterdir():
+        one = pydicom.dcmread(path)
+        one.SpecificCharacterSet, one.PatientName = "ISO_IR 100", "Müller^Jörg"
+        one.save_as(path)
+    names = {1: "肝脏", 2: "Nebenhöhle"}
+    write_dicom_seg(tmp_path / "one.dcm", np.ones(SHAPE, np.uint8), series, names, "case")
+    document = pydicom.dcmread(tmp_path / "one.dcm")
+    assert [one.SegmentLabel for one in document.SegmentSequence] == list(names.values())
+    assert document.PatientName == "Müller^Jörg"
 
 
 def test_a_map_without_organs_is_written_too(series, tmp_path):

@@ -109,3 +109,15 @@ def test_images_that_are_no_series_are_refused_at_once(tmp_path, capsys):
     words = ["-i", tmp_path / "in", "-o", tmp_path / "out", "-m", model, "--rtstruct"]
     assert predict.main([str(word) for word in words]) == 2
     assert "is not a folder of a DICOM series" in capsys.readouterr().err
+
+
+def test_names_that_the_series_character_set_cannot_hold_are_kept_in_regions(series, tmp_path):
+    for path in series.iterdir():
+        one = pydicom.dcmread(path)
+        one.SpecificCharacterSet, one.PatientName = "ISO_IR 100", "Müller^Jörg"
+        one.save_as(path)
+    names = {1: "肝脏", 2: "Nebenhöhle"}
+    write_rtstruct(tmp_path / "one.dcm", np.ones(SHAPE, np.uint8), series, names, "case")
+    document = pydicom.dcmread(tmp_path / "one.dcm")
+    assert [one.ROIName for one in document.StructureSetROISequence] == list(names.values())
+    assert document.PatientName == "Müller^Jörg"
