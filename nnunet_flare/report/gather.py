@@ -16,9 +16,10 @@ from nnunet_flare.files import read_json
 from nnunet_flare.labels import drawn_ids
 from nnunet_flare.recipes.load import load_recipe, shipped_recipes
 from nnunet_flare.rounds.run.configurations import read_plans
-from nnunet_flare.rounds.run.dataset import dataset_json, organ_ids
+from nnunet_flare.rounds.run.dataset import base_table, dataset_json, foreground_ids, organ_ids
 from nnunet_flare.rounds.run.labelled_case import LabelledCase, read_labelled_case
 from nnunet_flare.rounds.run.ledger import DECISIONS, Entry, read_decisions
+from nnunet_flare.rounds.run.loops import annotated_of
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.markers import MARKER, is_marked
 from nnunet_flare.rounds.run.tasks import graph
@@ -172,24 +173,29 @@ def _validation_dice(run: Run, number: int) -> float | None:
 def labelled_volumes(run: Run, organs: Mapping[str, Sequence[int]]) -> dict[str, tuple[float, float]]:
     """Smallest and largest volume in ml of each organ over the labelled cases that have it, on the network grid.
 
-    Cases with voxels that nobody annotated are left out: how large their organs are is not known.
+    Cases with voxels that nobody annotated are left out: how large their organs are is not known. So is a region of a
+    partial case that does not have all of it annotated.
     """
     if not run.plans_file.is_file():
         return {}
     transpose = read_plans(run.plans_file, {"transpose_forward": [int]})["transpose_forward"]
     belongs, ignored = membership(list(organs.values()), ignore_label(run)), ignore_label(run)
+    cases, every = base_table(run), foreground_ids(run)
     measured = []
     for path in sorted(run.base_data.glob("*_seg.b2nd")):
+        name = path.name.removesuffix("_seg.b2nd")
+        annotated = set(annotated_of(cases[name], every))
+        known = [annotated.issuperset(ids) for ids in organs.values()]
         try:
             label = read_array(path)[0]
-            properties = read_properties(path.with_name(f"{path.name.removesuffix('_seg.b2nd')}.pkl"))
+            properties = read_properties(path.with_name(f"{name}.pkl"))
         except OSError as error:
             log.warning("%s; left out of the volume ranges", error)
             continue
         counts = np.bincount(label[label > 0].astype(np.int64), minlength=ignored + 1)
         if not counts[ignored]:
             voxel_ml = float(np.prod(network_spacing_mm(properties, transpose, label.shape))) / 1000
-            measured.append(belongs @ counts[:ignored] * voxel_ml)
+            measured.append(belongs @ counts[:ignored] * voxel_ml * known)
     ranges = {}
     for column, organ in enumerate(organs):
         volumes = [float(found[column]) for found in measured if found[column]]

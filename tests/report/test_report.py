@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from dataclasses import asdict, replace
@@ -17,8 +18,9 @@ from importlib import resources
 import nibabel
 import numpy as np
 import pytest
-from fake_run import ORGANS, SPACING_MM, boxes, fake_run, least_organ
+from fake_run import ORGANS, PATCH, SPACING_MM, boxes, fake_run, least_organ
 
+from nnunet_flare.cases import FILE_NAME, Case, write_table
 from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.drawing import colour, rgb, upright
 from nnunet_flare.errors import InputError
@@ -31,6 +33,7 @@ from nnunet_flare.report.papers import paper_and_ours
 from nnunet_flare.report.planes import DISAGREEMENT, PANEL, Scene, direction_of, draw_case
 from nnunet_flare.report.volumes import LONGEST, smaller, write_volumes
 from nnunet_flare.rounds.run.ledger import read_decisions, write_round
+from nnunet_flare.rounds.stages.arrays import read_array, write_array
 
 CASES = [f"case_{number:03d}" for number in range(8)]
 HOSTILE = ('<img src=x onerror="alert(1)">', "</script><script>alert(1)</script>", "a&b\"'`${1}\u2028", "{{ 7 * 7 }}")
@@ -135,6 +138,19 @@ def test_volumes_outside_the_labelled_sets_range_are_counted(tmp_path):
     assert row.least == least_organ(run, 0, row.entry.case)
     expected = {o for o, ml in row.volume_ml.items() if ml < report.ranges[o][0] or ml > report.ranges[o][1]}
     assert set(row.outside) == expected and expected
+
+
+def test_a_region_of_which_a_partial_case_has_a_part_annotated_has_no_size_there(tmp_path):
+    run = fake_run(tmp_path, cases=CASES, rounds=1, organs=("right", "left"))
+    document = json.loads((run.raw / "dataset.json").read_text())
+    document["labels"] = {"background": 0, "kidneys": [1, 2], "left": 2}
+    (run.raw / "dataset.json").write_text(json.dumps(document | {"regions_class_order": [1, 2]}))
+    whole = read_array(run.base_data / "first_seg.b2nd")
+    write_array(run.base_data / "second_seg.b2nd", np.where(whole == 1, 1, 0).astype(np.uint8), PATCH)
+    shutil.copy(run.base_data / "first.pkl", run.base_data / "second.pkl")
+    write_table(run.raw / FILE_NAME, {"first": Case(), "second": Case("partial", (1,))})
+    size = pytest.approx((whole > 0).sum() * np.prod(SPACING_MM) / 1000)
+    assert gather(run).ranges["kidneys"] == (size, size)
 
 
 def test_an_organ_that_no_member_found_is_marked_and_not_drawn_as_the_best(tmp_path):
