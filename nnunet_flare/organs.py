@@ -7,6 +7,7 @@ post-processing removes an organ below half of it).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -61,3 +62,20 @@ LABEL_SETS: MappingProxyType[str, tuple[Organ, ...]] = MappingProxyType(
 def dataset_labels(organs: tuple[Organ, ...]) -> dict[str, int]:
     """The ``labels`` entry of a dataset.json for this label set, background first."""
     return {"background": 0, **{organ.name: organ.id for organ in organs}}
+
+
+SYNONYMS: dict[str, str] = {
+    **{organ.short.lower(): organ.name for organ in FLARE23},
+    "oesophagus": "esophagus",
+    "gall_bladder": "gallbladder",
+    "postcava": "inferior_vena_cava",
+    "tumor": "lesion",
+    "tumour": "lesion",
+}
+"""Other spellings of the FLARE organs, as data sets and the official tables use them."""
+
+
+def canonical(name: str) -> str:
+    """A FLARE organ's name, of any spelling of case, hyphens and blanks, or a synonym; others in small letters."""
+    plain = re.sub(r"[\s-]+", "_", name.strip().lower())
+    return SYNONYMS.get(plain, plain)

@@ -13,7 +13,7 @@ from typing import Any
 from nnunet_flare.documents import load_json
 from nnunet_flare.errors import InputError
 from nnunet_flare.labels import BACKGROUND, IGNORE
-from nnunet_flare.organs import FLARE23, LABEL_SETS, Organ
+from nnunet_flare.organs import FLARE22, FLARE23, LABEL_SETS, Organ, canonical
 
 LABELLED_SLICES_ONLY: frozenset[str] = frozenset({"aorta", "inferior_vena_cava", "esophagus"})
 """Tubes that leave the field of view: the official script scores them on the reference's labelled slices only."""
@@ -64,8 +64,8 @@ def _of_organ(organ: Organ) -> Structure:
 def read_structures(name_or_path: str, *, tolerance_mm: float = DEFAULT_TOLERANCE_MM) -> tuple[Structure, ...]:
     """Structures by the name of a label set (``flare22``, ``flare24-lesion``) or from a ``dataset.json``.
 
-    A region of dataset.json (a list of ids) is scored as the union of its labels. Names of the FLARE table keep the
-    official tolerances and rules; others get ``tolerance_mm``.
+    A region of dataset.json (a list of ids) is scored as the union of its labels. Organs of the FLARE table keep the
+    official tolerances and rules, however they are spelled; others get ``tolerance_mm``.
 
     Raises:
         InputError: for a name that is neither, or a file without usable labels.
@@ -114,11 +114,13 @@ def _label_ids(value: Any) -> tuple[int, ...]:
 
 
 def _of_entry(place: int, name: str, ids: tuple[int, ...], tolerance_mm: float) -> Structure:
-    known = {organ.name: organ for organ in FLARE23}.get(name)
+    exact = {organ.name: organ for organ in FLARE23}.get(name)
+    known = exact or {organ.name: organ for organ in FLARE22}.get(canonical(name))
     identifier = ids[0] if len(ids) == 1 else 1000 + place
     if known is None:
         return Structure(identifier, name, name, ids, tolerance_mm)
-    return Structure(identifier, name, known.short, ids, known.nsd_tolerance_mm, name in LABELLED_SLICES_ONLY)
+    short = name if exact is None else known.short  # which two spellings in one file do not share
+    return Structure(identifier, name, short, ids, known.nsd_tolerance_mm, known.name in LABELLED_SLICES_ONLY)
 
 
 def label_ids(structures: Sequence[Structure]) -> tuple[int, ...]:

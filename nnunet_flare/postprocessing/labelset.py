@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,17 +11,7 @@ from typing import Any
 from nnunet_flare.documents import load_json
 from nnunet_flare.errors import InputError
 from nnunet_flare.labels import IGNORE, Group
-from nnunet_flare.organs import FLARE23, LABEL_SETS, dataset_labels
-
-SYNONYMS: dict[str, str] = {
-    **{organ.short.lower(): organ.name for organ in FLARE23},
-    "oesophagus": "esophagus",
-    "gall_bladder": "gallbladder",
-    "postcava": "inferior_vena_cava",
-    "tumor": "lesion",
-    "tumour": "lesion",
-}
-"""Other spellings of the FLARE organs, as data sets and the official tables use them."""
+from nnunet_flare.organs import LABEL_SETS, canonical, dataset_labels
 
 
 @dataclass(frozen=True)
@@ -69,20 +58,15 @@ class LabelSet:
         everything: dict[str, Group] = {**self.organs, **self.regions}
         if name in everything:
             return everything[name]
-        wanted = _canonical(name)
-        alike = [known for known in everything if _canonical(known) == wanted]
+        wanted = canonical(name)
+        alike = [known for known in everything if canonical(known) == wanted]
         if len(alike) > 1:
             raise ValueError(f"organ '{name}' may be {' or '.join(alike)} of {self.source}; give the exact name")
         if alike:
             return everything[alike[0]]
-        close = difflib.get_close_matches(wanted, map(_canonical, everything), 1)
+        close = difflib.get_close_matches(wanted, map(canonical, everything), 1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
         raise ValueError(f"organ '{name}' is not in {self.source} ({', '.join(everything)}){hint}")
-
-
-def _canonical(name: str) -> str:
-    plain = re.sub(r"[\s-]+", "_", name.strip().lower())
-    return SYNONYMS.get(plain, plain)
 
 
 def label_set(labels: str | Mapping[str, Any]) -> LabelSet:

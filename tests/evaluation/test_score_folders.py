@@ -273,3 +273,14 @@ def test_voxels_that_the_reference_ignores_count_neither_for_nor_against(tmp_pat
     for structure in sets:
         a, b = (np.isin(array[:3], structure.labels) for array in (reference, prediction))
         assert row.dsc[structure.id] == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()))
+
+
+def test_organs_of_a_dataset_have_the_official_rules_however_they_are_spelled(tmp_path):
+    from nnunet_flare.evaluation.structures import read_structures
+
+    names = {"background": 0, "Liver": 1, "Right Kidney": 2, "AORTA": 3, "oesophagus": 4, "Tumour": 5, "bladder": 6}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": names}))
+    found = read_structures(str(tmp_path / "dataset.json"), tolerance_mm=1)
+    assert [one.nsd_tolerance_mm for one in found] == [5, 3, 2, 3, 1, 1]
+    assert [one.name for one in found if one.labelled_slices_only] == ["AORTA", "oesophagus"]
+    assert [one.short for one in found] == list(names)[1:]
