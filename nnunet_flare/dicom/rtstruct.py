@@ -96,12 +96,12 @@ def is_kept_rtstruct(path: Path) -> bool:
 def _document(sources: Sequence[Any]) -> Any:
     """A structure set without regions."""
     from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
+    from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
     first, now = sources[0], datetime.datetime.now()
     document = Dataset()
     document.file_meta = FileMetaDataset()
-    document.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    document.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian  # explicit, no contour may pass 64 kB
     document.file_meta.MediaStorageSOPClassUID = document.SOPClassUID = RTStructureSetStorage
     document.file_meta.MediaStorageSOPInstanceUID = document.SOPInstanceUID = generate_uid()
     for name in PATIENT_AND_STUDY:

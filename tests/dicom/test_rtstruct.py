@@ -121,3 +121,15 @@ def test_names_that_the_series_character_set_cannot_hold_are_kept_in_regions(ser
     document = pydicom.dcmread(tmp_path / "one.dcm")
     assert [one.ROIName for one in document.StructureSetROISequence] == list(names.values())
     assert document.PatientName == "Müller^Jörg"
+
+
+def test_a_contour_of_thousands_of_points_is_read_as_numbers(tmp_path):
+    """A lung has a hole for each of its vessels, all in one line."""
+    sieve = (np.random.default_rng(0).random((2, 100, 100)) < 0.85).astype(np.uint8)
+    series = write_patient_series(tmp_path / "in", Volume(scans.blobs(sieve.shape).array, (3.0, 0.7, 0.7)))
+    write_rtstruct(tmp_path / "one.dcm", sieve, series, {1: "lung"}, "case")
+    document = pydicom.dcmread(tmp_path / "one.dcm")
+    contour = max(document.ROIContourSequence[0].ContourSequence, key=lambda one: one.NumberOfContourPoints)
+    assert contour.NumberOfContourPoints > 2500
+    labels, _, _ = read_back(tmp_path / "one.dcm", series)
+    np.testing.assert_array_equal(labels, sieve)
