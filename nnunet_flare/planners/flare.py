@@ -24,12 +24,11 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunet_flare.cases import FILE_NAME, find_table
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import replacing
-from nnunet_flare.planners.topology import STOCK_MAX_FEATURES, override_configuration
+from nnunet_flare.planners.topology import STOCK_MAX_FEATURES, STOCK_MAX_FEATURES_2D, override_configuration
 
 BATCH_SIZE = 2
 LOWRES_SHARE = 0.25
 """Stock plans a low resolution, and turns batch Dice on, where the patch is a smaller share of the median image."""
-STOCK_MAX_FEATURES_2D = 512
 EVERY_STAGE = 16
 """More stages than any patch has: stock slices these tuples."""
 

@@ -18,8 +18,8 @@ from nnunet_flare.errors import InputError
 
 MIN_BOTTLENECK_EDGE = 4
 """Shortest edge of a feature map that is still pooled to: stock's ``UNet_featuremap_min_edge_length``."""
-STOCK_MAX_FEATURES = 320
-"""Stock's cap of the features of a stage in 3-D (``UNet_max_features_3d``)."""
+STOCK_MAX_FEATURES, STOCK_MAX_FEATURES_2D = 320, 512
+"""Stock's cap of the features of a stage, in 3-D (``UNet_max_features_3d``) and in 2-D."""
 MIN_STAGES = 3
 """With two stages stock's deep supervision has one output, whose weight it sets to zero: the loss would be NaN."""
 
@@ -72,8 +72,8 @@ def override_configuration(
 ) -> dict[str, Any]:
     """A copy of a configuration with some of its plan changed and everything that hangs on it computed anew.
 
-    What is not given stays: the batch, the number of convolutions, the first stage's features, and, as an upper limit,
-    the number of stages (a smaller patch has room for fewer). Spacing and patch are in the configuration's own axis
+    What is not given stays: the batch, the number of convolutions, the stages' features, and, as an upper limit, the
+    number of stages (a smaller patch has room for fewer). Spacing and patch are in the configuration's own axis
     order. An explicit ``patch_size`` is rounded up to what the strides divide, not capped at the median image.
 
     Args:
@@ -81,7 +81,7 @@ def override_configuration(
         spacing_mm: new target spacing; ``median_image_size_in_voxels`` is scaled with it.
         patch_size: new patch, in voxels.
         base_features: features of the first stage, doubled per stage up to ``max_features``.
-        max_features: that cap; where only ``base_features`` is given, stock's 320.
+        max_features: that cap; where only ``base_features`` is given, stock's 320, or 512 in 2-D.
         stages: resolution stages, the first included, at least 3.
         max_stages: in place of ``stages``: as many as the patch has room for, up to this.
         convs_per_stage: convolutions of each encoder and decoder stage, one number or one per stage; of a residual
@@ -118,7 +118,7 @@ def override_configuration(
     if not (spacing_mm is None and patch_size is None and stages is None and max_stages is None):
         limit = stages or max_stages or arch["n_stages"]
         _set_topology(changed, changed["patch_size"] if patch_size is None else patch_size, limit, stages)
-    _set_features(arch, base_features, max_features)
+    _set_features(arch, base_features, max_features, dimensions)
     _set_convolutions(arch, convs_per_stage)
     if dropout is not None:
         _set_dropout(arch, dropout, dimensions)
@@ -158,14 +158,18 @@ def _set_topology(configuration: dict[str, Any], patch_size: Sequence[int], limi
     arch["n_stages"] = found.stages
 
 
-def _set_features(arch: dict[str, Any], base: int | None, cap: int | None) -> None:
-    before = list(arch["features_per_stage"])
-    if cap is None:
+def _set_features(arch: dict[str, Any], base: int | None, cap: int | None, dimensions: int) -> None:
+    before, stages = list(arch["features_per_stage"]), arch["n_stages"]
+    stocks = STOCK_MAX_FEATURES if dimensions == 3 else STOCK_MAX_FEATURES_2D
+    if base is None and cap is None:
         # A cap shows in the features only where two stages have the same number.
         is_capped = len(before) > 1 and before[-1] < 2 * before[-2]
-        cap = before[-1] if base is None and is_capped else STOCK_MAX_FEATURES
-    base = before[0] if base is None else base
-    arch["features_per_stage"] = [min(cap, base * 2**stage) for stage in range(arch["n_stages"])]
+        cap = before[-1] if is_capped else max(before[-1], stocks)
+        further = [min(cap, before[-1] * 2**stage) for stage in range(1, stages - len(before) + 1)]
+        arch["features_per_stage"] = [*before[:stages], *further]
+        return
+    base, cap = before[0] if base is None else base, stocks if cap is None else cap
+    arch["features_per_stage"] = [min(cap, base * 2**stage) for stage in range(stages)]
 
 
 def _set_convolutions(arch: dict[str, Any], given: int | Sequence[int] | None) -> None:

@@ -125,6 +125,25 @@ def test_features_keep_their_cap_until_a_new_base_is_given() -> None:
     assert new_cap == [4, 8, 12, 12, 12, 12]
 
 
+@pytest.mark.parametrize("features", [[32, 64, 128, 256, 512], [32, 48, 96, 96, 200]])
+def test_another_batch_or_patch_leaves_the_features_that_are_planned(features: list[int]) -> None:
+    """The big teacher on small scans, 2-D networks and given models are wider than stock's 320, or double nothing."""
+    wide = override_configuration(plain_configuration(), stages=5)
+    wide["architecture"]["arch_kwargs"]["features_per_stage"] = list(features)
+    assert override_configuration(wide, batch_size=1)["architecture"] == wide["architecture"]
+    for changes in ({"patch_size": (32, 128, 128)}, {"dropout": 0.1}, {"spacing_mm": (3, 1, 1)}):
+        arch = override_configuration(wide, **changes)["architecture"]["arch_kwargs"]
+        assert arch["features_per_stage"] == features
+
+
+def test_a_further_stage_doubles_the_last_one_unless_that_is_capped() -> None:
+    tiny = override_configuration(plain_configuration(), stages=5)
+    for features, sixth in (([32, 64, 128, 256, 512], 512), ([8, 16, 32, 64, 128], 256), ([8, 16, 32, 64, 64], 64)):
+        tiny["architecture"]["arch_kwargs"]["features_per_stage"] = features
+        arch = override_configuration(tiny, patch_size=(40, 224, 192), stages=6)["architecture"]["arch_kwargs"]
+        assert arch["features_per_stage"] == [*features, sixth]
+
+
 def test_a_larger_patch_does_not_silently_add_stages() -> None:
     large = override_configuration(plain_configuration(), patch_size=(48, 512, 512))
     assert large["architecture"]["arch_kwargs"]["n_stages"] == 6
