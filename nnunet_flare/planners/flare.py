@@ -73,7 +73,8 @@ class nnUNetPlannerFlare(ExperimentPlanner):
         self.UNet_class = self.network
         self.UNet_base_num_features = self.base_features
         self.UNet_max_features_3d = self.max_features
-        self.UNet_max_features_2d = min(STOCK_MAX_FEATURES_2D, self.max_features)
+        is_capped_as_stock = self.max_features >= STOCK_MAX_FEATURES
+        self.UNet_max_features_2d = STOCK_MAX_FEATURES_2D if is_capped_as_stock else self.max_features
         self.UNet_blocks_per_stage_encoder = self.encoder_convs
         self.UNet_blocks_per_stage_decoder = self.decoder_convs
         self.lowres_creation_threshold = 0.0

@@ -292,6 +292,9 @@ def test_pictures_are_planned_as_stock_plans_them(dataset: MakeDataset, name: st
     found, stock = plans["configurations"]["2d"], expected["configurations"]["2d"]
     for key in ("spacing", "median_image_size_in_voxels"):
         assert list(found[key]) == list(stock[key])
+    if name in ("nnUNetPlannerFlare", "nnUNetPlannerFlareBig"):  # of two convolutions, or three
+        features = [each["architecture"]["arch_kwargs"]["features_per_stage"] for each in (found, stock)]
+        assert features[0] == features[1]
     assert PlansManager(plans).get_configuration("2d").patch_size is not None
 
 
