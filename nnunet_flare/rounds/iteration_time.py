@@ -64,10 +64,13 @@ def iteration_cost(
     import torch
 
     from nnunet_flare.networks.planned import planned_network
+    from nnunet_flare.trainers.halves import halve_convolutions
 
     device = torch.device(device_name)
     with device:
         network = planned_network(configuration, dataset, allow_init=device.type != "meta").to(device)
+    if device.type == "cpu":  # as our trainers
+        halve_convolutions(network)
     shape = (configuration["batch_size"], len(dataset["channel_names"]), *configuration["patch_size"])
     image = torch.randn(shape, device=device)
     cost = measure(lambda: _supervised_step(network, image))
@@ -96,6 +99,7 @@ def _adversarial_cost(
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
     from nnunet_flare.networks.discriminator import Discriminator
+    from nnunet_flare.trainers.halves import halve_convolutions
     from nnunet_flare.trainers.heads import Heads
 
     manager = LabelManager(dataset["labels"], dataset.get("regions_class_order"))
@@ -103,6 +107,8 @@ def _adversarial_cost(
     organs = manager.num_segmentation_heads - heads.first_organ
     channels, *size = image.shape[1:]
     judge = Discriminator(channels, organs, size, features=settings.discriminator_features).to(image.device)
+    if image.device.type == "cpu":
+        halve_convolutions(judge)
     share = 1 - settings.warmup - settings.finish
     few = _few(settings, len(image))
     return share * measure(lambda: _three_steps(network, judge, image, few, heads)) + (1 - share) * supervised

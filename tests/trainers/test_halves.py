@@ -11,7 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from nnunet_flare.planners.expected import expected_configuration
+from nnunet_flare.planners.flare import nnUNetPlannerFlareTiny
+from nnunet_flare.rounds.iteration_time import _adversarial_cost, iteration_cost
 from nnunet_flare.trainers.halves import halve_convolutions
+from nnunet_flare.trainers.settings import AdversarialSettings
 
 
 @st.composite
@@ -49,11 +53,9 @@ def test_values_and_gradients_are_those_of_the_whole(drawn: tuple[nn.Conv3d, tup
         torch.testing.assert_close(ours, stock, rtol=1e-10, atol=1e-10)
 
 
-def test_pytorch_computes_no_batch_of_one_by_itself(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The way that takes four times as long is PyTorch's for small volumes."""
-    tiny.add(*(f"case{k}" for k in range(5)))
-    trainer = tiny.trainer(name="nnUNetTrainerFlareST")
-    trainer.initialize()
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes of what PyTorch's convolutions take."""
     taken: list[tuple[int, ...]] = []
     stock = nn.functional.conv3d
 
@@ -63,8 +65,36 @@ def test_pytorch_computes_no_batch_of_one_by_itself(tiny: Any, monkeypatch: pyte
         return stock(given, weight, *rest)
 
     monkeypatch.setattr(nn.functional, "conv3d", noted)
+    return taken
+
+
+def test_pytorch_computes_no_batch_of_one_by_itself(tiny: Any, taken: list[tuple[int, ...]]) -> None:
+    """The way that takes four times as long is PyTorch's for small volumes."""
+    tiny.add(*(f"case{k}" for k in range(5)))
+    trainer = tiny.trainer(name="nnUNetTrainerFlareST")
+    trainer.initialize()
     patch = trainer.configuration_manager.patch_size
     trainer.network(torch.zeros(1, trainer.num_input_channels, *patch))
+    assert taken
+    assert all(shape[0] == 2 for shape in taken), taken
+
+
+def test_a_dry_run_times_the_network_as_it_will_be_trained(taken: list[tuple[int, ...]]) -> None:
+    configuration = expected_configuration(nnUNetPlannerFlareTiny, "3d_fullres", {"batch_size": 1})
+    assert configuration is not None
+    dataset = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}}
+
+    def once(step: Any) -> float:
+        step()
+        return 1.0
+
+    iteration_cost(None, None, configuration, dataset, "cpu", once)
+    assert taken
+    assert all(shape[0] == 2 for shape in taken), taken
+    taken.clear()
+    image = torch.zeros(1, 1, 16, 16, 16)
+    few = AdversarialSettings(discriminator_features=2)
+    _adversarial_cost(nn.Conv3d(1, 2, 1), image, dataset, few, 1.0, once)
     assert taken
     assert all(shape[0] == 2 for shape in taken), taken
 
