@@ -31,6 +31,9 @@ def model_plans(model: Path, *, trusted: bool = False) -> tuple[dict[str, Any], 
         model: the folder.
         trusted: whether its network may be any (``--trust_checkpoint``).
 
+    Returns:
+        Both; the network is named as by nnU-Net of today where older plans only list its numbers.
+
     Raises:
         InputError: for plans that are not readable or name what they may not (see :mod:`nnunet_flare.trusted_names`),
             a folder that is not named as nnU-Net does, or a cascade.
@@ -48,6 +51,10 @@ def model_plans(model: Path, *, trusted: bool = False) -> tuple[dict[str, Any], 
     configuration = resolve(plans, name, path)
     if configuration.get("previous_stage") is not None:
         raise InputError(f"--init_model {model}: is the second stage of a cascade and cannot label scans alone")
+    if "architecture" not in configuration:
+        from nnunet_flare.networks.planned import with_architecture
+
+        configuration = with_architecture(configuration, path)
     check_plans(plans, configuration, path, trusted=trusted)
     check_plans_name(plans.get("plans_name", "plans"), path)
     return plans, configuration
