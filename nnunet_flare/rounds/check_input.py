@@ -175,7 +175,7 @@ def _check_folds(given: RunInput) -> None:
     """There are as many labelled cases as the recipe has folds; asked of a new run, whose splits may be missing."""
     if given.is_new and given.labelled:
         splits = given.preprocessed / SPLITS
-        check_folds(given.recipe, len(given.labelled), splits, starts_given=given.request.init_model is not None)
+        check_folds(given.recipe, given.labelled, splits, starts_given=given.request.init_model is not None)
 
 
 def _check_loops(given: RunInput) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,7 @@ def plan_and_preprocess(run: Run, base: Base | None = None) -> str:
             if other_labels:
                 changed = {case: changed.get(case, ["dataset.json"]) for case in labelled}
             _preprocess_changed(run, base, files, changed)
+            _remove_gone(base, labelled)
         write_table(table_path(base.data), now)
         copied = refresh_ground_truth(run.preprocessed / "gt_segmentations", files, dataset_json(run)["file_ending"])
         if copied:
@@ -170,6 +172,16 @@ def _preprocess_changed(run: Run, base: Base, files: dict[str, Any], changed: di
     preprocess_cases(sorted(changed), *arguments, workers=num_processes(len(changed)))
 
 
+def _remove_gone(base: Base, labelled: list[str]) -> None:
+    """Remove the arrays of cases that the dataset has no longer: nnU-Net trains on all that lies in the folder."""
+    gone = sorted({path.stem for path in base.data.glob("*.pkl")} - set(labelled))
+    if gone:
+        log.warning("%s: no longer labelled cases, so their arrays are removed: %s", base.data.name, ", ".join(gone))
+    for case in gone:
+        for ending in ENDINGS:
+            (base.data / f"{case}{ending}").unlink(missing_ok=True)
+
+
 def _provide_dataset_json(run: Run, base: Base, configuration: dict[str, Any]) -> None:
     """Copy dataset.json for plans that were made elsewhere: a given model's, or moved from another dataset.
 
@@ -234,7 +246,7 @@ def _write_splits(run: Run, cases: list[str]) -> None:
     """nnU-Net's cross-validation split over the labelled and partial cases, made once for the dataset."""
     path, starts_given = run.preprocessed / SPLITS, run.settings.init_model is not None
     count = _folds(run.recipe, starts_given=starts_given)
-    check_folds(run.recipe, len(cases), path, starts_given=starts_given)
+    check_folds(run.recipe, cases, path, starts_given=starts_given)
     if not count:
         return
     if path.is_file():
@@ -264,8 +276,9 @@ def _folds(recipe: Recipe, *, starts_given: bool) -> int:
     return max((len(folds) for folds in rounds if folds != ["all"]), default=0)
 
 
-def check_folds(recipe: Recipe, cases: int, splits: Path, *, starts_given: bool) -> None:
-    """Refuse more folds than there are labelled cases, or than the dataset was split into before.
+def check_folds(recipe: Recipe, cases: Sequence[str], splits: Path, *, starts_given: bool) -> None:
+    """Refuse more folds than there are labelled cases, or than the dataset was split into before, and folds of cases
+    that are labelled no longer.
 
     Args:
         recipe: how many it trains.
@@ -280,16 +293,23 @@ def check_folds(recipe: Recipe, cases: int, splits: Path, *, starts_given: bool)
     if not count:
         return
     if splits.is_file():
-        folds = len(read_json(splits, shapes.SPLITS, remedy="remove it, then it is made again"))
-        if folds < count:
+        folds = read_json(splits, shapes.SPLITS, remedy="remove it, then it is made again")
+        if len(folds) < count:
             raise InputError(
-                f"{splits} has {folds} folds, members.count is {count}. "
-                f"Set members.count={folds}, or remove that file, then it is made again"
+                f"{splits} has {len(folds)} folds, members.count is {count}. "
+                f"Set members.count={len(folds)}, or remove that file, then it is made again"
             )
-    elif cases < count:
-        remedy = f"members.count={cases}" if cases > 1 else ALONE
+        named = {case for fold in folds[:count] for part in ("train", "val") for case in fold[part]}
+        gone = sorted(named - set(cases))
+        if gone:
+            raise InputError(
+                f"{splits} has {len(gone)} case(s) that are no labelled cases of {splits.parent.name} "
+                f"({', '.join(gone[:5])}). Remove that file, then it is made again"
+            )
+    elif len(cases) < count:
+        remedy = f"members.count={len(cases)}" if len(cases) > 1 else ALONE
         raise InputError(
-            f"{splits.parent.name} has {cases} labelled case(s), but members.count={count} needs {count}, one to "
+            f"{splits.parent.name} has {len(cases)} labelled case(s), but members.count={count} needs {count}, one to "
             f"leave out of each training. Set {remedy}; or label more cases"
         )
 

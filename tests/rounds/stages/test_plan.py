@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from changed_runs import changed
+from nnunetv2.run.run_training import get_trainer_from_args
 
 from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import read_json, write_json
+from nnunet_flare.rounds.run.dataset import raw_cases
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.stages.build import build_round
 from nnunet_flare.rounds.stages.plan import plan_and_preprocess
@@ -41,6 +44,26 @@ def test_labelled_cases_that_no_fold_trains_on_are_named(run, caplog):
     write_json(run.preprocessed / "splits_final.json", without)
     plan_and_preprocess(run)
     assert f"1 of 4 labelled cases are in no fold ({late})" in caplog.text
+
+
+def test_a_labelled_case_that_was_taken_out_of_the_dataset_trains_no_longer(run, caplog):
+    """Its annotation was bad; the next run is on the same plans."""
+    bad, *others = raw_cases(run)
+    for path in [*(run.raw / "imagesTr").glob(f"{bad}_*"), *(run.raw / "labelsTr").glob(f"{bad}.*")]:
+        path.unlink()
+    with pytest.raises(InputError, match=rf"1 case\(s\) that are no labelled cases .*\({bad}\)\. Remove that file"):
+        plan_and_preprocess(run)
+    (run.preprocessed / "splits_final.json").unlink()
+    plan_and_preprocess(run)
+    assert f"their arrays are removed: {bad}" in caplog.text
+    build_round(run, run.round(0))
+    trained = set()
+    for fold in (0, 1):
+        trainer = get_trainer_from_args("22", run.round(0).configuration, fold, run.recipe.trainer,
+                                        run.settings.plans_name, device=torch.device("cpu"))  # fmt: skip
+        trained |= set(trainer.do_split()[0])
+    assert trained == set(others)
+    assert (run.round(1).data / f"{bad}.pkl").is_file(), "what an earlier round was trained on stays"
 
 
 def test_plans_made_anew_stop_the_run(run):
