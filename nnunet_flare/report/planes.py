@@ -19,6 +19,7 @@ from nnunet_flare.files import replacing
 from nnunet_flare.images import Volume
 from nnunet_flare.rounds.run.configurations import read_plans, resolve
 from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.unlabelled import read_list
 from nnunet_flare.rounds.stages.arrays import network_spacing_mm, read_array, read_properties
 from nnunet_flare.rounds.stages.replanned import STOCK_PREPROCESSOR
 
@@ -54,8 +55,8 @@ def read_scene(run: Run, number: int, case: str) -> Scene:
     plans = read_plans(run.plans_file, {"transpose_backward": [int]})
     configuration = resolve(plans, run.recipe.configuration, run.plans_file, {"spacing": [float]})
     backward = plans["transpose_backward"]
-    is_unlabelled = (run.unlabelled_data / f"{case}.pkl").is_file()  # else a partial case that a loop completes
-    folder = run.unlabelled_data if is_unlabelled else run.base_data
+    is_unlabelled = any(scan.case == case for scan in read_list(run.paths.unlabelled))
+    folder = run.unlabelled_data if is_unlabelled else run.base_data  # of a partial case that a loop completes
     properties = read_properties(folder / f"{case}.pkl")
     direction = direction_of(properties)
     array = read_array(folder / f"{case}.b2nd")[0]

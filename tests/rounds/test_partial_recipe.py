@@ -11,19 +11,24 @@ import pytest
 from in_process import TINY_PLAN, do_all, phantom, started
 
 from nnunet_flare.cases import Case, read_table, write_table
-from nnunet_flare.errors import InputError
+from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.files import read_json
-from nnunet_flare.images import read_labels, write_labels
+from nnunet_flare.images import read_labels, read_volume, write_labels, write_volume
 from nnunet_flare.recipes.load import load_recipe
+from nnunet_flare.report import planes
 from nnunet_flare.report.page import write_report
+from nnunet_flare.report.planes import read_scene
 from nnunet_flare.rounds.export import export_dataset
 from nnunet_flare.rounds.run import loops
 from nnunet_flare.rounds.run.ledger import read_decisions
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.tasks import graph
+from nnunet_flare.rounds.run.unlabelled import UnlabelledCase
 from nnunet_flare.rounds.stages import union
 from nnunet_flare.rounds.stages.arrays import read_array
 from nnunet_flare.rounds.stages.label import _load_labeller
+from nnunet_flare.rounds.stages.preprocess import preprocess_again
+from nnunet_flare.rounds.stages.replanned import LabelledScan, preprocess_scans
 from nnunet_flare.rounds.status import status
 
 ORGANS, TUMOUR = tuple(range(1, 14)), 14
@@ -91,9 +96,25 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
             write_labels(teacher / path.name, np.where(truth.array > 13, 0, truth.array).astype(np.uint8), truth)
         settings = {"fusion.teachers": f"[{teacher}]"}
         run = started(folder, folders, "partial", settings)
+        do_all(run, monkeypatch, until=lambda name: name.startswith("label"))
+        leave_arrays_of_an_earlier_run(run)
         do_all(run, monkeypatch, until=lambda name: name == "build-r3")
         assert "build-r3" in do_all(run, monkeypatch)
     return run
+
+
+def scans_that_lack_organs(run: Run) -> list[UnlabelledCase]:
+    return loops.training_scans(run, ORGANS)
+
+
+def leave_arrays_of_an_earlier_run(run: Run) -> None:
+    """It had the scans of two partial cases unlabelled: one mirrored and brighter, one that could not be read."""
+    first, second = scans_that_lack_organs(run)[:2]
+    scan, mirrored = read_volume(Path(first.source)), run.root / "mirrored.nii.gz"
+    write_volume(mirrored, scan.with_array(np.ascontiguousarray(scan.array[:, ::-1]) + 100))
+    preprocess_again(run, UnlabelledCase(first.case, str(mirrored), (str(mirrored),), 1))
+    with pytest.raises(CaseError):
+        preprocess_again(run, UnlabelledCase(second.case, "gone.nii.gz", ("gone.nii.gz",), 1))
 
 
 def table_of(run: Run, number: int) -> dict[str, Case]:
@@ -130,6 +151,24 @@ def test_pseudo_labels_fill_only_organs_that_nobody_annotated(finished: Run) -> 
         elsewhere = true <= 0
         for organ in set(ORGANS) - set(annotated):
             np.testing.assert_array_equal((merged == organ)[elsewhere], (pseudo == organ)[elsewhere])
+
+
+def test_a_scan_that_was_annotated_after_an_earlier_run_had_it_unlabelled_is_labelled_as_it_is_now(
+    finished: Run, tmp_path: Path
+) -> None:
+    first, second = scans_that_lack_organs(finished)[:2]
+    decisions = {entry.case: entry for entry in read_decisions(finished.paths, 0)}
+    for scan in (first, second):
+        assert decisions[scan.case].decision == "taken", decisions[scan.case].reason
+        assert table_of(finished, 1)[scan.case].annotated == ORGANS
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(planes, "_in_hu", lambda array, *_: array)
+        shown = read_scene(finished, 0, first.case).scan
+    now = read_array(finished.base_data / f"{first.case}.b2nd")[0]
+    assert sorted(shown.ravel()) == sorted(now.ravel()), "the picture is of the scan that was labelled"
+    label = finished.paths.label(0, first.case, ".nii.gz")
+    anew = LabelledScan(first.case, first.images, label, "label")  # for a final model of other plans
+    assert preprocess_scans(finished, finished.final_base, tmp_path / "data", [anew]) == {}
 
 
 def test_a_tumours_absence_in_scans_that_nobody_searched_is_left_open(finished: Run) -> None:

@@ -7,6 +7,7 @@ case that lacks some of them is labelled beside the unlabelled scans.
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 
 from nnunet_flare.cases import Case
 from nnunet_flare.rounds.run.dataset import base_table, foreground_ids, organ_ids, raw_cases, raw_files
@@ -49,6 +50,14 @@ def round_scans(run: Run, of: Round) -> list[UnlabelledCase]:
     if of.loop is None:
         return scans
     return scans + training_scans(run, round_labels(run, of))
+
+
+def arrays_of(run: Run, case: UnlabelledCase) -> Path:
+    """The folder with the arrays of a scan that a round labels.
+
+    One that an earlier run on the dataset had as an unlabelled scan, and that was annotated since, has others there.
+    """
+    return run.base_data if isinstance(case, TrainingScan) else run.unlabelled_data
 
 
 def training_scans(run: Run, organs: Collection[int]) -> list[UnlabelledCase]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_flare.errors import CaseError
-from nnunet_flare.rounds.run.loops import TrainingScan
+from nnunet_flare.rounds.run.loops import TrainingScan, arrays_of
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.unlabelled import UnlabelledCase
 from nnunet_flare.rounds.stages.arrays import ENDINGS, read_array, read_properties
@@ -30,10 +30,10 @@ def read_unless_failed(run: Run, case: UnlabelledCase) -> Arrays:
     Raises:
         CaseError: when the scan was, or is now, set aside in preprocessing.
     """
-    reason = failure(run.unlabelled_data, case.case)
+    folder = arrays_of(run, case)
+    reason = failure(folder, case.case)
     if reason is not None:
         raise CaseError(case.case, reason)
-    folder = run.base_data if isinstance(case, TrainingScan) else run.unlabelled_data
     for ending in ENDINGS:
         with suppress(OSError):  # said, or mended, by the reading itself
             (folder / f"{case.case}{ending}").read_bytes()

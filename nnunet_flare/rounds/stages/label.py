@@ -36,7 +36,7 @@ from nnunet_flare.labels import sampled_groups
 from nnunet_flare.rounds.run.configurations import INPUT_KEYS, base_configuration, read_plans
 from nnunet_flare.rounds.run.dataset import dataset_json, foreground_ids, organ_ids
 from nnunet_flare.rounds.run.labelled_case import LABELLED, LabelledCase, read_labelled_case, write_labelled_case
-from nnunet_flare.rounds.run.loops import round_labels, round_organs, round_scans
+from nnunet_flare.rounds.run.loops import arrays_of, round_labels, round_organs, round_scans
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Round
 from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, shard
@@ -166,7 +166,7 @@ def label_shard(run: Run, of: Round, part: int, parts: int) -> dict[str, int]:
             _check_input(run, of.model, predictor)
             organs, title = round_organs(run, of), f"round {number}: labelling"
             for case, reading in tqdm(ahead, total=len(todo), desc=title, disable=None, unit="case"):
-                reason = failure(run.unlabelled_data, case.case)
+                reason = failure(arrays_of(run, case), case.case)
                 labelled = (
                     _label_case(run, of, case, reading, predictor, organs) if reason is None else LabelledCase(reason)
                 )
@@ -280,7 +280,7 @@ def _label_case(
         members=len(prediction.labels),
         change=change,
         label_sha256=label_hash(fused),
-        odd=tuple(odd(run.unlabelled_data, case.case)),
+        odd=tuple(odd(arrays_of(run, case), case.case)),
         seconds=round(time.monotonic() - started, 3),
     )
 

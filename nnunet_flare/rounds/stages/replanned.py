@@ -116,7 +116,9 @@ def preprocess_scans(run: Run, base: Base, data: Path, scans: Sequence[LabelledS
     """Preprocess scans with their label maps into :func:`cases_folder`; returns why cases are set aside."""
     folder = cases_folder(data)
     folder.mkdir(parents=True, exist_ok=True)
-    changed = {scan.case: names for scan in scans if scan.arrays is None and (names := _changed(run, scan))}
+    unlabelled = {scan.case for scan in read_list(run.paths.unlabelled)}
+    again = [scan for scan in scans if scan.arrays is None and scan.case in unlabelled]
+    changed = {scan.case: names for scan in again if (names := _changed(run, scan))}
     scans = [scan for scan in scans if scan.case not in changed]
     todo = [scan for scan in scans if not _is_done(folder, scan)]
     if todo:
