@@ -15,9 +15,11 @@ from nnunet_flare.rounds.run.configurations import read_plans, resolve
 from nnunet_flare.rounds.run.dataset import base_table, dataset_json, organ_ids, raw_files
 from nnunet_flare.rounds.run.ledger import Entry, export_csv, read_decisions, read_ledger
 from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.sources import differences
 from nnunet_flare.rounds.run.unlabelled import read_list
+from nnunet_flare.rounds.stages.arrays import read_properties
 from nnunet_flare.rounds.stages.label_maps import ignore_label, write_label_map
-from nnunet_flare.rounds.stages.preprocess import changed_images
+from nnunet_flare.rounds.stages.preprocess import MADE_FROM, changed_images
 from nnunet_flare.trainers.settings import KEY
 
 
@@ -84,7 +86,7 @@ def check_dataset(run: Run, number: int | None, dataset_id: int) -> DatasetExpor
         )
     images = {scan.case: scan.images for scan in read_list(run.paths.unlabelled)}
     pseudo = [entry.case for entry in taken if entry.case in images]
-    changed = [case for case in pseudo if changed_images(run.unlabelled_data, case, images[case])[0]]
+    changed = [case for case in pseudo if _is_another_scan(run, number, case, images[case])]
     if changed:
         raise InputError(
             f"export --round {number}: {len(changed)} scan(s) changed since they were labelled "
@@ -92,6 +94,17 @@ def check_dataset(run: Run, number: int | None, dataset_id: int) -> DatasetExpor
         )
     name = f"Dataset{dataset_id:03d}_{run.settings.dataset.split('_', 1)[1]}_{run.settings.name}_r{number}"
     return DatasetExport(number, source, taken, raw / name)
+
+
+def _is_another_scan(run: Run, number: int, case: str, images: Sequence[str]) -> bool:
+    """Whether a scan's files are not those that were labelled, as far as the arrays say that are still there."""
+    names, now = changed_images(run.unlabelled_data, case, images)
+    if names:
+        return True
+    labelled_by = run.recipe.last_rounds() or [number - 1]
+    kept = [*(run.paths.properties(before, case) for before in labelled_by), run.round(number).data / f"{case}.pkl"]
+    noted = [read_properties(path).get(MADE_FROM) for path in kept if path.is_file()]
+    return any(differences([{"digest": digest} for digest in made_from], now) for made_from in noted if made_from)
 
 
 def export_dataset(run: Run, number: int | None, dataset_id: int) -> Path:
