@@ -1,8 +1,9 @@
 """``flare-pseudolabel clean``: give back the disk of rounds that nothing needs any more.
 
-A round is over when its own tasks are done and the next round's data is built. Of such a round go the checkpoints, its
-training data and the label arrays on the network grid. Kept are the final model, the ledger and every table, log and
-fused label map, so that ``status``, ``report`` (without new pictures of those rounds) and ``export`` go on working.
+A round is over when its own tasks are done and the next round's data is built, and the last round of a loop when the
+union is. Of such a round go the checkpoints, its training data and the label arrays on the network grid. Kept are the
+final model, the ledger and every table, log and fused label map, so that ``status``, ``report`` (without new pictures
+of those rounds) and ``export`` go on working.
 """
 
 from __future__ import annotations
@@ -50,11 +51,12 @@ def cleanable(run: Run) -> list[Item]:
 
 def rounds_over(run: Run) -> list[int]:
     """Rounds before the final one whose results every later task has already taken."""
-    tasks = graph(run)
+    tasks, last = graph(run), run.recipe.last_rounds()
     over = []
     for number in range(run.final.number):
         own = [task.name for task in tasks.values() if task.round == number]
-        following = [t.name for t in tasks.values() if t.round == number + 1 and t.stage in ("build", "train")]
+        then = {number + 1, run.final.number if number in last else number + 1}
+        following = [t.name for t in tasks.values() if t.round in then and t.stage in ("build", "train")]
         if all(is_marked(run.paths.done(name)) for name in (*own, *following)):
             over.append(number)
     return over

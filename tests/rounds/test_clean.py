@@ -7,9 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
-from fake_tasks import finish, make_run
+from fake_tasks import finish, make_run, run_of
 
 from nnunet_flare.cli.pseudolabel import main
+from nnunet_flare.recipes.load import load_recipe
 from nnunet_flare.rounds.clean import cleanable, rounds_over
 from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.tasks import graph
@@ -99,6 +100,14 @@ def test_a_round_that_something_still_needs_stays(run):
     run.paths.done("train-r1-f1").unlink()
     assert rounds_over(run) == []
     assert cleanable(run) == []
+
+
+def test_the_last_round_of_a_loop_stays_until_the_union_is_trained(tmp_path):
+    run = run_of(tmp_path, load_recipe("partial"))
+    finish(run, *graph(run))
+    assert rounds_over(run) == [0, 1, 2, 3]
+    run.paths.done("train-r4-fall").unlink()
+    assert rounds_over(run) == [0, 2]
 
 
 def test_models_that_the_run_was_started_from_are_never_touched(run, tmp_path):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from in_process import TINY_PLAN, do_all, phantom, started
+from in_process import FOLDERS, TINY_PLAN, do_all, phantom, started
 
 from nnunet_flare.cases import Case, read_table, write_table
-from nnunet_flare.errors import CaseError, InputError
+from nnunet_flare.errors import CaseError, InputError, TaskError
 from nnunet_flare.files import read_json
 from nnunet_flare.images import read_labels, read_volume, write_labels, write_volume
 from nnunet_flare.recipes.load import load_recipe
@@ -21,11 +22,12 @@ from nnunet_flare.report.planes import read_scene
 from nnunet_flare.rounds.export import export_dataset
 from nnunet_flare.rounds.run import loops
 from nnunet_flare.rounds.run.ledger import read_decisions
-from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.run.manifest import Run, load_run
 from nnunet_flare.rounds.run.tasks import graph
-from nnunet_flare.rounds.run.unlabelled import UnlabelledCase
+from nnunet_flare.rounds.run.unlabelled import UnlabelledCase, read_list
 from nnunet_flare.rounds.stages import union
 from nnunet_flare.rounds.stages.arrays import read_array
+from nnunet_flare.rounds.stages.build_loops import build_loop_round
 from nnunet_flare.rounds.stages.label import _load_labeller
 from nnunet_flare.rounds.stages.preprocess import preprocess_again
 from nnunet_flare.rounds.stages.replanned import LabelledScan, preprocess_scans
@@ -224,6 +226,27 @@ def test_the_union_takes_tumour_over_organ_and_the_annotation_over_all(finished:
             np.testing.assert_array_equal(made, np.where(tumour == TUMOUR, TUMOUR, organ))
     configuration = read_json(finished.plans_file)["configurations"][finished.round(4).configuration]
     assert configuration["flare"]["ignore_label"] == 15
+
+
+def test_a_scan_that_was_replaced_after_its_last_loop_is_not_united_with_its_old_label(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run on the dataset has preprocessed it again."""
+    before, folder = finished.root.parents[2], tmp_path / "copy"
+    shutil.copytree(before, folder, symlinks=True)
+    for path in folder.glob("nnUNet_*/Dataset022_FLAREPhantom/**/*.json"):
+        path.write_text(path.read_text().replace(str(before), str(folder)))
+    for name in FOLDERS:
+        monkeypatch.setenv(name, str(folder / name))
+    run = load_run(folder / finished.root.relative_to(before))
+    build_loop_round(run, run.final)
+    case = next(entry.case for entry in read_decisions(run.paths, 3) if entry.role == "pseudo")
+    scan, other = next(s for s in read_list(run.paths.unlabelled) if s.case == case), tmp_path / "other.nii.gz"
+    volume = read_volume(Path(scan.images[0]))
+    write_volume(other, volume.with_array(np.ascontiguousarray(volume.array[:, ::-1])))
+    preprocess_again(run, UnlabelledCase(case, str(other), (str(other),), 1))
+    with pytest.raises(TaskError, match=rf"their scans, are damaged or changed since they were judged \({case}\)"):
+        build_loop_round(run, run.final)
 
 
 def test_the_final_training_data_is_the_resampled_union(finished: Run) -> None:

@@ -143,6 +143,8 @@ def _build_folder(
 def _build_final(run: Run, of: Round) -> dict[str, Any]:
     """The final model trains on every annotation, completed by the union of the loops' last labels."""
     number, base, target = of.number, of.base, of.data
+    for last in run.recipe.last_rounds():
+        check_labels(run, last, [entry for entry in read_decisions(run.paths, last) if entry.decision == "taken"])
     union = make_union(run, target)
     truth = true_cases(run)
     everything = foreground_ids(run)
