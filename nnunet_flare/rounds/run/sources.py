@@ -24,7 +24,7 @@ Source = dict[str, Any]
 """``file``, ``stamp`` (size, times of change of content and of the entry, in ns) and ``digest``."""
 
 
-TABLE = {"cases": {str: [dict]}}
+TABLE = {"cases": {str: [dict]}, "labels?": dict}
 """What a table of sources looks like."""
 
 
@@ -35,21 +35,29 @@ def table_path(data: Path) -> Path:
 
 def read_table(path: Path) -> dict[str, list[Source]]:
     """Sources by case; none where nothing was noted, or the table is damaged, which is said."""
-    if not path.is_file():
-        return {}
-    try:
-        cases: dict[str, list[Source]] = read_json(path, TABLE, remedy="the times of the arrays are compared instead")[
-            "cases"
-        ]
-    except InputError as error:
-        log.warning("%s", error)
-        return {}
+    cases: dict[str, list[Source]] = _read(path).get("cases", {})
     return cases
 
 
-def write_table(path: Path, cases: Mapping[str, list[Source]]) -> None:
-    """Note the sources of every case."""
-    write_json(path, {"version": 1, "cases": dict(sorted(cases.items()))})
+def labels_of(path: Path) -> dict[str, Any] | None:
+    """The labels of dataset.json that the arrays were made for; None where they were not noted."""
+    return _read(path).get("labels")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        document: dict[str, Any] = read_json(path, TABLE, remedy="the times of the arrays are compared instead")
+    except InputError as error:
+        log.warning("%s", error)
+        return {}
+    return document
+
+
+def write_table(path: Path, cases: Mapping[str, list[Source]], *, labels: Mapping[str, Any]) -> None:
+    """Note the sources of every case, and the labels that its places for sampling are listed by."""
+    write_json(path, {"version": 1, "labels": dict(labels), "cases": dict(sorted(cases.items()))})
 
 
 def stamp_of(path: Path) -> list[int] | None:

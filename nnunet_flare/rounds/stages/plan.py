@@ -22,7 +22,7 @@ from nnunet_flare.rounds.run.dataset import dataset_json, raw_cases, raw_files, 
 from nnunet_flare.rounds.run.locks import LockFile
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Base
-from nnunet_flare.rounds.run.sources import table_path, write_table
+from nnunet_flare.rounds.run.sources import labels_of, table_path, write_table
 from nnunet_flare.rounds.stages.arrays import ENDINGS, damage
 from nnunet_flare.rounds.stages.pretrained import check_pretrained, with_pretrained_network
 from nnunet_flare.rounds.stages.refresh import changed_cases, preprocess_cases, present_sources, refresh_ground_truth
@@ -78,14 +78,15 @@ def plan_and_preprocess(run: Run, base: Base | None = None) -> str:
     """
     base = base or run.base
     with LockFile(run.preprocessed / "flare_plans.lock", f"the plans of {run.settings.dataset}", wait=True):
+        is_other = _refresh_dataset_json(run)
+        copy_case_table(run)  # planners read it
         if not (run.preprocessed / FINGERPRINT).is_file():  # a training wants it, whoever made the plans
             _extract_fingerprint(run)
         if not base.plans_file.is_file():
             _plan(run, base)
         configuration = check_names(run, base)
         _provide_dataset_json(run, base, configuration)
-        other_labels = _refresh_dataset_json(run)
-        labelled = raw_cases(run)
+        labelled, labels = raw_cases(run), dataset_json(run)["labels"]
         files = raw_files(run)
         now = present_sources(base.data, files)
         if _not_whole(base, labelled):
@@ -98,16 +99,16 @@ def plan_and_preprocess(run: Run, base: Base | None = None) -> str:
                 )
         else:
             changed = changed_cases(base.data, now)
-            if other_labels:
+            noted = labels_of(table_path(base.data))
+            if is_other if noted is None else noted != labels:
                 changed = {case: changed.get(case, ["dataset.json"]) for case in labelled}
             _preprocess_changed(run, base, files, changed)
             _remove_gone(base, labelled)
-        write_table(table_path(base.data), now)
+        write_table(table_path(base.data), now, labels=labels)
         copied = refresh_ground_truth(run.preprocessed / "gt_segmentations", files, dataset_json(run)["file_ending"])
         if copied:
             log.info("label maps copied again for validation: %s", ", ".join(copied))
         _write_splits(run, labelled)
-        copy_case_table(run)
     if base == run.base:
         check_pretrained(run)
     return configuration_hash(configuration)

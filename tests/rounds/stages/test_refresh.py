@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from tiny_loop import TINY
 
+from nnunet_flare.cases import Case, write_table
 from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.errors import InputError, TaskError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.images import read_labels, read_volume, write_labels, write_volume
 from nnunet_flare.rounds.export import check_dataset
-from nnunet_flare.rounds.run.dataset import raw_cases
+from nnunet_flare.rounds.run.dataset import base_table, raw_cases
 from nnunet_flare.rounds.run.ledger import Entry, read_decisions
 from nnunet_flare.rounds.run.manifest import Run, load_run
 from nnunet_flare.rounds.run.sources import table_path
@@ -286,6 +287,34 @@ def test_dataset_level_copies_follow_the_raw_dataset(run, caplog):
     write_json(run.raw / "dataset.json", {**document, "channel_names": {"0": "MR"}})
     with pytest.raises(TaskError, match="Plan the dataset again"):
         plan_and_preprocess(run)
+
+
+def test_patches_are_centred_on_the_labels_of_today_whoever_copied_dataset_json(run, caplog):
+    """Stock's planning copies it, too, as that of another run with other plans does."""
+    plan_and_preprocess(run)
+    document = read_json(run.raw / "dataset.json")
+    names = [name for name in document["labels"] if name not in ("background", "right_kidney", "left_kidney")]
+    labels = {"background": 0, "kidneys": [2, 13], "left_kidney": 13, **{n: document["labels"][n] for n in names}}
+    order = [2, 13, *(labels[name] for name in names)]
+    for folder in (run.raw, run.preprocessed):
+        write_json(folder / "dataset.json", {**document, "labels": labels, "regions_class_order": order})
+    plan_and_preprocess(run)
+    case = raw_cases(run)[0]
+    assert len(read_properties(run.base_data / f"{case}.pkl")["class_locations"][(2, 13)]) > 0
+    caplog.clear()
+    plan_and_preprocess(run)
+    assert "changed since" not in caplog.text
+
+
+def test_other_plans_are_made_after_a_case_became_partial(run):
+    """The planner reads the table of cases, of which an earlier run has left a copy."""
+    cases = raw_cases(run)
+    write_table(run.raw / "flare_cases.json", {cases[0]: Case("partial", (1, 2))})
+    plan_and_preprocess(run)
+    write_table(run.raw / "flare_cases.json", {cases[0]: Case("partial", (1, 2, 3))})
+    run.plans_file.unlink()
+    plan_and_preprocess(run)
+    assert base_table(run)[cases[0]].annotated == (1, 2, 3)
 
 
 def test_the_command_preprocess_makes_corrected_cases_anew(run, capsys):
