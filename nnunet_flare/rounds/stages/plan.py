@@ -316,9 +316,18 @@ def check_folds(recipe: Recipe, cases: Sequence[str], splits: Path, *, starts_gi
 
 
 def copy_case_table(run: Run) -> None:
-    """Carry ``flare_cases.json`` from the raw to the preprocessed dataset, again where the raw one changed."""
+    """Carry ``flare_cases.json`` from the raw to the preprocessed dataset, again where the raw one changed.
+
+    Raises:
+        InputError: for one in the preprocessed dataset alone; the roles that were checked are those of the raw one.
+    """
     source, target = run.raw / FILE_NAME, run.preprocessed / FILE_NAME
     if not source.is_file():
+        if target.is_file():
+            raise InputError(
+                f"{target}: gives roles to cases, but there is no {source}, of which it is a copy. Remove it if all "
+                "label maps are complete now, else copy it there"
+            )
         return
     if target.is_file():
         found = source.stat()

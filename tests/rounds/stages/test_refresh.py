@@ -317,6 +317,19 @@ def test_other_plans_are_made_after_a_case_became_partial(run):
     assert base_table(run)[cases[0]].annotated == (1, 2, 3)
 
 
+def test_cases_whose_annotation_was_completed_are_not_taken_for_partial_because_of_an_old_copy(run):
+    table = run.raw / "flare_cases.json"
+    write_table(table, {raw_cases(run)[0]: Case("partial", (1, 2, 3))})
+    plan_and_preprocess(run)
+    table.unlink()
+    copy = run.preprocessed / "flare_cases.json"
+    with pytest.raises(InputError, match=rf"{copy}: gives roles to cases, but there is no {table}"):
+        plan_and_preprocess(run)
+    copy.unlink()
+    plan_and_preprocess(run)
+    assert base_table(run)[raw_cases(run)[0]] == Case()
+
+
 def test_the_command_preprocess_makes_corrected_cases_anew(run, capsys):
     case = raw_cases(run)[0]
     erase_liver(run, case)
