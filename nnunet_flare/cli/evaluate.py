@@ -249,6 +249,7 @@ def _compare(args: argparse.Namespace, structures: Sequence[Structure]) -> int:
     from nnunet_flare.files import write_json
 
     names = _distinct_names(args.compare)
+    _check_rules(args, structures)
     scored = {}
     for name, source in zip(names, args.compare, strict=True):
         if source.is_dir() and not args.ref:
@@ -283,6 +284,45 @@ def _compare(args: argparse.Namespace, structures: Sequence[Structure]) -> int:
     written = [args.o, args.o.with_suffix(".json"), *([picture] if drawn else [])]
     show(f"\nwritten: {', '.join(map(str, written))}")
     return _report_failures(scored)
+
+
+def _check_rules(args: argparse.Namespace, structures: Sequence[Structure]) -> None:
+    """A difference between two methods must not come from rules that only one of them was scored by."""
+    given = {
+        "--corrected": args.corrected,
+        "--missing": args.missing,
+        "--as_stored": args.as_stored,
+        "--tolerance_mm": args.tolerance_mm is not None,
+    }
+    options = [option for option, is_given in given.items() if is_given]
+    if options and not any(source.is_dir() for source in args.compare):
+        raise InputError(
+            f"--compare {args.compare[0]} {args.compare[1]}: tables are compared as they were scored; leave out "
+            f"{' '.join(options)}, or give folders with -ref DIR"
+        )
+    a, b = (_rules(args, source, structures) for source in args.compare)
+    for what in a.keys() & b.keys():
+        if a[what] != b[what]:
+            raise InputError(
+                f"--compare {args.compare[0]} {args.compare[1]}: their {what} differ, {a[what]} and {b[what]}; score "
+                "both alike"
+            )
+
+
+def _rules(args: argparse.Namespace, source: Path, structures: Sequence[Structure]) -> dict[str, Any]:
+    """How a method is or was scored; nothing for a table without the JSON file that is written beside it."""
+    from nnunet_flare.documents import load_json
+    from nnunet_flare.shapes import mismatch
+
+    if source.is_dir():
+        tolerances = [structure.nsd_tolerance_mm for structure in structures]
+        return {"rules": "corrected" if args.corrected else "official", "NSD tolerances (mm)": tolerances}
+    document = source.with_suffix(".json")
+    content: Any = load_json(document) if document.is_file() else None
+    if mismatch(content, {"rules": str, "structures": [{"nsd_tolerance_mm": float}]}) is not None:
+        return {}
+    tolerances = [structure["nsd_tolerance_mm"] for structure in content["structures"]]
+    return {"rules": content["rules"], "NSD tolerances (mm)": tolerances}
 
 
 def _distinct_names(paths: Sequence[Path]) -> list[str]:

@@ -66,6 +66,26 @@ def test_two_methods_are_compared_from_folders_or_from_their_tables(folders, cap
     assert rows[0]["difference"] < 0
 
 
+@pytest.mark.parametrize(
+    ("labels", "scored", "compared", "complaint"),
+    [
+        ("flare22", ["--corrected"], ["{d}/a.csv", "{d}/b.csv"], "their rules differ, official and corrected"),
+        ("flare22", [], ["{d}/a.csv", "{d}/bad", "-ref", "{d}/ref", "--corrected"], "official and corrected"),
+        ("{d}/dataset.json", ["--tolerance_mm", "5"], ["{d}/a.csv", "{d}/b.csv"], "tolerances (mm) differ, [2.0] and"),
+        ("flare22", [], ["{d}/a.csv", "{d}/b.csv", "--corrected", "--missing", "zero"], "out --corrected --missing"),
+    ],
+)
+def test_methods_that_were_scored_by_other_rules_are_not_compared(folders, capsys, labels, scored, compared, complaint):
+    """The same predictions would differ, by the rules alone."""
+    (folders / "dataset.json").write_text('{"labels": {"background": 0, "cyst": 1}}')
+    words = ["--labels", labels, "-np", "1"]
+    for name, extra in (("a", []), ("b", scored)):
+        assert call(folders, "-ref", "{d}/ref", "-pred", "{d}/good", "-o", f"{{d}}/{name}.csv", *words, *extra) == 0
+    assert call(folders, "--compare", *compared, "-o", "{d}/c.csv", *words) == 2
+    assert complaint in capsys.readouterr().err
+    assert not (folders / "c.csv").exists()
+
+
 def test_failed_cases_are_named_and_the_exit_code_is_one(folders, capsys):
     (folders / "good/case_2.nii.gz").write_bytes(b"")
     assert call(folders, "-ref", "{d}/ref", "-pred", "{d}/good", "-o", "{d}/o.csv", "-np", "1") == 1
