@@ -99,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_num_gpus(parser: argparse.ArgumentParser) -> None:
     """Add ``-num_gpus``."""
-    text = "number of GPUs to use, one task on each (default: all visible)"
+    text = "number of GPUs to use, one task on each (default: all visible; local executor only)"
     parser.add_argument("-num_gpus", type=whole(0, 1024), metavar="N", help=text)
 
 

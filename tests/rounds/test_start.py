@@ -195,6 +195,12 @@ def test_gpus_without_a_gpu_are_refused(data, capsys):
     assert code != 0 and "GPU" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("executor", [["slurm"], ["print"], ["print", "--slurm", "partition=gpu"]])
+def test_a_number_of_gpus_that_nothing_would_heed_is_refused(data, capsys, executor):
+    error = refused(data, capsys, "-num_gpus", "2", "--executor", *executor)
+    assert "-num_gpus 2: needs --executor local" in error
+
+
 def test_a_run_that_does_not_fit_the_disk_does_not_start(data, capsys, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     code = main(["run", "-d", "22", "-u", str(data / "unlabelled"), "--recipe", "demo", "-device", "cpu", "--set",

@@ -40,12 +40,17 @@ class Options:
     slurm: Sequence[str] | None = ()
     is_dry: bool = False
 
-    def refuse_time_limit(self) -> None:
+    def refuse_local(self) -> None:
         """For executors that start no tasks themselves.
 
         Raises:
-            InputError: where a limit was given.
+            InputError: where GPUs of this machine or a time limit were given.
         """
+        if self.num_gpus is not None:
+            raise InputError(
+                f"-num_gpus {self.num_gpus}: needs --executor local; elsewhere each task asks for the GPUs that it "
+                "uses, and --shards sets how many tasks label"
+            )
         if self.task_hours is not None:
             raise InputError(f"--task_timeout {self.task_hours:g}: needs --executor local (Slurm: --slurm time=)")
 

@@ -35,7 +35,7 @@ class ScriptExecutor:
     needs_a_person = True
 
     def __init__(self, options: Options) -> None:
-        options.refuse_time_limit()
+        options.refuse_local()
         self._options = parse_options(options.slurm) if options.slurm else None
         self.shards = 1 if self._options is None else SHARDS
 

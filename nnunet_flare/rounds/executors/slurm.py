@@ -90,7 +90,7 @@ class SlurmExecutor:
     shards = SHARDS
 
     def __init__(self, options: Options) -> None:
-        options.refuse_time_limit()
+        options.refuse_local()
         self._options = None if options.slurm is None else parse_options(options.slurm)
 
     def submit(self, run: Run) -> str:
