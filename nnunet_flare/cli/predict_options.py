@@ -148,7 +148,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="PIPELINE",
         help="none, flare22 or another pipeline of flare-postprocess, or a YAML file (default: none, or as exported)",
     )
-    out.add_argument("--save_members", action="store_true", help="also write each fold's label map, OUT/members/<k>")
+    text = "also write each fold's label map, OUT/members/<k>, with k from 0 in the order of the folds"
+    out.add_argument("--save_members", action="store_true", help=text)
     out.add_argument(
         "--save_roi", action="store_true", help="also write the cropped scans as input for nnU-Net, OUT/roi/<case>_0000"
     )

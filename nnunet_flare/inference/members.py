@@ -44,12 +44,18 @@ def find_folds(folder: Path, folds: Sequence[Fold] | None, checkpoint: str) -> l
     """The folds to predict with: those asked for, else every numbered one that has the checkpoint, else ``all``.
 
     Raises:
-        InputError: when there is no such folder, or no fold has the checkpoint.
+        InputError: when there is no such folder, no fold has the checkpoint, or one is asked for twice.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such model folder; expected a folder with plans.json, dataset.json and fold_*")
     if folds:
-        return [_fold(fold) for fold in folds]
+        asked = [_fold(fold) for fold in folds]
+        if len(set(asked)) < len(asked):
+            raise InputError(
+                f"-f {' '.join(map(str, folds))}: names a fold twice, which would count double in the mean; give each "
+                "once"
+            )
+        return asked
     there = {path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{checkpoint}")}
     numbered = sorted(int(name) for name in there if name.isdigit())
     if numbered:

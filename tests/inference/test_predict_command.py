@@ -107,8 +107,17 @@ def test_save_members_writes_each_folds_own_label_map(model, images, tmp_path):
         run("-i", images, "-o", tmp_path / f"fold{fold}", "-m", model, "-f", fold, *fp32)
         member = read_volume(tmp_path / "out" / "members" / str(fold) / "a.nii.gz").array
         np.testing.assert_array_equal(member, read_volume(tmp_path / f"fold{fold}" / "a.nii.gz").array)
+    run("-i", images, "-o", tmp_path / "second", "-m", model, "-f", 1, "--save_members", *fp32)  # numbered by order
+    np.testing.assert_array_equal(member, read_volume(tmp_path / "second" / "members" / "0" / "a.nii.gz").array)
     mean = read_volume(tmp_path / "mean" / "a.nii.gz").array
     assert (mean != read_volume(tmp_path / "out" / "a.nii.gz").array).mean() < 1e-4
+
+
+@pytest.mark.parametrize("folds", [("0", "0"), ("0", "1", "00")])
+def test_a_fold_that_is_named_twice_is_refused(model, images, tmp_path, capsys, folds):
+    """It would count double in the mean, and never disagree with itself."""
+    words = ("-i", images, "-o", tmp_path / "out", "-m", model, "-f", *folds, "--uncertainty", "disagreement")
+    assert f"-f {' '.join(folds)}: names a fold twice" in refused(capsys, *words)
 
 
 def test_mirroring_changes_the_result_and_contradicting_flags_are_refused(model, images, tmp_path, capsys):
