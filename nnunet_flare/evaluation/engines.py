@@ -104,7 +104,7 @@ def choose_engine(asked: str | None) -> str:
     for name in [asked] if asked else ENGINES:
         if shutil.which(name):
             return name
-    missing = f"{asked} is" if asked else f"none of {', '.join(ENGINES)} is"
+    missing = f"{asked} is not" if asked else f"none of {', '.join(ENGINES)} is"
     raise InputError(f"no container can be run: {missing} on the PATH; install one, or name one with --engine")
 
 

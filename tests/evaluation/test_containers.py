@@ -261,7 +261,7 @@ def test_what_is_no_scan_is_named_and_the_exit_code_says_so(lab, capsys):
         (["--cpus", "2", "--", "true"], "--cpus needs --container"),
         (["--container", "team", "-i", "{lab}/scans", "--engine", "apptainer", "--shm-size", "1g"], "--shm-size"),
         (["--container", "team", "-i", "{lab}/scans", "--task", "1", "--gpu", "0"], "NVIDIA"),
-        (["--container", "team", "-i", "{lab}/scans", "--engine", "podman"], "podman is"),
+        (["--container", "team", "-i", "{lab}/scans", "--engine", "podman"], "podman is not on the PATH"),
     ],
 )
 def test_wrong_use_is_refused_before_a_container_starts(lab, capsys, words, complaint):
