@@ -240,17 +240,24 @@ def _nothing_taken(run: Run, number: int, judgement: Judgement, organs: Sequence
     rule = run.recipe.selection_of(number)
     failed = sum(entry.decision == "failed" for entry in entries)
     odd = sum(entry.decision == "odd" for entry in entries)
-    best = max((entry.score for entry in entries if entry.score is not None), default=float("nan"))
+    scores = [entry.score for entry in entries if entry.score is not None]
+    keep = "selection.keep_odd=true, which judges odd scans too"
+    if not scores:  # no rule and no threshold would take one
+        return (
+            f"round {number}: none of {len(entries)} unlabelled cases was judged ({failed} failed, {odd} odd). See "
+            f"{run.paths.selection(number)} for the reasons{f'. Start a new run with {keep}' if odd else ''}"
+        )
     below = (np.nan_to_num(judgement.values) < rule.threshold) & ~judgement.skipped
     worst = [organs[i] for i in np.argsort(-below.sum(axis=0))[:3] if below.shape[0] and below[:, i].any()]
     if not rule.rule.judges_agreement:
         worst = []
     return (
         f"round {number}: none of {len(entries)} unlabelled cases was taken ({failed} failed, {odd} odd). "
-        f"Rule {rule.rule.name} with threshold {rule.threshold:g}; the best case scored {best:.3f}"
+        f"Rule {rule.rule.name} with threshold {rule.threshold:g}; the best case scored {max(scores):.3f}"
         + (f"; most often below the threshold: {', '.join(worst)}" if worst else "")
         + f". See {run.paths.selection(number)}. Start a new run with a lower selection.threshold, another "
         "selection.rule (mean-organ, trimmed-min), selection.top_fraction, or fusion.uncertain_organs=ignore"
+        + (f"; or with {keep}" if odd else "")
     )
 
 

@@ -43,6 +43,15 @@ def test_when_nothing_is_taken_the_stop_names_the_threshold_and_what_to_change(r
     assert all(e.reason for e in read_ledger(run.paths))
 
 
+def test_when_every_scan_is_odd_no_threshold_is_blamed(run):
+    """A lower threshold or another rule would not take one of them."""
+    for case in labelled_cases(run):
+        write_json(run.paths.case(0, case), {**read_json(run.paths.case(0, case)), "odd": ["spacing (20, 1, 1) mm"]})
+    with pytest.raises(TaskError, match=r"none of 7 .* was judged .*keep_odd=true") as caught:
+        select(changed(run, selection={"rule": "mean-organ", "threshold": 0.0}))
+    assert "threshold" not in str(caught.value) and "nan" not in str(caught.value)
+
+
 def test_agreement_that_could_not_be_computed_counts_as_zero_and_is_logged(run, caplog):
     case, other = labelled_cases(run)[:2]
     set_agreement(run, case, pancreas=None)
