@@ -114,7 +114,9 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_flare.recipes.load import load_recipe
     from nnunet_flare.rounds.check_input import Request
     from nnunet_flare.rounds.executors.executor import Options, executor_class
-    from nnunet_flare.rounds.start import plan_run, start_run
+    from nnunet_flare.rounds.run.dataset import organ_ids
+    from nnunet_flare.rounds.run.decisions import read_reviews
+    from nnunet_flare.rounds.start import plan_run, start_run, unlabelled_ids
 
     recipe = load_recipe(arguments.recipe, parse_settings(arguments.settings))
     executor = executor_class(arguments.executor)(
@@ -143,6 +145,8 @@ def run(arguments: argparse.Namespace) -> int:
         trust_checkpoint=arguments.trust_checkpoint,
     )
     plan = plan_run(request, recipe, _folders())
+    if arguments.decisions is not None:  # refused before anything is written
+        read_reviews(arguments.decisions, unlabelled_ids(plan), organ_ids(plan.run))
     if arguments.dry_run:
         from nnunet_flare.rounds.preview import preview
 

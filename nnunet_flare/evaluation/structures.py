@@ -68,7 +68,7 @@ def read_structures(name_or_path: str, *, tolerance_mm: float = DEFAULT_TOLERANC
     official tolerances and rules, however they are spelled; others get ``tolerance_mm``.
 
     Raises:
-        InputError: for a name that is neither, or a file without usable labels.
+        InputError: for a name that is neither, a file without usable labels, or one with a label or a name twice.
     """
     if name_or_path in LABEL_SETS:
         return structures_of(LABEL_SETS[name_or_path])
@@ -88,7 +88,18 @@ def read_structures(name_or_path: str, *, tolerance_mm: float = DEFAULT_TOLERANC
         ) from error
     if not parsed:
         raise InputError(f"{path}: 'labels' names no foreground label")
-    return tuple(_of_entry(place, name, ids, tolerance_mm) for place, (name, ids) in enumerate(parsed, 1))
+    structures = tuple(_of_entry(place, name, ids, tolerance_mm) for place, (name, ids) in enumerate(parsed, 1))
+    _check_differ(structures, path)
+    return structures
+
+
+def _check_differ(structures: Sequence[Structure], path: Path) -> None:
+    """A table has one column, and one score, for each."""
+    for number, one in enumerate(structures):
+        for other in structures[:number]:
+            if one.id == other.id or one.short == other.short:
+                what = f"the label {one.id}" if one.id == other.id else f"the column {one.short}"
+                raise InputError(f"{path}: '{other.name}' and '{one.name}' both have {what}; leave one of them out")
 
 
 def read_ignored(name_or_path: str) -> int | None:

@@ -103,8 +103,8 @@ class FlarePredictor(nnUNetPredictor):
         max_memory_gb: float | None = None,
         gpu_memory_gb: float | None = None,
         roi: Coarse | None = None,
-        roi_rule: str = "union",
-        roi_margin_mm: float = MARGIN_MM,
+        roi_rule: str | None = None,
+        roi_margin_mm: float | None = None,
         trust_checkpoint: bool = False,
     ) -> FlarePredictor:
         """Open the folds of a trained model (all numbered ones by default).
@@ -123,8 +123,8 @@ class FlarePredictor(nnUNetPredictor):
             gpu_memory_gb: limit for GPU memory, CUDA's context included.
             roi: a coarse model that finds the organs' box: its folder, the name of a configuration trained beside this
                 model, or a predictor. :meth:`predict` then sees only that part of a scan.
-            roi_rule: what counts for the box: ``union``, ``fosun`` or ``sztu``.
-            roi_margin_mm: margin around the box.
+            roi_rule: what counts for the box: ``union`` (default), ``fosun`` or ``sztu``.
+            roi_margin_mm: margin around the box (default 20).
             trust_checkpoint: load checkpoints that hold more than data, and build networks from packages other than
                 nnU-Net and this one, if the plans name them; both can run any program.
 
@@ -142,11 +142,14 @@ class FlarePredictor(nnUNetPredictor):
             max_memory_gb=max_memory_gb,
             gpu_memory_gb=gpu_memory_gb,
         )
+        if roi is None and not (roi_rule is None and roi_margin_mm is None):
+            raise InputError("roi_rule and roi_margin_mm go with roi, a coarse model")
         segmenter = Segmenter.from_model_folder(Path(folder), settings, folds=folds, checkpoint=checkpoint)
         predictor = cls._of(segmenter)
         if roi is not None:
             coarse = roi.segmenter if isinstance(roi, FlarePredictor) else open_coarse(str(roi), segmenter)
-            predictor._roi = RoiSegmenter(coarse, segmenter, rule=roi_rule, margin_mm=roi_margin_mm)
+            margin = MARGIN_MM if roi_margin_mm is None else roi_margin_mm
+            predictor._roi = RoiSegmenter(coarse, segmenter, rule=roi_rule or "union", margin_mm=margin)
         return predictor
 
     @classmethod

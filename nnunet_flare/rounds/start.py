@@ -83,6 +83,14 @@ def start_run(plan: Plan) -> Run:
     return run
 
 
+def unlabelled_ids(plan: Plan) -> set[str]:
+    """Ids of the unlabelled cases: those the run has frozen, or those it would start with."""
+    run = plan.run
+    if run.paths.unlabelled.is_file():
+        return {case.case for case in read_list(run.paths.unlabelled)}
+    return set(find_sources(Path(run.settings.unlabelled_dir), plan.channels))
+
+
 def freeze_unlabelled(plan: Plan) -> None:
     """Link the unlabelled scans and write the list of them into the run's folder.
 

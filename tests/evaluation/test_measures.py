@@ -201,6 +201,17 @@ def test_a_dataset_json_without_usable_labels_is_refused(tmp_path, text):
         read_structures(str(path))
 
 
+@pytest.mark.parametrize("labels", [{"aorta": 5, "vessel": [5]}, {"right_kidney": 2, "RK": 3}])
+def test_two_structures_of_one_label_or_one_column_are_refused(tmp_path, labels):
+    """The second would take the place of the first."""
+    path = tmp_path / "dataset.json"
+    path.write_text(json.dumps({"labels": {"background": 0, **labels}}))
+    with pytest.raises(
+        InputError, match=rf"'{next(iter(labels))}' and '{list(labels)[1]}' both have the (label|column)"
+    ):
+        read_structures(str(path))
+
+
 @given(seed=st.integers(0, 10_000))
 @settings(max_examples=30, deadline=None)
 def test_dice_is_that_of_plain_counting(seed):

@@ -175,6 +175,12 @@ def test_image_may_be_path_volume_sitk_image_or_array(tmp_path):
         predictor.predict(volume.array)
 
 
+@pytest.mark.parametrize("given", [{"roi_margin_mm": 5}, {"roi_rule": "fosun"}])
+def test_a_box_without_a_coarse_model_is_refused(tmp_path, given):
+    with pytest.raises(InputError, match="go with roi"):
+        FlarePredictor.from_model_folder(models.write_model(tmp_path / "model"), **given)
+
+
 def test_two_channels_want_two_images_on_one_grid(tmp_path):
     predictor = FlarePredictor.from_model_folder(models.write_model(tmp_path / "model", channels=2), **EXACT)
     one, two = scans.blobs((12, 40, 40)), scans.blobs((12, 40, 40), seed=1)

@@ -221,6 +221,19 @@ def test_a_dry_run_shows_every_task_and_writes_nothing(data, capsys):
     assert set(data.rglob("*")) == before
 
 
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_decisions_that_cannot_be_read_stop_a_run_before_it_starts(data, capsys, dry):
+    decisions = data / "decisions.csv"
+    decisions.write_text("case,decision,organ,comment\nnobody,reject,,\n")
+    command = ["run", "-d", "22", "-u", str(data / "unlabelled"), "--recipe", "demo", "-device", "cpu", *dry,
+               "--set", "members.count=2", "--decisions"]  # fmt: skip
+    assert main([*command, str(decisions)]) == 2
+    assert "nobody" in capsys.readouterr().err
+    assert main([*command, str(data / "missing.csv")]) == 2
+    assert "missing.csv" in capsys.readouterr().err
+    assert not list((data / "nnUNet_results").rglob("*"))
+
+
 def test_a_dry_run_needs_no_gpu_and_says_the_hours_and_how_to_go_on(data, capsys, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     command = ["run", "-d", "22", "-u", str(data / "unlabelled"), "--recipe", "uncertainty", "--set", "members.count=2"]
