@@ -7,38 +7,42 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from nnunet_flare.dicom.files import is_dicom
+from nnunet_flare.dicom.series import read_scan
 from nnunet_flare.errors import CaseError
-from nnunet_flare.images import NIFTI_SUFFIXES, read_volume, suffix_of
+from nnunet_flare.images import NIFTI_SUFFIXES, Volume, read_volume, suffix_of
 from nnunet_flare.images.deflate import DAMAGED, inflater
+from nnunet_flare.images.geometry import is_same_grid
 from nnunet_flare.images.nifti import load_nifti
 from nnunet_flare.images.nifti_header import HEADER_BYTES, Header, parse_header
+from nnunet_flare.images.readers import SITK, seen_by
 
 GRID_TOLERANCE_MM = 1e-3
 LABEL_BITS = 8
 
 
-def is_kept(path: Path, scan: Path | None = None) -> bool:
-    """Whether an image or label map was written whole; a NIfTI file must also have the size and spacing of ``scan``.
+def is_kept(path: Path, scan: Path | None = None, *, reader: str = SITK) -> bool:
+    """Whether an image or label map was written whole, and lies on the grid of ``scan``.
 
-    Every byte of it is read (0.1 s for a label map).
+    Every byte of it is read (0.1 s for a label map), and of a scan in NIfTI the header, of others every byte too.
 
     Args:
         path: the output; a missing one is not kept.
-        scan: what it was made of, where it must lie on that grid.
+        scan: what it was made of, a file or a folder of DICOM files, where it must lie on that grid.
+        reader: of nnU-Net, as which NIfTI files are compared.
     """
     if not path.is_file() or path.stat().st_size == 0:
         return False
     try:
-        if suffix_of(path) not in NIFTI_SUFFIXES:
-            read_volume(path)
-            return True
-        load_nifti(path, path.name)
+        if scan is None and suffix_of(path) in NIFTI_SUFFIXES:
+            load_nifti(path, path.name)
+            return header_of(path) is not None
+        found = read_volume(path, reader=reader)
+        return scan is None or _is_on_grid_of(found, scan, reader)
     except CaseError:
         return False
-    found = header_of(path)
-    expected = None if scan is None else header_of(scan)
-    return found is not None and (expected is None or _same_grid(found, expected))
 
 
 def is_kept_dicom(path: Path) -> bool:
@@ -77,6 +81,24 @@ def header_of(path: Path) -> Header | None:
     except DAMAGED:
         return None
     return parse_header(start)
+
+
+def _is_on_grid_of(found: Volume, scan: Path, reader: str) -> bool:
+    header = header_of(scan)
+    if header is None:
+        volume = read_scan(scan, scan.name, reader=reader)
+        shape, matrix = volume.array.shape, volume.matrix
+    else:
+        view = seen_by(reader, scan, header)
+        if isinstance(view, str):
+            return False
+        shape, matrix = header.shape, view.matrix
+    steps, expected = (np.linalg.norm(one[:3, :3], axis=0) for one in (found.matrix, matrix))
+    return (
+        found.array.shape == shape
+        and np.allclose(steps, expected, rtol=0, atol=GRID_TOLERANCE_MM)
+        and is_same_grid(found.matrix, matrix, shape)
+    )
 
 
 def _same_grid(one: Header, other: Header) -> bool:

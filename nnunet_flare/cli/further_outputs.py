@@ -88,9 +88,10 @@ def forms_of(args: argparse.Namespace, cases: Sequence[InputCase], dataset: dict
 
         found.append(probabilities_form(args.output, model))
     if args.uncertainty:
+        from nnunet_flare.inference.inputs import model_reader
         from nnunet_flare.inference.uncertainty import uncertainty_form
 
-        found.append(uncertainty_form(args.uncertainty, args.output))
+        found.append(uncertainty_form(args.uncertainty, args.output, model_reader(model)))
     if args.dicom_seg:
         found.append(_dicom_seg(args.output, cases, names, parts))
     if args.rtstruct:

@@ -155,7 +155,7 @@ def predict_cases(
             todo.append(case)
     if not overwrite:
         with ThreadPoolExecutor(READERS, "flare-kept") as pool:
-            is_there = partial(_is_there, output=output, members=save_members, forms=forms, crops=crops)
+            is_there = partial(_is_there, output=output, members=save_members, forms=forms, crops=crops, reader=reader)
             kept = list(pool.map(is_there, todo))
         for case in (case for case, there in zip(todo, kept, strict=True) if there):
             report.add_kept(case.name)
@@ -224,12 +224,14 @@ def _plain_outputs(case: InputCase, output: Path, *, members: bool, crops: str |
     return found
 
 
-def _is_there(case: InputCase, *, output: Path, members: bool, forms: Sequence[Form], crops: str | None) -> bool:
+def _is_there(
+    case: InputCase, *, output: Path, members: bool, forms: Sequence[Form], crops: str | None, reader: str
+) -> bool:
     """Whether all outputs of a case are there and whole, its label maps on the grid of its scan."""
     damaged = [
         path
         for path in _plain_outputs(case, output, members=members, crops=crops)
-        if not is_kept(path, None if path.parent == output / ROI else case.files[0])
+        if not is_kept(path, None if path.parent == output / ROI else case.files[0], reader=reader)
     ]
     for form in forms:
         if not damaged and not form.is_whole(case):

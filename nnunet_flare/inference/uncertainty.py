@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_flare.images import write_volume
+from nnunet_flare.images.readers import SITK
 from nnunet_flare.inference.arrays import HOST, sigmoid
 from nnunet_flare.inference.choices import UNCERTAINTIES, Uncertainty
 from nnunet_flare.inference.entropy import entropy, region_entropy
@@ -68,8 +69,8 @@ def disagreement(labels: np.ndarray, members: list[np.ndarray]) -> np.ndarray:
     return np.asarray(steps[against])
 
 
-def uncertainty_form(kind: Uncertainty, output: Path) -> Form:
-    """Writes ``output/uncertainty/<case>.nii.gz``."""
+def uncertainty_form(kind: Uncertainty, output: Path, reader: str = SITK) -> Form:
+    """Writes ``output/uncertainty/<case>.nii.gz``; ``reader`` is of the model's plans."""
     assert kind in UNCERTAINTIES
 
     def file(case: InputCase) -> Path:
@@ -83,7 +84,7 @@ def uncertainty_form(kind: Uncertainty, output: Path) -> Form:
         f"uncertainty ({kind}, 0 to {TOP})",
         lambda case: (file(case),),
         write,
-        lambda case: is_kept(file(case), case.files[0]),
+        lambda case: is_kept(file(case), case.files[0], reader=reader),
         receiver=(lambda _: Entropy()) if kind == "entropy" else None,
         wants_members=kind == "disagreement",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import model_folders as models
@@ -11,7 +12,8 @@ import small_scans as scans
 from small_series import write_series
 
 from nnunet_flare.cli import predict
-from nnunet_flare.images import read_labels, write_volume
+from nnunet_flare.dicom.series import read_scan
+from nnunet_flare.images import Volume, geometry_difference, read_labels, read_volume, write_volume
 
 SHAPE = (8, 32, 32)
 
@@ -108,3 +110,26 @@ def test_a_damaged_output_is_not_already_there(model, tmp_path, capsys, damage):
     np.testing.assert_array_equal(read_labels(path).array, good)
     assert run(*words, "--continue_prediction") == 0
     assert "0 written, 1 already there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["a_0000.nii.gz", "a_0000.mha", "a_0000.nrrd", "a"])
+@pytest.mark.parametrize("what", ["size", "place"])
+def test_a_label_map_of_an_earlier_scan_of_this_name_is_not_taken_for_todays(model, tmp_path, capsys, name, what):
+    scan = scans.blobs(SHAPE)
+    z, y, x = SHAPE
+    turned = Volume(scan.array, scan.spacing_mm, (7.0, -8.0, 300.0), (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0))
+    other = turned if what == "place" else scans.blobs((z + 1, y, x + 3))
+    path = tmp_path / "in" / name
+    words = ("-i", tmp_path / "in", "-o", tmp_path / "out", "-m", model, "--continue_prediction")
+    for volume in (scan, other):
+        if name == "a":
+            shutil.rmtree(path, ignore_errors=True)
+            write_series(path, volume)
+        else:
+            write_volume(path, volume)
+        for said in ("1 written, 0 already there", "0 written, 1 already there"):
+            assert run(*words) == 0
+            assert said in capsys.readouterr().out
+    (made,) = (tmp_path / "out").iterdir()
+    found, expected = read_volume(made), read_scan(path, "a")
+    assert geometry_difference(found, expected) is None

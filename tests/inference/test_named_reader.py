@@ -78,6 +78,8 @@ def test_the_label_map_is_the_one_that_stock_writes(tmp_path: Path, capsys, read
         assert code == 1 and f"cannot be read by SimpleITK, as {reader} reads it" in said
         return
     assert code == 0
+    assert run(model, "-i", path, "-o", tmp_path / "out", "--continue_prediction") == 0
+    assert "0 written, 1 already there" in capsys.readouterr().out
     ours, theirs = nibabel.load(tmp_path / "out/a.nii.gz"), stock_label_map(model, path, tmp_path / "stock.nii.gz")
     expected = np.asarray(theirs.dataobj)
     assert len(np.unique(expected)) > 2, "the reference proves nothing"

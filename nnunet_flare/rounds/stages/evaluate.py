@@ -104,11 +104,12 @@ def predict_held_out(
     ending = document["file_ending"]
     cases = find_cases(images, ending, len(document["channel_names"]))
     remove_leftovers(folder)
-    todo = [case for case, files in cases.items() if not is_kept(folder / f"{case}{ending}", files[0])]
+    reader = image_reader(run)
+    todo = [case for case, files in cases.items() if not is_kept(folder / f"{case}{ending}", files[0], reader=reader)]
     if todo:
         predict = whole_scan_labels(run, open_members(run, model, members))
         for case in tqdm(todo, desc="held-out cases", disable=None, unit="case"):
-            reference = read_labels(labels / f"{case}{ending}", case, reader=image_reader(run))
+            reference = read_labels(labels / f"{case}{ending}", case, reader=reader)
             labelled = predict(cases[case])
             if id_map is not None:
                 labelled = load_id_map(id_map).apply(labelled)
