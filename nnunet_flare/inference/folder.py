@@ -254,7 +254,7 @@ def check_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".flare-write-test"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another part may do the same
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another -o") from error
 

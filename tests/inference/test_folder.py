@@ -2,6 +2,7 @@
 
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from nnunet_flare.errors import InputError
 from nnunet_flare.images import Volume, read_labels, write_volume
-from nnunet_flare.inference.folder import predict_cases
+from nnunet_flare.inference.folder import check_writable, predict_cases
 from nnunet_flare.inference.inputs import InputCase
 
 PATIENCE_S = 30
@@ -104,3 +105,14 @@ def test_no_scan_is_held_longer_than_until_the_next_one(tmp_path):
     segmenter = Lasting()
     predict_cases(written(tmp_path / "in", ["a", "b", "c", "d"]), tmp_path / "out", lambda: segmenter)
     assert segmenter.held == [0, 0, 0, 0]
+
+
+def test_parts_that_start_together_do_not_tell_each_other_that_the_folder_cannot_be_written(tmp_path):
+    def ask() -> None:
+        for _ in range(400):
+            check_writable(tmp_path / "out")
+
+    with ThreadPoolExecutor(4) as pool:
+        for part in [pool.submit(ask) for _ in range(4)]:
+            part.result()
+    assert list((tmp_path / "out").iterdir()) == []
