@@ -158,26 +158,33 @@ class TellingReport(PredictionReport):
 
 
 def is_outdated(case: InputCase, label_map: Path) -> bool:
-    """Whether a scan's files were written after its label map was: it came while nobody watched, or came back."""
+    """Whether a scan's files were written or put here after its label map was: it came while nobody watched, or back.
+
+    A copy may keep the time of an older file; when it came is then the time of its last change of any kind.
+    """
     try:
         made = label_map.stat().st_mtime_ns
+        found = [one(file) for file in _files_of(case.files) for one in (os.stat, os.lstat)]
     except OSError:
         return False
-    return any(one[2] > made for one in _state_of(case.files))
+    return any(max(one.st_mtime_ns, one.st_ctime_ns) > made for one in found)
+
+
+def _files_of(files: Sequence[Path]) -> list[Path]:
+    """Each file, and the files of each DICOM folder."""
+    return [file for path in files for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
 
 
 def _state_of(files: Sequence[Path]) -> State:
     """Of each file, and of the files of each DICOM folder: name, size, time of change and number."""
     found: list[tuple[str, int, int, int]] = []
-    for path in files:
-        inside = sorted(path.iterdir()) if path.is_dir() else [path]
-        for file in inside:
-            try:
-                one = os.stat(file)
-            except OSError:  # just gone
-                found.append((str(file), -1, 0, 0))
-            else:
-                found.append((str(file), one.st_size, one.st_mtime_ns, one.st_ino))
+    for file in _files_of(files):
+        try:
+            one = os.stat(file)
+        except OSError:  # just gone
+            found.append((str(file), -1, 0, 0))
+        else:
+            found.append((str(file), one.st_size, one.st_mtime_ns, one.st_ino))
     return tuple(found)
 
 

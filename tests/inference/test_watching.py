@@ -131,6 +131,36 @@ def test_it_ends_after_the_current_scan_and_goes_on_when_it_is_started_again(mod
     assert (read_volume(tmp_path / "out" / f"{replaced}.nii.gz").array != old).any()
 
 
+def test_an_older_scan_that_comes_under_the_name_of_one_that_was_done_and_taken_away_is_predicted(model, tmp_path):
+    scan, last_week = tmp_path / "in" / "a_0000.nii.gz", time.time() - 7 * 86_400
+
+    def bring(seed: int) -> None:
+        """As rsync -a and mv do: the file keeps its time."""
+        write_volume(tmp_path / "a_0000.nii.gz", scans.blobs(SMALL, seed=seed))
+        os.utime(tmp_path / "a_0000.nii.gz", (last_week, last_week))
+        (tmp_path / "a_0000.nii.gz").rename(scan)
+
+    maps = []
+    scan.parent.mkdir()
+    with Server(model, tmp_path) as server:
+        bring(0)
+        assert server.line()["outcome"] == "written"
+        maps.append((tmp_path / "out" / "a.nii.gz").read_bytes())
+        scan.unlink()
+        time.sleep(3)
+        bring(1)
+        assert server.line()["outcome"] == "written"
+        maps.append((tmp_path / "out" / "a.nii.gz").read_bytes())
+        server.end()
+    bring(2)
+    for outcome in ("written", "already there"):
+        with Server(model, tmp_path) as server:
+            assert server.line()["outcome"] == outcome
+            server.end()
+    maps.append((tmp_path / "out" / "a.nii.gz").read_bytes())
+    assert len(set(maps)) == 3
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = 1000.0
