@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunet_flare.errors import InputError
+from nnunet_flare.images.file_names import SUFFIXES
 from nnunet_flare.inference.choices import UNCERTAINTIES
 from nnunet_flare.labels import channel_names
 
 if TYPE_CHECKING:
     from nnunet_flare.inference.forms import Form
     from nnunet_flare.inference.inputs import InputCase
+
+log = logging.getLogger(__name__)
+
+SHOWN = 3
+"""Paths that are named in a message."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +71,7 @@ def forms_of(args: argparse.Namespace, cases: Sequence[InputCase], dataset: dict
     Raises:
         InputError: when one of them cannot be made.
     """
+    from nnunet_flare.inference.inputs import model_reader
     from nnunet_flare.labels import drawn_parts, label_names
 
     names, parts = label_names(dataset), drawn_parts(dataset)
@@ -71,7 +79,7 @@ def forms_of(args: argparse.Namespace, cases: Sequence[InputCase], dataset: dict
     if args.statistics:
         from nnunet_flare.inference.statistics import Statistics
 
-        found.append(Statistics(args.output, names, ct=is_ct(dataset), parts=parts).form())
+        found.append(Statistics(args.output, names, ct=is_ct(dataset), parts=parts, reader=model_reader(model)).form())
     if args.preview:
         from nnunet_flare.inference.previews import preview_form
 
@@ -88,7 +96,6 @@ def forms_of(args: argparse.Namespace, cases: Sequence[InputCase], dataset: dict
 
         found.append(probabilities_form(args.output, model))
     if args.uncertainty:
-        from nnunet_flare.inference.inputs import model_reader
         from nnunet_flare.inference.uncertainty import uncertainty_form
 
         found.append(uncertainty_form(args.uncertainty, args.output, model_reader(model)))
@@ -97,6 +104,36 @@ def forms_of(args: argparse.Namespace, cases: Sequence[InputCase], dataset: dict
     if args.rtstruct:
         found.append(_rtstruct(args.output, cases, names, parts))
     return found
+
+
+def there(cases: Sequence[InputCase], output: Path) -> set[tuple[str, Path, int]]:
+    """Every further output of the cases, of any kind, that lies in a folder: case, file, and when it was written."""
+    from nnunet_flare.inference.folder import MEMBERS, ROI
+    from nnunet_flare.inference.statistics import CSV, measured
+
+    found, rows = set(), measured(output)
+    members = sorted((output / MEMBERS).glob("*"))
+    for case in cases:
+        name = case.name
+        paths = [output / f"{name}{ending}" for ending in (".png", ".npz", ".pkl", ".dcm")]
+        paths += [output / "uncertainty" / f"{name}.nii.gz", output / "rtstruct" / f"{name}.dcm"]
+        paths += [folder / f"{name}{case.suffix}" for folder in members]
+        paths += [output / ROI / f"{name}_0000{ending}" for ending in SUFFIXES]
+        paths += [output / CSV] if name in rows else []
+        found |= {(name, path, path.stat().st_mtime_ns) for path in paths if path.is_file()}
+    return found
+
+
+def tell_stale(earlier: set[tuple[str, Path, int]], written: Sequence[InputCase], output: Path) -> None:
+    """Say which further outputs that were there ``earlier`` stay beside label maps that were written anew."""
+    paths = sorted({path for _, path, _ in earlier & there(written, output)})
+    if paths:
+        more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
+        log.warning(
+            "%s%s: left of an earlier prediction; the label maps are new, so these do not belong to them: remove these "
+            "or ask for them again",
+            ", ".join(map(str, paths[:SHOWN])), more,
+        )  # fmt: skip
 
 
 def is_ct(dataset: dict[str, Any]) -> bool:

@@ -97,6 +97,7 @@ def _run(args: argparse.Namespace) -> int:
         if args.profile:
             print(profile.table())
         return code
+    earlier = further_outputs.there(cases, args.output)
     report = predict(
         cases,
         open_segmenter=lambda: open_model(args, folder, profile),
@@ -104,6 +105,8 @@ def _run(args: argparse.Namespace) -> int:
         progress=bar.case,
     )
     bar.close()
+    further_outputs.tell_stale(earlier, [case for case in cases if case.name in report.written], args.output)
+    _tell_outdated([case for case in cases if case.name in report.kept], args.output)
     report.failed.update(inputs.not_taken)
     _print(report, profile if args.profile else None)
     _print_outputs(report, cases, args.output, forms)
@@ -122,6 +125,20 @@ def _check_outputs(args: argparse.Namespace, inputs: Inputs, forms: Sequence[For
     ]
     read = [*inputs.images, *(file for case in inputs.cases.values() for file in case.files), Path(args.postprocess)]
     check_outputs(outputs, read)
+
+
+def _tell_outdated(kept: Sequence[InputCase], output: Path) -> None:
+    """Say which label maps are older than their scans."""
+    from nnunet_flare.inference.folder import outputs_of
+    from nnunet_flare.inference.watching import is_outdated
+
+    outdated = [case.name for case in kept if is_outdated(case, outputs_of(case, output)[0])]
+    if outdated:
+        log.warning(
+            "%s: %d label map(s) are older than their scans (%s); they are kept, and are wrong if the scans were "
+            "replaced: remove them, or predict without --continue_prediction",
+            output, len(outdated), ", ".join(outdated[:SHOWN_PATHS]),
+        )  # fmt: skip
 
 
 class _ProgressBar:

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_flare.errors import InputError
+from nnunet_flare.errors import CaseError, InputError
 from nnunet_flare.files import read_json, write_csv, write_json
-from nnunet_flare.images import Volume
+from nnunet_flare.images import Volume, read_volume
+from nnunet_flare.images.readers import SITK
 from nnunet_flare.inference.forms import Finished, Form
 from nnunet_flare.inference.inputs import InputCase
 
@@ -27,6 +28,14 @@ HU, VALUE = "mean_hu", "mean_value"
 
 ROW = {"id": int, "voxels": int, "volume_ml": float}
 DOCUMENT = {"cases": {str: {str: {**ROW, f"{HU}?": (float, None), f"{VALUE}?": (float, None)}}}}
+
+
+def measured(folder: Path) -> set[str]:
+    """The cases that a folder's table has; none where there is no table, or one of something else."""
+    try:
+        return set(read_json(folder / JSON, DOCUMENT)["cases"])
+    except InputError:
+        return set()
 
 
 def organ_statistics(
@@ -71,6 +80,7 @@ class Statistics:
         *,
         ct: bool,
         parts: Mapping[int, Sequence[int]] | None = None,
+        reader: str = SITK,
     ) -> None:
         """Nothing is written yet.
 
@@ -79,11 +89,12 @@ class Statistics:
             organs: the name of every label id.
             ct: whether values are CT numbers.
             parts: as in :func:`organ_statistics`.
+            reader: of the model's plans, with which label maps are read.
 
         Raises:
             InputError: when the folder holds something else under one of the names.
         """
-        self.folder, self._organs, self._parts = folder, organs, parts
+        self.folder, self._organs, self._parts, self._reader = folder, organs, parts, reader
         self.mean = HU if ct else VALUE
         self._read_at: tuple[int, int] | None = None
         self._cases: dict[str, Any] = {}
@@ -103,9 +114,16 @@ class Statistics:
         )
 
     def has(self, case: InputCase) -> bool:
-        """Whether a case was measured, with these organs."""
+        """Whether a case was measured, with these organs, on the label map that is there."""
         row = self._known().get(case.name)
-        return row is not None and row.keys() == set(self._organs.values()) and (self.folder / CSV).is_file()
+        if row is None or row.keys() != set(self._organs.values()) or not (self.folder / CSV).is_file():
+            return False
+        try:
+            labels = read_volume(self.folder / f"{case.name}{case.suffix}", reader=self._reader).array
+        except CaseError:
+            return False
+        found = organ_statistics(labels, labels, 1.0, self._organs, self._parts)
+        return all(row[name]["voxels"] == voxels for name, (_, voxels, _, _) in found.items())
 
     def add(self, finished: Finished) -> None:
         """Measure a case and write the tables with it."""

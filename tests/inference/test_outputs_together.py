@@ -128,3 +128,27 @@ def test_what_does_not_go_together_is_refused_before_anything_starts(room, tmp_p
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert REFUSED[words] in line
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_what_stays_of_an_earlier_prediction_beside_new_label_maps_is_said(room, tmp_path, caplog):
+    """And statistics of the earlier label map are not taken for those of the new one."""
+    out, other = tmp_path / "out", models.write_model(tmp_path / "other", seed=5)
+    words = ["-i", room / "in", "-o", out, *EXACT, "--backend", "torch"]
+
+    def warned(model: Path, *more: object) -> str:
+        caplog.clear()
+        assert predict.main([str(word) for word in (*words, "-m", model, *more)]) == 0
+        return "".join(record.message for record in caplog.records if "earlier prediction" in record.message)
+
+    first = room / "T__nnUNetPlans__3d_fullres"
+    assert warned(first, *ALL) == ""
+    assert warned(first, *ALL) == ""
+    said = warned(first, *ALL, "-f", 0)
+    assert str(out / "members" / "1" / "patient.nii.gz") in said and "members/0" not in said
+    said = warned(other)
+    assert str(out / "members" / "0" / "patient.nii.gz") in said and "and 6 more" in said
+    assert warned(other, *(one for one in ALL if one not in ("--statistics", "--save_members"))).count(str(out)) == 3
+    warned(other, "--continue_prediction", "--statistics")
+    labels = read_volume(out / "patient.nii.gz").array
+    rows = list(csv.DictReader((out / "statistics.csv").open()))
+    assert {int(row["id"]): int(row["voxels"]) for row in rows} == {n: np.count_nonzero(labels == n) for n in (1, 2, 3)}

@@ -211,6 +211,18 @@ def test_continue_prediction_keeps_what_is_there(model, images, tmp_path, capsys
     assert (out / "b.nii.gz").is_file()
 
 
+def test_a_label_map_that_is_kept_and_older_than_its_scan_is_named(model, images, tmp_path, capsys, caplog):
+    words = ("-i", images, "-o", tmp_path / "out", "-m", model, "-f", 0, "--continue_prediction")
+    assert run(*words) == 0
+    assert run(*words) == 0
+    assert "older than their scans" not in caplog.text
+    scan = images / "a_0000.nii.gz"
+    write_volume(scan, read_volume(scan).with_array(read_volume(scan).array[::-1].copy()))
+    assert run(*words) == 0
+    assert "0 written, 2 already there" in capsys.readouterr().out
+    assert "1 label map(s) are older than their scans (a)" in caplog.text
+
+
 def test_model_by_dataset_configuration_trainer_and_plans(images, tmp_path, capsys, nnunet_folders):
     results = nnunet_folders["nnUNet_results"] / "Dataset022_Abdomen"
     models.write_model(results / "nnUNetTrainer__nnUNetPlans__3d_fullres")
