@@ -237,6 +237,11 @@ class FlarePredictor(nnUNetPredictor):
             )
         )
 
+    def manual_initialization(self, *args: Any, **kwargs: Any) -> None:
+        """As in stock nnU-Net: from then on its methods use the network that was given, not a model opened before."""
+        super().manual_initialization(*args, **kwargs)
+        self._segmenter = self._roi = None
+
     def predict_logits_from_preprocessed_data(self, data: torch.Tensor) -> torch.Tensor:
         """As in stock nnU-Net: the averaged logits of the folds (K, z, y, x) on the CPU, in single precision."""
         if self._segmenter is None:  # after stock's manual_initialization with a network

@@ -205,6 +205,22 @@ def test_stock_methods_work_on_it(tmp_path):
     assert_same_labels(np.asarray(labels, np.uint8), drop_in.predict(volume))
 
 
+def test_a_network_that_is_given_by_hand_replaces_the_model_that_was_open(tmp_path):
+    theirs = stock.predictor(models.write_model(tmp_path / "other", seed=5), [0])
+    theirs.network.load_state_dict(theirs.list_of_parameters[0])
+    predictor = FlarePredictor(0.9, use_mirroring=False, device=torch.device("cpu"), **EXACT, allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(models.write_model(tmp_path / "model")), (0,))
+    predictor.manual_initialization(
+        theirs.network, theirs.plans_manager, theirs.configuration_manager, theirs.list_of_parameters,
+        theirs.dataset_json, theirs.trainer_name, theirs.allowed_mirroring_axes,
+    )  # fmt: skip
+    data = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 8, 32, 32)).astype(np.float32))
+    found, expected = (one.predict_logits_from_preprocessed_data(data) for one in (predictor, theirs))
+    np.testing.assert_allclose(found, expected, atol=0.05)
+    with pytest.raises(InputError, match="no model is open"):
+        predictor.predict(scans.blobs((12, 40, 40)))
+
+
 @pytest.mark.parametrize("when", ["opened", "used"])
 def test_a_model_that_is_open_does_not_change_with_its_file(tmp_path, when):
     """Stock nnU-Net writes ``checkpoint_best.pth`` over the one before, and so does ``cp``."""
