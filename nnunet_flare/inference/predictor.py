@@ -294,6 +294,10 @@ def _as_volume(image: Image, spacing_mm: Sequence[float] | None, case: str, read
     if isinstance(image, np.ndarray):
         if spacing_mm is None or len(spacing_mm) != 3:
             raise InputError("an array needs its spacing: predict(array, spacing_mm=(z, y, x))")
+        if image.ndim != 3:
+            raise InputError(f"an array has axes (Z, Y, X), this one {image.ndim}; give several channels as a list")
+        if not all(0 < float(step) < float("inf") for step in spacing_mm):
+            raise InputError(f"spacing_mm is {tuple(map(float, spacing_mm))}; expected three numbers above 0")
         return Volume(image, (float(spacing_mm[0]), float(spacing_mm[1]), float(spacing_mm[2])))
     if hasattr(image, "GetSpacing"):
         return from_sitk(image, case)

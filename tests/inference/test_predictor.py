@@ -175,6 +175,21 @@ def test_image_may_be_path_volume_sitk_image_or_array(tmp_path):
         predictor.predict(volume.array)
 
 
+@pytest.mark.parametrize(
+    ("shape", "spacing_mm", "says"),
+    [
+        ((1, 12, 40, 40), (4.0, 2.0, 2.0), "this one 4; give several channels as a list"),
+        ((40, 40), (4.0, 2.0, 2.0), "this one 2"),
+        ((12, 40, 40), (4.0, float("nan"), 2.0), "nan.*expected three numbers above 0"),
+        ((12, 40, 40), (4.0, -2.0, 2.0), "expected three numbers above 0"),
+    ],
+)
+def test_an_array_that_is_no_scan_is_refused(tmp_path, shape, spacing_mm, says):
+    predictor = FlarePredictor.from_model_folder(models.write_model(tmp_path / "model"), **EXACT)
+    with pytest.raises(InputError, match=says):
+        predictor.predict(np.ones(shape, np.int16), spacing_mm=spacing_mm)
+
+
 @pytest.mark.parametrize("given", [{"roi_margin_mm": 5}, {"roi_rule": "fosun"}])
 def test_a_box_without_a_coarse_model_is_refused(tmp_path, given):
     with pytest.raises(InputError, match="go with roi"):
