@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nnunet_flare.cli import further_outputs
 from nnunet_flare.cli.common import open_streams, run_command, seldom_collecting, setup_logging
 from nnunet_flare.cli.defaults import fill_in
-from nnunet_flare.cli.predict_model import check_dataset, model_folder, open_model
+from nnunet_flare.cli.predict_model import check_dataset, member_count, model_folder, open_model
 from nnunet_flare.cli.predict_options import PROGRAM, parser
 from nnunet_flare.cli.terminal import next_step
 from nnunet_flare.errors import InputError
@@ -76,13 +76,14 @@ def _run(args: argparse.Namespace) -> int:
     bar = _ProgressBar(disabled=args.disable_progress_bar or not sys.stderr.isatty())
     forms = further_outputs.forms_of(args, list(inputs.cases.values()), dataset, folder)
     crops = dataset["file_ending"] if args.save_roi else None
-    _check_outputs(args, inputs, forms, crops)
+    members = member_count(args, folder) if args.save_members else 0
+    _check_outputs(args, inputs, members, forms, crops)
     for name, reason in sorted(inputs.not_taken.items()):
         log.error("%s: set aside: %s", name, reason)
     predict = partial(
         predict_cases,
         output=args.output,
-        save_members=args.save_members,
+        save_members=members,
         postprocess=postprocess,
         forms=forms,
         crops=crops,
@@ -92,7 +93,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.watch is not None:
         from nnunet_flare.cli.predict_watch import run_watch
 
-        outputs = partial(outputs_of, output=args.output, members=args.save_members, forms=forms, crops=crops)
+        outputs = partial(outputs_of, output=args.output, members=members, forms=forms, crops=crops)
         code = run_watch(args, dataset, lambda: open_model(args, folder, profile), predict, outputs)
         if args.profile:
             print(profile.table())
@@ -113,7 +114,9 @@ def _run(args: argparse.Namespace) -> int:
     return report.exit_code
 
 
-def _check_outputs(args: argparse.Namespace, inputs: Inputs, forms: Sequence[Form], crops: str | None) -> None:
+def _check_outputs(
+    args: argparse.Namespace, inputs: Inputs, members: int, forms: Sequence[Form], crops: str | None
+) -> None:
     """No output of any case, of this part or another, may land on an input."""
     from nnunet_flare.inference.folder import outputs_of
     from nnunet_flare.outputs import check_outputs
@@ -121,7 +124,7 @@ def _check_outputs(args: argparse.Namespace, inputs: Inputs, forms: Sequence[For
     outputs = [
         path
         for case in inputs.cases.values()
-        for path in outputs_of(case, args.output, members=args.save_members, forms=forms, crops=crops)
+        for path in outputs_of(case, args.output, members=members, forms=forms, crops=crops)
     ]
     read = [*inputs.images, *(file for case in inputs.cases.values() for file in case.files), Path(args.postprocess)]
     check_outputs(outputs, read)

@@ -86,6 +86,16 @@ def check_dataset(name: str, trained: dict[str, Any], folder: Path) -> None:
             )
 
 
+def member_count(args: argparse.Namespace, folder: Path) -> int:
+    """The number of folds that predict, known before they are opened."""
+    from nnunet_flare.inference.exported import Exported, is_exported
+    from nnunet_flare.inference.members import find_folds
+
+    if is_exported(folder):
+        return len(Exported.read(folder).manifest["networks"])
+    return len(find_folds(folder, args.folds, args.checkpoint))
+
+
 def open_model(args: argparse.Namespace, folder: Path, profile: Profile) -> PredictsScans:
     """What predicts with the model, coarse model and settings that the options name."""
     with profile.stage("imports"):

@@ -110,7 +110,7 @@ def predict_cases(
     open_segmenter: Callable[[], PredictsScans],
     *,
     overwrite: bool = True,
-    save_members: bool = False,
+    save_members: int = 0,
     postprocess: Postprocess | None = None,
     forms: Sequence[Form] = (),
     crops: str | None = None,
@@ -128,7 +128,7 @@ def predict_cases(
         open_segmenter: opens the model; called while the first case is already being read. Its networks are built
             while that case is being prepared.
         overwrite: predict cases anew whose label map exists; else those whose outputs are not all there and whole.
-        save_members: also write the label map of every member (fold).
+        save_members: the number of members (folds) whose label maps are written, too.
         postprocess: applied to each label map before it is written, not to the members'.
         forms: of each label map, written before the label map itself.
         crops: file ending of the crops that the segmenter writes to ``output/roi``, where it does.
@@ -184,7 +184,7 @@ def predict_cases(
                 done = None if progress is None else progress(case.name, segmenter.windows(scan))
                 received = [None if form.receiver is None else form.receiver(case) for form in forms]
                 receivers: dict[str, Any] = {"receivers": [one for one in received if one is not None]}
-                wanted = save_members or any(form.wants_members for form in forms)
+                wanted = save_members > 0 or any(form.wants_members for form in forms)
                 labels, members = segmenter.segment(
                     scan, members=wanted, progress=done, **(receivers if receivers["receivers"] else {})
                 )
@@ -192,7 +192,7 @@ def predict_cases(
                 if pending is not None:
                     _finish(pending, report)
                 to_write = list(zip(forms, received, strict=True))
-                writing = writer.submit(_write, finished, output, save_members, postprocess, to_write, profile)
+                writing = writer.submit(_write, finished, output, save_members > 0, postprocess, to_write, profile)
                 pending = (case, start, writing)
         if pending is not None:
             _finish(pending, report)
@@ -207,25 +207,23 @@ def predict_cases(
 
 
 def outputs_of(
-    case: InputCase, output: Path, *, members: bool = False, forms: Sequence[Form] = (), crops: str | None = None
+    case: InputCase, output: Path, *, members: int = 0, forms: Sequence[Form] = (), crops: str | None = None
 ) -> list[Path]:
-    """Every file that is written of a case; the members' in those folders that are there already, or the first."""
+    """Every file that is written of a case, with the label maps of so many members."""
     found = _plain_outputs(case, output, members=members, crops=crops)
     return found + [path for form in forms for path in form.files(case)]
 
 
-def _plain_outputs(case: InputCase, output: Path, *, members: bool, crops: str | None) -> list[Path]:
+def _plain_outputs(case: InputCase, output: Path, *, members: int, crops: str | None) -> list[Path]:
     found = [_target(output, case)]
-    if members:
-        folders = sorted(path for path in (output / MEMBERS).glob("*") if path.is_dir()) or [output / MEMBERS / "0"]
-        found += [_target(folder, case) for folder in folders]
+    found += [_target(output / MEMBERS / str(number), case) for number in range(members)]
     if crops is not None:
         found += [output / ROI / f"{case.name}_{channel:04d}{crops}" for channel in range(len(case.files))]
     return found
 
 
 def _is_there(
-    case: InputCase, *, output: Path, members: bool, forms: Sequence[Form], crops: str | None, reader: str
+    case: InputCase, *, output: Path, members: int, forms: Sequence[Form], crops: str | None, reader: str
 ) -> bool:
     """Whether all outputs of a case are there and whole, its label maps on the grid of its scan."""
     damaged = [

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import threading
@@ -209,6 +210,21 @@ def test_continue_prediction_keeps_what_is_there(model, images, tmp_path, capsys
     assert "1 written, 1 already there" in capsys.readouterr().out
     assert (out / "a.nii.gz").stat().st_mtime_ns == before
     assert (out / "b.nii.gz").is_file()
+
+
+def test_continuing_with_more_folds_makes_the_label_maps_of_all_of_them(images, tmp_path, capsys):
+    model = models.write_model(tmp_path / "two", folds=(0, 1))
+    words = ("-i", images, "-o", tmp_path / "out", "-m", model, "--save_members", "--continue_prediction")
+    assert run(*words, "-f", 0) == 0
+    for said in ("2 written, 0 already there", "0 written, 2 already there"):
+        assert run(*words) == 0
+        assert said in capsys.readouterr().out
+    for number in "01":
+        files = sorted((tmp_path / "out" / "members" / number).iterdir())
+        assert [path.name for path in files] == ["a.nii.gz", "b.nii.gz"]
+    shutil.rmtree(tmp_path / "out" / "members" / "1")
+    assert run(*words, "-f", 0) == 0
+    assert "0 written, 2 already there" in capsys.readouterr().out
 
 
 def test_a_label_map_that_is_kept_and_older_than_its_scan_is_named(model, images, tmp_path, capsys, caplog):
