@@ -110,7 +110,8 @@ class FlarePredictor(nnUNetPredictor):
         """Open the folds of a trained model (all numbered ones by default).
 
         Args:
-            folder: folder of a trained model, ``Trainer__Plans__configuration``.
+            folder: folder of a trained model, ``Trainer__Plans__configuration``, or what ``flare-export`` wrote, whose
+                stored defaults are not used here.
             folds: the folds to average.
             checkpoint: file name of the checkpoint.
             step_size: step between windows as a share of the patch.
