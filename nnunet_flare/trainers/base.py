@@ -88,7 +88,7 @@ class FlareTrainer(nnUNetTrainer):
         settings = with_environment(given)
         self.settings: TrainingSettings = settings
         if self.local_rank == 0 and tensorboard.is_enabled():
-            logger = tensorboard.TensorBoardLogger(self.output_folder, self.is_continued)
+            logger = tensorboard.TensorBoardLogger(self.output_folder)
             logger.update_config({"configuration": configuration, "fold": fold, "settings": settings.model_dump()})
             self.logger.loggers.append(logger)
         for key, (trainer, why) in SETTINGS_OF_ONE.items():

@@ -40,13 +40,12 @@ class TensorBoardLogger:
 
     Args:
         output_folder: the fold's folder.
-        resume: whether the training goes on; otherwise curves of an earlier training in this folder are removed.
 
     Raises:
         InputError: when TensorBoard is not installed.
     """
 
-    def __init__(self, output_folder: str | Path, resume: bool) -> None:
+    def __init__(self, output_folder: str | Path) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
@@ -56,8 +55,6 @@ class TensorBoardLogger:
             ) from error
         self._make = SummaryWriter
         self.folder = Path(output_folder) / FOLDER
-        if self.folder.is_dir() and not resume:
-            shutil.rmtree(self.folder)
         self._writer: Any = None
         self._config: dict[str, Any] = {}
         self._started = math.nan
@@ -67,7 +64,9 @@ class TensorBoardLogger:
         self._config.update(config)
 
     def log(self, key: str, value: Any, step: int) -> None:
-        """One value of an epoch."""
+        """One value of an epoch; before the first of a new training the curves of an earlier one are removed."""
+        if self._writer is None and step == 0 and self.folder.is_dir():
+            shutil.rmtree(self.folder)
         writer = self._writer_from(step)
         if key == STARTED:
             self._started = float(value)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.logging import nnunet_logger
 from PIL import Image
 
@@ -152,16 +153,29 @@ def test_tensorboard_gets_every_curve_once_an_epoch(tiny: Any, writers: list[Fak
 def test_tensorboard_of_a_training_that_goes_on_continues_its_curves(tmp_path, writers: list[FakeWriter]) -> None:
     (tmp_path / "tensorboard").mkdir()
     (tmp_path / "tensorboard" / "events").write_text("earlier")
-    TensorBoardLogger(tmp_path, resume=True).log("train_losses", 0.5, 7)
+    TensorBoardLogger(tmp_path).log("train_losses", 0.5, 7)
     assert writers[0].purge_step == 7 and (tmp_path / "tensorboard" / "events").is_file()
-    TensorBoardLogger(tmp_path, resume=False).log("train_losses", 0.5, 0)
+    TensorBoardLogger(tmp_path).log("train_losses", 0.5, 0)
     assert not (tmp_path / "tensorboard").exists()
+
+
+def test_a_validation_alone_keeps_the_curves_of_its_training(tiny: Any, writers: list[FakeWriter]) -> None:
+    """``nnUNetv2_train --val`` makes a trainer that is not continued."""
+    tiny.environment.setenv("nnUNet_tensorboard_enabled", "1")
+    folder = Path(train(tiny).output_folder, "tensorboard")
+    folder.mkdir()
+    (folder / "events").write_text("of the training")
+    trainer = tiny.trainer()
+    maybe_load_checkpoint(trainer, continue_training=False, validation_only=True)
+    trainer.logger.log_summary("final_val/foreground_dice", 0.5)
+    assert (folder / "events").is_file()
+    assert writers[1].sent == {"final_val/foreground_dice": {0: 0.5}}
 
 
 def test_tensorboard_that_is_missing_or_asked_for_in_other_words_is_said(tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(InputError, match=r"pip install 'nnunet-flare\[tensorboard\]'"):
-        TensorBoardLogger(tmp_path, resume=False)
+        TensorBoardLogger(tmp_path)
     assert not is_enabled({}) and is_enabled({"nnUNet_tensorboard_enabled": "True"})
     with pytest.raises(InputError, match="found 'yes', expected 1 or 0"):
         is_enabled({"nnUNet_tensorboard_enabled": "yes"})
@@ -169,7 +183,7 @@ def test_tensorboard_that_is_missing_or_asked_for_in_other_words_is_said(tmp_pat
 
 def test_tensorboard_itself_reads_what_was_written(tmp_path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    logger = TensorBoardLogger(tmp_path, resume=False)
+    logger = TensorBoardLogger(tmp_path)
     for epoch in range(3):
         logger.log("epoch_start_timestamps", 10.0 * epoch, epoch)
         logger.log("train_losses", 1.0 - epoch, epoch)
