@@ -283,6 +283,8 @@ class nnUNetTrainerFlareST(CasesByRole):
         summary_file = join(self.output_folder, "validation", "summary.json")
         summary = without_unannotated(load_summary_json(summary_file), annotated)
         save_summary_json(summary, summary_file)
+        for label, means in summary["mean"].items():
+            self.logger.log_summary(f"final_val/class_{label}_dice", means["Dice"])
         dice = summary["foreground_mean"]["Dice"]
         self.logger.log_summary("final_val/foreground_dice", dice)
         self.print_to_log_file(f"Mean Validation Dice over the annotated organs of partial cases: {dice}")

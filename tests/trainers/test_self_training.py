@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -216,14 +217,20 @@ def test_a_partial_case_is_validated_on_its_annotated_organs(tiny: Any, monkeypa
         means = {1: {"Dice": 0.6}, 2: {"Dice": 0.6}}
         document = {"metric_per_case": cases, "mean": means, "foreground_mean": {"Dice": 0.6}}
         save_summary_json(document, str(folder / "summary.json"))
+        for name in ("class_1", "class_2", "foreground"):
+            self.logger.log_summary(f"final_val/{name}_dice", 0.6)
 
     monkeypatch.setattr(nnUNetTrainer, "perform_actual_validation", stock_validation)
+    logged: dict[str, float] = {}
+    trainer.logger.loggers.append(SimpleNamespace(log_summary=logged.__setitem__))
     trainer.perform_actual_validation()
     summary = load_summary_json(str(folder / "summary.json"))
     assert summary["mean"][1]["Dice"] == pytest.approx(0.6)
     assert summary["mean"][2]["Dice"] == pytest.approx(0.8), "organ 2 is not annotated in true1"
     assert summary["foreground_mean"]["Dice"] == pytest.approx(0.7)
     assert "over the annotated organs" in log_of(trainer)
+    shown = {"final_val/class_1_dice": 0.6, "final_val/class_2_dice": 0.8, "final_val/foreground_dice": 0.7}
+    assert logged == pytest.approx(shown), "what Weights & Biases and TensorBoard show"
 
 
 def test_a_numbered_fold_of_pseudo_cases_only_writes_no_split(tiny: Any) -> None:
