@@ -10,6 +10,7 @@ import math
 
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Round
+from nnunet_flare.rounds.stages.plan import folds_of_split
 
 STOCK_ITERATIONS = 250
 """Iterations of an epoch of stock nnU-Net."""
@@ -33,7 +34,7 @@ def pass_of_round(run: Run, of: Round, true_cases: int, pseudo_cases: int) -> in
     """Samples of a pass over a round's cases; of several folds each leaves out one part of them."""
     settings = run.recipe.settings(of.planned, run=None)
     folds = run.recipe.member_folds(of.planned)
-    parts = 1 if folds == ["all"] else len(folds)
+    parts = 1 if folds == ["all"] else folds_of_split(run)
     return samples_of_pass(
         training_share(true_cases, parts),
         training_share(pseudo_cases, parts if settings.pseudo_folds == "split" else 1),

@@ -246,17 +246,24 @@ def _not_whole(base: Base, cases: list[str]) -> list[str]:
 def _write_splits(run: Run, cases: list[str]) -> None:
     """nnU-Net's cross-validation split over the labelled and partial cases, made once for the dataset."""
     path, starts_given = run.preprocessed / SPLITS, run.settings.init_model is not None
-    count = _folds(run.recipe, starts_given=starts_given)
     check_folds(run.recipe, cases, path, starts_given=starts_given)
-    if not count:
+    if not _folds(run.recipe, starts_given=starts_given):
         return
     if path.is_file():
         _say_what_no_fold_has(path, cases)
         return
     from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-    splits = generate_crossval_split(cases, seed=12345, n_splits=max(2, count))
+    splits = generate_crossval_split(cases, seed=12345, n_splits=folds_of_split(run))
     write_json(path, splits)
+
+
+def folds_of_split(run: Run) -> int:
+    """Folds of the split, of which a round may train fewer; before it is made, those that it will have."""
+    path = run.preprocessed / SPLITS
+    if path.is_file():
+        return len(read_json(path, shapes.SPLITS, remedy="remove it, then it is made again"))
+    return max(2, _folds(run.recipe, starts_given=run.settings.init_model is not None))
 
 
 def _say_what_no_fold_has(path: Path, cases: list[str]) -> None:

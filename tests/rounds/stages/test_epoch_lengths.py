@@ -5,10 +5,21 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
+from nnunetv2.run.run_training import get_trainer_from_args
 
 from nnunet_flare.errors import InputError
+from nnunet_flare.files import write_json
 from nnunet_flare.recipes.load import load_recipe
-from nnunet_flare.rounds.stages.epoch_lengths import iterations_of_pass, samples_of_pass, stock_epochs, training_share
+from nnunet_flare.rounds.run.dataset import raw_cases
+from nnunet_flare.rounds.stages.build import build_round
+from nnunet_flare.rounds.stages.epoch_lengths import (
+    iterations_of_pass,
+    pass_of_round,
+    samples_of_pass,
+    stock_epochs,
+    training_share,
+)
 
 
 def test_the_papers_samples():
@@ -33,6 +44,19 @@ def test_the_last_batch_of_a_pass_is_counted():
 def test_a_fold_trains_on_the_cases_that_it_does_not_leave_out():
     assert [training_share(cases, 5) for cases in (10, 11, 4)] == [8, 9, 4]
     assert training_share(10, 1) == 10
+
+
+def test_a_pass_is_over_what_a_fold_trains_on_also_where_a_round_trains_only_some_folds(copied_run):
+    """Two members of a dataset that was split into four: each leaves out a quarter of the cases."""
+    run, of = copied_run, copied_run.round(0)
+    cases = raw_cases(run)
+    folds = [{"train": [each for each in cases if each != case], "val": [case]} for case in cases]
+    write_json(run.preprocessed / "splits_final.json", folds)
+    build_round(run, of)
+    for fold in (0, 1):
+        trainer = get_trainer_from_args("22", of.configuration, fold, run.recipe.trainer, run.settings.plans_name,
+                                        device=torch.device("cpu"))  # fmt: skip
+        assert pass_of_round(run, of, len(cases), 0) == len(trainer.do_split()[0]) == 3
 
 
 def test_the_papers_lengths_and_chains_are_in_the_recipe():
