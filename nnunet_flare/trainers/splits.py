@@ -64,7 +64,8 @@ def fold_cases(
         splits: content of ``splits_final.json``; None where there is no labelled or partial case at all.
         true_cases: labelled and partial cases that are preprocessed.
         pseudo_cases: pseudo cases that are preprocessed.
-        pseudo_folds: ``split`` keeps one part of the pseudo cases, as many parts as there are folds, out of each fold.
+        pseudo_folds: ``split`` keeps one part of the pseudo cases, as many parts as there are folds, out of each fold
+            of several.
 
     Raises:
         InputError: when the split names a labelled or partial case that is not preprocessed.
@@ -105,7 +106,12 @@ def _random_split(cases: Sequence[str], fold: int) -> tuple[list[str], list[str]
 
 
 def _without_part(cases: Sequence[str], fold: int, *, parts: int) -> list[str]:
-    """The cases without the part that this fold leaves out; which one a case belongs to depends on the ids alone."""
+    """The cases without the part that this fold leaves out; which one a case belongs to depends on the ids alone.
+
+    A single fold leaves none out.
+    """
+    if parts == 1:
+        return list(cases)
     ordered = sorted(cases)
     order = np.random.default_rng(STOCK_SEED).permutation(len(ordered))
     return [case for case, rank in zip(ordered, order, strict=True) if rank % parts != fold % parts]

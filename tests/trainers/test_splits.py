@@ -44,6 +44,14 @@ def test_all_pseudo_cases_can_train_every_fold() -> None:
         assert set(PSEUDO) <= set(cases.training)
 
 
+def test_a_split_of_one_fold_leaves_no_pseudo_case_out() -> None:
+    """A user's own training and validation cases: there is no other fold that could train on the rest."""
+    splits = [{"train": TRUE[:8], "val": TRUE[8:]}]
+    for fold in (0, 3):
+        cases = fold_cases(fold, splits, true_cases=TRUE, pseudo_cases=PSEUDO, pseudo_folds="split")
+        assert set(PSEUDO) <= set(cases.training)
+
+
 def test_fold_all_trains_on_everything_and_validates_on_true_cases() -> None:
     cases = fold_cases("all", None, true_cases=TRUE, pseudo_cases=PSEUDO, pseudo_folds="split")
     assert cases.training == sorted(TRUE + PSEUDO)
