@@ -18,6 +18,27 @@ def where_any(mask: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     return torch.where(mask.any(), mean, torch.zeros_like(mean))
 
 
+class WeightedCrossEntropy(nn.CrossEntropyLoss):
+    """Cross-entropy with class weights. Classes of weight 0 are ignored: where a patch has no other, the loss is 0.
+
+    Torch divides by the sum of the weights, which is 0 there.
+    """
+
+    def __init__(self, weight: torch.Tensor, *, ignore_index: int) -> None:
+        super().__init__(weight, ignore_index=ignore_index)
+        self.without_weight = torch.nonzero(weight == 0).flatten().tolist()
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """The loss of logits (B, K, ...) and labels (B, ...)."""
+        target = target.long()
+        if not self.without_weight:
+            return super().forward(input, target)
+        counted = target != self.ignore_index
+        for label in self.without_weight:
+            counted &= target != label
+        return where_any(counted, super().forward(input, torch.where(counted, target, self.ignore_index)))
+
+
 class DiceCEOfKnown(nn.Module):
     """Stock's ``DC_and_CE_loss`` with an ignore label: the same values, and nothing waits.
 

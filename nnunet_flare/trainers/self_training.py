@@ -24,7 +24,7 @@ from nnunet_flare.labels import Group
 from nnunet_flare.trainers import losses
 from nnunet_flare.trainers.by_role import CasesByRole
 from nnunet_flare.trainers.heads import Heads
-from nnunet_flare.trainers.ignored import DiceCEOfKnown
+from nnunet_flare.trainers.ignored import DiceCEOfKnown, WeightedCrossEntropy
 from nnunet_flare.trainers.lengths import class_with_length
 from nnunet_flare.trainers.resolutions import samples_of
 from nnunet_flare.trainers.soft_dice import SoftDiceCE, SquaredSoftDice
@@ -54,7 +54,7 @@ class nnUNetTrainerFlareST(CasesByRole):
         if weights is None:
             return loss
         inner: Any = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
-        inner.ce.weight = weights
+        inner.ce = WeightedCrossEntropy(weights, ignore_index=inner.ce.ignore_index)
         return loss.to(self.device)
 
     @property

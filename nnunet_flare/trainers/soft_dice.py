@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from nnunet_flare.trainers.heads import Heads
-from nnunet_flare.trainers.ignored import where_any
+from nnunet_flare.trainers.ignored import WeightedCrossEntropy, where_any
 
 SMOOTH = 1e-8
 """Added to numerator and denominator (both papers)."""
@@ -60,7 +60,7 @@ class SoftDiceCE(nn.Module):
     def __init__(self, dice: nn.Module, weights: torch.Tensor, *, ignore_label: int | None = None) -> None:
         super().__init__()
         self.dice, self.ignore_label = dice, ignore_label
-        self.ce = nn.CrossEntropyLoss(weights.float(), ignore_index=-100 if ignore_label is None else ignore_label)
+        self.ce = WeightedCrossEntropy(weights.float(), ignore_index=-100 if ignore_label is None else ignore_label)
 
     def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The loss of logits (B, K, z, y, x), background first, and labels (B, 1, z, y, x)."""

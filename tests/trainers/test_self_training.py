@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from nnunet_flare.errors import InputError
+from nnunet_flare.trainers.ignored import WeightedCrossEntropy
 
 TRUE = [f"true{k}" for k in range(5)]
 PSEUDO = [f"pseudo{k}" for k in range(5)]
@@ -253,6 +254,20 @@ def test_class_weights_are_measured_on_true_labels(tiny: Any) -> None:
     trainer = tiny.trainer(fold="all", class_weights="inverse-sqrt-frequency")
     trainer.initialize()
     assert torch.equal(trainer.loss.loss.ce.weight, before)
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainerFlareST", "nnUNetTrainerFlarePartial", "nnUNetTrainerFlareSelective"])
+def test_a_background_of_weight_zero_trains_on_patches_without_an_organ(tiny: Any, name: str) -> None:
+    from tiny_dataset import SHAPE
+
+    tiny.add("empty", seg=np.zeros((1, *SHAPE), np.int8))
+    trainer = tiny.trainer(name=name, **short(class_weights=[0, 1, 2]))
+    trainer.run_training()
+    assert all(torch.isfinite(weights).all() for weights in trainer.network.state_dict().values())
+    loss = WeightedCrossEntropy(torch.tensor([0.0, 1.0, 2.0]), ignore_index=3)
+    logits, labels = torch.randn(2, 3, 4, 4), torch.arange(32).reshape(2, 4, 4) % 4
+    torchs = torch.nn.functional.cross_entropy(logits, labels, loss.weight, ignore_index=3)
+    assert loss(logits, labels) == pytest.approx(float(torchs))
 
 
 def test_class_weights_do_not_take_an_organ_that_nobody_annotated_for_background(tiny: Any) -> None:
