@@ -149,8 +149,8 @@ def label_shard(run: Run, of: Round, part: int, parts: int) -> dict[str, int]:
     Returns how many cases were labelled (now or before) and how many failed.
 
     Raises:
-        TaskError: when no case of the part could be labelled, or the model (``--init_model``) expects other input
-            than the preprocessed scans.
+        TaskError: when no case of the part could be labelled though some are preprocessed, or the model
+            (``--init_model``) expects other input than the preprocessed scans.
     """
     number = of.number
     cases = shard(round_scans(run, of), part, parts)
@@ -175,7 +175,8 @@ def label_shard(run: Run, of: Round, part: int, parts: int) -> dict[str, int]:
         finally:
             loader.shutdown(cancel_futures=True)
     failed = [c.case for c in cases if read_labelled(run, number, c.case).failed is not None]
-    if cases and len(failed) == len(cases):
+    tried = [c for c in cases if failure(arrays_of(run, c), c.case) is None]
+    if tried and len(failed) == len(cases):
         first = read_labelled(run, number, failed[0]).failed
         for name in failed:  # so that the next try labels them again
             run.paths.case(number, name).unlink()

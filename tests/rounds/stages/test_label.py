@@ -16,6 +16,7 @@ from nnunet_flare.files import read_json, write_json
 from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.tasks import graph
+from nnunet_flare.rounds.run.unlabelled import read_list
 from nnunet_flare.rounds.stages import label
 from nnunet_flare.rounds.stages.arrays import read_array
 from nnunet_flare.rounds.stages.label import label_shard
@@ -74,6 +75,14 @@ def test_scans_that_a_given_model_labelled_before_it_was_trained_again_are_label
     assert before == {path: path.stat().st_mtime_ns for path in first}
     documents = [read_json(path) for path in given.paths.round(0).glob("cases/*.json")]
     assert len({tuple(one["weights"]) for one in documents if "failed" not in one}) == 1
+
+
+def test_a_scan_that_was_set_aside_stops_no_run_where_it_is_alone_in_its_part(run):
+    """A run on as many GPUs as it has scans."""
+    parts = len(read_list(run.paths.unlabelled))
+    found = [label_shard(run, run.round(0), part, parts) for part in range(parts)]
+    assert sorted(part["failed"] for part in found) == [*[0] * (parts - 1), 1]
+    assert select_round(run, run.round(0))["failed"] == 1
 
 
 def written(run: Run, case: str) -> dict[str, bytes]:
