@@ -36,8 +36,9 @@ def forget_failures(run: Run) -> None:
                 if task.stage in ("locate", "unlabelled"):
                     run.paths.done(task.name).unlink(missing_ok=True)
         for task in graph(run).values():
-            if task.stage == "label" and not is_marked(run.paths.done(f"select-r{task.round}")):
+            if task.stage == "select" and not is_marked(run.paths.done(task.name)):
                 for path in (run.paths.round(task.round or 0) / "cases").glob("*.json"):
                     if "failed" in read_json(path, LABELLED):
+                        for shard in task.needs:  # any of them may label the case
+                            run.paths.done(shard).unlink(missing_ok=True)
                         path.unlink()
-                        run.paths.done(task.name).unlink(missing_ok=True)

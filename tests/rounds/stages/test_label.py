@@ -14,12 +14,14 @@ from changed_runs import labelled_cases
 from nnunet_flare.errors import TaskError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.inference.core import Segmenter
+from nnunet_flare.rounds.retry import forget_failures
 from nnunet_flare.rounds.run.manifest import Run
-from nnunet_flare.rounds.run.tasks import graph
+from nnunet_flare.rounds.run.tasks import graph, is_done
 from nnunet_flare.rounds.run.unlabelled import read_list
 from nnunet_flare.rounds.stages import label
 from nnunet_flare.rounds.stages.arrays import read_array
 from nnunet_flare.rounds.stages.label import label_shard
+from nnunet_flare.rounds.stages.preprocess import preprocess_unlabelled
 from nnunet_flare.rounds.stages.select import select_round
 
 
@@ -83,6 +85,27 @@ def test_a_scan_that_was_set_aside_stops_no_run_where_it_is_alone_in_its_part(ru
     found = [label_shard(run, run.round(0), part, parts) for part in range(parts)]
     assert sorted(part["failed"] for part in found) == [*[0] * (parts - 1), 1]
     assert select_round(run, run.round(0))["failed"] == 1
+
+
+def test_retry_labels_a_failed_case_again_whichever_part_it_belongs_to(run):
+    """Nothing was taken in round 0 of a run with three parts, and no scan could be labelled."""
+    run = replace(run, settings=replace(run.settings, shards=3))
+    tasks = [task for task in graph(run).values() if task.stage == "label" and task.round == 0]
+    for task in tasks:
+        label_shard(run, run.round(0), task.part, 3)
+        if task.part:
+            shutil.copyfile(run.paths.done("label-r0-p0"), run.paths.done(task.name))
+    run.paths.done("select-r0").unlink()
+    cases = labelled_cases(run)
+    for case in cases:
+        write_json(run.paths.case(0, case), {"case": case, "round": 0, "failed": "no memory"})
+    forget_failures(run)
+    preprocess_unlabelled(run)
+    for task in tasks:
+        if not is_done(run, task):
+            label_shard(run, run.round(0), task.part, 3)
+    select_round(run, run.round(0))
+    assert labelled_cases(run) == cases
 
 
 def written(run: Run, case: str) -> dict[str, bytes]:
