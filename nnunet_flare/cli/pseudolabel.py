@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -317,6 +318,7 @@ def _task(arguments: argparse.Namespace) -> int:
     if task is None:
         print(f"{arguments.name}: not needed, the run ended early")
         return 0
+    os.environ.update(run.environment())  # a person or another scheduler gives less than our executors do
     with unwinding_on_sigterm():
         do_task(run, task)
     print(f"{task.name}: done; flare-pseudolabel status -o {arguments.run_dir} shows what comes next")

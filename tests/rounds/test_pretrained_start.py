@@ -12,12 +12,14 @@ from in_process import TINY_PLAN, TINY_TRAINING, do_all, phantom
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from test_pretrained import ARCH, network, write_nnssl
 
+from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.errors import InputError
 from nnunet_flare.files import read_json
 from nnunet_flare.recipes.load import load_recipe
 from nnunet_flare.rounds.check_input import Request
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.start import plan_run, start_run
+from nnunet_flare.trainers.settings import TRUST_VARIABLE
 
 BEFORE = {"training.pretrained_weights": "w.pth"}
 
@@ -46,12 +48,13 @@ def test_keys_that_make_no_sense_together_are_refused(changes: dict[str, str], s
         load_recipe("noisy_student", changes)
 
 
-def started(folder: Path, folders: dict[str, Path], *, part: str, **changes: str) -> Run:
+def started(folder: Path, folders: dict[str, Path], *, part: str, trusted: bool = False, **changes: str) -> Run:
     source = write_nnssl(folder / "w.pth", network(heads=1, seed=1).state_dict())
     plan = {key: value for key, value in TINY_PLAN.items() if key in ("planner", "plan.spacing_mm")}
     keys = {"training.pretrained_weights": str(source), "training.pretrained_part": part}
     recipe = load_recipe("noisy_student", {**plan, **TINY_TRAINING, **keys, **changes})
-    return start_run(plan_run(Request(dataset="22", unlabelled=folder / "unlabelled", device="cpu"), recipe, folders))
+    request = Request("22", folder / "unlabelled", device="cpu", trust_checkpoint=trusted)
+    return start_run(plan_run(request, recipe, folders))
 
 
 def test_a_run_takes_network_and_patch_of_self_supervised_weights(
@@ -81,3 +84,17 @@ def test_plans_of_another_network_are_refused_before_anything_is_trained(
     with pytest.raises(InputError, match=r"w\.pth: its network differs.*missing there.*plan\.network=pretrained"):
         do_all(run, monkeypatch)
     assert not list(run.results.rglob("*.pth"))
+
+
+def test_a_task_that_is_typed_trusts_the_weights_that_the_run_trusts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run with --trust_checkpoint and --executor print: nothing but the run's folder says so to the trainer."""
+    folders = phantom(tmp_path, monkeypatch, labelled=2, unlabelled=1, test=0)
+    monkeypatch.setenv(TRUST_VARIABLE, "")
+    run = started(tmp_path, folders, part="encoder", trusted=True, **{"plan.network": "pretrained"})
+    do_all(run, monkeypatch, until=lambda name: name == "train-r0-fall")
+    content = torch.load(tmp_path / "w.pth", weights_only=True)
+    torch.save({**content, "made_by": Path("lab")}, tmp_path / "w.pth")
+    assert main(["task", "-o", str(run.root), "train-r0-fall"]) == 0
+    assert (run.round(0).model / "fold_all" / "checkpoint_final.pth").is_file()
