@@ -19,8 +19,11 @@ def case_rows(paths: RunPaths) -> list[dict[str, Any]]:
     organ ``agreement_<organ>`` (0 to 1) and ``volume_ml_<organ>`` of the fused label. None: not known.
     """
     entries = read_ledger(paths)
-    organs = list(dict.fromkeys(organ for entry in entries for organ in entry.agreement))
-    return [_row(entry, _labelled(paths, entry), organs) for entry in entries]
+    labelled = [_labelled(paths, entry) for entry in entries]
+    # a single member has volumes, but no agreement
+    known = [*(entry.agreement for entry in entries), *(each.volume_mm3 for each in labelled)]
+    organs = list(dict.fromkeys(organ for by_organ in known for organ in by_organ))
+    return [_row(entry, its, organs) for entry, its in zip(entries, labelled, strict=True)]
 
 
 def _labelled(paths: RunPaths, entry: Entry) -> LabelledCase:
