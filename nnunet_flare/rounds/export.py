@@ -58,7 +58,8 @@ def check_dataset(run: Run, number: int | None, dataset_id: int) -> DatasetExpor
     """What :func:`export_dataset` will write of a round; of the final one where none is named.
 
     Raises:
-        InputError: when the id is taken, the round has no selection to export, or scans are not those it labelled.
+        InputError: when the id is taken, the round has no selection to export, or scans are missing or not those that
+            it labelled.
     """
     number = run.final.number if number is None else number
     if not 0 < number <= run.final.number:
@@ -91,6 +92,13 @@ def check_dataset(run: Run, number: int | None, dataset_id: int) -> DatasetExpor
         raise InputError(
             f"export --round {number}: {len(changed)} scan(s) changed since they were labelled "
             f"({', '.join(changed[:5])}); restore them"
+        )
+    labelled = [file for files in raw_files(run).values() for file in (*files["images"], files["label"])]
+    scans = [*(image for case in pseudo for image in images[case]), *labelled]
+    gone = [os.path.realpath(file) for file in scans if not os.path.exists(file)]
+    if gone:
+        raise InputError(
+            f"export --round {number}: {len(gone)} file(s) are missing: {', '.join(gone[:5])}; restore them"
         )
     name = f"Dataset{dataset_id:03d}_{run.settings.dataset.split('_', 1)[1]}_{run.settings.name}_r{number}"
     return DatasetExport(number, source, taken, raw / name)

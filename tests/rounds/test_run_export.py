@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from in_process import do_all, phantom, started
 
 from nnunet_flare.cli.pseudolabel import main
 from nnunet_flare.errors import InputError
@@ -36,6 +37,19 @@ def test_a_round_is_exported_as_a_dataset_that_stock_nnunet_accepts(run):
         export_dataset(run, 1, 77)
     with pytest.raises(InputError, match="expected 1 to 1"):
         export_dataset(run, 5, 78)
+
+
+def test_a_dataset_without_some_of_its_scans_is_not_exported(tmp_path, monkeypatch, capsys):
+    """The folder of unlabelled scans was tidied up after the run."""
+    folders = phantom(tmp_path, monkeypatch, labelled=1, unlabelled=2, test=0)
+    settings = {"members.count": "1", "selection.rule": "all", "selection.keep_odd": "true"}
+    run = started(tmp_path, folders, "demo", settings)
+    do_all(run, monkeypatch, until=lambda name: name == "build-r1")
+    scan = min((tmp_path / "unlabelled").iterdir())
+    scan.unlink()
+    assert main(["export", "-o", str(run.root), "--dataset", "77"]) == 2
+    assert f"1 file(s) are missing: {scan}" in capsys.readouterr().err
+    assert not list(folders["nnUNet_raw"].glob("Dataset077*"))
 
 
 def test_two_exports_of_one_dataset_at_once_leave_one_whole_dataset(run, monkeypatch):
