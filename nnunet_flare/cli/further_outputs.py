@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunet_flare.errors import InputError
-from nnunet_flare.images.file_names import SUFFIXES
 from nnunet_flare.inference.choices import UNCERTAINTIES
 from nnunet_flare.labels import channel_names
 
@@ -108,6 +107,7 @@ def forms_of(args: argparse.Namespace, cases: Sequence[InputCase], dataset: dict
 
 def there(cases: Sequence[InputCase], output: Path) -> set[tuple[str, Path, int]]:
     """Every further output of the cases, of any kind, that lies in a folder: case, file, and when it was written."""
+    from nnunet_flare.images.file_names import SUFFIXES
     from nnunet_flare.inference.folder import MEMBERS, ROI
     from nnunet_flare.inference.statistics import CSV, measured
 
