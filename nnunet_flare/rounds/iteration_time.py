@@ -69,8 +69,7 @@ def iteration_cost(
     device = torch.device(device_name)
     with device:
         network = planned_network(configuration, dataset, allow_init=device.type != "meta").to(device)
-    if device.type == "cpu":  # as our trainers
-        halve_convolutions(network)
+    halve_convolutions(network, device)  # as our trainers
     shape = (configuration["batch_size"], len(dataset["channel_names"]), *configuration["patch_size"])
     image = torch.randn(shape, device=device)
     cost = measure(lambda: _supervised_step(network, image))
@@ -107,8 +106,7 @@ def _adversarial_cost(
     organs = manager.num_segmentation_heads - heads.first_organ
     channels, *size = image.shape[1:]
     judge = Discriminator(channels, organs, size, features=settings.discriminator_features).to(image.device)
-    if image.device.type == "cpu":
-        halve_convolutions(judge)
+    halve_convolutions(judge, image.device)
     share = 1 - settings.warmup - settings.finish
     few = _few(settings, len(image))
     return share * measure(lambda: _three_steps(network, judge, image, few, heads)) + (1 - share) * supervised

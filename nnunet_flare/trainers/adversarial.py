@@ -19,6 +19,7 @@ from nnunet_flare.networks.discriminator import Discriminator
 from nnunet_flare.trainers import adversarial_steps as steps
 from nnunet_flare.trainers import checkpoints
 from nnunet_flare.trainers.base import optimizer_step
+from nnunet_flare.trainers.halves import halve_convolutions
 from nnunet_flare.trainers.lengths import class_with_length
 from nnunet_flare.trainers.resolutions import at_resolutions, highest
 from nnunet_flare.trainers.settings import AdversarialSettings
@@ -72,7 +73,7 @@ class nnUNetTrainerFlareAdversarial(LearnsFromUnlabelled):
             self.configuration_manager.patch_size,
             features=self.adversarial.discriminator_features,
         ).to(self.device)
-        self.prepare_network(discriminator)
+        halve_convolutions(discriminator, self.device)
         self.discriminator_optimizer = torch.optim.Adam(
             discriminator.parameters(),
             self.adversarial.discriminator_lr,

@@ -145,16 +145,11 @@ class FlareTrainer(nnUNetTrainer):
         if self.settings.seed is not None:
             seed_everything(self.derived_seed("initialize"))
         super().initialize()
-        self.prepare_network(self.network)
+        halve_convolutions(self.network, self.device)
         if self._low_precision():
             self.network = self.network.to(memory_format=self._memory_format())
         if not self._is_resuming:
             self._load_initial_weights()
-
-    def prepare_network(self, network: torch.nn.Module) -> None:
-        """What makes a network that is trained faster on this device; its values are the same but for rounding."""
-        if self.device.type == "cpu":
-            halve_convolutions(network)
 
     def _set_threads(self) -> None:
         text = os.environ.get(THREADS_VARIABLE, "").strip()

@@ -57,8 +57,10 @@ class HalvedConv3d(nn.Conv3d):
         return next((axis for axis in AXES if (steps := self._steps(input, axis)) >= 2 and steps % 2 == 0), None)
 
 
-def halve_convolutions(network: nn.Module) -> None:
-    """Let the plain 3-D convolutions of a network compute a batch of one on a CPU in halves."""
+def halve_convolutions(network: nn.Module, device: torch.device) -> None:
+    """Let the plain 3-D convolutions of a network that is trained on a CPU compute a batch of one in halves."""
+    if device.type != "cpu":
+        return
     for module in network.modules():
         if type(module) is nn.Conv3d:
             module.__class__ = HalvedConv3d
