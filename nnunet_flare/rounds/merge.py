@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,12 @@ from nnunet_flare.outputs import check_outputs
 from nnunet_flare.parallel import Workers
 from nnunet_flare.rounds.stages.case_maps import NO_MAP, CaseMaps, teacher_ids
 
+log = logging.getLogger(__name__)
+
 TABLE = "merge.csv"
+
+SHOWN = 5
+"""Label maps that are named in a message."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,20 @@ def merge_folders(request: MergeRequest, *, processes: int | None = None) -> Mer
                 outcomes[job.case] = outcome
     result = MergeResult(dict(sorted(outcomes.items())), dict(sorted(failed.items())))
     _write_table(request.output / TABLE, result)
+    _say_what_else_is_there(request.output, {_output_name(path) for path in base.values()})
     return result
+
+
+def _say_what_else_is_there(folder: Path, names: Collection[str]) -> None:
+    """Name label maps that this merge did not make, such as those of cases that an earlier one had."""
+    listing = list_label_maps(folder)
+    others = sorted(path.name for files in listing.cases.values() for path in files if path.name not in names)
+    if others:
+        more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+        log.warning(
+            "%s: %s%s: not of this merge, and not in %s; remove what is of an earlier one",
+            folder, ", ".join(others[:SHOWN]), more, TABLE,
+        )  # fmt: skip
 
 
 def _checked(request: MergeRequest) -> list[IdMap | None]:

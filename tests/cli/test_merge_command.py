@@ -63,6 +63,16 @@ def test_tumours_are_added_and_the_geometry_is_kept(tmp_path: Path, folders) -> 
     assert rows(tmp_path)["a"]["from_truth"] == "1"
 
 
+def test_a_label_map_of_an_earlier_merge_is_named(tmp_path: Path, folders, caplog) -> None:
+    first = folders("first", a=labels(1, 1, 2), b=labels(3, 3))
+    second = folders("second", b=labels(3, 3))
+    teacher = folders("teacher", a=labels(1, 1, 2), b=labels(3, 3))
+    assert merge(tmp_path, "--base", first, "--teacher", teacher) == 0
+    assert not caplog.text
+    assert merge(tmp_path, "--base", second, "--teacher", teacher) == 0
+    assert "a.nii.gz: not of this merge" in caplog.text and set(rows(tmp_path)) == {"b"}
+
+
 def test_teachers_with_other_ids_must_agree(tmp_path: Path, folders, capsys) -> None:
     base = folders("pseudo", a=labels(1, 2, 12, 14, 5))
     btcv = folders("btcv", a=labels(6, 6, 0, 0, 8))
