@@ -33,6 +33,9 @@ BITS = {
 EXTENSION_BYTES = 4
 """Between a header and the first voxel, in a single file."""
 
+DESCRIPTION_AT, DESCRIPTION_BYTES = 148, 80
+"""Where a NIfTI-1 header has its free text, which ends with a zero."""
+
 MAX_AXES = 7
 
 
@@ -90,6 +93,12 @@ class Header:
     def version(self) -> str:
         """``NIfTI-1`` or ``NIfTI-2``."""
         return "NIfTI-1" if len(self.raw) == HEADER_BYTES else "NIfTI-2"
+
+    @property
+    def description(self) -> str:
+        """The free text of NIfTI-1."""
+        text = self.raw[DESCRIPTION_AT : DESCRIPTION_AT + DESCRIPTION_BYTES] if self.version == "NIfTI-1" else b""
+        return text.split(b"\0")[0].decode("ascii", "replace")
 
     @property
     def voxel_type(self) -> str | None:

@@ -15,7 +15,15 @@ import numpy as np
 
 from nnunet_flare.images.deflate import deflater
 from nnunet_flare.images.geometry import TO_OTHER_WORLD
-from nnunet_flare.images.nifti_header import BITS, EXTENSION_BYTES, HEADER_BYTES, VOXEL_TYPES, parse_header
+from nnunet_flare.images.nifti_header import (
+    BITS,
+    DESCRIPTION_AT,
+    DESCRIPTION_BYTES,
+    EXTENSION_BYTES,
+    HEADER_BYTES,
+    VOXEL_TYPES,
+    parse_header,
+)
 
 LONGEST_AXIS = 32767
 """Voxels along an axis that NIfTI-1 can tell of."""
@@ -100,6 +108,14 @@ def simpleitk_header(image: object, folder: Path) -> bytes:
     start = file.read_bytes()
     file.unlink()
     return _start(start)
+
+
+def described(start: bytes, text: str) -> bytes:
+    """The start of a NIfTI-1 file with a free text of up to 79 ASCII characters in its header."""
+    field = text.encode("ascii").ljust(DESCRIPTION_BYTES, b"\0")
+    if len(field) > DESCRIPTION_BYTES or field[-1]:
+        raise ValueError(f"{text!r} has {len(text)} characters, a header has room for {DESCRIPTION_BYTES - 1}")
+    return start[:DESCRIPTION_AT] + field + start[DESCRIPTION_AT + DESCRIPTION_BYTES :]
 
 
 def write_nifti(file: Path, start: bytes, array: np.ndarray) -> None:

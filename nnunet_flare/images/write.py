@@ -13,7 +13,13 @@ import numpy as np
 from nnunet_flare.disks import naming_disk_errors
 from nnunet_flare.images.file_names import NIFTI_SUFFIXES, suffix_of
 from nnunet_flare.images.nifti import is_whole
-from nnunet_flare.images.nifti_write import axis_aligned_header, nibabel_header, simpleitk_header, write_nifti
+from nnunet_flare.images.nifti_write import (
+    axis_aligned_header,
+    described,
+    nibabel_header,
+    simpleitk_header,
+    write_nifti,
+)
 from nnunet_flare.images.views import last_line
 from nnunet_flare.images.volume import Volume
 from nnunet_flare.names import is_plain, plain_folder
@@ -30,8 +36,10 @@ def to_sitk(volume: Volume) -> Any:
     return image
 
 
-def write_volume(path: Path, volume: Volume) -> None:
+def write_volume(path: Path, volume: Volume, *, description: str = "") -> None:
     """Write an image by rename, compressed where the format allows it; as nibabel's readers write what they read.
+
+    A NIfTI file's header has ``description`` as its free text, where one is given (up to 79 ASCII characters).
 
     Raises:
         OSError: when it cannot be written whole.
@@ -41,7 +49,8 @@ def write_volume(path: Path, volume: Volume) -> None:
     with plain_folder(beside=path.parent) as folder, naming_disk_errors(path):
         name = _name_for_libraries(path)
         if suffix_of(path) in NIFTI_SUFFIXES:
-            write_nifti(folder / name, _nifti_start(volume, folder, path), volume.array)
+            start = _nifti_start(volume, folder, path)
+            write_nifti(folder / name, described(start, description) if description else start, volume.array)
             if not is_whole(folder / name):
                 raise OSError(f"{path}: could not be written completely")
         else:

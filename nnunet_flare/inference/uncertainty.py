@@ -20,7 +20,7 @@ from nnunet_flare.inference.choices import UNCERTAINTIES, Uncertainty
 from nnunet_flare.inference.entropy import entropy, region_entropy
 from nnunet_flare.inference.forms import Finished, Form, View
 from nnunet_flare.inference.inputs import InputCase
-from nnunet_flare.kept import is_kept
+from nnunet_flare.kept import header_of, is_kept
 
 FOLDER, SUFFIX = "uncertainty", ".nii.gz"
 
@@ -70,7 +70,7 @@ def disagreement(labels: np.ndarray, members: list[np.ndarray]) -> np.ndarray:
 
 
 def uncertainty_form(kind: Uncertainty, output: Path, reader: str = SITK) -> Form:
-    """Writes ``output/uncertainty/<case>.nii.gz``; ``reader`` is of the model's plans."""
+    """Writes ``output/uncertainty/<case>.nii.gz``, whose header names the kind; ``reader`` is of the model's plans."""
     assert kind in UNCERTAINTIES
 
     def file(case: InputCase) -> Path:
@@ -78,13 +78,17 @@ def uncertainty_form(kind: Uncertainty, output: Path, reader: str = SITK) -> For
 
     def write(done: Finished, received: Entropy | None) -> None:
         found = disagreement(done.labels, list(done.members)) if received is None else received.finish()
-        write_volume(file(done.case), done.grid.with_array(found))
+        write_volume(file(done.case), done.grid.with_array(found), description=kind)
+
+    def is_whole(case: InputCase) -> bool:
+        header = header_of(file(case))
+        return header is not None and header.description == kind and is_kept(file(case), case.files[0], reader=reader)
 
     return Form(
         f"uncertainty ({kind}, 0 to {TOP})",
         lambda case: (file(case),),
         write,
-        lambda case: is_kept(file(case), case.files[0], reader=reader),
+        is_whole,
         receiver=(lambda _: Entropy()) if kind == "entropy" else None,
         wants_members=kind == "disagreement",
     )

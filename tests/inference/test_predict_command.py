@@ -121,6 +121,20 @@ def test_a_fold_that_is_named_twice_is_refused(model, images, tmp_path, capsys, 
     assert f"-f {' '.join(folds)}: names a fold twice" in refused(capsys, *words)
 
 
+def test_one_kind_of_uncertainty_is_never_taken_for_the_other(model, images, tmp_path):
+    words = ("-i", images, "-o", tmp_path / "out", "-m", model, "-f", 0, 1, "--continue_prediction", "--uncertainty")
+    file = tmp_path / "out" / "uncertainty" / "a.nii.gz"
+    found, times = [], []
+    for kind in ("entropy", "disagreement", "disagreement"):
+        assert run(*words, kind) == 0
+        image = nibabel.load(file)
+        assert image.header["descrip"].item().decode() == kind
+        found.append(np.asanyarray(image.dataobj))
+        times.append(file.stat().st_mtime_ns)
+    assert (found[0] != found[1]).any()
+    assert times[0] < times[1] == times[2], "the second call predicts again, the third has nothing to do"
+
+
 def test_mirroring_changes_the_result_and_contradicting_flags_are_refused(model, images, tmp_path, capsys):
     run("-i", images, "-o", tmp_path / "plain", "-m", model, "-f", 0, "--disable_tta", "--disable_progress_bar")
     run("-i", images, "-o", tmp_path / "mirror", "-m", model, "-f", 0, "--tta", "mirror")
