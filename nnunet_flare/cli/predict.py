@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nnunet_flare.cli import further_outputs
 from nnunet_flare.cli.common import open_streams, run_command, seldom_collecting, setup_logging
 from nnunet_flare.cli.defaults import fill_in
+from nnunet_flare.cli.further_outputs import SHOWN
 from nnunet_flare.cli.predict_model import check_dataset, member_count, model_folder, open_model
 from nnunet_flare.cli.predict_options import PROGRAM, parser
 from nnunet_flare.cli.terminal import next_step
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 INTERRUPTED = "finished label maps are kept; the same command with --continue_prediction goes on from there"
-
-SHOWN_PATHS = 3
-"""Paths of one kind of output that are printed at the end."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -140,7 +138,7 @@ def _tell_outdated(kept: Sequence[InputCase], output: Path) -> None:
         log.warning(
             "%s: %d label map(s) are older than their scans (%s); they are kept, and are wrong if the scans were "
             "replaced: remove them, or predict without --continue_prediction",
-            output, len(outdated), ", ".join(outdated[:SHOWN_PATHS]),
+            output, len(outdated), ", ".join(outdated[:SHOWN]),
         )  # fmt: skip
 
 
@@ -179,9 +177,9 @@ def _print_outputs(report: PredictionReport, cases: Sequence[InputCase], output:
     kinds = [("label maps", [outputs_of(case, output)[0] for case in there])] if there else []
     kinds += [(form.what, list(dict.fromkeys(path for case in there for path in form.files(case)))) for form in forms]
     for what, paths in kinds:
-        shown = ", ".join(map(str, paths[:SHOWN_PATHS]))
+        shown = ", ".join(map(str, paths[:SHOWN]))
         if paths:
-            more = f" and {len(paths) - SHOWN_PATHS} more in {paths[0].parent}" if len(paths) > SHOWN_PATHS else ""
+            more = f" and {len(paths) - SHOWN} more in {paths[0].parent}" if len(paths) > SHOWN else ""
             print(f"{what}: {shown}{more}")
     if there:
         next_step(f"flare-evaluate -pred {output} -ref LABELS -o scores.csv", "if you have labels")
