@@ -11,41 +11,31 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-AXES = (2, 3, 4)
+DIMENSIONS = 3
 
 
 class HalvedConv3d(nn.Conv3d):
     """``torch.nn.Conv3d`` that computes a batch of one, (1, C, z, y, x), in two halves where it can."""
 
     def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        axis = self._axis(input)
-        if axis is None:
+        dim = self._halved(input)
+        if dim is None:
             return super()._conv_forward(input, weight, bias)
-        dim = axis - AXES[0]
-        step, reach = self.stride[dim], self.dilation[dim] * (self.kernel_size[dim] - 1) + 1
-        padding = [int(edge) for edge in self.padding]
-        edges = [0, 0] * (len(AXES) - dim)
+        axis, stride, padding = 2 + dim, self.stride[dim], [int(edge) for edge in self.padding]
+        edges = [0] * (2 * (DIMENSIONS - dim))  # of the last axis first
         edges[-2:] = [padding[dim]] * 2
-        padded = functional.pad(input, edges)
-        half = self._steps(input, axis) // 2
-        length = (half - 1) * step + reach
-        halves = torch.cat([padded.narrow(axis, 0, length), padded.narrow(axis, half * step, length)])
         padding[dim] = 0
-        first, second = functional.conv3d(
-            halves, weight, bias, self.stride, tuple(padding), self.dilation, self.groups
-        ).split(1)
-        return torch.cat([first, second], axis)
+        padded = functional.pad(input, edges)
+        half = self._steps(input, dim) // 2
+        length = (half - 1) * stride + self._reach(dim)
+        halves = torch.cat([padded.narrow(axis, 0, length), padded.narrow(axis, half * stride, length)])
+        found = functional.conv3d(halves, weight, bias, self.stride, tuple(padding), self.dilation, self.groups)
+        return torch.cat(found.split(1), axis)
 
-    def _steps(self, input: torch.Tensor, axis: int) -> int:
-        """Length of the result along an axis."""
-        dim = axis - AXES[0]
-        reach = self.dilation[dim] * (self.kernel_size[dim] - 1) + 1
-        return (input.shape[axis] + 2 * int(self.padding[dim]) - reach) // self.stride[dim] + 1
-
-    def _axis(self, input: torch.Tensor) -> int | None:
-        """The first axis along which the result can be halved; None where PyTorch computes the whole."""
+    def _halved(self, input: torch.Tensor) -> int | None:
+        """The first dimension along which the result can be halved; None where PyTorch computes the whole."""
         if (
-            input.dim() != 5
+            input.dim() != 2 + DIMENSIONS
             or input.shape[0] != 1
             or input.device.type != "cpu"
             or torch.is_autocast_enabled("cpu")
@@ -54,7 +44,16 @@ class HalvedConv3d(nn.Conv3d):
             or isinstance(self.padding, str)
         ):
             return None
-        return next((axis for axis in AXES if (steps := self._steps(input, axis)) >= 2 and steps % 2 == 0), None)
+        steps = [self._steps(input, dim) for dim in range(DIMENSIONS)]
+        return next((dim for dim, count in enumerate(steps) if count >= 2 and count % 2 == 0), None)
+
+    def _steps(self, input: torch.Tensor, dim: int) -> int:
+        """Length of the result along a dimension."""
+        return (input.shape[2 + dim] + 2 * int(self.padding[dim]) - self._reach(dim)) // self.stride[dim] + 1
+
+    def _reach(self, dim: int) -> int:
+        """Voxels that the kernel spans along a dimension."""
+        return self.dilation[dim] * (self.kernel_size[dim] - 1) + 1
 
 
 def halve_convolutions(network: nn.Module, device: torch.device) -> None:

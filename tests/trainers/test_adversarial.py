@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from nnunet_flare.checkpoints import load_checkpoint
 from nnunet_flare.errors import InputError
+from nnunet_flare.trainers.halves import HalvedConv3d
 from nnunet_flare.trainers.sampling import stop_augmenter
 from nnunet_flare.trainers.settings import AdversarialSettings
 from nnunet_flare.trainers.transforms.organ_shift import OrganShiftTransform
@@ -278,6 +279,14 @@ def test_without_an_adversarial_epoch_the_discriminator_is_not_trained(data: Any
     trainer.num_epochs = 1
     trainer.run_training()
     assert_untouched(trainer.discriminator, before)
+
+
+def test_generator_and_discriminator_compute_a_batch_of_one_in_halves(data: Any) -> None:
+    trainer = started(data)
+    for network in (trainer.network, trainer.discriminator):
+        convolutions = [module for module in network.modules() if isinstance(module, nn.Conv3d)]
+        assert convolutions
+        assert all(isinstance(module, HalvedConv3d) for module in convolutions)
 
 
 def test_the_papers_numbers_are_the_trainers_own(data: Any) -> None:
