@@ -111,7 +111,9 @@ def convert(model: Model, network: nn.Module, shape: Sequence[int]) -> Any:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the tracer's remarks about shapes
                 example = torch.zeros(_trace_shape(model, shape))
-                converted = silent_openvino().convert_model(network, example_input=example)
+                # OpenVINO would have the tracer compare itself with a second run, which only warns and takes longest
+                traced = torch.jit.trace(network, example, strict=False, check_trace=False)
+                converted = silent_openvino().convert_model(traced, example_input=example)
         except Exception as error:  # what the tracer and the converter raise has nothing in common
             raise RuntimeError(_reason(error)) from error
         finally:

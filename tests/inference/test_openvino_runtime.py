@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 pytest.importorskip("openvino")
 
@@ -56,7 +57,8 @@ def test_what_is_logged_stays_as_it_was_when_two_threads_convert_at_once(monkeyp
     monkeypatch.setattr(openvino_conversion, "_trace_shape", lambda model, shape: shape)
     monkeypatch.setattr(logging.root, "level", logging.INFO)
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda network: openvino_conversion.convert(model, network, [1, 1, 2, 2, 2]), "ab"))
+        networks = (torch.nn.Identity(), torch.nn.Identity())
+        list(pool.map(lambda network: openvino_conversion.convert(model, network, [1, 1, 2, 2, 2]), networks))
     assert len(entered) == 2 and logging.root.level == logging.INFO
 
 
