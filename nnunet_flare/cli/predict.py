@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     from nnunet_flare.inference.folder import outputs_of, predict_cases
     from nnunet_flare.inference.inputs import Inputs, find_inputs, model_dataset, model_reader
+    from nnunet_flare.inference.made_with import mark_of
     from nnunet_flare.inference.profile import Profile
 
     folder = model_folder(args)
@@ -67,10 +68,12 @@ def _run(args: argparse.Namespace) -> int:
     inputs = nothing if args.watch is not None else find_inputs(args.input, dataset, output=args.output)
     cases = inputs.part(args.part_id, args.num_parts)
     postprocess: Postprocess | None = stored
+    steps = None if stored is None else stored.content
     if args.postprocess != "none":
         from nnunet_flare.postprocessing.pipeline import load_pipeline
 
-        postprocess = load_pipeline(args.postprocess, labels=dataset["labels"]).apply
+        pipeline = load_pipeline(args.postprocess, labels=dataset["labels"])
+        postprocess, steps = pipeline.apply, pipeline.content.model_dump(mode="json")
     bar = _ProgressBar(disabled=args.disable_progress_bar or not sys.stderr.isatty())
     forms = further_outputs.forms_of(args, list(inputs.cases.values()), dataset, folder)
     crops = dataset["file_ending"] if args.save_roi else None
@@ -87,6 +90,7 @@ def _run(args: argparse.Namespace) -> int:
         crops=crops,
         profile=profile,
         reader=model_reader(folder),
+        mark=partial(mark_of, postprocessing=steps),
     )
     if args.watch is not None:
         from nnunet_flare.cli.predict_watch import run_watch

@@ -76,7 +76,14 @@ def run_watch(
         outdated = [case for case in taken.values() if anew or is_outdated(case, outputs(case)[0])]
         others = [case for case in taken.values() if case not in outdated]
         for some, overwrite in ((others, False), (outdated, True)):
-            predict(some, open_segmenter=lambda: segmenter, overwrite=overwrite, report=report, stopped=stopped.is_set)
+            predict(
+                some,
+                open_segmenter=lambda: segmenter,
+                overwrite=overwrite,
+                keep_others=True,  # a server with a newer model goes on, and does not begin again
+                report=report,
+                stopped=stopped.is_set,
+            )
 
     with handling(lambda *_: stopped.set(), signal.SIGTERM):
         segmenter = open_segmenter()

@@ -59,11 +59,11 @@ def write_volume(path: Path, volume: Volume, *, description: str = "") -> None:
             os.replace(file, path if file.name == name else path.with_name(file.name))
 
 
-def write_labels(path: Path, labels: np.ndarray, like: Volume) -> None:
-    """Write a label map (Z, Y, X) as uint8 on the grid of ``like``, by rename."""
+def write_labels(path: Path, labels: np.ndarray, like: Volume, *, description: str = "") -> None:
+    """Write a label map (Z, Y, X) as uint8 on the grid of ``like`` as :func:`write_volume` writes."""
     if labels.max(initial=0) > 255:
         raise ValueError(f"label id {labels.max()} does not fit uint8")
-    write_volume(path, like.with_array(labels.astype(np.uint8, copy=False)))
+    write_volume(path, like.with_array(labels.astype(np.uint8, copy=False)), description=description)
 
 
 def _name_for_libraries(path: Path) -> str:

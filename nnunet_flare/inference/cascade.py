@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -91,6 +92,11 @@ class CascadeSegmenter:
         self.models, self.settings, self.profile = second.models, second.settings, second.profile
         self.reader, self.channels = second.reader, second.channels
         self.value_oddities = second.value_oddities
+
+    @property
+    def origin(self) -> list[Any]:
+        """By which files and settings both stages segment."""
+        return [stage.origin for stage in self.stages]
 
     def load(self) -> None:
         """Build the networks now and not at the first scan."""

@@ -86,6 +86,11 @@ class RoiSegmenter:
         """Number of image channels that both models want."""
         return self.fine.channels
 
+    @property
+    def origin(self) -> list[Any]:
+        """By which files and settings both models segment, and how the box is found."""
+        return [self.rule, self.margin_mm, self.coarse.origin, self.fine.origin]
+
     def load(self) -> None:
         """Build the networks now and not at the first scan."""
         self.coarse.load()

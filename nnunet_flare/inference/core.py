@@ -27,6 +27,7 @@ from nnunet_flare.inference.exported import Exported, is_exported, refuse_withou
 from nnunet_flare.inference.fitting import Fitting
 from nnunet_flare.inference.forms import Receiver
 from nnunet_flare.inference.labels import Labels
+from nnunet_flare.inference.made_with import origin_of
 from nnunet_flare.inference.members import Member, find_folds
 from nnunet_flare.inference.memory import (
     FLOAT_BYTES,
@@ -152,6 +153,11 @@ class Segmenter:
     def stages(self) -> tuple[Segmenter, ...]:
         """The models that see a scan one after the other: this one."""
         return (self,)
+
+    @property
+    def origin(self) -> list[Any]:
+        """By which files and settings it segments, see :mod:`nnunet_flare.inference.made_with`."""
+        return origin_of(self.models, self.settings)
 
     @property
     def labels(self) -> Labels:

@@ -201,6 +201,11 @@ class ExportedModel(PlainModel):
         """The exported folder."""
         return self.source.folder
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The digests of all that lies in the exported folder."""
+        return (self.source.folder / CHECKSUMS,)
+
     def runtime(self, how: Execution) -> Runtime:
         """OpenVINO's; nothing else can run it."""
         from nnunet_flare.inference.openvino_runtime import OpenVinoRuntime
@@ -227,6 +232,11 @@ class StoredPostprocessing:
 
     def __init__(self, stored: dict[str, Any], labels: dict[str, Any]) -> None:
         self._stored, self._labels = stored, labels
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The pipeline's document."""
+        return dict(self._stored["content"])
 
     @cached_property
     def _pipeline(self) -> Any:

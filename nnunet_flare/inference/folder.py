@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,6 +25,7 @@ from nnunet_flare.images import Volume, write_labels
 from nnunet_flare.images.readers import SITK
 from nnunet_flare.inference.forms import Finished, Form, Receiver, problem_of
 from nnunet_flare.inference.inputs import InputCase, check_channel_count
+from nnunet_flare.inference.made_with import mark_in
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.kept import is_kept
 
@@ -117,6 +118,8 @@ def predict_cases(
     profile: Profile | None = None,
     progress: Progress | None = None,
     reader: str = SITK,
+    mark: Callable[[Any], str] | None = None,
+    keep_others: bool = False,
     report: PredictionReport | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> PredictionReport:
@@ -135,6 +138,8 @@ def predict_cases(
         profile: gets the time of every stage.
         progress: makes a progress display per case.
         reader: of the model's plans, as which NIfTI files are read.
+        mark: of label maps by the segmenter, see :mod:`nnunet_flare.inference.made_with`.
+        keep_others: whether label maps that have another mark are kept, too, where ``overwrite`` is not set.
         report: is told of every case, and returned; a new one without it.
         stopped: asked before each case whether to leave it and those that follow.
 
@@ -153,13 +158,17 @@ def predict_cases(
             report.add_failed(case.name, problem)
         else:
             todo.append(case)
+    opened: PredictsScans | None = None
     if not overwrite:
-        with ThreadPoolExecutor(READERS, "flare-kept") as pool:
-            is_there = partial(_is_there, output=output, members=save_members, forms=forms, crops=crops, reader=reader)
-            kept = list(pool.map(is_there, todo))
-        for case in (case for case, there in zip(todo, kept, strict=True) if there):
+        is_there = partial(_is_there, output=output, members=save_members, forms=forms, crops=crops, reader=reader)
+        kept = _marks_of_whole(todo, is_there, output)
+        if mark is not None and not keep_others and any(kept.values()):
+            opened = open_segmenter()
+            for name in _by_others(kept, mark(opened)):
+                del kept[name]
+        for case in (case for case in todo if case.name in kept):
             report.add_kept(case.name)
-        todo = [case for case, there in zip(todo, kept, strict=True) if not there]
+        todo = [case for case in todo if case.name not in kept]
     if not todo:
         return report
     model: Future[PredictsScans] = Future()
@@ -169,7 +178,8 @@ def predict_cases(
         keep_image = any(form.wants_image for form in forms)
         load = partial(_load, model=model, reader=reader, profile=profile, keep_image=keep_image)
         ahead = each_ahead(todo, load, loader)
-        segmenter = open_segmenter()
+        segmenter = opened or open_segmenter()
+        own = "" if mark is None else mark(segmenter)
         model.set_result(segmenter)
         segmenter.load()  # while the first case is being prepared
         pending: tuple[InputCase, float, Future[None]] | None = None
@@ -192,7 +202,7 @@ def predict_cases(
                 if pending is not None:
                     _finish(pending, report)
                 to_write = list(zip(forms, received, strict=True))
-                writing = writer.submit(_write, finished, output, save_members > 0, postprocess, to_write, profile)
+                writing = writer.submit(_write, finished, output, save_members > 0, postprocess, to_write, profile, own)
                 pending = (case, start, writing)
         if pending is not None:
             _finish(pending, report)
@@ -242,6 +252,24 @@ def _is_there(
     return not damaged
 
 
+def _marks_of_whole(
+    cases: Sequence[InputCase], is_there: Callable[[InputCase], bool], output: Path
+) -> dict[str, str | None]:
+    """The mark of the label map of each case whose outputs are all there and whole."""
+    with ThreadPoolExecutor(READERS, "flare-kept") as pool:
+        whole = [case for case, there in zip(cases, pool.map(is_there, cases), strict=True) if there]
+        marks = pool.map(lambda case: mark_in(_target(output, case)), whole)
+        return {case.name: mark for case, mark in zip(whole, marks, strict=True)}
+
+
+def _by_others(marks: Mapping[str, str | None], own: str) -> list[str]:
+    """The cases whose label map has another mark than ours, which is said; those without any are not among them."""
+    others = [case for case, mark in marks.items() if mark not in (None, own)]
+    for case in others:
+        log.warning("%s: its label map was made with another model or other options; it is predicted again", case)
+    return others
+
+
 def check_writable(folder: Path) -> None:
     """Make a folder and refuse one that cannot be written.
 
@@ -274,6 +302,7 @@ def _write(
     postprocess: Postprocess | None,
     forms: Sequence[tuple[Form, Any]],
     profile: Profile,
+    mark: str,
 ) -> None:
     case, grid = finished.case, finished.grid
     if postprocess is not None:
@@ -286,7 +315,7 @@ def _write(
                 write_labels(_target(output / MEMBERS / str(number), case), member, grid)
         for form, receiver in forms:
             form.write(finished, receiver)
-        write_labels(_target(output, case), finished.labels, grid)
+        write_labels(_target(output, case), finished.labels, grid, description=mark)
 
 
 def _target(output: Path, case: InputCase) -> Path:

@@ -77,6 +77,11 @@ class Model(OfDocuments):
         """The model's folder."""
         return Path(self.member.folder)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that makes the model."""
+        return self.member.files
+
     def __str__(self) -> str:
         return str(self.member)
 

@@ -70,6 +70,11 @@ class Opened(Protocol):
         ...
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The files whose content tells the model from every other."""
+        ...
+
+    @property
     def plans_manager(self) -> Any:
         """Axis orders, reader and intensities, under stock nnU-Net's names."""
         ...

@@ -69,6 +69,11 @@ class RememberedModel(PlainModel):
         """The model's folder."""
         return Path(self.member.folder)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that makes the model."""
+        return self.member.files
+
     def runtime(self, how: Execution) -> Runtime:
         """OpenVINO's; where it does not run the network, what the model is without the cache."""
         from nnunet_flare.inference.openvino_runtime import OpenVinoRuntime

@@ -1,0 +1,64 @@
+"""By which model and settings a label map was made: a mark in its header that ``--continue_prediction`` knows again.
+
+The mark changes with what changes label maps: weights, plans and data set of every stage and fold, windows,
+augmentation, region of interest and post-processing. Device, backend, precision and limits of memory do not count.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from nnunet_flare.digests import file_digest
+from nnunet_flare.inference.cache import key_of
+from nnunet_flare.inference.opened import Opened
+from nnunet_flare.inference.settings import PredictionSettings
+from nnunet_flare.kept import header_of
+
+PROGRAM = "flare-predict "
+"""What a mark begins with."""
+
+
+class HasOrigin(Protocol):
+    """Whatever segments, and says by which files and settings."""
+
+    @property
+    def origin(self) -> list[Any]:
+        """JSON values, equal for equal label maps."""
+        ...
+
+
+def mark_of(segmenter: HasOrigin, postprocessing: Mapping[str, Any] | None = None) -> str:
+    """The mark of label maps by a segmenter and the content of a pipeline after it: up to 79 ASCII characters.
+
+    Raises:
+        OSError: when a file of the model cannot be read any more.
+    """
+    return PROGRAM + key_of(segmenter.origin, postprocessing)
+
+
+def mark_in(label_map: Path) -> str | None:
+    """The mark in a label map's header; None where it has none (another program, an older version, not NIfTI)."""
+    header = header_of(label_map)
+    return header.description if header is not None and header.description.startswith(PROGRAM) else None
+
+
+def origin_of(models: Sequence[Opened], settings: PredictionSettings) -> list[Any]:
+    """The files and settings of the members of one stage."""
+    files = [[identity(file) for file in model.files] for model in models]
+    return [files, settings.step_size, settings.tta, settings.gaussian, settings.windows]
+
+
+def identity(file: Path) -> str:
+    """What changes with a file's content; of a checkpoint, a zip file, what its directory says without reading it all.
+
+    Raises:
+        OSError: when it cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return key_of(sorted((entry.filename, entry.CRC, entry.file_size) for entry in archive.infolist()))
+    except zipfile.BadZipFile:
+        return file_digest(file)
