@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Mapping
+from multiprocessing import get_context
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.run.run_training import run_training
+from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
 from nnunet_flare.phantom import write_phantom
 from nnunet_flare.recipes.load import load_recipe
@@ -64,7 +67,8 @@ def nnunet_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, P
     """nnU-Net's three folders in ``folder``, its variables set to them and to one process without workers.
 
     nnU-Net draws 100 million voxels for the intensities of a dataset, with replacement: here that takes longer
-    than all trainings of a run.
+    than all trainings of a run. So does a process that it starts for a few small scans, and that imports nnU-Net first.
+    A training's ``progress.png`` takes longer than its iterations; ``tests/trainers`` has it.
     """
     prepare = DatasetFingerprintExtractor.__init__
 
@@ -73,6 +77,8 @@ def nnunet_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, P
         self.num_foreground_voxels_for_intensitystats = 1e5
 
     monkeypatch.setattr(DatasetFingerprintExtractor, "__init__", draw_less)
+    monkeypatch.setattr(get_context("spawn"), "Pool", ThreadPool, raising=False)
+    monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda self, folder: None)
     folders = {name: folder / name for name in FOLDERS}
     for name, path in folders.items():
         path.mkdir(exist_ok=True)

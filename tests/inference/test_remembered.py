@@ -105,11 +105,11 @@ def test_plans_of_the_first_nnunet_2_predict_too(room, tmp_path, opened, model):
     plan = models.plans()
     plan["foreground_intensity_properties_by_modality"] = plan.pop("foreground_intensity_properties_per_channel")
     (model / "plans.json").write_text(json.dumps(plan))
-    expected = labels(room, tmp_path / "torch", model, *EXACT, "--backend", "torch")
+    expected = labels(room, tmp_path / "torch", model, "-f", 0, *EXACT, "--backend", "torch")
     count = len(opened)
     for name in ("first", "second"):
-        np.testing.assert_array_equal(labels(room, tmp_path / name, model, *EXACT), expected)
-    assert len(opened) == count + 2, "the second prediction opened the checkpoints again"
+        np.testing.assert_array_equal(labels(room, tmp_path / name, model, "-f", 0, *EXACT), expected)
+    assert len(opened) == count + 1, "the second prediction opened the checkpoints again"
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch"])
@@ -135,10 +135,10 @@ def test_intensities_that_no_normalisation_reads_may_be_anything(room, tmp_path,
     values |= dict.fromkeys(unread, float("nan"))
     plan["configurations"]["3d_fullres"]["use_mask_for_norm"] = [masked]
     (model / "plans.json").write_text(json.dumps(plan))
-    expected = labels(room, tmp_path / "torch", model, *EXACT, "--backend", "torch")
+    expected = labels(room, tmp_path / "torch", model, "-f", 0, *EXACT, "--backend", "torch")
     for name in ("first", "second"):
-        np.testing.assert_array_equal(labels(room, tmp_path / name, model, *EXACT), expected)
-    assert export.main(["-m", str(model), "-o", str(tmp_path / "exported"), *EXACT]) == 0
+        np.testing.assert_array_equal(labels(room, tmp_path / name, model, "-f", 0, *EXACT), expected)
+    assert export.main(["-m", str(model), "-o", str(tmp_path / "exported"), "-f", "0", *EXACT]) == 0
     np.testing.assert_array_equal(labels(room, tmp_path / "third", tmp_path / "exported"), expected)
 
 

@@ -120,6 +120,26 @@ def test_converted_network_is_kept_and_made_anew_for_other_weights(case, tmp_pat
     assert (other - torch_scores).abs().max() < 0.02 * torch_scores.std()
 
 
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory) -> tuple[Path, np.ndarray, torch.Tensor, Path]:
+    """A model that was predicted with, what its scores were, and the cache as it was then; all to be left alone."""
+    room = tmp_path_factory.mktemp("converted")
+    folder = models.write_model(room / "model", plan=models.plans(features=(4, 8, 16)))
+    data = np.random.default_rng(0).normal(size=(1, 20, 60, 60)).astype(np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(cache.VARIABLE, str(room / "cache"))
+        scores = logits(folder, data, backend="openvino", precision="fp32")
+    return folder, data, scores, room / "cache"
+
+
+@pytest.fixture
+def known(converted, tmp_path) -> tuple[Path, np.ndarray, torch.Tensor]:
+    """That model, its network converted in this test's own cache."""
+    *found, there = converted
+    shutil.copytree(there, os.environ[cache.VARIABLE])
+    return tuple(found)
+
+
 @pytest.fixture
 def other_weights(case) -> tuple[Path, np.ndarray]:
     """A model that was predicted with, whose checkpoint was replaced by one of equal size and time."""
@@ -142,9 +162,8 @@ def test_a_checkpoint_of_equal_size_and_time_is_not_taken_for_the_one_before(oth
 
 
 @needs_openvino
-def test_the_same_weights_elsewhere_are_not_converted_again(case, tmp_path, caplog):
-    folder, data = case
-    logits(folder, data, backend="openvino", precision="fp32", folds=[0])
+def test_the_same_weights_elsewhere_are_not_converted_again(known, tmp_path, caplog):
+    folder, data, _ = known
     shutil.copytree(folder, tmp_path / "copy")
     caplog.clear()
     with caplog.at_level("INFO"):
@@ -163,9 +182,8 @@ DAMAGES = {
 @needs_openvino
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", ["network.bin", "network.xml", "checksums.json"])
-def test_a_damaged_converted_network_is_said_and_made_anew(case, caplog, name, damage):
-    folder, data = case
-    expected = logits(folder, data, backend="openvino", precision="fp32", folds=[0])
+def test_a_damaged_converted_network_is_said_and_made_anew(known, caplog, name, damage):
+    folder, data, expected = known
     (stored,) = cache.cache_folder("openvino").glob(f"*/{name}")
     whole = stored.read_bytes()
     DAMAGES[damage](stored)
