@@ -53,9 +53,9 @@ def is_clean(script: Path) -> None:
         assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("name", ["run", *HOSTILE])
-def test_the_loops_do_every_task_in_order_and_can_be_run_again_after_a_failure(tmp_path, name):
-    run = make_run(tmp_path, root=tmp_path / name / "run")
+@pytest.mark.parametrize("names", [[], HOSTILE], ids=["plain", "hostile"])
+def test_the_loops_do_every_task_in_order_and_can_be_run_again_after_a_failure(tmp_path, names):
+    run = make_run(tmp_path, root=tmp_path.joinpath(*names, "run"))
     finish(run, "plan", "unlabelled", "build-r0", "train-r0-f0", "label-r0-p0")
     plan_tasks(run, {"label-r0-p1": {"fail": True}})
     script = write_script(run)
