@@ -30,6 +30,11 @@ hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the file whose first test makes the run that many share: other test processes would wait for it."""
+    items.sort(key=lambda item: item.path.name != "test_build.py")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
     """Say what ended a test process (xdist says only that it is gone): minus the signal's number, or its exit code."""

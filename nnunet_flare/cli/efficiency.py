@@ -73,9 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--gpu",
         type=whole(0, 1023),
-        default=0,
         metavar="N",
-        help="index of the GPU to watch; a container sees this one (default 0)",
+        help="index of the GPU to watch; a container sees this one (default 0, if there is one)",
     )
     parser.add_argument(
         "--interval",
@@ -146,8 +145,14 @@ def _measure(args: argparse.Namespace, command: list[str]) -> int:
     check_outputs([args.o, *_files(args.o, name)], [Path(word) for word in command if Path(word).is_file()])
     check_table(args.o)
     check_curves(_curves(args.o, name), name)
+    gpu = open_gpu(args.gpu or 0)
+    if gpu is None and args.gpu is not None:
+        raise InputError(
+            f"--gpu {args.gpu}: there is no such NVIDIA GPU here, or neither nvidia-smi nor nvidia-ml-py can ask it; "
+            "leave --gpu out where there is none"
+        )
     with handling(signal.default_int_handler, signal.SIGTERM):  # so that the command ends with us
-        recording = record(command, gpu=open_gpu(args.gpu), interval_s=args.interval)
+        recording = record(command, gpu=gpu, interval_s=args.interval)
     row = figures(name, recording)
     add_row(args.o, row)
     write_curves(recording, _curves(args.o, name), name=name, command=command)
@@ -229,7 +234,7 @@ def _setup(args: argparse.Namespace) -> Setup:
     """The engine with the image, and the limits.
 
     Raises:
-        InputError: when engine, image or the task's GPU is missing.
+        InputError: when engine, image or the task's GPU is missing, or a GPU is named for a task without one.
     """
     from nnunet_flare.evaluation.containers import Setup
     from nnunet_flare.evaluation.gpu import open_gpu
@@ -237,12 +242,17 @@ def _setup(args: argparse.Namespace) -> Setup:
     engine = choose_engine(args.engine)
     task = args.task or 2
     limits = limits_for(engine, task, memory=args.memory, cpus=args.cpus, shm_size=args.shm_size)
-    gpu = open_gpu(args.gpu) if limits.has_gpu else None
+    if args.gpu is not None and not limits.has_gpu:
+        raise InputError(
+            f"--gpu {args.gpu}: containers of --task {task} get no GPU; leave it out, or give --task 1 or 3"
+        )
+    index = args.gpu or 0
+    gpu = open_gpu(index) if limits.has_gpu else None
     if limits.has_gpu and gpu is None:
         raise InputError(
-            f"--task {task}: its containers need a GPU, and there is no NVIDIA GPU {args.gpu} here; choose another "
+            f"--task {task}: its containers need a GPU, and there is no NVIDIA GPU {index} here; choose another "
             "with --gpu, or --task 2 for the CPU"
         )
     check_image(engine, args.container)
     check_limits(engine)
-    return Setup(engine, args.container, limits, args.gpu, gpu, args.interval)
+    return Setup(engine, args.container, limits, index, gpu, args.interval)

@@ -171,6 +171,17 @@ def test_rows_whose_names_look_alike_have_samples_of_their_own(folders, capsys):
     assert not (folders / "eff_a.csv").exists()
 
 
+def test_a_gpu_that_is_named_and_not_there_is_refused_before_the_command_starts(folders, capsys, monkeypatch):
+    """Its columns would be empty, as those of a command that uses no GPU."""
+    monkeypatch.setattr("nnunet_flare.evaluation.gpu.open_gpu", lambda index: None)
+    command = ("--", sys.executable, "-c", "open(r'{d}/started', 'w')")
+    assert call(folders, "efficiency", "-o", "{d}/eff.csv", "--gpu", "5", *command) == 2
+    assert "--gpu 5: there is no such NVIDIA GPU here" in capsys.readouterr().err
+    assert not (folders / "started").exists() and not (folders / "eff.csv").exists()
+    assert call(folders, "efficiency", "-o", "{d}/eff.csv", *command) == 0
+    assert (folders / "started").exists()
+
+
 def test_efficiency_of_a_failing_command_says_so(folders, capsys):
     assert call(folders, "efficiency", "-o", "{d}/eff.csv", "--", sys.executable, "-c", "raise SystemExit(7)") == 1
     assert "exit code 7" in capsys.readouterr().err

@@ -7,10 +7,11 @@ import runpy
 from pathlib import Path
 
 import numpy as np
+from in_process import do_all, nnunet_folders
 from tiny_loop import TINY
 
 from nnunet_flare.images import read_labels, read_volume
-from nnunet_flare.rounds.run.manifest import FOLDERS
+from nnunet_flare.rounds.executors import local
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "examples"
 SCRIPT = FOLDER / "predict_and_compare.py"
@@ -21,10 +22,9 @@ SMALLER = {
 
 
 def test_the_example_predicts_measures_and_compares(tmp_path, monkeypatch, capsys):
-    for name in FOLDERS:
-        monkeypatch.setenv(name, "")  # the script sets them; this puts them back
-    for name, value in {"nnUNet_n_proc_DA": "0", "NNUNET_FLARE_THREADS": "1"}.items():
-        monkeypatch.setenv(name, value)
+    """Its run is a tiny one, and in this process."""
+    nnunet_folders(tmp_path, monkeypatch)  # the script sets others; this puts them back
+    monkeypatch.setattr(local, "run_local", lambda run: do_all(run, monkeypatch))
     monkeypatch.chdir(tmp_path)
     text = SCRIPT.read_text(encoding="utf-8")
     for shown, small in SMALLER.items():

@@ -260,6 +260,7 @@ def test_what_is_no_scan_is_named_and_the_exit_code_says_so(lab, capsys):
         (["--container", "team", "-i", "{lab}/scans", "--name", "a"], "--name"),
         (["--cpus", "2", "--", "true"], "--cpus needs --container"),
         (["--container", "team", "-i", "{lab}/scans", "--engine", "apptainer", "--shm-size", "1g"], "--shm-size"),
+        (["--container", "team", "-i", "{lab}/scans", "--gpu", "0"], "containers of --task 2 get no GPU"),
         (["--container", "team", "-i", "{lab}/scans", "--task", "1", "--gpu", "0"], "NVIDIA"),
         (["--container", "team", "-i", "{lab}/scans", "--engine", "podman"], "podman is not on the PATH"),
     ],

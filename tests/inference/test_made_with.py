@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import model_folders as models
@@ -12,6 +13,7 @@ import torch
 
 from nnunet_flare.cli import export, predict
 from nnunet_flare.images import read_volume, write_labels, write_volume
+from nnunet_flare.inference import folder
 
 
 @pytest.fixture
@@ -33,24 +35,24 @@ def run(images: Path, out: Path, model: Path, *words: object, backend: str = "to
     return str(predict.main([str(word) for word in given]))
 
 
-def in_place(folder: Path) -> dict[str, np.ndarray]:
-    return {path.name: read_volume(path).array for path in sorted(folder.glob("*.nii.gz"))}
+def in_place(out: Path) -> dict[str, np.ndarray]:
+    return {path.name: read_volume(path).array for path in sorted(out.glob("*.nii.gz"))}
 
 
-def other_weights(folder: Path) -> None:
-    path = folder / "fold_1" / "checkpoint_final.pth"
+def other_weights(model: Path) -> None:
+    path = model / "fold_1" / "checkpoint_final.pth"
     content = torch.load(path, weights_only=False)
     content["network_weights"] = {key: -value for key, value in content["network_weights"].items()}
     torch.save(content, path)
 
 
-def other_plans(folder: Path) -> None:
-    path = folder / "plans.json"
+def other_plans(model: Path) -> None:
+    path = model / "plans.json"
     path.write_text(path.read_text().replace('"percentile_99_5": 300.0', '"percentile_99_5": 500.0'))
 
 
-def coarse_trained_again(folder: Path) -> None:
-    models.write_model(folder.with_name("T__P__3d_lowres"), plan=models.plans(spacing=(8.0, 4.0, 4.0)), seed=4)
+def coarse_trained_again(model: Path) -> None:
+    models.write_model(model.with_name("T__P__3d_lowres"), plan=models.plans(spacing=(8.0, 4.0, 4.0)), seed=4)
 
 
 FIRST = ("--roi", "3d_lowres", "-step_size", 0.9)
@@ -69,26 +71,49 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("what", OTHERS)
-def test_label_maps_by_another_model_or_other_options_are_made_again(
-    model, images, tmp_path, monkeypatch, capsys, caplog, what
-):
+@pytest.fixture
+def mark(images, tmp_path, monkeypatch) -> Callable[..., str]:
+    """The mark of what a command would write."""
+    (tmp_path / "keep.yaml").write_text("steps: [{operation: keep_largest, organs: [liver]}]\n")
     monkeypatch.chdir(tmp_path)
-    Path("keep.yaml").write_text("steps: [{operation: keep_largest, organs: [liver]}]\n")
+    marks = []
+
+    def only_open(*_: object, mark: Callable, open_segmenter: Callable, **__: object) -> folder.PredictionReport:
+        marks.append(mark(open_segmenter()))
+        return folder.PredictionReport()
+
+    def found(model: Path, *words: object) -> str:
+        with monkeypatch.context() as patch:
+            patch.setattr(folder, "predict_cases", only_open)
+            assert run(images, tmp_path / "none", model, *words) == "0"
+        return marks.pop()
+
+    return found
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_another_model_or_other_options_have_another_mark(model, mark, what):
     change, words = OTHERS[what]
-    out, b = tmp_path / "out", images / "b_0000.nii.gz"
-    assert run(images / "a_0000.nii.gz", out, model, *FIRST) == "0"
-    before = (out / "a.nii.gz").stat().st_mtime_ns
+    before = mark(model, *FIRST)
+    assert before == mark(model, *FIRST) and before.isascii() and len(before) < 80
     if change is not None:
         change(model)
-    assert run(b, out, model, *words) == "0"
+    assert mark(model, *words) != before
+
+
+def test_label_maps_by_another_model_are_made_again(model, images, tmp_path, capsys, caplog):
+    out = tmp_path / "out"
+    assert run(images / "a_0000.nii.gz", out, model) == "0"
+    before = (out / "a.nii.gz").stat().st_mtime_ns
+    other_weights(model)
+    assert run(images / "b_0000.nii.gz", out, model) == "0"
     caplog.clear()
-    assert run(images, out, model, *words, "--continue_prediction") == "0"
+    assert run(images, out, model, "--continue_prediction") == "0"
     assert "a: its label map was made with another model or other options; it is predicted again" in caplog.text
     assert "b: " not in caplog.text
     assert "1 written, 1 already there" in capsys.readouterr().out
     assert (out / "a.nii.gz").stat().st_mtime_ns != before
-    assert run(images, tmp_path / "anew", model, *words) == "0"
+    assert run(images, tmp_path / "anew", model) == "0"
     for name, labels in in_place(tmp_path / "anew").items():
         np.testing.assert_array_equal(in_place(out)[name], labels)
 
