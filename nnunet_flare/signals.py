@@ -32,6 +32,18 @@ def handling(handler: Callable[[int, FrameType | None], object], *numbers: int) 
 
 
 @contextmanager
+def held_back(*numbers: int) -> Iterator[None]:
+    """Inside, these signals wait; those that came arrive at the end."""
+    came: list[int] = []
+    try:
+        with handling(lambda number, frame: came.append(number), *numbers):
+            yield
+    finally:
+        for number in came:
+            signal.raise_signal(number)
+
+
+@contextmanager
 def unwinding_on_sigterm() -> Iterator[None]:
     """Inside, SIGTERM raises SystemExit in the main thread, so that locks are given back; forked workers just end.
 

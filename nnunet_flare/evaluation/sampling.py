@@ -17,6 +17,7 @@ import psutil
 from nnunet_flare.children import users_environment
 from nnunet_flare.errors import InputError
 from nnunet_flare.evaluation.gpu import Gpu, GpuReading
+from nnunet_flare.signals import held_back
 
 INTERVAL_S = 0.1
 """The official sampling period."""
@@ -89,22 +90,21 @@ def record(
     baseline = gpu.read(()) if gpu is not None else None
     baseline_ram = psutil.virtual_memory().used / MIB
     start = time.perf_counter()
+    process = sampler = None
     try:
-        process = subprocess.Popen(
-            list(command), env=users_environment(), start_new_session=True, stdout=output, stderr=output
-        )
-    except OSError as error:
-        raise InputError(f"{command[0]}: cannot be started ({error.strerror}); expected a program after --") from error
-    latest = None if gpu is None else _LatestGpu(gpu, baseline)
-    sampler = _Sampler(process.pid, processes or tree, latest, start, interval_s)
-    sampler.start()
-    try:
+        with held_back(signal.SIGINT, signal.SIGTERM):  # until the command, which runs already, can be ended
+            process = _started(command, output)
+            latest = None if gpu is None else _LatestGpu(gpu, baseline)
+            sampler = _Sampler(process.pid, processes or tree, latest, start, interval_s)
+            sampler.start()
         _, status, usage = os.wait4(process.pid, 0)
     except BaseException:
-        _end_group(process)
+        if process is not None:
+            _end_group(process)
         raise
     finally:
-        sampler.stop()
+        if sampler is not None:
+            sampler.stop()
     seconds = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
     return Recording(
@@ -116,6 +116,15 @@ def record(
         None if baseline is None else baseline.device_mb,
         interval_s,
     )
+
+
+def _started(command: Sequence[str], output: IO[bytes] | None) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            list(command), env=users_environment(), start_new_session=True, stdout=output, stderr=output
+        )
+    except OSError as error:
+        raise InputError(f"{command[0]}: cannot be started ({error.strerror}); expected a program after --") from error
 
 
 def tree(pid: int) -> list[psutil.Process]:

@@ -2,16 +2,22 @@
 
 import csv
 import os
+import signal
+import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from nnunet_flare.errors import InputError
-from nnunet_flare.evaluation import efficiency
+from nnunet_flare.evaluation import efficiency, sampling
 from nnunet_flare.evaluation.gpu import GpuReading, open_gpu
 from nnunet_flare.evaluation.sampling import Recording, Sample, record
+from nnunet_flare.signals import handling
 
 SMI = """#!/bin/sh
 case "$*" in
@@ -153,6 +159,28 @@ class FakeGpu:
         if self.asked % 5 == 0:
             raise TimeoutError("the driver is busy")
         return GpuReading(1000.0 + self.asked, 10.0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_before_the_first_sample_ends_the_command_too(monkeypatch, number):
+    """It ran on, and whoever waited for its output waited for its end."""
+    started, begin = [], sampling._Sampler.start
+
+    def interrupted(sampler):
+        os.kill(os.getpid(), number)
+        time.sleep(0.05)
+        begin(sampler)
+
+    def popen(*words, **options):
+        started.append(subprocess.Popen(*words, **options))
+        return started[0]
+
+    monkeypatch.setattr(sampling._Sampler, "start", interrupted)
+    monkeypatch.setattr(sampling, "subprocess", SimpleNamespace(Popen=popen, TimeoutExpired=subprocess.TimeoutExpired))
+    with handling(signal.default_int_handler, signal.SIGTERM), pytest.raises(KeyboardInterrupt):
+        record([sys.executable, "-c", "import time; time.sleep(60)"], gpu=None)
+    assert started[0].poll() is not None
+    assert not any(isinstance(thread, sampling._Sampler) for thread in threading.enumerate())
 
 
 def test_a_gpu_is_sampled_beside_the_machine_and_survives_failed_questions():
