@@ -15,7 +15,7 @@ import numpy as np
 from label_maps import ROOT
 from recipe_picture import draw
 from recipe_statistics import Interval, Results, bootstrap, control_of, dice, difference, read_results
-from recipe_systems import CONTROL, ENSEMBLE, ORACLE, SYSTEMS, VARIANTS, System, find_systems
+from recipe_systems import CONTROL, ENSEMBLE, ORACLE, SINGLE, SYSTEMS, VARIANTS, System, find_systems
 
 from nnunet_flare.files import write_text
 from nnunet_flare.organs import FLARE22
@@ -39,11 +39,12 @@ def page(results: Results) -> str:
     parts += [_findings(results, total=True)]
     if any(name in results for name in LONGER if not name.startswith(CONTROL)):
         parts += [QUESTION_C, _longer(results)]
-    if any(system.name in results for system in VARIANTS):
+    if any(system.name in results for system in VARIANTS if system.name in EXPLAINED):
         parts += [WHY, _explained(results), SO]
     if any(system.name in results for system in SYSTEMS if system.augmentation == "strong"):
         parts += [STRONG, _arms(results, "strong", total=False)]
-    parts += ["## By organ\n", _organs(results), "## Pseudo-labels against the truth\n", _pseudo_labels(results)]
+    parts += ["## By organ\n", _organs(results), "## Pseudo-labels against the truth\n"]
+    parts += [LOOPS, _pseudo_labels(results)] if "partial" in results else [_pseudo_labels(results)]
     parts += ["## How well a rule ranks pseudo-labels\n", RANKS, _rankings(results), TAIL]
     return "\n".join(parts)
 
@@ -102,6 +103,9 @@ STRONG = """## The same with strong augmentation
 
 Strong augmentation of the labelled scans gives much of what self-training gives. Here all arms have it, the
 control too.
+"""
+
+LOOPS = """The rounds of `partial` are its loops: large, hollow and small organs. Each is judged by its own organs.
 """
 
 RANKS = """*Spearman* is the correlation of a rule's score with the true mean Dice of the pseudo-labels. *AUC* is the
@@ -181,7 +185,8 @@ def _longer(results: Results) -> str:
 
 def _explained(results: Results) -> str:
     """The mean Dice of every seed that a variant has, beside the arm that it varies and the control."""
-    seeds = sorted({seed for system in VARIANTS for seed in results.get(system.name, {})})
+    varied = [system.name for system in VARIANTS if system.name in EXPLAINED]
+    seeds = sorted({seed for name in varied for seed in results.get(name, {})})
     lines = ["| | steps | " + " | ".join(f"seed {seed}" for seed in seeds) + " |", "|---|---|" + "---|" * len(seeds)]
     for name, title in {CONTROL: "supervised only (control)", **EXPLAINED}.items():
         arm = results.get(name, {})
@@ -228,7 +233,7 @@ def _findings(results: Results, *, total: bool) -> str:
     words = {"above": "Above the control", "below": "Below the control", "open": "Not distinguishable from the control"}
     lines += [f"- {words[group]}: {'; '.join(names)}." for group, names in groups.items() if names]
     if not total:
-        lines += _own_teachers(results)
+        lines += [*_own_teachers(results), *_of_fewer_seeds(results), *_in_single_precision(results)]
     arms = [s for s in SYSTEMS if s.augmentation == "stock" and s.arm not in LONGER]
     missing = [s.title for s in arms if s.name not in results]
     lines += [f"- Not measured yet: {'; '.join(missing)}."] if missing and not total else []
@@ -240,13 +245,40 @@ def _own_teachers(results: Results) -> list[str]:
     lines = []
     for system in _shown(results, "stock", total=False):
         arm = results[system.name].values()
-        if system.teacher is None and all(found["rounds"] for found in arm):
+        if system.teacher is None and all(found["rounds"] and found["rounds"][0]["test_dice"] for found in arm):
             own = float(np.mean([found["rounds"][0]["test_dice"] for found in arm]))
             lines.append(
                 f"- {system.title}: its teacher is trained by its own recipe and has {own:.3f}; it gains "
                 f"{dice(results, system.name).mean - own:.3f} over that."
             )
     return lines
+
+
+def _of_fewer_seeds(results: Results) -> list[str]:
+    """Arms whose mean is over fewer seeds than the control's."""
+    every = len(results.get(CONTROL, {}))
+    fewer = [system.title for system in _shown(results, "stock", total=False) if len(results[system.name]) < every]
+    said = "has fewer seeds than the control; its difference is from the control of those seeds"
+    return [f"- {title}: {said}." for title in fewer]
+
+
+def _in_single_precision(results: Results) -> list[str]:
+    """Which arms were trained on a CPU without bfloat16, all others in it, and what that does to the control."""
+    single = [
+        system.title
+        for system in _shown(results, "stock", total=False)
+        if not all(found["environment"].get("has_bf16", True) for found in results[system.name].values())
+    ]
+    if not single:
+        return []
+    line = f"- Computed in single precision, all others in bfloat16: {'; '.join(single)}."
+    if SINGLE in results:
+        seeds = len(results[SINGLE])
+        line += (
+            f" The control of {seeds} seed{'s' if seeds > 1 else ''} in single precision minus the same in bfloat16: "
+        )
+        line += f"{difference(results, SINGLE, CONTROL)}."
+    return [line]
 
 
 def _organs(results: Results) -> str:

@@ -133,6 +133,7 @@ def half_by(rule: str) -> dict[str, str]:
 
 
 CONTROL, ORACLE, ENSEMBLE = "supervised", "oracle", "ensemble"
+SINGLE = "supervised_fp32"
 
 _STOCK: tuple[System, ...] = (
     System(CONTROL, "supervised only (control)", "demo", ONE_MODEL, labels="labelled"),
@@ -256,8 +257,10 @@ VARIANTS = (
         {"training.mean_teacher": "{decay: 0.975, threshold: 0.0, weight: 1.0, ramp_up: 0.25}"},
         epochs=EPOCHS,
     ),
+    _variant(CONTROL, SINGLE, {"training.cpu_precision": "fp32"}, epochs=EPOCHS),
 )
-"""Arms that explain others, run when they are named: no lessons on unlabelled scans, later ones, and no threshold."""
+"""Arms that explain others, run when they are named: no lessons on unlabelled scans, later ones, no threshold, and what
+a control of single precision has, as every arm is on a CPU that does not compute in bfloat16."""
 
 
 def find_systems(names: list[str]) -> list[System]:

@@ -26,11 +26,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 from label_maps import ROOT, environment
 from recipe_systems import FULL, QUICK, SEEDS, Budget, System, find_systems
 
 from nnunet_flare.errors import FlareError
 from nnunet_flare.files import link_or_copy, read_json, write_json
+from nnunet_flare.inference.devices import computes_bf16
 from nnunet_flare.phantom import write_phantom
 from nnunet_flare.recipes.recipe import Recipe
 from nnunet_flare.rounds.check_input import Request
@@ -180,7 +182,11 @@ def result(run: Run, system: System, seed: int, budget: Budget, truth: Path, sec
         "teachers": system.teacher,
         "recipe": system.recipe,
         "set": system.set_values(seed, budget),
-        "environment": {**environment("nnunet-flare", "nnunetv2", "torch"), "threads": THREADS},
+        "environment": {
+            **environment("nnunet-flare", "nnunetv2", "torch"),
+            "threads": THREADS,
+            "has_bf16": computes_bf16(torch.device("cpu")),
+        },
     }
 
 
