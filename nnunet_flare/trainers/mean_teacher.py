@@ -191,7 +191,7 @@ class nnUNetTrainerFlareMeanTeacher(LearnsFromUnlabelled):
         if state:
             network.load_state_dict(state["student_weights"])
             self.average.updates = state["updates"]
-        elif self.current_epoch < self.num_epochs:
+        elif self.is_continued and self.current_epoch < self.num_epochs:
             self.print_to_log_file("This checkpoint has no student: training continues from the average.")
 
 

@@ -373,6 +373,10 @@ def test_a_training_without_a_saved_student_goes_on_from_the_average_and_says_so
     assert "This checkpoint has no student: training continues from the average." in Path(longer.log_file).read_text()
     for one, other in zip(longer.network.parameters(), trainer.average.network.parameters(), strict=True):
         assert torch.equal(one, other)
+    validated = trainer_of(data, num_epochs=3)
+    maybe_load_checkpoint(validated, continue_training=False, validation_only=True)
+    logs = (path.read_text() for path in Path(validated.output_folder).glob("training_log*.txt"))
+    assert "".join(logs).count("no student") == 1, "--val trains nothing"
 
 
 @pytest.mark.parametrize(

@@ -274,3 +274,6 @@ def _early_stop(run: Run, number: int) -> None:
     if number - best >= patience:
         write_json(run.paths.stop, {"last_labelled_round": number, "mean_agreement": means})
         log.info("early stop: mean agreement has not risen since round %d (%s)", best, [round(m, 4) for m in means])
+    elif run.current().stopped_after == number:  # the round was decided before, otherwise
+        run.paths.stop.unlink()
+        log.info("no early stop after round %d any more: mean agreement has risen (%s)", number, means)

@@ -76,7 +76,7 @@ def test_odd_scans_are_kept_out_unless_asked(run):
 
 def test_early_stop_ends_the_rounds_when_agreement_no_longer_rises(run):
     for case in labelled_cases(run):
-        set_agreement(run, case)
+        set_agreement(run, case, **dict.fromkeys(organ_ids(run), 0.9))
     patient = changed(run, stop={"patience": 1})
     patient = replace(patient, recipe=patient.recipe.model_copy(update={"rounds": 4}))
     for number in (0, 1):
@@ -91,3 +91,9 @@ def test_early_stop_ends_the_rounds_when_agreement_no_longer_rises(run):
         patient.final.number == 4 and patient.current().final.number == 2
     )  # rounds 0 and 1 were labelled, 2 is the final training
     assert read_json(run.paths.stop)["last_labelled_round"] == 1
+    for path in run.paths.round(1).glob("cases/*.json"):  # labelled again by better members
+        document = read_json(path)
+        if "agreement" in document:
+            write_json(path, {**document, "agreement": dict.fromkeys(document["agreement"], 0.99)})
+    select_round(patient, patient.round(1))
+    assert not run.paths.stop.exists() and patient.current().final.number == 4
