@@ -87,6 +87,7 @@ def run_watch(
 
     with handling(lambda *_: stopped.set(), signal.SIGTERM):
         segmenter = open_segmenter()
+        _ = segmenter.origin  # of the files that were opened: they may be replaced while the server runs
         segmenter.load()
         log.info("watching %s; SIGTERM stops after the current scan", args.watch)
         watch(arrivals, predict_arrived, tell, stopped, settle_s=settle_s)

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -154,9 +155,12 @@ class Segmenter:
         """The models that see a scan one after the other: this one."""
         return (self,)
 
-    @property
+    @cached_property
     def origin(self) -> list[Any]:
-        """By which files and settings it segments, see :mod:`nnunet_flare.inference.made_with`."""
+        """By which files and settings it segments, as they were first asked for: files may be replaced meanwhile.
+
+        See :mod:`nnunet_flare.inference.made_with`.
+        """
         return origin_of(self.models, self.settings)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from nnunet_flare.cli.further_outputs import forms_of
 from nnunet_flare.images import read_volume, write_volume
 from nnunet_flare.inference.folder import predict_cases
 from nnunet_flare.inference.inputs import InputCase, find_inputs
+from nnunet_flare.inference.made_with import mark_in
 from nnunet_flare.inference.watching import Arrivals
 
 SMALL = (10, 36, 40)
@@ -99,6 +101,26 @@ def test_scans_are_predicted_as_they_come_and_damaged_ones_are_left_until_they_c
         np.testing.assert_array_equal(found, read_volume(expected / "a.nii.gz").array)
     rows = (tmp_path / "out" / "statistics.csv").read_text().splitlines()
     assert sorted({row.split(",")[0] for row in rows[1:]}) == ["a", "b", "c"]
+
+
+def test_a_model_that_is_removed_while_the_server_runs_is_the_one_that_label_maps_name(model, tmp_path):
+    """Its weights are in memory; the mark in the label maps is that of the files that they came from."""
+    copy = Path(shutil.copytree(model, tmp_path / "copy"))
+    write_volume(tmp_path / "a_0000.nii.gz", scans.blobs(SMALL))
+    (tmp_path / "in").mkdir()
+    for ending in ("nii.gz", "nrrd"):
+        (tmp_path / "in" / f"twice_0000.{ending}").touch()
+    with Server(copy, tmp_path) as server:
+        assert "twice" in server.line()["case"], "it is ready when it tells what it does not take"
+        shutil.rmtree(copy)
+        (tmp_path / "a_0000.nii.gz").rename(tmp_path / "in" / "a_0000.nii.gz")
+        while (told := server.line())["case"] != "a":
+            assert told["outcome"] == "set aside"
+        assert told["outcome"] == "written", told
+        assert server.end()[0] == 0
+    words = ["-i", tmp_path / "in" / "a_0000.nii.gz", "-o", tmp_path / "expected", "-m", model, "--backend", "torch"]
+    assert predict.main(list(map(str, words))) == 0
+    assert mark_in(tmp_path / "out" / "a.nii.gz") == mark_in(tmp_path / "expected" / "a.nii.gz") is not None
 
 
 def test_it_ends_after_the_current_scan_and_goes_on_when_it_is_started_again(model, tmp_path):
