@@ -270,10 +270,10 @@ def _early_stop(run: Run, number: int) -> None:
     for earlier in range(number + 1):
         values = [e.mean_organ for e in read_decisions(run.paths, earlier) if e.mean_organ is not None]
         means.append(float(np.mean(values)) if values else 0.0)
-    best = int(np.argmax(means))
+    best, shown = int(np.argmax(means)), [round(mean, 4) for mean in means]
     if number - best >= patience:
         write_json(run.paths.stop, {"last_labelled_round": number, "mean_agreement": means})
-        log.info("early stop: mean agreement has not risen since round %d (%s)", best, [round(m, 4) for m in means])
+        log.info("early stop: mean agreement has not risen since round %d (%s)", best, shown)
     elif run.current().stopped_after == number:  # the round was decided before, otherwise
         run.paths.stop.unlink()
-        log.info("no early stop after round %d any more: mean agreement has risen (%s)", number, means)
+        log.info("no early stop after round %d any more: mean agreement has risen (%s)", number, shown)
