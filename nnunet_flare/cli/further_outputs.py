@@ -160,6 +160,7 @@ def _dicom_seg(
         write_dicom_seg(file(done.case), done.labels, done.case.files[0], names, done.case.name, parts)
 
     return Form(
+        "seg",
         "DICOM segmentations",
         lambda case: (file(case),),
         write,
@@ -186,6 +187,7 @@ def _rtstruct(
         write_rtstruct(file(done.case), done.labels, done.case.files[0], names, done.case.name, parts)
 
     return Form(
+        "rt",
         "structure sets",
         lambda case: (file(case),),
         write,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,7 +25,7 @@ from nnunet_flare.images import Volume, write_labels
 from nnunet_flare.images.readers import SITK
 from nnunet_flare.inference.forms import Finished, Form, Receiver, problem_of
 from nnunet_flare.inference.inputs import InputCase, check_channel_count
-from nnunet_flare.inference.made_with import mark_in
+from nnunet_flare.inference.made_with import Mark, mark_in
 from nnunet_flare.inference.profile import Profile
 from nnunet_flare.kept import is_kept
 
@@ -161,10 +161,13 @@ def predict_cases(
             report.add_failed(case.name, problem)
         else:
             todo.append(case)
+    further = frozenset(_further_outputs(save_members, forms, crops))
     opened: PredictsScans | None = None
     if not overwrite:
         is_there = partial(_is_there, output=output, members=save_members, forms=forms, crops=crops, reader=reader)
         kept = _marks_of_whole(todo, is_there, output)
+        for name in _without_outputs(kept, further):
+            del kept[name]
         if mark is not None and not keep_others and any(kept.values()):
             opened = open_segmenter()
             for name in _by_others(kept, mark(opened)):
@@ -182,7 +185,7 @@ def predict_cases(
         load = partial(_load, model=model, reader=reader, profile=profile, keep_image=keep_image)
         ahead = each_ahead(todo, load, loader)
         segmenter = opened or open_segmenter()
-        own = "" if mark is None else mark(segmenter)
+        own = "" if mark is None else str(Mark(mark(segmenter), further))
         model.set_result(segmenter)
         segmenter.load()  # while the first case is being prepared
         pending: tuple[InputCase, float, Future[None]] | None = None
@@ -255,9 +258,18 @@ def _is_there(
     return not damaged
 
 
+def _further_outputs(members: int, forms: Sequence[Form], crops: str | None) -> Iterator[str]:
+    """The names, for a label map's mark, of what is written of every case besides it."""
+    if members:
+        yield f"members={members}"
+    if crops is not None:
+        yield ROI
+    yield from (form.name for form in forms)
+
+
 def _marks_of_whole(
     cases: Sequence[InputCase], is_there: Callable[[InputCase], bool], output: Path
-) -> dict[str, str | None]:
+) -> dict[str, Mark | None]:
     """The mark of the label map of each case whose outputs are all there and whole."""
     with ThreadPoolExecutor(READERS, "flare-kept") as pool:
         whole = [case for case, there in zip(cases, pool.map(is_there, cases), strict=True) if there]
@@ -265,9 +277,17 @@ def _marks_of_whole(
         return {case.name: mark for case, mark in zip(whole, marks, strict=True)}
 
 
-def _by_others(marks: Mapping[str, str | None], own: str) -> list[str]:
+def _without_outputs(marks: Mapping[str, Mark | None], further: frozenset[str]) -> list[str]:
+    """The cases beside whose label map lie further outputs of an earlier prediction, which is said."""
+    found = [case for case, mark in marks.items() if mark is not None and not further <= mark.outputs]
+    for case in found:
+        log.warning("%s: what lies beside its label map is of another prediction; it is predicted again", case)
+    return found
+
+
+def _by_others(marks: Mapping[str, Mark | None], own: str) -> list[str]:
     """The cases whose label map has another mark than ours, which is said; those without any are not among them."""
-    others = [case for case, mark in marks.items() if mark not in (None, own)]
+    others = [case for case, mark in marks.items() if mark is not None and mark.made_with != own]
     for case in others:
         log.warning("%s: its label map was made with another model or other options; it is predicted again", case)
     return others

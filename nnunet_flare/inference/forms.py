@@ -86,6 +86,7 @@ class Form:
     """A further form of every label map.
 
     Attributes:
+        name: it has in the mark of a label map, short and without spaces.
         what: it is called, for the terminal.
         files: that it writes of a case.
         write: writes them; gets the receiver of scores of this case, or None. Called before the label map is written.
@@ -97,6 +98,7 @@ class Form:
         problem: why it cannot be made of a case, in words, or None; asked before the case is predicted.
     """
 
+    name: str
     what: str
     files: Callable[[InputCase], tuple[Path, ...]]
     write: Callable[[Finished, Any], None]

@@ -2,12 +2,14 @@
 
 The mark changes with what changes label maps: weights, plans and data set of every stage and fold, windows,
 augmentation, region of interest and post-processing. Device, backend, precision and limits of memory do not count.
+After it stand the further outputs that were written with the label map: others are of an earlier prediction.
 """
 
 from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,8 +19,22 @@ from nnunet_flare.inference.opened import Opened
 from nnunet_flare.inference.settings import PredictionSettings
 from nnunet_flare.kept import header_of
 
-PROGRAM = "flare-predict "
+PROGRAM = "flare-predict"
 """What a mark begins with."""
+
+KEY_DIGITS = 16
+"""A header has 79 characters for a mark and all further outputs."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """By what a label map was made, and the names of the further outputs that were written with it."""
+
+    made_with: str
+    outputs: frozenset[str]
+
+    def __str__(self) -> str:
+        return " ".join((self.made_with, *sorted(self.outputs)))
 
 
 class HasOrigin(Protocol):
@@ -31,18 +47,21 @@ class HasOrigin(Protocol):
 
 
 def mark_of(segmenter: HasOrigin, postprocessing: Mapping[str, Any] | None = None) -> str:
-    """The mark of label maps by a segmenter and the content of a pipeline after it: up to 79 ASCII characters.
+    """The mark of label maps by a segmenter and the content of a pipeline after it.
 
     Raises:
         OSError: when a file of the model cannot be read any more.
     """
-    return PROGRAM + key_of(segmenter.origin, postprocessing)
+    return f"{PROGRAM} {key_of(segmenter.origin, postprocessing)[:KEY_DIGITS]}"
 
 
-def mark_in(label_map: Path) -> str | None:
+def mark_in(label_map: Path) -> Mark | None:
     """The mark in a label map's header; None where it has none (another program, an older version, not NIfTI)."""
     header = header_of(label_map)
-    return header.description if header is not None and header.description.startswith(PROGRAM) else None
+    if header is None or not header.description.startswith(f"{PROGRAM} "):
+        return None
+    program, key, *outputs = header.description.split()
+    return Mark(f"{program} {key}", frozenset(outputs))
 
 
 def origin_of(models: Sequence[Opened], settings: PredictionSettings) -> list[Any]:

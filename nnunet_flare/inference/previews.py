@@ -41,7 +41,9 @@ def preview_form(output: Path, names: Mapping[int, str], *, ct: bool) -> Form:
         with replacing(file(finished.case)) as temporary:
             picture.save(temporary, format="PNG")
 
-    return Form("previews", lambda case: (file(case),), write, lambda case: _is_png(file(case)), wants_image=True)
+    return Form(
+        "png", "previews", lambda case: (file(case),), write, lambda case: _is_png(file(case)), wants_image=True
+    )
 
 
 def draw_preview(scan: Volume, labels: np.ndarray, names: Mapping[int, str], *, ct: bool = True) -> Any:

@@ -149,6 +149,7 @@ def probabilities_form(output: Path, model: Path) -> Form:
         received.save(files(done.case)[0], reader)
 
     return Form(
+        "npz",
         "probabilities",
         files,
         write,

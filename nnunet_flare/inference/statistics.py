@@ -105,6 +105,7 @@ class Statistics:
     def form(self) -> Form:
         """What predicting a folder does with it."""
         return Form(
+            "csv",
             "statistics",
             lambda case: (self.folder / CSV, self.folder / JSON),
             lambda finished, _: self.add(finished),

@@ -85,6 +85,7 @@ def uncertainty_form(kind: Uncertainty, output: Path, reader: str = SITK) -> For
         return header is not None and header.description == kind and is_kept(file(case), case.files[0], reader=reader)
 
     return Form(
+        "uncertainty",
         f"uncertainty ({kind}, 0 to {TOP})",
         lambda case: (file(case),),
         write,

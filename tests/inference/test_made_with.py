@@ -149,6 +149,27 @@ def test_what_changes_no_label_map_and_what_has_no_mark_is_kept(model, images, t
     assert times == [path.stat().st_mtime_ns for path in sorted(out.iterdir())]
 
 
+def test_further_outputs_of_another_model_are_made_again(model, images, tmp_path, caplog, capsys):
+    """They look whole, and their label maps were made again without them."""
+    further = ("--preview", "--save_probabilities", "--save_members", "--uncertainty")
+    out, anew = tmp_path / "out", tmp_path / "anew"
+    assert run(images, out, model, *further) == 0
+    other_weights(model)
+    assert run(images / "a_0000.nii.gz", out, model, "--continue_prediction") == 0
+    caplog.clear()
+    assert run(images / "a_0000.nii.gz", out, model, "--continue_prediction", *further) == 0
+    assert "a: what lies beside its label map is of another prediction; it is predicted again" in caplog.text
+    assert run(images / "a_0000.nii.gz", anew, model, *further) == 0
+    for name in ("a.npz", "a.png"):
+        assert (out / name).read_bytes() == (anew / name).read_bytes()
+    for name in ("a.nii.gz", "uncertainty/a.nii.gz", "members/0/a.nii.gz", "members/1/a.nii.gz"):
+        np.testing.assert_array_equal(read_volume(out / name).array, read_volume(anew / name).array)
+    capsys.readouterr()
+    for some in (further, further[1:3], ()):
+        assert run(images / "a_0000.nii.gz", out, model, "--continue_prediction", *some) == 0
+        assert "0 written, 1 already there" in capsys.readouterr().out
+
+
 def test_first_stages_of_cascades_count(images, tmp_path, capsys):
     model = models.write_cascade(tmp_path / "models")
     first = model.with_name(model.name.replace(models.CASCADE, "3d_lowres"))
