@@ -27,5 +27,9 @@ class CaseError(FlareError):
         return type(self), (self.case, self.reason)
 
 
+class DeviceError(FlareError):
+    """This process cannot use the GPU any more: nothing more can be done before it is started again (exit code 1)."""
+
+
 class TaskError(FlareError):
     """A task of a run failed; the message holds its exit code and last lines (exit code 1)."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,13 @@ hypothesis.settings.load_profile("patient")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the file whose first test makes the run that many share: other test processes would wait for it."""
     items.sort(key=lambda item: item.path.name != "test_build.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Let threads list a folder's files: nnU-Net forks twelve processes for it, a second where PyTorch is loaded."""
+    if (utilities := sys.modules.get("nnunetv2.utilities.utils")) is not None:
+        utilities.Pool = ThreadPool
 
 
 @pytest.hookimpl(optionalhook=True)

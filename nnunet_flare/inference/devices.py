@@ -86,6 +86,23 @@ def computes_bf16(device: Any) -> bool:
     return True
 
 
+def lost_gpu() -> str | None:
+    """What CUDA says where a GPU that this process uses cannot be used any more; None where all is well.
+
+    After an illegal access to memory or a fault of the card every later call fails in the same way.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    try:
+        for number in range(torch.cuda.device_count()):
+            if torch.cuda.memory_reserved(number):
+                torch.cuda.synchronize(number)
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return None
+
+
 @cache  # said once, not for every fold
 def say_no_bf16(library: str, device: str) -> None:
     """Say that single precision takes the place of bfloat16."""

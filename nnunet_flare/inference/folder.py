@@ -19,10 +19,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from nnunet_flare.ahead import each_ahead
-from nnunet_flare.errors import CaseError, FlareError, InputError
+from nnunet_flare.errors import CaseError, DeviceError, FlareError, InputError
 from nnunet_flare.files import name_problem
 from nnunet_flare.images import Volume, write_labels
 from nnunet_flare.images.readers import SITK
+from nnunet_flare.inference.devices import lost_gpu
 from nnunet_flare.inference.forms import Finished, Form, Receiver, problem_of
 from nnunet_flare.inference.inputs import InputCase, check_channel_count
 from nnunet_flare.inference.made_with import Mark, mark_in
@@ -148,6 +149,7 @@ def predict_cases(
 
     Raises:
         InputError: when the output folder cannot be written or the model cannot be opened.
+        DeviceError: when a case made the GPU unusable for those after it; the case is set aside.
     """
     profile = profile or Profile()
     report = PredictionReport() if report is None else report
@@ -189,11 +191,12 @@ def predict_cases(
         model.set_result(segmenter)
         segmenter.load()  # while the first case is being prepared
         pending: tuple[InputCase, float, Future[None]] | None = None
+        lost = None
         for case, loading in ahead:
             if stopped():
                 break
             start = time.perf_counter()
-            with _set_aside(case, report):
+            with _set_aside(case, report) as outcome:
                 scan, image = loading.result()
                 for odd in scan.oddities:
                     log.warning("%s: %s", case.name, odd)
@@ -210,8 +213,15 @@ def predict_cases(
                 to_write = list(zip(forms, received, strict=True))
                 writing = writer.submit(_write, finished, output, save_members > 0, postprocess, to_write, profile, own)
                 pending = (case, start, writing)
+            if outcome.has_failed and (lost := lost_gpu()) is not None:
+                break
         if pending is not None:
             _finish(pending, report)
+        if lost is not None:
+            raise DeviceError(
+                f"{case.name}: set aside; the GPU cannot be used any more ({lost}), and the scans that follow were not "
+                "predicted. The same command with --continue_prediction goes on; with -device cpu it needs no GPU"
+            )
     except BaseException as error:
         if not model.done():
             model.set_exception(error)
@@ -357,15 +367,17 @@ class _set_aside:
 
     def __init__(self, case: InputCase, report: PredictionReport) -> None:
         self._case, self._report = case, report
+        self.has_failed = False
 
-    def __enter__(self) -> None:
-        return None
+    def __enter__(self) -> _set_aside:
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> bool:
         if error is None or isinstance(error, InputError) or not isinstance(error, Exception):
             return False
         reason = error.reason if isinstance(error, CaseError) else _describe(error)
         self._report.add_failed(self._case.name, reason)
+        self.has_failed = True
         log.debug("%s", self._case.name, exc_info=error)
         return True
 

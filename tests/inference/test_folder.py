@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from nnunet_flare.errors import InputError
+from nnunet_flare.errors import DeviceError, InputError
 from nnunet_flare.images import Volume, read_labels, write_volume
-from nnunet_flare.inference.folder import check_writable, predict_cases
+from nnunet_flare.inference.folder import PredictionReport, check_writable, predict_cases
 from nnunet_flare.inference.inputs import InputCase
 
 PATIENCE_S = 30
@@ -75,6 +75,47 @@ def test_a_network_that_cannot_be_built_stops_the_command(tmp_path):
     with pytest.raises(InputError, match="another network"):
         predict_cases(written(tmp_path / "in", ["a", "b"]), tmp_path / "out", Broken)
     assert not list((tmp_path / "out").iterdir())
+
+
+class BreaksTheGpu(Meeting):
+    """Fails at the second scan, and at all after it where the GPU is then lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun: list[str] = []
+
+    def segment(self, scan, *, members=False, progress=None):
+        self.begun.append(scan.name)
+        if scan.name == "b":
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors ...")
+        return super().segment(scan)
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_a_scan_that_makes_the_gpu_unusable_is_set_aside_and_no_other_one(tmp_path, monkeypatch, is_lost):
+    """CUDA then fails in every later call of the process: the next scans would all be called bad."""
+
+    def synchronize(number: int) -> None:
+        if is_lost and segmenter.begun[-1] != "a":
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors ...")
+
+    torch = pytest.importorskip("torch")
+    answers = {"is_initialized": True, "device_count": 1, "memory_reserved": 1 << 20}
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    segmenter, report = BreaksTheGpu(), PredictionReport()
+    cases = written(tmp_path / "in", ["a", "b", "c", "d"])
+    if is_lost:
+        with pytest.raises(
+            DeviceError, match=r"b: set aside; the GPU cannot .* \(CUDA error: an illegal memory access"
+        ):
+            predict_cases(cases, tmp_path / "out", lambda: segmenter, report=report)
+    else:
+        predict_cases(cases, tmp_path / "out", lambda: segmenter, report=report)
+    assert list(report.failed) == ["b"]
+    assert list(report.written) == (["a"] if is_lost else ["a", "c", "d"])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{one}.nii.gz" for one in report.written]
 
 
 def test_no_scan_is_held_longer_than_until_the_next_one(tmp_path):

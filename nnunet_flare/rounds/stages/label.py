@@ -23,12 +23,13 @@ from tqdm import tqdm
 from nnunet_flare.ahead import each_ahead
 from nnunet_flare.digests import file_digest
 from nnunet_flare.disks import concerns_disk
-from nnunet_flare.errors import TaskError
+from nnunet_flare.errors import DeviceError, TaskError
 from nnunet_flare.files import holds, remove_leftovers, replacing
 from nnunet_flare.fusion.ids import load_id_map
 from nnunet_flare.fusion.members import class_locations, training_label
 from nnunet_flare.images import read_labels
 from nnunet_flare.inference.arrays import fetched
+from nnunet_flare.inference.devices import lost_gpu
 from nnunet_flare.inference.labels import Labels
 from nnunet_flare.inference.memory import there_or_on_cpu
 from nnunet_flare.kept import is_kept
@@ -149,8 +150,9 @@ def label_shard(run: Run, of: Round, part: int, parts: int) -> dict[str, int]:
     Returns how many cases were labelled (now or before) and how many failed.
 
     Raises:
-        TaskError: when no case of the part could be labelled though some are preprocessed, or the model
+        TaskError: when none of several preprocessed cases of the part could be labelled, or the model
             (``--init_model``) expects other input than the preprocessed scans.
+        DeviceError: when a case, which is set aside, made the GPU unusable for those after it.
     """
     number = of.number
     cases = shard(round_scans(run, of), part, parts)
@@ -172,11 +174,16 @@ def label_shard(run: Run, of: Round, part: int, parts: int) -> dict[str, int]:
                 )
                 labelled = replace(labelled, weights=weights)
                 write_labelled_case(run.paths.case(number, case.case), case.case, number, labelled)
+                if labelled.failed is not None and (lost := lost_gpu()) is not None:
+                    raise DeviceError(
+                        f"{case.case}: set aside ({labelled.failed}); the GPU cannot be used any more ({lost}). The "
+                        "same command goes on with the other scans"
+                    )
         finally:
             loader.shutdown(cancel_futures=True)
     failed = [c.case for c in cases if read_labelled(run, number, c.case).failed is not None]
     tried = [c for c in cases if failure(arrays_of(run, c), c.case) is None]
-    if tried and len(failed) == len(cases):
+    if len(tried) > 1 and len(failed) == len(cases):  # one alone may be at fault itself
         first = read_labelled(run, number, failed[0]).failed
         for name in failed:  # so that the next try labels them again
             run.paths.case(number, name).unlink()

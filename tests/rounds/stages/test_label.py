@@ -11,7 +11,7 @@ import pytest
 import torch
 from changed_runs import labelled_cases
 
-from nnunet_flare.errors import TaskError
+from nnunet_flare.errors import DeviceError, TaskError
 from nnunet_flare.files import read_json, write_json
 from nnunet_flare.inference.core import Segmenter
 from nnunet_flare.rounds.retry import forget_failures
@@ -85,6 +85,53 @@ def test_a_scan_that_was_set_aside_stops_no_run_where_it_is_alone_in_its_part(ru
     found = [label_shard(run, run.round(0), part, parts) for part in range(parts)]
     assert sorted(part["failed"] for part in found) == [*[0] * (parts - 1), 1]
     assert select_round(run, run.round(0))["failed"] == 1
+
+
+def test_a_scan_that_cannot_be_labelled_stops_no_run_where_it_is_alone_in_its_part(run, monkeypatch):
+    parts = len(read_list(run.paths.unlabelled))
+    bad, tried = labelled_cases(run)[0], [case.case for case in read_list(run.paths.unlabelled)].index
+    for case in labelled_cases(run):
+        run.paths.case(0, case).unlink()
+    predict = Segmenter.predict_members
+    part = None
+
+    def fails(segmenter, data, **options):
+        if part == tried(bad):
+            raise ValueError("a network that meets odd values")
+        return predict(segmenter, data, **options)
+
+    monkeypatch.setattr(Segmenter, "predict_members", fails)
+    for part in range(parts):
+        label_shard(run, run.round(0), part, parts)
+    assert "odd values" in read_json(run.paths.case(0, bad))["failed"]
+    assert select_round(run, run.round(0))["failed"] == 2
+    for case in labelled_cases(run):
+        run.paths.case(0, case).unlink()
+    monkeypatch.setattr(Segmenter, "predict_members", lambda *_, **__: 1 / 0)
+    with pytest.raises(TaskError, match="none of 7 unlabelled cases could be labelled"):
+        label_shard(run, run.round(0), 0, 1)
+
+
+def test_a_scan_that_makes_the_gpu_unusable_is_set_aside_and_the_next_try_goes_on(run, monkeypatch):
+    """CUDA then fails in every later call of the process: the next scans would all be called bad."""
+    cases = labelled_cases(run)
+    for case in cases:
+        run.paths.case(0, case).unlink()
+    predict, done = Segmenter.predict_members, []
+
+    def breaks(segmenter, data, **options):
+        done.append(data)
+        if len(done) > 1:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return predict(segmenter, data, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Segmenter, "predict_members", breaks)
+        patch.setattr(label, "lost_gpu", lambda: "CUDA error: an illegal memory access was encountered")
+        with pytest.raises(DeviceError, match=r": set aside .* the GPU cannot be used any more"):
+            label_shard(run, run.round(0), 0, 1)
+    assert len(done) == 2
+    assert label_shard(run, run.round(0), 0, 1) == {"labelled": len(cases) - 1, "failed": 2}
 
 
 def test_retry_labels_a_failed_case_again_whichever_part_it_belongs_to(run):
