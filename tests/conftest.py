@@ -22,6 +22,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 os.environ.setdefault("nnUNet_def_n_proc", "1")
 os.environ.setdefault("nnUNet_compile", "f")
 
+# OpenVINO reports every conversion through a process that it forks; only where this package imports it, it does not.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
 # A shell's background job ignores Ctrl-C, and so would the commands that the tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
