@@ -13,18 +13,24 @@ PYTEST = $(TEST_ENV) $(BIN)/python -m pytest
 
 .PHONY: demo test lint check coverage soak container-check gpu-check docs release-check clean
 
-$(STAMP): pyproject.toml
+EXTRAS = [test,dev,docs,openvino,dicom]
+
+define install
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	: > $(CONSTRAINT)
 	test -z "$(TORCH)" || $(BIN)/python -m pip install --quiet "$(TORCH)"
 	test -z "$(TORCH)" || echo "$(TORCH)" > $(CONSTRAINT)
 	test -z "$(NNUNET)" || echo "$(NNUNET)" >> $(CONSTRAINT)
-	$(BIN)/python -m pip install --quiet -c $(CONSTRAINT) -e . ./packaging/niivue
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINT) -e "$(1)" ./packaging/niivue $(2)
+endef
+
+$(STAMP): pyproject.toml
+	$(call install,.)
 	touch $@
 
-$(STAMP)-test: $(STAMP)
-	$(BIN)/python -m pip install --quiet -c $(CONSTRAINT) -e ".[test,dev,docs,openvino,dicom]" hatchling editables
-	touch $@
+$(STAMP)-test: pyproject.toml
+	$(call install,.$(EXTRAS),hatchling editables)
+	touch $(STAMP) $@
 
 demo: $(STAMP)
 	$(BIN)/flare-pseudolabel demo -o flare_demo
