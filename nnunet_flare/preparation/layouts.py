@@ -180,7 +180,7 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         "flare23", None, 23, FLARE23, "FLARE23_0001_0000.nii.gz",
         (
-            Rule("unlabelled", "/[^/]*unlab", r"FLARE23_\d{4}"),
+            Rule("unlabelled", "/[^/]+/(?:[^/]+/)*[^/]*unlab", r"FLARE23_\d{4}"),  # below the download
             Rule("training", name=r"FLARE23_(?:[01]\d{3}|2[01]\d{2}|2200)"),
             Rule("unlabelled", name=r"FLARE23_\d{4}"),
             Rule("validation", name=r"FLARE23Ts_\d{4}"),

@@ -234,6 +234,13 @@ def test_flare23_takes_the_organs_in_a_label_map_for_the_annotated_ones(flare23,
     assert "FLARE23_0005: its label map is empty" in said and "  liver                      3\n" in said
 
 
+def test_the_name_of_the_download_says_nothing_of_its_scans(flare23, raw):
+    assert call("flare23", flare23.rename(flare23.with_name("FLARE23 labelled and unlabelled"))) == 0
+    dataset = raw / "Dataset023_FLARE23"
+    assert names(dataset / "imagesTr") == [f"FLARE23_{n:04d}_0000.nii.gz" for n in (1, 2, 3, 4)]
+    assert names(dataset / "unlabelled") == [f"FLARE23_{n}_0000.nii.gz" for n in ("0005", "2201", "2202")]
+
+
 def test_what_is_known_better_than_from_the_map_is_stated_in_a_csv(flare23, raw, tmp_path, capsys):
     table = tmp_path / "annotated.csv"
     table.write_text("case,annotated\nFLARE23_0005,14\nFLARE23_0003,1 2 3 4 13 gallbladder\n")

@@ -23,7 +23,7 @@ from nnunet_flare.labels import sampled_groups
 from nnunet_flare.rounds.run.configurations import base_configuration, write_configuration
 from nnunet_flare.rounds.run.dataset import base_table, dataset_json, organ_ids, raw_cases
 from nnunet_flare.rounds.run.decisions import load_reviews
-from nnunet_flare.rounds.run.ledger import Entry, read_decisions, write_round
+from nnunet_flare.rounds.run.ledger import Entry, read_decisions
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Base, Round
 from nnunet_flare.rounds.run.tasks import takes_pretrained
@@ -34,6 +34,7 @@ from nnunet_flare.rounds.stages.epoch_lengths import iterations_of_pass, pass_of
 from nnunet_flare.rounds.stages.label_maps import ignore_label
 from nnunet_flare.rounds.stages.preprocess import MADE_FROM, failure, odd
 from nnunet_flare.rounds.stages.replanned import cases_folder, has_same_arrays, prepare_cases
+from nnunet_flare.rounds.stages.score_tables import write_decisions
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def build_round(run: Run, of: Round) -> dict[str, Any]:
     taken = [entry for entry in entries if entry.decision == "taken"]
     built = build_training(run, of.configuration, of, taken)
     if built.ignored or built.failed:
-        write_round(run.paths, of.learns_from, [_as_built(entry, built) for entry in entries])
+        write_decisions(run.paths, of.learns_from, [_as_built(entry, built) for entry in entries])
     return built.counts()
 
 

@@ -19,7 +19,7 @@ from nnunet_flare.fusion.partial import complete
 from nnunet_flare.labels import sampled_groups
 from nnunet_flare.rounds.run.configurations import base_configuration, write_configuration
 from nnunet_flare.rounds.run.dataset import dataset_json, foreground_ids, raw_cases
-from nnunet_flare.rounds.run.ledger import Entry, read_decisions, write_round
+from nnunet_flare.rounds.run.ledger import Entry, read_decisions
 from nnunet_flare.rounds.run.loops import annotated_of, round_labels, round_organs, true_cases
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Round
@@ -27,6 +27,7 @@ from nnunet_flare.rounds.stages.arrays import read_array, read_properties
 from nnunet_flare.rounds.stages.build import check_labels, check_planned, initial_weights
 from nnunet_flare.rounds.stages.data_folder import building
 from nnunet_flare.rounds.stages.replanned import cases_folder
+from nnunet_flare.rounds.stages.score_tables import write_decisions
 from nnunet_flare.rounds.stages.union import make_union
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def _taken(run: Run, number: int) -> list[Entry]:
             else entry
             for entry in entries
         ]
-        write_round(run.paths, number, judged)
+        write_decisions(run.paths, number, judged)
     return [entry for entry in taken if entry.case not in constant]
 
 
@@ -157,7 +158,7 @@ def _build_final(run: Run, of: Round) -> dict[str, Any]:
         for case in cases:
             folder.link_case(cases_folder(target) if case in union.cases else base.data, case)
     remove_scratch(cases_folder(target))
-    write_round(run.paths, number, union.entries)
+    write_decisions(run.paths, number, union.entries)
     ignored = max(everything) + 1 if any(merged.ignored for merged in union.cases.values()) else None
     _write(run, of, cases, target.name, ignored=ignored)
     counts = Counter(case.role for case in cases.values())

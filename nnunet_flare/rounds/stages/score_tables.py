@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_flare.files import write_csv
+from nnunet_flare.rounds.run.ledger import Entry, write_round
+from nnunet_flare.rounds.run.paths import RunPaths
 
 ABSENT = "absent"
 """In ``scores.csv``: an organ that no two compared members have, and that does not count."""
@@ -46,6 +48,13 @@ def write_changes(path: Path, cases: Sequence[str], table: np.ndarray) -> None:
         rows.append([case, *("" if np.isnan(v) else f"{v:.6f}" for v in (*row, row.mean())), len(row) + 1])
     steps = [f"{number} to {number + 1}" for number in range(1, table.shape[1] + 1)]
     write_csv(path, [["case", *steps, "mean_change", "members"], *rows])
+
+
+def write_decisions(paths: RunPaths, number: int, entries: Sequence[Entry]) -> None:
+    """Keep a round's decisions: ``tables/selection_r<number>.csv`` for people, then the ledger."""
+    rows = [(entry.case, entry.decision == "taken", entry.score, entry.reason) for entry in entries]
+    write_selection(paths.selection(number), rows)
+    write_round(paths, number, entries)
 
 
 def write_selection(path: Path, decisions: Sequence[tuple[str, bool, float | None, str]]) -> None:

@@ -14,13 +14,13 @@ from nnunet_flare.files import write_json
 from nnunet_flare.recipes.parts import RoundSelection
 from nnunet_flare.rounds.run.decisions import Review, load_reviews
 from nnunet_flare.rounds.run.labelled_case import LabelledCase
-from nnunet_flare.rounds.run.ledger import DECISIONS, Entry, read_decisions, write_round
+from nnunet_flare.rounds.run.ledger import DECISIONS, Entry, read_decisions
 from nnunet_flare.rounds.run.loops import TrainingScan, round_organs, round_scans
 from nnunet_flare.rounds.run.manifest import Run
 from nnunet_flare.rounds.run.round import Round
 from nnunet_flare.rounds.stages.judge import Judgement, judge
 from nnunet_flare.rounds.stages.label import read_labelled
-from nnunet_flare.rounds.stages.score_tables import write_scores, write_selection
+from nnunet_flare.rounds.stages.score_tables import write_decisions, write_scores
 from nnunet_flare.selection.choose import Decision, accepted_organs, select
 
 log = logging.getLogger(__name__)
@@ -77,8 +77,7 @@ def select_round(run: Run, of: Round) -> dict[str, Any]:
     _say_what_trains_though_wrong(run, number, entries, wrong)
     counts_of_members = [documents[case].members for case in judged]
     write_scores(run.paths.scores(number), judged, table, organs, counts_of_members, skipped=judgement.skipped)
-    write_selection(run.paths.selection(number), [(e.case, e.decision == "taken", e.score, e.reason) for e in entries])
-    write_round(run.paths, number, entries)
+    write_decisions(run.paths, number, entries)
     taken = [entry for entry in entries if entry.decision == "taken"]
     if not taken:
         raise TaskError(_nothing_taken(run, number, judgement, organs, entries))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from nnunet_flare.rounds.export import export_dataset
 from nnunet_flare.rounds.run.dataset import organ_ids
 from nnunet_flare.rounds.run.ledger import read_decisions, read_ledger
 from nnunet_flare.rounds.run.manifest import Run
+from nnunet_flare.rounds.stages import build
 from nnunet_flare.rounds.stages.arrays import read_array, write_array
 from nnunet_flare.rounds.stages.build import build_round
 from nnunet_flare.rounds.stages.label_maps import ignore_label
@@ -54,6 +57,20 @@ def test_uncertain_organs_become_ignore_in_the_rounds_data_and_nowhere_else(run)
     assert "ignore" not in read_json(run.raw / "dataset.json")["labels"]
     configuration = read_json(run.plans_file)["configurations"][run.round(1).configuration]
     assert configuration["flare"]["ignore_label"] == 14
+
+
+def test_the_table_of_a_round_says_what_became_of_a_case_that_its_build_refused(run, monkeypatch):
+    """The plans of the final model could not preprocess it."""
+    case, *others = [entry.case for entry in read_decisions(run.paths, 0) if entry.decision == "taken"]
+    built = build.Built(1, 1, 0, {}, ignored={}, failed={case: "it is too thin"})
+    monkeypatch.setattr(build, "build_training", lambda *_: built)
+    build_round(run, run.round(1))
+    with open(run.paths.selection(0), newline="", encoding="utf-8") as stream:
+        rows = {row["case"]: row for row in csv.DictReader(stream)}
+    assert {name for name, row in rows.items() if row["taken"] == "1"} == set(others)
+    assert rows[case]["reason"].startswith("it is too thin; ")
+    said = {entry.case: (entry.decision, entry.reason) for entry in read_ledger(run.paths) if entry.round == 0}
+    assert said[case] == ("failed", rows[case]["reason"]) and said.keys() == rows.keys()
 
 
 def test_training_with_ignored_voxels_runs_and_its_export_declares_them(run):
