@@ -86,11 +86,11 @@ def test_means_are_exact_for_values_that_differ_in_every_voxel():
     assert found["aorta"] == (7, 0, 0.0, None)
 
 
-def test_an_interrupted_prediction_goes_on_with_the_cases_that_have_no_row(model, images, tmp_path, capsys):
+def test_a_prediction_goes_on_with_the_cases_that_have_no_row(model, images, tmp_path, capsys):
     out = tmp_path / "out"
     assert run("-i", images, "-o", out, "-m", model, "--statistics", "-num_parts", 2, "-part_id", 0) == 0
     assert {row[0] for row in table(out)[1:]} == {"a"}
-    run("-i", images, "-o", out, "-m", model)  # without rows of b
+    run("-i", images, "-o", out, "-m", model, "-num_parts", 2, "-part_id", 1)  # without a row of b
     capsys.readouterr()
     assert run("-i", images, "-o", out, "-m", model, "--statistics", "--continue_prediction") == 0
     assert "1 written, 1 already there" in capsys.readouterr().out
