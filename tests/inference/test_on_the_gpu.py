@@ -36,7 +36,9 @@ from nnunet_flare.inference.windows import window_starts
 from nnunet_flare.rounds.stages.label import _fused
 from nnunet_flare.rounds.stages.mapped import MappedLabeller
 
-SHAPE = (20, 44, 50)
+SHAPE = (12, 40, 44)
+TALL = (20, 44, 50)
+"""Several slabs on every plan's grid."""
 MEMBERS = 2
 
 Work = Callable[[Segmenter, PreparedScan], np.ndarray]
@@ -115,13 +117,13 @@ def test_results_are_the_cpus_but_for_ties(model: Path, what: str, options: str)
     assert_equal_but_for_ties(found, expected)
 
 
-def crossings(folder: Path, **options: Any) -> tuple[Counter[str], Counter[str]]:
+def crossings(folder: Path, shape: tuple[int, int, int] = SHAPE, **options: Any) -> tuple[Counter[str], Counter[str]]:
     """What crosses between the CPU and the GPU for a label map, without the networks' weights; and its bytes."""
     with gpu() as card:
         segmenter = opened(folder, "cuda", **options)
         segmenter.load()
         before, weighed = card.counts.copy(), card.bytes.copy()
-        segmenter.segment(segmenter.prepare([scans.blobs(SHAPE)]))
+        segmenter.segment(segmenter.prepare([scans.blobs(shape)]))
         return card.counts - before, card.bytes - weighed
 
 
@@ -138,10 +140,10 @@ def test_a_scan_goes_to_the_gpu_once_as_it_is_stored(model: Path, options: str) 
 def test_the_label_map_comes_back_once_and_no_slice_is_waited_for(tmp_path: Path, plan: str) -> None:
     """Once a slab the program looks whether its scores are finite; nothing else of the GPU is waited for."""
     folder = models.write_model(tmp_path / "model", plan=models.plans(**PLANS[plan]), seed=2)
-    counts, sizes = crossings(folder)
-    slabs = len(window_starts(opened(folder, "cpu").prepare([scans.blobs(SHAPE)]).shape, (8, 32, 32), 0.9)[0])
-    assert counts["downloads"] == 1 and sizes["downloads"] == int(np.prod(SHAPE))
-    assert slabs < SHAPE[0] and counts["waits"] == slabs + 1
+    counts, sizes = crossings(folder, TALL)
+    slabs = len(window_starts(opened(folder, "cpu").prepare([scans.blobs(TALL)]).shape, (8, 32, 32), 0.9)[0])
+    assert counts["downloads"] == 1 and sizes["downloads"] == int(np.prod(TALL))
+    assert slabs < TALL[0] and counts["waits"] == slabs + 1
 
 
 def test_a_pseudo_label_is_made_there(model: Path) -> None:
