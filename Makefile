@@ -15,13 +15,14 @@ PYTEST = $(TEST_ENV) $(BIN)/python -m pytest
 
 EXTRAS = [test,dev,docs,openvino,dicom]
 
+# Without --no-compile pip compiles 15000 files, of which a fraction is imported: a minute and a half on a slow CPU.
 define install
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	: > $(CONSTRAINT)
-	test -z "$(TORCH)" || $(BIN)/python -m pip install --quiet "$(TORCH)"
+	test -z "$(TORCH)" || $(BIN)/python -m pip install --quiet --no-compile "$(TORCH)"
 	test -z "$(TORCH)" || echo "$(TORCH)" > $(CONSTRAINT)
 	test -z "$(NNUNET)" || echo "$(NNUNET)" >> $(CONSTRAINT)
-	$(BIN)/python -m pip install --quiet -c $(CONSTRAINT) -e "$(1)" ./packaging/niivue $(2)
+	$(BIN)/python -m pip install --quiet --no-compile -c $(CONSTRAINT) -e "$(1)" ./packaging/niivue $(2)
 endef
 
 $(STAMP): pyproject.toml
