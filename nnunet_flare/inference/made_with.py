@@ -58,10 +58,10 @@ def mark_of(segmenter: HasOrigin, postprocessing: Mapping[str, Any] | None = Non
 def mark_in(label_map: Path) -> Mark | None:
     """The mark in a label map's header; None where it has none (another program, an older version, not NIfTI)."""
     header = header_of(label_map)
-    if header is None or not header.description.startswith(f"{PROGRAM} "):
+    words = [] if header is None else header.description.split()
+    if len(words) < 2 or words[0] != PROGRAM:
         return None
-    program, key, *outputs = header.description.split()
-    return Mark(f"{program} {key}", frozenset(outputs))
+    return Mark(" ".join(words[:2]), frozenset(words[2:]))
 
 
 def origin_of(models: Sequence[Opened], settings: PredictionSettings) -> list[Any]:
