@@ -86,7 +86,7 @@ class Form:
     """A further form of every label map.
 
     Attributes:
-        name: it has in the mark of a label map, short and without spaces.
+        name: in the mark of a label map; short, without spaces.
         what: it is called, for the terminal.
         files: that it writes of a case.
         write: writes them; gets the receiver of scores of this case, or None. Called before the label map is written.
